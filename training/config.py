@@ -1,0 +1,306 @@
+"""The typed recipe: load YAML, apply overrides, refuse mistakes all at once, dump."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+@dataclass(config=_STRICT)
+class Model:
+    """Which causal LM to train: exactly one of `pretrained` and `config`."""
+
+    pretrained: str | None = None
+    """Hugging Face name or folder whose weights are adapted."""
+    config: dict[str, Any] | None = None
+    """A Hugging Face configuration (`model_type` and its keys) for weights from scratch."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass: about a third more compute, far less memory."""
+    trust_remote_code: bool = False
+    """Run Python code that a model repository brings along. Only for sources you trust."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("set exactly one of model.pretrained and model.config")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("model.config needs the key model_type, for example qwen3")
+        return self
+
+
+@dataclass(config=_STRICT)
+class Data:
+    """Which packed corpus to train on."""
+
+    corpus: str
+    """Folder written by `python -m data_prep build`."""
+    sequence_tokens: Positive
+    """Tokens in a sample; `python -m data_prep pack CORPUS --seq-len` has made its index."""
+
+
+@dataclass(config=_STRICT)
+class Train:
+    """How long and in what batches."""
+
+    global_batch_tokens: Positive
+    """Tokens in an optimizer step over all ranks and micro-steps."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Positive | None = None
+    """Stop early; the curriculum and the schedule then span this shorter run."""
+    micro_batch_samples: Positive = 1
+    """Samples that one data-parallel group takes in a forward pass."""
+    sequence_parallel_size: Positive = 1
+    """Ranks that share each sample (Ulysses)."""
+    gradient_clipping: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the whole gradient; null turns clipping off."""
+
+
+@dataclass(config=_STRICT)
+class Optimizer:
+    """AdamW; weight decay spares norms and biases."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+
+
+@dataclass(config=_STRICT)
+class Schedule:
+    """Learning rate against optimizer steps."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_frac: Fraction = 0.02
+    """Share of all steps in which the rate rises linearly from 0."""
+    decay_frac: Fraction = 0.2
+    """wsd only: share of all steps at the end in which the rate falls linearly."""
+    final_lr_frac: Fraction = 0.1
+    """Rate at the end, as a share of the peak."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Schedule:
+        if self.kind == "wsd" and self.warmup_frac + self.decay_frac > 1:
+            raise ValueError("schedule.warmup_frac + schedule.decay_frac must not exceed 1")
+        return self
+
+
+@dataclass(config=_STRICT)
+class Entropy:
+    """Where token entropies come from."""
+
+    source: Literal["online"] = "online"
+    """online: a forward pass without gradient over the step's own batch, unmasked."""
+    measure: Literal["shannon", "nll"] = "shannon"
+    """shannon: entropy of the predictive distribution; nll: the token's own cross-entropy."""
+
+
+@dataclass(config=_STRICT)
+class Curriculum:
+    """How the drop rate rises with trained tokens / planned tokens."""
+
+    kind: Literal["sigmoid", "linear", "cosine", "constant"] = "sigmoid"
+    midpoint: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """sigmoid only: progress at which half of max_rate is reached."""
+    steepness: Annotated[float, Field(gt=0)] = 10.0
+    """sigmoid only: slope; larger is closer to a step."""
+
+
+@dataclass(config=_STRICT)
+class Dropout:
+    """Which low-entropy tokens are dropped, how often, and what that does."""
+
+    where: Literal["input", "loss", "both"] = "input"
+    """input: the embedding is replaced; loss: the term leaves the loss."""
+    replace: Literal["zero", "mask_token", "random_token"] = "zero"
+    """What takes the place of a dropped token's embedding."""
+    mask_token_id: NonNegative | None = None
+    """Token id for replace: mask_token."""
+    quantile: Fraction = 0.5
+    """Share of the step's tokens, lowest entropy first, that may drop."""
+    max_rate: Fraction = 0.3
+    """Drop probability of such a token at the end of the curriculum (gamma_max)."""
+    renormalise: bool = True
+    """loss and both: divide by the kept share expected, so that the loss keeps its scale."""
+    curriculum: Curriculum = Field(default_factory=Curriculum)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dropout:
+        if self.replace == "mask_token" and self.mask_token_id is None:
+            raise ValueError("dropout.replace: mask_token needs dropout.mask_token_id")
+        if self.where != "input" and self.renormalise and self.quantile * self.max_rate >= 1:
+            raise ValueError(
+                "dropout.quantile * dropout.max_rate must stay below 1: nothing would be left"
+            )
+        return self
+
+
+@dataclass(config=_STRICT)
+class Evaluation:
+    """Held-out loss, whole and by entropy band."""
+
+    every_steps: Positive = 100
+    max_samples: Positive | None = None
+    """Use only the first so many samples of the validation split; null takes all."""
+    num_bands: Annotated[int, Field(ge=1, le=64)] = 4
+    """Bands of equal size, cut by the entropies of the model at step 0 and then frozen."""
+
+
+@dataclass(config=_STRICT)
+class Checkpoint:
+    """When the run is saved and how many saves are kept."""
+
+    every_steps: Positive | None = None
+    """null saves at the end only."""
+    keep_last: Positive = 2
+
+
+@dataclass(config=_STRICT)
+class Recipe:
+    """One run: everything that decides what is learnt."""
+
+    run_dir: str
+    """Folder of the run: metrics, checkpoints, export, report."""
+    model: Model
+    data: Data
+    train: Train
+    deepspeed: str = "ds_configs/zero3.json"
+    """DeepSpeed JSON: memory and communication, nothing that decides what is learnt."""
+    seed: NonNegative = 1234
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on from the newest complete checkpoint in run_dir, if there is one."""
+    regulariser: Literal["none", "entrodrop"] = "entrodrop"
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    schedule: Schedule = Field(default_factory=Schedule)
+    entropy: Entropy = Field(default_factory=Entropy)
+    dropout: Dropout = Field(default_factory=Dropout)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Recipe:
+        batch, sample = self.train.global_batch_tokens, self.data.sequence_tokens
+        if batch % sample:
+            below = max(batch // sample, 1) * sample
+            raise ValueError(
+                f"train.global_batch_tokens {batch} is no multiple of data.sequence_tokens "
+                f"{sample}; nearest that work: {below}, {(batch // sample + 1) * sample}"
+            )
+        if sample % self.train.sequence_parallel_size:
+            raise ValueError(
+                f"data.sequence_tokens {sample} does not divide by "
+                f"train.sequence_parallel_size {self.train.sequence_parallel_size}"
+            )
+        return self
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise ValueError(f"key {key!r} stands twice (again in line {line})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe and apply `a.b=c` overrides.
+
+    Args:
+        path: the recipe file.
+        overrides: dotted keys with YAML values, for example `train.epochs=3`.
+
+    Raises:
+        ValueError: with every mistake of file and overrides in one message.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"recipe {path}: {error.strerror}") from None
+    try:
+        raw = yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"recipe {path}: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"recipe {path}: expected keys and values, found {type(raw).__name__}")
+    for override in overrides or []:
+        _apply_override(raw, override)
+    return parse_recipe(raw, origin=str(path))
+
+
+def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
+    """Turn plain data into a `Recipe`; a `ValueError` lists every mistake, with near names."""
+    mistakes = _unknown_keys(Recipe, raw, prefix="")
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(raw)
+    except ValidationError as error:
+        for item in error.errors():
+            if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                continue  # named above, with the nearest valid key
+            where = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            given = "" if item["type"] in ("value_error", "missing") else f" (is {item['input']!r})"
+            mistakes.append(f"{where + ': ' if where else ''}{message}{given}")
+    if mistakes:
+        raise ValueError(f"{origin}:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    plain = TypeAdapter(Recipe).dump_python(recipe, mode="json")
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} is not of the form a.b=c, as in train.epochs=3")
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    try:
+        node[last] = yaml.load(value, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"override {override!r}: {error}") from None
+
+
+def _unknown_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
+    if not isinstance(raw, dict):
+        return []
+    hints = get_type_hints(section)
+    known = [field.name for field in fields(section)]
+    mistakes = []
+    for key, value in raw.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"valid: {', '.join(known)}"
+            mistakes.append(f"{prefix}{key}: unknown key; {hint}")
+        elif (nested := _section_of(hints[key])) is not None:
+            mistakes += _unknown_keys(nested, value, prefix=f"{prefix}{key}.")
+    return mistakes
+
+
+def _section_of(hint: Any) -> Any | None:
+    candidates = (hint, *get_args(hint)) if get_origin(hint) else (hint,)
+    return next((c for c in candidates if isinstance(c, type) and is_dataclass(c)), None)
