@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Make .venv and install what requirements.txt pins; does nothing when that has been done.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: launch/setup.sh [--dev]
+
+Makes .venv in the repository with the first Python >= 3.11 that it finds and installs
+requirements.txt into it. With --dev also what the tests and the linters need
+(requirements-dev.txt). Run again, it installs only when these files have changed.
+
+  PYTHON=/path/to/python3.12 launch/setup.sh    # choose the interpreter
+TEXT
+}
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+requirements=requirements.txt
+case ${1:-} in
+    "") ;;
+    --dev) requirements="requirements-dev.txt" ;;
+    -h | --help) usage && exit 0 ;;
+    *) usage >&2 && exit 2 ;;
+esac
+
+# A candidate must run: version managers leave commands behind that only print an error.
+is_usable_python() {
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 \
+        /usr/bin/python3 /usr/local/bin/python3; do
+        if command -v "$candidate" >/dev/null && is_usable_python "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    cat >&2 <<TEXT
+error: no Python >= 3.11 with venv found (tried ${PYTHON:+$PYTHON, }python3, python3.13, python3.12,
+python3.11). Install one, on Debian or Ubuntu with:
+  apt-get install python3 python3-venv
+or name it:
+  make quickstart PYTHON=/path/to/python3.12
+TEXT
+    return 1
+}
+
+# Every 20 seconds a sign of life, so that a large download does not look like a hang.
+run_with_heartbeat() {
+    local label=$1 log started
+    shift
+    log=$(mktemp)
+    started=$SECONDS
+    echo "  $label"
+    "$@" >"$log" 2>&1 &
+    local pid=$!
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 1
+        if (((SECONDS - started) % 20 == 19)) && kill -0 "$pid" 2>/dev/null; then
+            echo "    still at it after $((SECONDS - started)) s"
+        fi
+    done
+    if ! wait "$pid"; then
+        tail -n 30 "$log" >&2
+        rm -f "$log"
+        echo "error: this failed: $*" >&2
+        return 1
+    fi
+    rm -f "$log"
+}
+
+fingerprint() {
+    # requirements-dev.txt includes requirements.txt, so its stamp depends on both.
+    local files=(requirements.txt)
+    if [[ $1 == requirements-dev.txt ]]; then
+        files+=(requirements-dev.txt)
+    fi
+    cat "${files[@]}" | cksum
+}
+
+stamp=.venv/.installed-$requirements
+if [[ -f $stamp && $(<"$stamp") == "$(fingerprint "$requirements")" ]] \
+    && .venv/bin/python -c '' 2>/dev/null; then
+    exit 0
+fi
+
+if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+    python=$(find_python)
+    echo "Making .venv with $("$python" --version) ($python)"
+    "$python" -m venv --clear .venv
+fi
+pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input install)
+echo "Installing $requirements into .venv (two to ten minutes, by the network; once)"
+started=$SECONDS
+run_with_heartbeat "1/2 PyTorch, the largest part" "${pip[@]}" "$(grep '^torch==' requirements.txt)"
+run_with_heartbeat "2/2 everything else" "${pip[@]}" -r "$requirements"
+fingerprint "$requirements" >"$stamp"
+if [[ $requirements == requirements-dev.txt ]]; then
+    fingerprint requirements.txt >.venv/.installed-requirements.txt
+fi
+echo "  done in $((SECONDS - started)) s"
