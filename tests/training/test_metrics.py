@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from training.metrics import MetricsWriter
+from training.metrics_file import read_metrics
+
+
+def step_row(step: int, **changes: Any) -> dict[str, Any]:
+    row = {
+        "step": step,
+        "tokens": 100 * step,
+        "epoch": step / 4,
+        "loss": 5.0 / step,
+        "objective": 5.0 / step,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "gamma": 0.2,
+        "drop_rate_asked": 0.1,
+        "drop_rate_realised": 0.11,
+        "entropy_threshold_nats": 1.5,
+        "mean_entropy_nats": 2.0,
+        "tokens_per_second": 1000.0,
+        "seconds": 0.1,
+    }
+    return row | changes
+
+
+def evaluation_row(step: int) -> dict[str, Any]:
+    bands = [
+        {"band": b, "from_nats": b - 1.0, "to_nats": float(b), "loss": float(b), "num_targets": 5}
+        for b in (1, 2)
+    ]
+    return {"step": step, "tokens": 0, "epoch": 0.0, "loss": 1.5, "entropy_nats": 1.0} | {
+        "num_targets": 10,
+        "bands": bands,
+        "seconds": 0.2,
+    }
+
+
+def write_steps(run_dir: Path, *, start: int, stop: int, total: int = 10) -> None:
+    with MetricsWriter(run_dir, total_steps=total, start_step=start, enabled=True) as metrics:
+        if start == 0:
+            metrics.log_run({"world_size": 2})
+        for step in range(start + 1, stop + 1):
+            metrics.log_step(step_row(step))
+
+
+def scalars(run_dir: Path, tag: str) -> dict[int, float]:
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_every_line_is_json_and_complete_while_the_run_goes_on(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, total_steps=10, start_step=0, enabled=True) as metrics:
+        metrics.log_run({"world_size": 2})
+        metrics.log_step(step_row(1))
+        metrics.log_evaluation(evaluation_row(1))
+        rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["kind"] for row in rows] == ["run", "step", "evaluation"]
+    assert rows[0] == {"kind": "run", "step": 0, "world_size": 2}
+    assert rows[1] == {"kind": "step"} | step_row(1)
+    assert rows[2]["bands"][1]["loss"] == 2.0
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    row = step_row(1, loss=float("nan"), grad_norm=float("inf"), entropy_threshold_nats=None)
+    with MetricsWriter(tmp_path, total_steps=10, start_step=0, enabled=True) as metrics:
+        metrics.log_step(row)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    written = json.loads(text)
+    assert written["loss"] is None
+    assert written["grad_norm"] is None
+    assert written["lr"] == 1e-3
+
+
+def test_resume_cuts_the_rows_of_steps_that_are_trained_again(tmp_path: Path) -> None:
+    write_steps(tmp_path, start=0, stop=7)
+    write_steps(tmp_path, start=4, stop=10)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(11))
+    assert list(scalars(tmp_path, "train/loss")) == list(range(1, 11))
+
+
+def test_new_run_keeps_nothing_of_a_start_that_failed(tmp_path: Path) -> None:
+    write_steps(tmp_path, start=0, stop=3)
+    write_steps(tmp_path, start=0, stop=2)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+    assert list(scalars(tmp_path, "train/loss")) == [1, 2]
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
+    write_steps(tmp_path, start=0, stop=4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "step", "step": 5, "lo')
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 4
+    write_steps(tmp_path, start=4, stop=5)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(6))
+
+
+def test_a_broken_line_in_the_middle_is_refused_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "run", "step": 0}\n{"kind"\n{"kind": "step", "step": 1}\n')
+    with pytest.raises(ValueError, match="line 2"):
+        read_metrics(path)
+
+
+def test_tensorboard_shows_the_series_under_their_tags(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, total_steps=10, start_step=0, enabled=True) as metrics:
+        metrics.log_step(step_row(1))
+        metrics.log_evaluation(evaluation_row(1))
+    for tag, value in {
+        "train/loss": 5.0,
+        "train/gradient_norm": 1.0,
+        "entropy/threshold_nats": 1.5,
+        "dropout/rate_asked": 0.1,
+        "dropout/rate_realised": 0.11,
+        "speed/tokens_per_second": 1000.0,
+        "heldout/loss": 1.5,
+        "heldout/band_1": 1.0,
+        "heldout/band_2": 2.0,
+    }.items():
+        assert scalars(tmp_path, tag) == {1: pytest.approx(value)}
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path / "run", total_steps=1, start_step=0, enabled=False) as metrics:
+        metrics.log_run({})
+        metrics.log_step(step_row(1))
+        metrics.log_evaluation(evaluation_row(1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_log_file_gets_whole_lines_with_eta_and_no_bar(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_steps(tmp_path, start=0, stop=10)
+    lines = capfd.readouterr().err.splitlines()
+    assert "\r" not in "".join(lines)
+    assert lines[-1].startswith("step 10/10 (100%)  loss 0.500  dropped 11%  ETA 00:00")
+
+
+def test_closing_twice_does_no_harm(tmp_path: Path) -> None:
+    metrics = MetricsWriter(tmp_path, total_steps=1, start_step=0, enabled=True)
+    metrics.close()
+    metrics.close()

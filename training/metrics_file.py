@@ -1,0 +1,67 @@
+"""metrics.jsonl: one JSON object a line; append, cut back to a checkpoint, read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def to_line(row: dict[str, Any]) -> str:
+    """One line of JSON; NaN and infinities become null, since JSON has no word for them."""
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows of a metrics file; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: when the file is missing, or a line that is not the last is no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; is this the folder of a run?") from None
+    rows = []
+    lines = text.splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: {error}; remove this line to go on") from None
+        if not isinstance(row, dict) or "kind" not in row or "step" not in row:
+            raise ValueError(f"{path}, line {number}: no row of metrics; remove this line to go on")
+        rows.append(row)
+    return rows
+
+
+def cut_after(path: Path, *, step: int) -> None:
+    """Drop the rows of steps that a resume from `step` trains again.
+
+    The file is written aside and renamed, so that a kill in the middle loses nothing.
+    """
+    if not path.exists():
+        return
+    kept = [row for row in read_metrics(path) if row["step"] <= step]
+    aside = path.with_name(f".{path.name}.partial")
+    with aside.open("w", encoding="utf-8") as file:
+        file.writelines(to_line(row) for row in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
