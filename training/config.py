@@ -65,6 +65,8 @@ class Train:
     """Ranks that share each sample (Ulysses)."""
     gradient_clipping: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the whole gradient; null turns clipping off."""
+    stop_after_steps: Positive | None = None
+    """Save and stop after this many steps; a later start goes on. The horizon stays as it is."""
 
 
 @dataclass(config=_STRICT)
@@ -151,7 +153,8 @@ class Dropout:
 class Evaluation:
     """Held-out loss, whole and by entropy band."""
 
-    every_steps: Positive = 100
+    every_steps: Positive | None = 100
+    """null trains without held-out data."""
     max_samples: Positive | None = None
     """Use only the first so many samples of the validation split; null takes all."""
     num_bands: Annotated[int, Field(ge=1, le=64)] = 4

@@ -1,0 +1,73 @@
+"""Engines, corpora and models small enough to compare layouts on two cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_prep.shards import PackedSample
+from training.config import Recipe, parse_recipe
+
+VOCAB_SIZE = 101
+SEQUENCE_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class UnevenPack:
+    """In-memory samples of uneven documents, some with padding; no two alike."""
+
+    num: int = 8
+    seq_len: int = SEQUENCE_TOKENS
+    seed: int = 0
+
+    def num_samples(self, split: str = "train") -> int:
+        return self.num
+
+    def sample(self, i: int, split: str = "train") -> PackedSample:
+        rng = np.random.default_rng((self.seed, i, split == "val"))
+        num_tokens = self.seq_len - int(rng.integers(0, 9))
+        ids = rng.integers(0, VOCAB_SIZE, self.seq_len)
+        position_ids, start = np.empty(self.seq_len, np.int64), 0
+        while start < num_tokens:
+            length = min(int(rng.integers(1, 14)), num_tokens - start)
+            position_ids[start : start + length] = np.arange(length)
+            start += length
+        position_ids[num_tokens:] = np.arange(self.seq_len - num_tokens)
+        return PackedSample(ids=ids, position_ids=position_ids, num_tokens=num_tokens)
+
+
+def tiny_recipe(**changes: Any) -> Recipe:
+    """A Qwen3-shaped model of a few thousand weights in fp32; `a__b=c` sets the key a.b."""
+    raw: dict[str, Any] = {
+        "run_dir": "unused",
+        "deepspeed": "ds_configs/zero3_fp32.json",
+        "model": {
+            "config": {
+                "model_type": "qwen3",
+                "vocab_size": VOCAB_SIZE,
+                "hidden_size": 16,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "tie_word_embeddings": True,
+                # weights large enough that entropies differ well between tokens
+                "initializer_range": 0.3,
+            }
+        },
+        "data": {"corpus": "unused", "sequence_tokens": SEQUENCE_TOKENS},
+        "train": {"global_batch_tokens": 8 * SEQUENCE_TOKENS, "gradient_clipping": None},
+        "optimizer": {"lr": 1e-2},
+        "schedule": {"kind": "constant", "warmup_frac": 0.0},
+        "dropout": {"max_rate": 0.6, "quantile": 0.5, "curriculum": {"kind": "constant"}},
+    }
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        node = raw
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return parse_recipe(raw)

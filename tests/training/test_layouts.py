@@ -1,0 +1,159 @@
+"""The same numbers on any layout: losses, gradients, dropped tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed import run_ranks
+from tests.training.layouts import UnevenPack, tiny_recipe
+from training.config import Recipe
+from training.data import EpochOrder, SampleStream, batch_shape
+from training.dist import init_layout
+from training.engine import Engine, build_engine
+from training.model import resolve_model_config
+from training.step import train_step
+from training.token_dropout import plan_dropout
+
+# name: processes, sequence shards, rows of a forward pass
+LAYOUTS = {
+    "one_process": (1, 1, 8),
+    "accumulation_2": (1, 1, 4),
+    "dp_2": (2, 1, 4),
+    "dp_2_accumulation_2": (2, 1, 2),
+    "sp_2": (2, 2, 8),
+    "sp_2_accumulation_2": (2, 2, 4),
+    "dp_2_sp_2": (4, 2, 4),
+    "dp_2_sp_2_accumulation_2": (4, 2, 2),
+}
+DROPOUTS: dict[str, dict[str, Any]] = {
+    "off": {"regulariser": "none"},
+    "input": {"dropout__where": "input"},
+    "loss": {"dropout__where": "loss"},
+}
+
+
+def measure(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> dict[str, Any]:
+    """On one rank: dropped tokens, loss and full gradients of a step, for every dropout."""
+    layout = init_layout(sp_size=sp_size)
+    base = {"train__micro_batch_samples": micro_batch_samples, **model}
+    base["train__sequence_parallel_size"] = sp_size
+    recipe = tiny_recipe(**base)
+    engine, stream = make_engine(recipe, layout)
+    results = {}
+    for name, change in DROPOUTS.items():
+        changed = tiny_recipe(**base, **change)
+        results[name] = {"dropped": dropped_tokens(engine, stream, changed)}
+        row, num_tokens = step_without_update(changed, engine, stream)
+        results[name] |= {"row": row, "num_tokens": num_tokens, "gradients": engine.captured}
+    return results
+
+
+def make_engine(recipe: Recipe, layout: Any) -> tuple[Any, SampleStream]:
+    pack = UnevenPack()
+    samples_per_step, micro_steps = batch_shape(
+        global_batch_tokens=recipe.train.global_batch_tokens,
+        sequence_tokens=recipe.data.sequence_tokens,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        dp_size=layout.dp_size,
+    )
+    config = resolve_model_config(recipe.model, vocab_size=101)
+    engine = build_engine(recipe, config, layout=layout, num_micro_steps=micro_steps)
+    stream = SampleStream(
+        pack=pack,
+        split="train",
+        layout=layout,
+        total_samples=3 * pack.num_samples(),
+        samples_per_step=samples_per_step,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        order=EpochOrder(pack.num_samples(), seed=recipe.seed),
+    )
+    return CapturingEngine(**vars(engine)), stream
+
+
+class CapturingEngine(Engine):
+    """Keeps the full gradients of a step and leaves the weights as they are (lr 0)."""
+
+    def backward_and_step(self, loss_sum: torch.Tensor, *, divisor: float, lr: float) -> Any:
+        from deepspeed.utils import safe_get_full_grad
+
+        factor = self.layout.world_size * self.num_micro_steps / divisor
+        for group in self.ds.optimizer.param_groups:
+            group["lr"] = group["weight_decay"] = 0.0
+        ends_step = self.ds.is_gradient_accumulation_boundary()
+        self.ds.backward(loss_sum * factor)
+        if ends_step:
+            gradients = {
+                name: safe_get_full_grad(parameter).clone()
+                for name, parameter in self.ds.module.named_parameters()
+            }
+            object.__setattr__(self, "captured", gradients)
+        self.ds.step()
+        return float(self.ds.get_global_grad_norm()) if ends_step else None
+
+
+def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> Any:
+    return train_step(recipe, engine, stream, step=0, done_frac=0.5)
+
+
+def dropped_tokens(engine: Any, stream: SampleStream, recipe: Recipe) -> set[int]:
+    batches = stream.step(0)
+    dropout = plan_dropout(engine, batches, recipe, progress=0.5)
+    if dropout is None:
+        return set()
+    return {
+        int(index)
+        for batch, dropped in zip(batches, dropout.dropped_BS1, strict=True)
+        for index in batch.token_index_BS1[dropped]
+    }
+
+
+MODELS = {
+    "tied": {},
+    "untied_one_kv_head_checkpointed": {
+        "model__config__tie_word_embeddings": False,
+        "model__config__num_key_value_heads": 1,
+        "model__activation_checkpointing": True,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def measured(request: pytest.FixtureRequest) -> dict[str, list[dict[str, Any]]]:
+    return {
+        name: run_ranks(measure, sp_size, rows, MODELS[request.param], world_size=world_size)
+        for name, (world_size, sp_size, rows) in LAYOUTS.items()
+    }
+
+
+@pytest.mark.parametrize("dropout", DROPOUTS)
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
+def test_loss_and_gradients_agree_with_one_process(measured, layout, dropout):
+    reference = measured["one_process"][0][dropout]
+    for rank in measured[layout]:
+        assert rank[dropout]["num_tokens"] == reference["num_tokens"]
+        for key in ("loss", "objective", "grad_norm", "mean_entropy_nats", "drop_rate_realised"):
+            assert rank[dropout]["row"][key] == pytest.approx(reference["row"][key], rel=1e-5), key
+        for name, expected in reference["gradients"].items():
+            found = rank[dropout]["gradients"][name]
+            difference = (found - expected).norm() / expected.norm()
+            assert difference < 1e-5, f"{name}: relative difference {difference:.1e}"
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
+def test_the_same_tokens_drop_bit_for_bit(measured, layout):
+    for dropout in ("input", "loss"):
+        expected = measured["one_process"][0][dropout]["dropped"]
+        assert len(expected) > 20
+        found = set().union(*(rank[dropout]["dropped"] for rank in measured[layout]))
+        assert found == expected
+
+
+def test_dropout_changes_what_it_should(measured):
+    off, inputs, loss = (measured["one_process"][0][name] for name in ("off", "input", "loss"))
+    assert inputs["row"]["loss"] != off["row"]["loss"]
+    assert inputs["row"]["objective"] == pytest.approx(inputs["row"]["loss"])
+    assert loss["row"]["loss"] > off["row"]["loss"]  # the easy tokens have left it
+    assert loss["row"]["drop_rate_realised"] > 0.1

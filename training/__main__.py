@@ -1,0 +1,108 @@
+"""Commands: train, evaluate, export, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  python -m training train training/recipes/quickstart.yaml
+  torchrun --standalone --nproc-per-node=2 -m training train RECIPE.yaml train.epochs=3
+  python -m training evaluate runs/quickstart
+  python -m training export runs/quickstart
+  python -m training report runs/quickstart runs/baseline --out runs/compared
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; each verb's help says what it does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="Train a causal LM on little data without letting it overfit, and look at it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    train = verbs.add_parser(
+        "train",
+        help="run a recipe, or go on with it",
+        description="Run a recipe. Started again, it goes on from the newest whole checkpoint. "
+        "Under torchrun or deepspeed --module every process runs this command.",
+        epilog="example: python -m training train RECIPE.yaml optimizer.lr=1e-4 seed=7",
+    )
+    train.add_argument("recipe", help="YAML file; docs/recipes.md explains every key")
+    train.add_argument("overrides", nargs="*", metavar="a.b=c", help="change keys of the recipe")
+    train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher
+
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="held-out loss of an exported run, whole and by entropy band",
+        description="Score RUN/export on the run's validation split and write "
+        "RUN/evaluation.json. Works on any number of processes.",
+    )
+    evaluate.add_argument("run", type=Path, help="run folder, exported before")
+    evaluate.add_argument("overrides", nargs="*", metavar="a.b=c", help="as in train")
+    evaluate.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+    export = verbs.add_parser(
+        "export",
+        help="write a checkpoint as a Hugging Face folder",
+        description="Write safetensors, configuration and tokenizer to RUN/export, load them "
+        "again and compare with the trained weights. One process, no GPU.",
+    )
+    export.add_argument("run", type=Path, help="run folder")
+    export.add_argument("--checkpoint", type=Path, help="default: the newest whole one")
+    export.add_argument("--out", type=Path, help="default: RUN/export")
+
+    report = verbs.add_parser(
+        "report",
+        help="draw the curves of one or more runs",
+        description="Write a PNG and a self-contained HTML page from metrics.jsonl.",
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    report.add_argument("--out", type=Path, help="default: report/ in the first run")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; a user's mistake is one message and exit code 2."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    # imports here: --help and a mistake in the recipe answer before torch is loaded
+    if arguments.verb == "train":
+        from training.config import load_recipe
+
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        from training.loop import train
+
+        train(recipe)
+    elif arguments.verb == "evaluate":
+        from training.evaluate_run import evaluate_run
+
+        print(json.dumps(evaluate_run(arguments.run, arguments.overrides), indent=1))
+    elif arguments.verb == "export":
+        from training.export import export_run
+
+        print(export_run(arguments.run, checkpoint=arguments.checkpoint, out=arguments.out))
+    else:
+        from training.report import write_report
+
+        print(write_report(arguments.runs, arguments.out or arguments.runs[0] / "report"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Which tokens a step trains on: epoch order, sequence shards, targets, all O(1) in the corpus.
+
+B rows of a micro-batch, T tokens of a sample, S = T / sp tokens of this rank's shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.shards import PackIndex
+from training.attention import DocumentLayout, find_documents
+from training.dist import Layout
+
+IGNORE = -100
+_NUM_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """This rank's shard of the rows of one forward pass."""
+
+    ids_BS: Tensor
+    position_ids_BS: Tensor
+    """Restart at 0 in each document; global, not shard-local."""
+    targets_BS: Tensor
+    """The next token of the same document, `IGNORE` where there is none."""
+    token_index_BS1: Tensor
+    """Unique number of each token of the shard and of the one behind it, over the whole run."""
+    documents: DocumentLayout
+    """Of the whole rows: attention sees the gathered sequence."""
+    sample_ids: tuple[int, ...]
+    """Which sample each row is, -1 for a row that only fills the batch."""
+    num_tokens: int
+    """Tokens of documents in this shard, padding left out."""
+
+    @property
+    def is_target_BS(self) -> Tensor:
+        return self.targets_BS != IGNORE
+
+
+class EpochOrder:
+    """A pseudorandom permutation of the samples for each epoch, evaluated at any index in O(1).
+
+    A Feistel network over the smallest even number of bits that holds all samples is a
+    bijection; outputs beyond the last sample are walked on until they fall inside (cycle
+    walking: Black, Rogaway: Ciphers with arbitrary finite domains, 2002).
+    """
+
+    def __init__(self, num_samples: int, *, seed: int) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        self._half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
+
+    def sample_at(self, index: int, *, epoch: int) -> int:
+        """The sample at position `index` of `epoch`.
+
+        Args:
+            index: in [0, num_samples).
+        """
+        keys = np.random.SeedSequence((self.seed, epoch)).generate_state(_NUM_ROUNDS, np.uint64)
+        value = index
+        while True:
+            value = self._permute(value, keys)
+            if value < self.num_samples:
+                return value
+
+    def _permute(self, value: int, keys: NDArray[np.uint64]) -> int:
+        mask = (1 << self._half_bits) - 1
+        left, right = value >> self._half_bits, value & mask
+        for key in keys:
+            mixed = ((right ^ int(key)) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ ((mixed >> 32) & mask)
+        return left << self._half_bits | right
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """The run's samples in global order, cut into steps, micro-steps and ranks.
+
+    The order is one stream of epochs, each a permutation, and does not know the layout:
+    sample j of step k is number `k * samples_per_step + j`. A step may straddle two epochs, so
+    each epoch is exact. The last step is filled up with rows that have no targets.
+    """
+
+    pack: PackIndex
+    split: str
+    layout: Layout
+    total_samples: int
+    samples_per_step: int
+    micro_batch_samples: int
+    order: EpochOrder | None = None
+    """None keeps the order of the pack, as evaluation does."""
+
+    @property
+    def num_steps(self) -> int:
+        return -(-self.total_samples // self.samples_per_step)
+
+    @property
+    def num_micro_steps(self) -> int:
+        """Gradient accumulation: forward passes of each rank in a step."""
+        return self.samples_per_step // (self.micro_batch_samples * self.layout.dp_size)
+
+    def step(self, step: int) -> list[MicroBatch]:
+        """This rank's micro-batches of an optimizer step."""
+        return [self._micro_batch(step, micro_step) for micro_step in range(self.num_micro_steps)]
+
+    def _micro_batch(self, step: int, micro_step: int) -> MicroBatch:
+        first = step * self.samples_per_step + self.micro_batch_samples * (
+            micro_step * self.layout.dp_size + self.layout.dp_rank
+        )
+        rows = [self._row(first + row) for row in range(self.micro_batch_samples)]
+        ids_BT, position_ids_BT, targets_BT = (
+            torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(3)
+        )
+        num_tokens_B = np.array([row[3] for row in rows])
+        length = self.pack.seq_len
+        shard = length // self.layout.sp_size
+        start = self.layout.sp_rank * shard
+        index_B1 = torch.tensor([[row[4]] for row in rows], dtype=torch.int64)
+        token_index_BS1 = index_B1 * length + torch.arange(start, start + shard + 1)
+        device = self.layout.device
+        own = slice(start, start + shard)
+        return MicroBatch(
+            ids_BS=ids_BT[:, own].to(device),
+            position_ids_BS=position_ids_BT[:, own].contiguous().to(device),
+            targets_BS=targets_BT[:, own].to(device),
+            token_index_BS1=token_index_BS1.to(device),
+            documents=find_documents(position_ids_BT, device=device),
+            sample_ids=tuple(row[5] for row in rows),
+            num_tokens=int((num_tokens_B - start).clip(0, shard).sum()),
+        )
+
+    def _row(self, number: int) -> tuple[NDArray, NDArray, NDArray, int, int, int]:
+        """ids, position ids and targets `[T]`, real tokens, unique number, sample of one row."""
+        length, num_samples = self.pack.seq_len, self.pack.num_samples(self.split)
+        if number >= self.total_samples:
+            no_targets = np.full(length, IGNORE, dtype=np.int64)
+            return np.zeros(length, np.int64), np.arange(length), no_targets, 0, number, -1
+        epoch, index = divmod(number, num_samples)
+        sample_id = self.order.sample_at(index, epoch=epoch) if self.order else index
+        sample = self.pack.sample(sample_id, self.split)
+        targets = next_token_targets(sample.ids, sample.position_ids, sample.num_tokens)
+        unique = epoch * num_samples + sample_id
+        return sample.ids, sample.position_ids, targets, sample.num_tokens, unique, sample_id
+
+
+def next_token_targets(
+    ids: NDArray[np.int64], position_ids: NDArray[np.int64], num_tokens: int
+) -> NDArray[np.int64]:
+    """Target of each position: the next token, when it belongs to the same document.
+
+    Args:
+        ids: `[T]`, padding behind `num_tokens`.
+        position_ids: `[T]`, 0 at each document's first token.
+
+    Example: position ids 0 1 2 0 1 and ids a b c d e give the targets b c - e -.
+    """
+    targets = np.full_like(ids, IGNORE)
+    inner = slice(0, max(num_tokens - 1, 0))
+    after = slice(1, max(num_tokens, 1))
+    targets[inner] = np.where(position_ids[after] != 0, ids[after], IGNORE)
+    return targets
+
+
+def batch_shape(
+    *, global_batch_tokens: int, sequence_tokens: int, micro_batch_samples: int, dp_size: int
+) -> tuple[int, int]:
+    """Samples and micro-steps of an optimizer step.
+
+    Raises:
+        ValueError: when the batch does not divide, with the nearest that do.
+    """
+    samples = global_batch_tokens // sequence_tokens
+    at_once = micro_batch_samples * dp_size
+    if samples % at_once or samples == 0:
+        unit = at_once * sequence_tokens
+        below, above = samples // at_once * unit, (samples // at_once + 1) * unit
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"train.global_batch_tokens {global_batch_tokens} is {samples} samples of "
+            f"{sequence_tokens} tokens; {dp_size} data-parallel groups x "
+            f"train.micro_batch_samples {micro_batch_samples} take {at_once} at once. "
+            f"Nearest that divide: {nearest}"
+        )
+    return samples, samples // at_once

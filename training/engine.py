@@ -1,0 +1,181 @@
+"""DeepSpeed joined with the recipe: configuration, optimizer groups, one forward, one step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from training.attention import shard_attention
+from training.config import Recipe
+from training.data import MicroBatch
+from training.dist import Layout
+from training.model import CausalLMWithEntropy, build_model
+
+_RECIPE_OWNS = {
+    "train_batch_size": "train.global_batch_tokens",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_samples",
+    "gradient_accumulation_steps": "train.global_batch_tokens",
+    "gradient_clipping": "train.gradient_clipping",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The DeepSpeed engine with what the loop needs beside it."""
+
+    ds: Any
+    layout: Layout
+    sp_group: dist.ProcessGroup | None
+    num_micro_steps: int
+    num_parameters: int
+
+    @property
+    def model(self) -> CausalLMWithEntropy:
+        return self.ds.module
+
+    def forward(
+        self, batch: MicroBatch, *, ids_BS: Tensor | None = None, zeroed_BS: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """nll and entropy of a micro-batch, fp32 `[B, S]`, in nats."""
+        return self.ds(
+            batch.ids_BS if ids_BS is None else ids_BS,
+            batch.position_ids_BS,
+            batch.targets_BS,
+            batch.documents,
+            zeroed_BS,
+        )
+
+    @torch.no_grad()
+    def probe(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """`forward` on unmasked inputs, without gradient and without the model's own dropout."""
+        self.ds.eval()
+        try:
+            return self.forward(batch)
+        finally:
+            self.ds.train()
+
+    def backward_and_step(self, loss_sum: Tensor, *, divisor: float, lr: float) -> float | None:
+        """Backward of one micro-step; the last one of a step also updates the weights.
+
+        Args:
+            loss_sum: this rank's sum of per-token losses of the micro-step.
+            divisor: what the sum over the whole step is divided by, the same on every rank.
+            lr: learning rate of the step.
+
+        Returns:
+            The norm of the whole gradient before clipping, at the end of a step; else None.
+
+        DeepSpeed averages gradients over all ranks (sequence shards included, with
+        `reduce_scatter`) and divides by the micro-steps; the factor undoes both, so that the
+        gradient is that of `sum of losses / divisor` on every layout.
+        """
+        factor = self.layout.world_size * self.num_micro_steps / divisor
+        for group in self.ds.optimizer.param_groups:
+            group["lr"] = lr
+        ends_step = self.ds.is_gradient_accumulation_boundary()
+        self.ds.backward(loss_sum * factor)
+        self.ds.step()
+        return float(self.ds.get_global_grad_norm() or 0.0) if ends_step else None
+
+
+def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> dict[str, Any]:
+    """The DeepSpeed JSON of the recipe, with the recipe's own keys joined in.
+
+    Raises:
+        ValueError: when the JSON is unreadable, sets what the recipe owns, or asks for a mode
+            in which losses or gradients would be wrong.
+    """
+    path = Path(recipe.deepspeed)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"deepspeed: {path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"deepspeed: {path}: {error}") from None
+    mistakes = [
+        f"{key} belongs to the recipe ({owner})"
+        for key, owner in _RECIPE_OWNS.items()
+        if key in config
+    ]
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") != 3:
+        mistakes.append(f"zero_optimization.stage is {zero.get('stage')}; this engine needs 3")
+    if zero.get("reduce_scatter", True) is not True:
+        mistakes.append(
+            "zero_optimization.reduce_scatter must be true: sequence shards add wrongly otherwise"
+        )
+    if config.get("fp16", {}).get("enabled"):
+        mistakes.append("fp16 is not supported; use bf16, or neither for fp32")
+    if '"auto"' in json.dumps(config):
+        mistakes.append('"auto" is a value of the Hugging Face Trainer; leave the key out')
+    if mistakes:
+        raise ValueError(f"deepspeed: {path}:\n" + "\n".join(f"  - {m}" for m in mistakes))
+
+    opt = recipe.optimizer
+    offloads = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    adam = {"lr": opt.lr, "betas": [opt.beta1, opt.beta2], "eps": opt.eps}
+    # with offload DeepSpeed's own CPU Adam; elsewhere torch's, which needs no compiler
+    adam |= (
+        {"weight_decay": opt.weight_decay}
+        if offloads
+        else {"weight_decay": opt.weight_decay, "torch_adam": True, "fused": True}
+    )
+    if not has_gpu:
+        zero.pop("overlap_comm", None)
+    return config | {
+        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_samples,
+        "gradient_accumulation_steps": num_micro_steps,
+        "gradient_clipping": recipe.train.gradient_clipping or 0.0,
+        "optimizer": {"type": "AdamW", "params": adam},
+        "steps_per_print": 2**31,
+    }
+
+
+def build_engine(
+    recipe: Recipe, model_config: PretrainedConfig, *, layout: Layout, num_micro_steps: int
+) -> Engine:
+    """Model, Ulysses and ZeRO-3 for training; every rank calls it together."""
+    ds_config = join_ds_config(
+        recipe, num_micro_steps=num_micro_steps, has_gpu=layout.device.type == "cuda"
+    )
+    model = build_model(recipe.model, model_config, ds_config=ds_config, seed=recipe.seed)
+    mpu = shard_attention(
+        model.lm,
+        sp_size=layout.sp_size,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        sequence_tokens=recipe.data.sequence_tokens,
+    )
+    ds_engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=_parameter_groups(model, recipe.optimizer.weight_decay),
+        config=ds_config,
+        mpu=mpu,
+    )
+    return Engine(
+        ds=ds_engine,
+        layout=layout,
+        sp_group=mpu.get_sequence_parallel_group() if mpu else None,
+        num_micro_steps=num_micro_steps,
+        num_parameters=sum(p.ds_numel for p in model.parameters()),
+    )
+
+
+def _parameter_groups(model: CausalLMWithEntropy, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; norms and biases, which have one dimension, do not."""
+    matrices = [p for p in model.parameters() if len(p.ds_shape) > 1]
+    vectors = [p for p in model.parameters() if len(p.ds_shape) <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,85 @@
+"""Who is low, who drops: the sets of tokens that the dropout acts on.
+
+Shapes: any, as long as entropies and token indices agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.entrodrop.counter_rng import (
+    DROP_STREAM,
+    TIE_STREAM,
+    token_keys,
+    uniform_from_keys,
+)
+from training.entrodrop.quantile import Quantile, global_quantile, last_key_inside
+
+_EVERY_TIE = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class LowSet:
+    """The tokens of lowest entropy, exactly `quantile.num_low` of the population."""
+
+    quantile: Quantile
+    last_tie_key: int
+    """Among the tokens at the threshold, those with a tie key up to this one are inside."""
+    seed: int
+
+    def contains(self, entropy: Tensor, token_index: Tensor) -> Tensor:
+        """Bool, whether each token is low. Tokens of infinite entropy never are.
+
+        Args:
+            entropy: fp32, in nats, at the token (not at the position that predicts it).
+            token_index: int64 of the same shape; see `counter_rng.token_keys`.
+        """
+        threshold = self.quantile.threshold
+        tie_keys = token_keys(token_index, seed=self.seed, stream=TIE_STREAM)
+        is_tie_inside = (entropy == threshold) & (tie_keys <= self.last_tie_key)
+        return ((entropy < threshold) | is_tie_inside) & torch.isfinite(entropy)
+
+
+def select_low_tokens(
+    entropy: Tensor,
+    token_index: Tensor,
+    *,
+    q: float,
+    seed: int,
+    group: dist.ProcessGroup | None = None,
+) -> LowSet:
+    """The exactly `ceil(q * population)` tokens of lowest entropy over all ranks of `group`.
+
+    Late in training a great mass of tokens has entropy 0, so ties decide: they are broken by a
+    hash of (seed, epoch, sample, position), the same on every layout.
+
+    Args:
+        entropy: fp32 `[N]` of this rank's part of the population; +inf marks a token that is
+            no target and leaves it out.
+        token_index: int64 `[N]`.
+        q: share of the population that is low.
+    """
+    quantile = global_quantile(entropy, q, valid=torch.isfinite(entropy), group=group)
+    last_tie_key = _EVERY_TIE
+    # the counts are global, so every rank takes the same branch
+    if quantile.num_ties_inside < quantile.num_ties:
+        at_threshold = entropy == quantile.threshold
+        keys = token_keys(token_index[at_threshold], seed=seed, stream=TIE_STREAM)
+        last_tie_key = last_key_inside(keys, quantile.num_ties_inside, group=group)
+    return LowSet(quantile, last_tie_key, seed)
+
+
+def draw_drops(is_low: Tensor, token_index: Tensor, *, rate: float, seed: int) -> Tensor:
+    """Bool: each low token drops with probability `rate`, by a draw of its own identity.
+
+    Args:
+        is_low: bool, any shape.
+        token_index: int64 of the same shape.
+        rate: gamma, in [0, 1].
+    """
+    keys = token_keys(token_index, seed=seed, stream=DROP_STREAM)
+    return is_low & (uniform_from_keys(keys) < rate)

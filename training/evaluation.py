@@ -1,0 +1,153 @@
+"""Held-out loss, whole and by entropy band, the same on every layout and batch size.
+
+B rows, S tokens of this rank's sequence shard, T tokens of a sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.data import MicroBatch, SampleStream
+from training.engine import Engine
+from training.entrodrop.quantile import global_quantile
+
+_NO_BAND = 255
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Which entropy band each held-out target belongs to, frozen at the start of the run."""
+
+    edges_nats: tuple[float, ...]
+    """Upper edges of all bands but the last."""
+    path: Path
+    """uint8 memmap `[num_samples, T]`, the band of the target at each position."""
+    shape: tuple[int, int]
+
+    @property
+    def num_bands(self) -> int:
+        return len(self.edges_nats) + 1
+
+    def of(self, batch: MicroBatch, stream: SampleStream) -> Tensor:
+        """int64 `[B, S]`; arbitrary where there is no target."""
+        bands = np.memmap(self.path, dtype=np.uint8, mode="r", shape=self.shape)
+        shard = self.shape[1] // stream.layout.sp_size
+        start = stream.layout.sp_rank * shard
+        rows = [bands[max(sample, 0), start : start + shard] for sample in batch.sample_ids]
+        band_BS = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return band_BS.clamp_(max=self.num_bands - 1).to(batch.ids_BS.device)
+
+
+def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[str, Any]:
+    """Token-weighted loss and entropy over the split, and the loss of each band.
+
+    Every rank runs the same number of forward passes: the stream fills the last batch up with
+    rows that have no target, since a rank that stops early would leave ZeRO-3 waiting.
+    """
+    began = time.monotonic()
+    num_bands = bands.num_bands if bands else 0
+    sums = torch.zeros(3 + 2 * num_bands, dtype=torch.float64, device=engine.layout.device)
+    for step in range(stream.num_steps):
+        for batch in stream.step(step):
+            nll_BS, entropy_BS = engine.probe(batch)
+            is_target_BS = batch.is_target_BS
+            nll, entropy = nll_BS[is_target_BS].double(), entropy_BS[is_target_BS].double()
+            sums[:3] += torch.stack([nll.sum(), entropy.sum(), is_target_BS.sum()])
+            if bands:
+                band = bands.of(batch, stream)[is_target_BS]
+                sums[3 : 3 + num_bands].index_add_(0, band, nll)
+                sums[3 + num_bands :] += torch.bincount(band, minlength=num_bands)
+    dist.all_reduce(sums)
+    nll_sum, entropy_sum, num_targets, *rest = sums.tolist()
+    result: dict[str, Any] = {
+        "loss": nll_sum / max(num_targets, 1),
+        "entropy_nats": entropy_sum / max(num_targets, 1),
+        "num_targets": int(num_targets),
+    }
+    if bands:
+        edges = (0.0, *bands.edges_nats, float(np.log(engine.model.lm.config.vocab_size)))
+        result["bands"] = [
+            {
+                "band": band + 1,
+                "from_nats": edges[band],
+                "to_nats": edges[band + 1],
+                "loss": rest[band] / max(rest[num_bands + band], 1),
+                "num_targets": int(rest[num_bands + band]),
+            }
+            for band in range(num_bands)
+        ]
+    return result | {"seconds": time.monotonic() - began}
+
+
+def freeze_bands(
+    engine: Engine, stream: SampleStream, *, num_bands: int, folder: Path, reuse: bool
+) -> Bands:
+    """Sort the held-out targets into bands of equal size by the model's present entropies.
+
+    Done once, before the first step; a resumed run reads what is there. Ranks write disjoint
+    parts of one file, which becomes visible under its name when all have finished.
+    """
+    if reuse:
+        return load_bands(folder)
+    shape = (stream.total_samples, stream.pack.seq_len)
+    path, partial = folder / "heldout_bands.u8", folder / "heldout_bands.u8.partial"
+    if engine.layout.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.memmap(partial, dtype=np.uint8, mode="w+", shape=shape)[:] = _NO_BAND
+    dist.barrier()
+
+    batches, entropies = [], []
+    for step in range(stream.num_steps):
+        for batch in stream.step(step):
+            batches.append(batch)
+            entropies.append(engine.probe(batch)[1])
+    entropy_RS = torch.cat(entropies)
+    is_target_RS = torch.cat([batch.is_target_BS for batch in batches])
+    edges = tuple(
+        global_quantile(entropy_RS, band / num_bands, valid=is_target_RS).threshold
+        for band in range(1, num_bands)
+    )
+    band_RS = torch.bucketize(entropy_RS, torch.tensor(edges, device=entropy_RS.device))
+    band_RS = band_RS.masked_fill(~is_target_RS, _NO_BAND).to(torch.uint8).cpu().numpy()
+    target = np.memmap(partial, dtype=np.uint8, mode="r+", shape=shape)
+    start = engine.layout.sp_rank * entropy_RS.shape[1]
+    sample_ids = [sample for batch in batches for sample in batch.sample_ids]
+    for row, sample in enumerate(sample_ids):
+        if sample >= 0:
+            target[sample, start : start + entropy_RS.shape[1]] = band_RS[row]
+    target.flush()
+    dist.barrier()
+    if engine.layout.is_main:
+        os.replace(partial, path)
+        described = {"edges_nats": edges, "shape": shape}
+        staged = folder / "heldout_bands.json.partial"
+        staged.write_text(json.dumps(described), encoding="utf-8")
+        os.replace(staged, folder / "heldout_bands.json")
+    dist.barrier()
+    return Bands(edges, path, shape)
+
+
+def load_bands(folder: Path) -> Bands:
+    """The bands that the run's first start froze.
+
+    Raises:
+        ValueError: when they are gone: the losses by band would no longer be comparable.
+    """
+    described = folder / "heldout_bands.json"
+    try:
+        content = json.loads(described.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"{described}: {error.strerror}; the run cannot go on without it"
+        ) from None
+    return Bands(tuple(content["edges_nats"]), folder / "heldout_bands.u8", tuple(content["shape"]))

@@ -1,0 +1,116 @@
+"""ZeRO-3 checkpoint to a Hugging Face folder, loaded again and compared before it is done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from data_prep.shards import open_corpus
+from training.checkpoint import damage, newest_complete
+from training.config import Recipe, parse_recipe
+
+_WRAPPER_PREFIX = "lm."
+
+
+def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | None = None) -> Path:
+    """Write the weights of a checkpoint as safetensors, with configuration and tokenizer.
+
+    One process on the CPU; the memory of all weights in fp32, and no GPU.
+
+    Args:
+        run_dir: folder of a run.
+        checkpoint: `run_dir/checkpoints/step-*`; by default the newest complete one.
+        out: by default `run_dir/export`, replaced when it is there.
+
+    Returns:
+        The folder, which plain `transformers` loads.
+
+    Raises:
+        ValueError: when there is no whole checkpoint, or when what was written and loaded again
+            differs from the trained weights; nothing is left under `out` then.
+    """
+    recipe = load_run_recipe(run_dir)
+    chosen = checkpoint or newest_complete(run_dir / "checkpoints")
+    if chosen is None:
+        raise ValueError(f"{run_dir}/checkpoints holds no complete checkpoint; train first")
+    if (broken := damage(chosen)) is not None:
+        raise ValueError(f"checkpoint is not whole: {broken}")
+    out = out or run_dir / "export"
+    staging = out.with_name(f".staging-{out.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+
+    config = AutoConfig.from_pretrained(
+        run_dir / "model", trust_remote_code=recipe.model.trust_remote_code
+    )
+    trained = trained_weights(chosen, dtype=config.dtype)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=config.dtype, trust_remote_code=recipe.model.trust_remote_code
+    )
+    model.load_state_dict(trained)
+    model.save_pretrained(staging)
+    _export_tokenizer(recipe, staging)
+    del model
+    _compare(staging, trained, recipe)
+    shutil.rmtree(out, ignore_errors=True)
+    os.rename(staging, out)
+    return out
+
+
+def load_run_recipe(run_dir: Path) -> Recipe:
+    """The resolved recipe that a run keeps.
+
+    Raises:
+        ValueError: when the folder holds no run.
+    """
+    path = run_dir / "recipe.resolved.yaml"
+    try:
+        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), origin=str(path))
+    except OSError:
+        raise ValueError(f"{run_dir} is no run folder: {path.name} is missing") from None
+
+
+def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All weights of a checkpoint, by the names of transformers, in the dtype of the training.
+
+    The engine trains on its fp32 masters rounded to `dtype`; so does this.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    return {
+        name.removeprefix(_WRAPPER_PREFIX): weight.to(dtype) for name, weight in masters.items()
+    }
+
+
+def _export_tokenizer(recipe: Recipe, folder: Path) -> None:
+    source = open_corpus(recipe.data.corpus).tokenizer_dir
+    if list(source.glob("*.model")):  # a sentencepiece model is used as it is
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    else:
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+
+def _compare(folder: Path, trained: dict[str, Tensor], recipe: Recipe) -> None:
+    again = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", trust_remote_code=recipe.model.trust_remote_code
+    ).state_dict()
+    different = [
+        name
+        for name in trained.keys() | again.keys()
+        if name not in again
+        or name not in trained
+        or again[name].dtype != trained[name].dtype
+        or not torch.equal(again[name], trained[name])
+    ]
+    if different:
+        shutil.rmtree(folder)
+        raise ValueError(
+            f"export: {len(different)} weights came back different, {sorted(different)[:3]} among "
+            "them; nothing was exported"
+        )

@@ -1,0 +1,175 @@
+"""The training loop, made of explicit calls: start or resume, step, evaluate, save."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from data_prep.shards import PackIndex, open_corpus
+from training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from training.config import Recipe, dump_recipe
+from training.data import EpochOrder, SampleStream
+from training.dist import init_layout, raise_together
+from training.engine import Engine, build_engine
+from training.evaluation import Bands, evaluate, freeze_bands
+from training.metrics import MetricsWriter
+from training.model import check_heads, resolve_model_config
+from training.plan import Plan, derive_plan, run_identity
+from training.step import train_step
+
+
+def train(recipe: Recipe) -> Path:
+    """Run a recipe from the start or from its newest checkpoint; every rank calls it.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: for a recipe, corpus or layout that does not work, before weights exist.
+    """
+    layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
+    corpus = open_corpus(recipe.data.corpus)
+    pack = corpus.open_pack(recipe.data.sequence_tokens)
+    plan = derive_plan(recipe, pack, layout)
+    model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size)
+    check_heads(model_config, sp_size=layout.sp_size)
+    run_dir = Path(recipe.run_dir)
+    raise_together(_start_run_folder(run_dir, recipe) if layout.is_main else None)
+
+    engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
+    identity = run_identity(recipe, corpus, layout)
+    progress = Progress(step=0, tokens=0)
+    if found := find_checkpoint(run_dir / "checkpoints"):
+        progress = load_checkpoint(engine, found, identity=identity)
+    facts = asdict(plan) | {"parameters": engine.num_parameters, "corpus": corpus.fingerprint}
+    if layout.is_main:
+        model_config.save_pretrained(run_dir / "model")  # export needs no hub and no recipe source
+        _print_start(recipe, facts, progress)
+    with MetricsWriter(
+        run_dir, total_steps=plan.total_steps, start_step=progress.step, enabled=layout.is_main
+    ) as metrics:
+        if progress.step == 0:
+            metrics.log_run(facts)
+        run = _Run(recipe, plan, engine, pack, metrics, identity)
+        _run_steps(run, progress)
+    dist.barrier()
+    return run_dir
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same over the steps of one start."""
+
+    recipe: Recipe
+    plan: Plan
+    engine: Engine
+    pack: PackIndex
+    metrics: MetricsWriter
+    identity: dict[str, Any]
+
+
+def _run_steps(run: _Run, progress: Progress) -> None:
+    recipe, plan = run.recipe, run.plan
+    stream = SampleStream(
+        pack=run.pack,
+        split="train",
+        layout=run.engine.layout,
+        total_samples=plan.total_samples,
+        samples_per_step=plan.samples_per_step,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        order=EpochOrder(plan.samples_per_epoch, seed=recipe.seed),
+    )
+    heldout = heldout_stream(run.pack, plan, recipe, run.engine)
+    bands = None
+    if recipe.evaluation.every_steps is not None:
+        bands = freeze_bands(
+            run.engine,
+            heldout,
+            num_bands=recipe.evaluation.num_bands,
+            folder=Path(recipe.run_dir) / "heldout_bands",
+            reuse=progress.step > 0,
+        )
+        if progress.step == 0:
+            _evaluate(run, heldout, bands, progress)
+    last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
+    while progress.step < last_step:
+        progress = _one_step(run, stream, progress)
+        is_last = progress.step == last_step
+        if bands and (is_last or progress.step % recipe.evaluation.every_steps == 0):
+            _evaluate(run, heldout, bands, progress)
+        every = recipe.checkpoint.every_steps
+        if is_last or (every and progress.step % every == 0):
+            save_checkpoint(
+                run.engine,
+                Path(recipe.run_dir) / "checkpoints",
+                progress=progress,
+                identity=run.identity,
+                keep_last=recipe.checkpoint.keep_last,
+            )
+
+
+def _one_step(run: _Run, stream: SampleStream, progress: Progress) -> Progress:
+    began = time.monotonic()
+    row, num_tokens = train_step(
+        run.recipe,
+        run.engine,
+        stream,
+        step=progress.step,
+        done_frac=progress.tokens / run.plan.planned_tokens,
+    )
+    seconds = time.monotonic() - began
+    progress = Progress(progress.step + 1, progress.tokens + num_tokens)
+    speed = {"tokens_per_second": num_tokens / seconds, "seconds": seconds}
+    run.metrics.log_step(_position(run.plan, progress) | row | speed)
+    return progress
+
+
+def _evaluate(run: _Run, heldout: SampleStream, bands: Bands, progress: Progress) -> None:
+    result = evaluate(run.engine, heldout, bands)
+    run.metrics.log_evaluation(_position(run.plan, progress) | result)
+
+
+def heldout_stream(pack: PackIndex, plan: Plan, recipe: Recipe, engine: Engine) -> SampleStream:
+    """The validation samples in the order of the pack, one micro-step at a time."""
+    at_once = recipe.train.micro_batch_samples * engine.layout.dp_size
+    return SampleStream(
+        pack=pack,
+        split="val",
+        layout=engine.layout,
+        total_samples=plan.heldout_samples,
+        samples_per_step=at_once,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+    )
+
+
+def _position(plan: Plan, progress: Progress) -> dict[str, Any]:
+    samples = min(progress.step * plan.samples_per_step, plan.total_samples)
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "epoch": samples / plan.samples_per_epoch,
+    }
+
+
+def _start_run_folder(run_dir: Path, recipe: Recipe) -> str | None:
+    """Make the folder and keep the resolved recipe; the text of a mistake, if there is one."""
+    if recipe.resume == "never" and any((run_dir / "checkpoints").glob("step-*")):
+        return f"run_dir {run_dir} holds a run already; choose another one, or resume: auto"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "recipe.resolved.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    except OSError as error:
+        return f"run_dir {run_dir}: {error.strerror}"
+    return None
+
+
+def _print_start(recipe: Recipe, facts: dict[str, Any], progress: Progress) -> None:
+    where = f"resumed after step {progress.step}" if progress.step else "from the start"
+    print(f"{recipe.run_dir}: {where}; the resolved recipe is kept there", flush=True)
+    for name, value in facts.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        print(f"  {name.replace('_', ' '):24} {shown}", flush=True)

@@ -1,0 +1,169 @@
+"""A Hugging Face causal LM under ZeRO-3 whose head returns (nll, entropy) and no logits.
+
+B rows, S tokens of this rank's sequence shard, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from training.attention import ATTENTION_NAME, DocumentLayout, register_attention
+from training.config import Model
+from training.entrodrop.head import linear_cross_entropy_with_entropy
+
+
+class EntropyHead(nn.Module):
+    """The output layer. ZeRO-3 gathers `weight` around this module's forward and backward."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden_BSD: Tensor, targets_BS: Tensor) -> tuple[Tensor, Tensor]:
+        nll_N, entropy_N = linear_cross_entropy_with_entropy(
+            hidden_BSD.flatten(0, 1), self.weight, targets_BS.flatten()
+        )
+        return nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
+
+
+class CausalLMWithEntropy(nn.Module):
+    """Embed, replace dropped inputs, run the layers, and score each target."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        lm.set_output_embeddings(EntropyHead(lm.get_output_embeddings().weight))
+        self.lm = lm
+
+    def forward(
+        self,
+        ids_BS: Tensor,
+        position_ids_BS: Tensor,
+        targets_BS: Tensor,
+        documents: DocumentLayout,
+        zeroed_BS: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and entropy at each position of the shard.
+
+        Args:
+            ids_BS: int64 `[B, S]`.
+            position_ids_BS: int64 `[B, S]`, global positions that restart in each document.
+            targets_BS: int64 `[B, S]`, -100 where there is none.
+            documents: of the whole rows.
+            zeroed_BS: bool `[B, S]`, tokens whose embedding becomes 0.
+
+        Returns:
+            nll and entropy, fp32 `[B, S]`, in nats.
+        """
+        embeds_BSD = self.lm.get_input_embeddings()(ids_BS)
+        if zeroed_BS is not None:
+            embeds_BSD = embeds_BSD * (~zeroed_BS)[..., None].to(embeds_BSD.dtype)
+        hidden_BSD = self.lm.base_model(
+            inputs_embeds=embeds_BSD,
+            position_ids=position_ids_BS,
+            use_cache=False,
+            document_layout=documents,
+        ).last_hidden_state
+        return self.lm.get_output_embeddings()(hidden_BSD, targets_BS)
+
+
+def resolve_model_config(model: Model, *, vocab_size: int) -> PretrainedConfig:
+    """The Hugging Face configuration of the recipe, checked against the corpus and our head.
+
+    Raises:
+        ValueError: for a source that cannot be read, a vocabulary smaller than the corpus's,
+            or an architecture with parts that this engine would leave out.
+    """
+    try:
+        if model.pretrained is not None:
+            config = AutoConfig.from_pretrained(
+                model.pretrained, trust_remote_code=model.trust_remote_code
+            )
+        else:
+            given = {"vocab_size": vocab_size, **(model.config or {})}
+            config = AutoConfig.for_model(**given)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"model: {error}") from None
+    text = config.get_text_config()
+    if text.vocab_size < vocab_size:
+        raise ValueError(
+            f"model vocabulary {text.vocab_size} is smaller than the corpus's {vocab_size}: "
+            "the corpus was tokenised for another model"
+        )
+    _refuse_unsupported(text)
+    return config
+
+
+def _refuse_unsupported(config: PretrainedConfig) -> None:
+    """Parts of other architectures that would silently change the numbers."""
+    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if getattr(config, key, None):
+            raise ValueError(f"model: {key} is not supported")
+    for key in ("logit_scale", "logits_scaling"):
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise ValueError(f"model: {key} other than 1 is not supported")
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ValueError(f"model: layers {sorted(layer_types)}; only full_attention is supported")
+    if getattr(config, "attention_dropout", 0.0):
+        raise ValueError("model: attention_dropout must be 0")
+
+
+def check_heads(config: PretrainedConfig, *, sp_size: int) -> None:
+    """Heads must divide among the ranks that share a sequence.
+
+    Raises:
+        ValueError: naming the sizes that work.
+    """
+    text = config.get_text_config()
+    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
+    fits = [
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+    ]
+    if sp_size not in fits:
+        raise ValueError(
+            f"train.sequence_parallel_size {sp_size} does not fit {heads} attention heads and "
+            f"{kv_heads} key-value heads; it can be one of {fits}"
+        )
+
+
+def build_model(
+    model: Model, config: PretrainedConfig, *, ds_config: Mapping[str, Any], seed: int
+) -> CausalLMWithEntropy:
+    """Create or load the weights, partitioned by ZeRO-3 from the start.
+
+    Args:
+        ds_config: the joined DeepSpeed configuration. With ZeRO stage 3 in it, transformers
+            partitions while it initialises; `deepspeed.zero.Init` around `from_config` would
+            leave the weights at torch's defaults.
+        seed: of the initial weights; rank 0's are broadcast.
+    """
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # transformers keeps a weak reference only: it must live until the weights are there
+    keep_alive = HfDeepSpeedConfig(dict(ds_config))
+    register_attention()
+    torch.manual_seed(seed)
+    dtype = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else torch.float32
+    common = {"attn_implementation": ATTENTION_NAME, "dtype": dtype}
+    if model.pretrained is not None:
+        lm = AutoModelForCausalLM.from_pretrained(
+            model.pretrained,
+            config=config,
+            trust_remote_code=model.trust_remote_code,
+            **common,
+        )
+    else:
+        lm = AutoModelForCausalLM.from_config(config, **common)
+    del keep_alive
+    if getattr(lm.get_output_embeddings(), "bias", None) is not None:
+        raise ValueError("model: an output layer with a bias is not supported")
+    if model.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return CausalLMWithEntropy(lm)

@@ -1,0 +1,86 @@
+"""Numbers that follow from recipe, data and layout, and what a resume must find unchanged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_prep.shards import Corpus, PackIndex
+from training.config import Recipe
+from training.data import batch_shape
+from training.dist import Layout
+
+# keys that may change between a save and its resume: none of them changes what is learnt
+_FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "evaluation", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Numbers derived from recipe, data and layout; printed at the start, kept with the run."""
+
+    world_size: int
+    data_parallel_size: int
+    sequence_parallel_size: int
+    samples_per_step: int
+    micro_steps: int
+    samples_per_epoch: int
+    total_samples: int
+    total_steps: int
+    planned_tokens: int
+    tokens_per_epoch: int
+    targets_per_epoch: int
+    heldout_samples: int
+
+
+def derive_plan(recipe: Recipe, pack: PackIndex, layout: Layout) -> Plan:
+    """All numbers that follow from recipe, data and layout.
+
+    Raises:
+        ValueError: for a batch that does not divide or a split that is empty.
+    """
+    samples_per_step, micro_steps = batch_shape(
+        global_batch_tokens=recipe.train.global_batch_tokens,
+        sequence_tokens=recipe.data.sequence_tokens,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        dp_size=layout.dp_size,
+    )
+    num_samples = pack.num_samples("train")
+    if pack.num_targets("train") == 0:
+        raise ValueError(
+            f"data.corpus {recipe.data.corpus}: the train split has nothing to train on"
+        )
+    heldout = pack.num_samples("val")
+    if recipe.evaluation.every_steps is not None and heldout == 0:
+        raise ValueError(
+            f"data.corpus {recipe.data.corpus}: the validation split is empty; build it with a "
+            "larger --val-frac, or set evaluation.every_steps: null to train without it"
+        )
+    total_samples = max(1, round(recipe.train.epochs * num_samples))
+    if recipe.train.max_steps is not None:
+        total_samples = min(total_samples, recipe.train.max_steps * samples_per_step)
+    return Plan(
+        world_size=layout.world_size,
+        data_parallel_size=layout.dp_size,
+        sequence_parallel_size=layout.sp_size,
+        samples_per_step=samples_per_step,
+        micro_steps=micro_steps,
+        samples_per_epoch=num_samples,
+        total_samples=total_samples,
+        total_steps=math.ceil(total_samples / samples_per_step),
+        planned_tokens=round(pack.num_tokens("train") * total_samples / num_samples),
+        tokens_per_epoch=pack.num_tokens("train"),
+        targets_per_epoch=pack.num_targets("train"),
+        heldout_samples=min(heldout, recipe.evaluation.max_samples or heldout),
+    )
+
+
+def run_identity(recipe: Recipe, corpus: Corpus, layout: Layout) -> dict[str, Any]:
+    """What a checkpoint and its resume must share for the numbers to go on as they would have."""
+    kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
+    kept["train"].pop("stop_after_steps")
+    return {
+        "recipe": kept,
+        "corpus": corpus.fingerprint,
+        "world_size": layout.world_size,
+    }

@@ -1,0 +1,109 @@
+"""One optimizer step: dropout, forward, token-exact loss, backward, update.
+
+B rows, S tokens of this rank's sequence shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import Recipe
+from training.data import MicroBatch, SampleStream
+from training.dist import sum_counts, sum_over_ranks
+from training.engine import Engine
+from training.schedule import learning_rate
+from training.token_dropout import StepDropout, masked_input, plan_dropout
+
+
+def train_step(
+    recipe: Recipe, engine: Engine, stream: SampleStream, *, step: int, done_frac: float
+) -> tuple[dict[str, Any], int]:
+    """One optimizer step on this rank's part of the global batch.
+
+    Args:
+        step: 0-based.
+        done_frac: trained tokens / planned tokens, which drives the curriculum.
+
+    Returns:
+        The step's metrics, equal on every rank, and its tokens over all ranks.
+    """
+    batches = stream.step(step)
+    counts = torch.tensor(
+        [sum(int(b.is_target_BS.sum()) for b in batches), sum(b.num_tokens for b in batches)],
+        device=engine.layout.device,
+    )
+    num_targets, num_tokens = sum_counts(counts).tolist()
+    dropout = plan_dropout(engine, batches, recipe, progress=done_frac)
+    divisor = loss_divisor(recipe, num_targets, dropout)
+    lr = learning_rate(
+        step, peak=recipe.optimizer.lr, total_steps=stream.num_steps, **asdict(recipe.schedule)
+    )
+    grad_norm, sums = None, torch.zeros(4, dtype=torch.float64, device=engine.layout.device)
+    for micro_step, batch in enumerate(batches):
+        loss_BS, kept_BS, entropy_BS, num_dropped = _forward(
+            recipe, engine, batch, dropout, micro_step
+        )
+        grad_norm = engine.backward_and_step(loss_BS.sum(), divisor=divisor, lr=lr)
+        sums += torch.stack(
+            [
+                loss_BS.detach().double().sum(),
+                kept_BS.double().sum(),
+                (entropy_BS * batch.is_target_BS).double().sum(),
+                num_dropped.double(),
+            ]
+        )
+    loss_sum, num_kept, entropy_sum, dropped = sum_over_ranks(sums.tolist(), layout=engine.layout)
+    row = {
+        "loss": loss_sum / max(num_kept, 1),
+        "objective": loss_sum / divisor,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "gamma": dropout.gamma if dropout else 0.0,
+        "drop_rate_asked": dropout.rate_asked if dropout else 0.0,
+        "drop_rate_realised": dropped / max(num_targets, 1),
+        "entropy_threshold_nats": dropout.threshold_nats if dropout else None,
+        "mean_entropy_nats": entropy_sum / max(num_targets, 1),
+    }
+    return row, num_tokens
+
+
+def _forward(
+    recipe: Recipe,
+    engine: Engine,
+    batch: MicroBatch,
+    dropout: StepDropout | None,
+    micro_step: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Kept losses `[B, S]`, kept targets bool `[B, S]`, entropies `[B, S]`, dropped tokens."""
+    ids_BS, zeroed_BS, kept_BS = batch.ids_BS, None, batch.is_target_BS
+    num_dropped = torch.zeros((), device=engine.layout.device)
+    if dropout is not None:
+        target_drops_BS = dropout.target_drops_BS(micro_step)
+        num_dropped = target_drops_BS.sum()
+        if recipe.dropout.where in ("input", "both"):
+            ids_BS, zeroed_BS = masked_input(
+                batch,
+                dropout.input_drops_BS(micro_step),
+                recipe,
+                vocab_size=engine.model.lm.config.vocab_size,
+            )
+        if recipe.dropout.where in ("loss", "both"):
+            kept_BS = kept_BS & ~target_drops_BS
+    nll_BS, entropy_BS = engine.forward(batch, ids_BS=ids_BS, zeroed_BS=zeroed_BS)
+    return nll_BS * kept_BS, kept_BS, entropy_BS, num_dropped
+
+
+def loss_divisor(recipe: Recipe, num_targets: int, dropout: StepDropout | None) -> float:
+    """What the sum of kept losses is divided by: known before the forward, equal on all ranks.
+
+    The targets of the whole global batch; where terms leave the loss, times the share
+    `1 - quantile * gamma` that is expected to stay, as inverted dropout does.
+    """
+    divisor = float(max(num_targets, 1))
+    if dropout and recipe.dropout.where != "input" and recipe.dropout.renormalise:
+        divisor *= 1.0 - dropout.rate_asked
+    return divisor

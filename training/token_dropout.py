@@ -1,0 +1,102 @@
+"""One step's token dropout: probe, global quantile, draw, and what each micro-batch does with it.
+
+B rows, S tokens of this rank's sequence shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.config import Recipe
+from training.data import MicroBatch
+from training.engine import Engine
+from training.entrodrop.counter_rng import REPLACE_STREAM, integers_from_keys, token_keys
+from training.entrodrop.curriculum import curriculum_strength
+from training.entrodrop.entropy import token_entropies
+from training.entrodrop.mask import draw_drops, select_low_tokens
+
+
+@dataclass(frozen=True)
+class StepDropout:
+    """Which tokens of the step drop, in each of this rank's micro-batches."""
+
+    gamma: float
+    """Drop probability of a low token at this point of the curriculum."""
+    rate_asked: float
+    """Share of all targets that drop on average: gamma * quantile."""
+    threshold_nats: float | None
+    dropped_BS1: list[Tensor]
+    """Bool `[B, S + 1]` a micro-batch: the shard's tokens and the one behind it."""
+
+    def input_drops_BS(self, micro_step: int) -> Tensor:
+        """Tokens of the shard whose embedding is replaced."""
+        return self.dropped_BS1[micro_step][:, :-1]
+
+    def target_drops_BS(self, micro_step: int) -> Tensor:
+        """Positions whose target drops: the token behind each."""
+        return self.dropped_BS1[micro_step][:, 1:]
+
+
+def gamma_at(recipe: Recipe, *, progress: float) -> float:
+    """Drop probability of low tokens at a point of the run; 0 without EntroDrop."""
+    if recipe.regulariser == "none":
+        return 0.0
+    curve = recipe.dropout.curriculum
+    return recipe.dropout.max_rate * curriculum_strength(
+        progress, kind=curve.kind, midpoint=curve.midpoint, steepness=curve.steepness
+    )
+
+
+def plan_dropout(
+    engine: Engine, batches: list[MicroBatch], recipe: Recipe, *, progress: float
+) -> StepDropout | None:
+    """Decide a step's drops from the model's entropies on the unmasked batch.
+
+    The population is the optimizer step's whole global batch. Returns None while gamma is 0;
+    that depends on progress alone, so every rank takes the same branch.
+    """
+    gamma = gamma_at(recipe, progress=progress)
+    if gamma == 0.0:
+        return None
+    scored_MBS = torch.stack([_score(engine, batch, recipe.entropy.measure) for batch in batches])
+    is_target_MBS = torch.stack([batch.is_target_BS for batch in batches])
+    index_MBS1 = torch.stack([batch.token_index_BS1 for batch in batches])
+    # rows of all micro-batches cross the shard boundary in one exchange
+    entropy_RS1 = token_entropies(
+        scored_MBS.flatten(0, 1), is_target_MBS.flatten(0, 1), sp_group=engine.sp_group
+    )
+    index_RS1 = index_MBS1.flatten(0, 1)
+    low = select_low_tokens(
+        entropy_RS1[:, 1:], index_RS1[:, 1:], q=recipe.dropout.quantile, seed=recipe.seed
+    )
+    is_low_RS1 = low.contains(entropy_RS1, index_RS1)
+    dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=recipe.seed)
+    threshold = low.quantile.threshold
+    return StepDropout(
+        gamma=gamma,
+        rate_asked=gamma * recipe.dropout.quantile,
+        threshold_nats=threshold if low.quantile.num_low else None,
+        dropped_BS1=list(dropped_RS1.view(index_MBS1.shape).unbind(0)),
+    )
+
+
+def _score(engine: Engine, batch: MicroBatch, measure: str) -> Tensor:
+    nll_BS, entropy_BS = engine.probe(batch)
+    return nll_BS if measure == "nll" else entropy_BS
+
+
+def masked_input(
+    batch: MicroBatch, drops_BS: Tensor, recipe: Recipe, *, vocab_size: int
+) -> tuple[Tensor, Tensor | None]:
+    """Token ids to embed, and which embeddings become 0, for the chosen replacement."""
+    replace = recipe.dropout.replace
+    if replace == "zero":
+        return batch.ids_BS, drops_BS
+    if replace == "mask_token":
+        return batch.ids_BS.masked_fill(drops_BS, recipe.dropout.mask_token_id or 0), None
+    keys_BS = token_keys(batch.token_index_BS1[:, :-1], seed=recipe.seed, stream=REPLACE_STREAM)
+    random_BS = integers_from_keys(keys_BS, high=vocab_size)
+    return torch.where(drops_BS, random_BS, batch.ids_BS), None
