@@ -1,0 +1,107 @@
+"""Folders that appear whole or not at all: staging, fsync, rename."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.manifest import FileRecord
+
+_LOCK_NAME = ".lock"
+_READ_BYTES = 1 << 22
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; fsync of a file alone keeps only its bytes."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durable(path: Path, content: bytes | memoryview) -> FileRecord:
+    """Write a file so that a crash leaves the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+    digest = hashlib.sha256(content).hexdigest()
+    return FileRecord(name=path.name, num_bytes=path.stat().st_size, sha256=digest)
+
+
+def describe_file(path: Path) -> FileRecord:
+    """Name, size and checksum of a file, read in pieces."""
+    digest, num_bytes = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+            num_bytes += len(piece)
+    return FileRecord(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())
+
+
+def refuse_existing(out: Path, *, marker: str, overwrite: bool) -> None:
+    """Stop before any work when `out` is taken; `marker` is the file that makes it ours."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise ValueError(f"{out}: exists and is not a folder; choose another name")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / marker).is_file():
+        # Never delete what we did not write, whatever the flags say.
+        raise ValueError(f"{out}: is not empty and has no {marker}; choose another folder")
+    if not overwrite:
+        raise ValueError(f"{out}: exists already; choose another folder or add --overwrite")
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `out` and rename it to `out` if all goes well.
+
+    A killed process leaves only the hidden folder, which the next run on `out` clears.
+    """
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = out.with_name(f".{out.name}.building")
+    staging.mkdir(exist_ok=True)
+    lock = os.open(staging / _LOCK_NAME, os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{out}: another process is writing it; wait for its end") from None
+        _clear(staging)
+        try:
+            yield staging
+            (staging / _LOCK_NAME).unlink()
+            fsync_folder(staging)
+            _swap_in(staging, out=out)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _clear(staging: Path) -> None:
+    for entry in staging.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK_NAME:
+            entry.unlink()
+
+
+def _swap_in(staging: Path, *, out: Path) -> None:
+    retired = out.with_name(f".{out.name}.old-{os.getpid()}")
+    if out.exists():
+        out.rename(retired)
+    staging.rename(out)
+    fsync_folder(out.parent)
+    shutil.rmtree(retired, ignore_errors=True)

@@ -1,0 +1,65 @@
+"""Where a long text may be cut so that its parts encode to the very ids of the whole."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# Encoding needs some 150 bytes of memory for each byte of text, all at once.
+LONG_TEXT_CHARS = 1 << 18
+
+# A single newline between two characters that are not white space ends a pre-token in every
+# pattern below, and the next one begins after it: a run of white space is looked at as a whole
+# ("\n\nx" is not "\n" + "\nx"), a lone newline is not.
+_SAFE_CUT = re.compile(r"(?<=\S\n)(?=\S)")
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_KNOWN_PATTERNS = frozenset({_GPT2, _LLAMA3, _QWEN2})
+
+
+def is_safe_to_cut(tokenizer: dict[str, Any]) -> bool:
+    """Whether cuts change nothing, shown by form: byte-level BPE with a pattern known above."""
+    normalizer = tokenizer.get("normalizer") or {}
+    if (tokenizer.get("model") or {}).get("type") != "BPE":
+        return False
+    # NFC composes no character with a newline before it.
+    if normalizer.get("type", "NFC") != "NFC":
+        return False
+    for token in tokenizer.get("added_tokens") or []:
+        # A token with lstrip eats the newline before it, if both are in one text.
+        if not token["special"] and (token["lstrip"] or "\n" in token["content"]):
+            return False
+    return _splits_at_newline(tokenizer.get("pre_tokenizer") or {})
+
+
+def _splits_at_newline(pre_tokenizer: dict[str, Any]) -> bool:
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    *splits, last = steps or [{}]
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return False
+    patterns = [step.get("pattern", {}).get("Regex") for step in splits]
+    if any(
+        step.get("type") != "Split" or step.get("behavior") != "Isolated" or step.get("invert")
+        for step in splits
+    ):
+        return False
+    if last.get("use_regex", True):
+        patterns.append(_GPT2)
+    return bool(patterns) and all(pattern in _KNOWN_PATTERNS for pattern in patterns)
+
+
+def pieces_of_long_text(text: str, *, piece_chars: int = LONG_TEXT_CHARS) -> list[str]:
+    """The text in parts of at least `piece_chars`, the last excepted; whole when it is short."""
+    pieces, start = [], 0
+    while len(text) - start > piece_chars:
+        cut = _SAFE_CUT.search(text, start + piece_chars)
+        if cut is None:
+            break
+        pieces.append(text[start : cut.start()])
+        start = cut.start()
+    return [*pieces, text[start:]]

@@ -1,0 +1,168 @@
+"""One face for the tokenizers of the field: Hugging Face fast and sentencepiece, from a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import sentencepiece
+import tokenizers
+
+from data_prep.long_text import is_safe_to_cut, pieces_of_long_text
+from data_prep.manifest import SpecialIds
+
+HF_NAME = "tokenizer.json"
+SENTENCEPIECE_NAME = "tokenizer.model"
+
+
+Kind = Literal["huggingface", "sentencepiece"]
+
+
+class Tokenizer(Protocol):
+    """What a build needs of a tokenizer: ids of untrusted text, text of ids, special ids."""
+
+    vocab_size: int
+    special_ids: SpecialIds  # without the suffix, which the build decides on
+    cuts_long_text: bool  # else a document of many MB needs 150 times its size in memory
+
+    @property
+    def kind(self) -> Kind: ...
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder: `tokenizer.json` if there is one, else `tokenizer.model`."""
+    if (folder / HF_NAME).is_file():
+        return HuggingFaceTokenizer(folder)
+    if (folder / SENTENCEPIECE_NAME).is_file():
+        return SentencePieceTokenizer(folder)
+    raise ValueError(
+        f"{folder}: no {HF_NAME} and no {SENTENCEPIECE_NAME}; convert the tokenizer with "
+        "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
+    )
+
+
+class HuggingFaceTokenizer:
+    """`tokenizer.json` through its own library, told to take special tokens as text."""
+
+    kind: Kind = "huggingface"
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / HF_NAME
+        try:
+            self._backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception
+            raise ValueError(f"{path}: not a tokenizer: {error}") from None
+        # Saved settings may cut every text at 512 tokens, or pad it.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        # A literal "<eos>" in a document is five letters of text, not the end of it.
+        self._backend.encode_special_tokens = True
+        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.special_ids = _special_ids(self._backend, folder=folder)
+        self.cuts_long_text = is_safe_to_cut(json.loads(self._backend.to_str()))
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, with no special token added."""
+        if not self.cuts_long_text:
+            return self._encode_whole(texts)
+        pieces = [pieces_of_long_text(text) for text in texts]
+        ids = iter(self._encode_whole([piece for text in pieces for piece in text]))
+        return [np.concatenate([next(ids) for _ in text]) for text in pieces]
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece `.model` through its own library."""
+
+    kind: Kind = "sentencepiece"
+    cuts_long_text = False
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / SENTENCEPIECE_NAME
+        try:
+            self._backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{path}: not a sentencepiece model: {error}") from None
+        self.vocab_size = self._backend.vocab_size()
+        bos, eos = _known(self._backend.bos_id()), _known(self._backend.eos_id())
+        adds_bos = _read_json(folder / "tokenizer_config.json").get("add_bos_token") is True
+        self.special_ids = SpecialIds(
+            bos=bos,
+            eos=eos,
+            pad=_known(self._backend.pad_id()),
+            document_prefix=(bos,) if adds_bos and bos is not None else (),
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text, with no special token added."""
+        encoded = self._backend.encode(list(texts), out_type=int, num_threads=1)
+        return [np.array(ids, dtype=np.uint32) for ids in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; a control token shows as its name, where the library drops it."""
+        parts: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            if self._backend.is_control(token):
+                parts += [self._backend.decode(run), self._backend.id_to_piece(token)]
+                run = []
+            else:
+                run.append(token)
+        return "".join([*parts, self._backend.decode(run)])
+
+
+def _known(token: int) -> int | None:
+    return token if token >= 0 else None  # sentencepiece says -1 for a token that is not there
+
+
+def _special_ids(backend: tokenizers.Tokenizer, *, folder: Path) -> SpecialIds:
+    """BOS, EOS and padding as the folder's settings name them, and what they put before a text."""
+    settings = _read_json(folder / "tokenizer_config.json")
+    names = {**_read_json(folder / "special_tokens_map.json"), **settings}
+    ids = {role: _token_id(backend, names.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
+    if "add_bos_token" in settings or "add_eos_token" in settings:
+        # transformers then replaces what tokenizer.json says; so do we.
+        bos = ids["bos"]
+        adds_bos = settings.get("add_bos_token") is True
+        prefix: tuple[int, ...] = (bos,) if adds_bos and bos is not None else ()
+    else:
+        prefix = _template_prefix(backend)
+    return SpecialIds(bos=ids["bos"], eos=ids["eos"], pad=ids["pad"], document_prefix=prefix)
+
+
+def _template_prefix(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """What the tokenizer's own template puts before a text."""
+    plain = backend.encode("a", add_special_tokens=False).ids
+    full = backend.encode("a", add_special_tokens=True).ids
+    for start in range(len(full) - len(plain) + 1):
+        if plain and full[start : start + len(plain)] == plain:
+            return tuple(full[:start])
+    return ()
+
+
+def _token_id(backend: tokenizers.Tokenizer, name: Any) -> int | None:
+    content = name.get("content") if isinstance(name, dict) else name
+    return backend.token_to_id(content) if isinstance(content, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,74 @@
+"""Finding a tokenizer by name or path and keeping a copy of its files beside the shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from data_prep.durable import describe_file
+from data_prep.manifest import FileRecord
+from data_prep.tokenizer import HF_NAME, SENTENCEPIECE_NAME
+
+SETTINGS_NAME = "tokenizer_config.json"
+# What transformers reads to make a tokenizer; weights and model settings stay where they are.
+_TOKENIZER_FILES = (
+    HF_NAME,
+    SENTENCEPIECE_NAME,
+    SETTINGS_NAME,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def copy_tokenizer(name_or_path: str, *, to: Path) -> None:
+    """Copy the files of a tokenizer: a folder, `tokenizer.json`, `.model`, or a name on the hub."""
+    to.mkdir()
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        _copy_folder(path, to=to)
+    elif path.is_file() and path.suffix == ".model":
+        shutil.copyfile(path, to / SENTENCEPIECE_NAME)
+    elif path.is_file() and path.suffix == ".json":
+        # A tokenizer.json says nothing of EOS; the settings beside it do.
+        _copy_folder(path.parent, to=to)
+        shutil.copyfile(path, to / HF_NAME)
+    elif path.exists():
+        raise ValueError(
+            f"--tokenizer {name_or_path}: expected a folder, a tokenizer.json or a sentencepiece "
+            ".model"
+        )
+    else:
+        _copy_folder(_download(name_or_path), to=to)
+    if (to / HF_NAME).is_file() and not (to / SETTINGS_NAME).is_file():
+        # Without it transformers' AutoTokenizer does not know what class to make.
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (to / SETTINGS_NAME).write_text(json.dumps(settings) + "\n")
+
+
+def describe_tokenizer_files(folder: Path) -> tuple[FileRecord, ...]:
+    return tuple(describe_file(path) for path in sorted(folder.iterdir()))
+
+
+def _copy_folder(folder: Path, *, to: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, to / name)
+
+
+def _download(name: str) -> Path:
+    """The tokenizer's files from the hub or its local cache; weights are not asked for."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_TOKENIZER_FILES)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"--tokenizer {name}: no such file or folder here, and not to be had from the hub "
+            f"({reason})"
+        ) from None
