@@ -6,6 +6,7 @@ B rows, T tokens of a whole sequence, H heads of this rank, E numbers a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def find_documents(position_ids_BT: Tensor, *, device: torch.device) -> Document
     return DocumentLayout(
         boundaries=boundaries,
         boundaries_tensor=torch.tensor(boundaries, dtype=torch.int32, device=device),
-        max_tokens=max(end - start for start, end in zip(boundaries, boundaries[1:], strict=False)),
+        max_tokens=max(end - start for start, end in pairwise(boundaries)),
     )
 
 
@@ -69,7 +70,7 @@ def document_attention(
     """
     if document_layout is None:
         raise ValueError(
-            "document_attention got no document_layout: the model does not hand keywords to its attention"
+            "no document_layout: this model does not hand keywords on to its attention"
         )
     if dropout:
         raise ValueError("attention_dropout is not supported; set it to 0 in the model's config")
@@ -94,18 +95,18 @@ def _flash(
         repeats = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     ends, longest = layout.boundaries_tensor, layout.max_tokens
-    return varlen_attn(
+    context = varlen_attn(
         query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0)
     )
+    assert isinstance(context, Tensor)  # a tuple comes only with return_aux
+    return context
 
 
 def _document_by_document(
     query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scaling: float | None
 ) -> Tensor:
     """Exact, without a mask of T x T: work and memory follow the documents' lengths."""
-    lengths = [
-        end - start for start, end in zip(layout.boundaries, layout.boundaries[1:], strict=False)
-    ]
+    lengths = [end - start for start, end in pairwise(layout.boundaries)]
     outputs = []
     for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
         # [t, H, E] -> [1, H, t, E]

@@ -133,11 +133,12 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _save_random_state(folder: Path, rank: int) -> str | None:
+    numpy_state: Any = np.random.get_state(legacy=False)
     state = {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": torch.from_numpy(np.random.get_state()[1].astype(np.int64)),
-        "numpy_position": int(np.random.get_state()[2]),
+        "numpy": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+        "numpy_position": int(numpy_state["state"]["pos"]),
         "python": random.getstate(),
     }
     try:
@@ -171,14 +172,14 @@ def _mark_and_publish(
         "identity": identity,
         "files": files,
     }
-    with open(staging / _MARKER, "w", encoding="utf-8") as file:
+    with (staging / _MARKER).open("w", encoding="utf-8") as file:
         json.dump(marker, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     _fsync(staging)
     if final.exists():  # left by a run that then went on from an older one
-        os.rename(final, final.with_name(f".removed-{final.name}"))
-    os.rename(staging, final)
+        final.rename(final.with_name(f".removed-{final.name}"))
+    staging.rename(final)
     _fsync(final.parent)
 
 
@@ -187,7 +188,7 @@ def _prune(root: Path, *, keep_last: int) -> None:
     for old in complete[:-keep_last]:
         # renamed first: a kill in the middle leaves nothing that looks whole
         doomed = old.with_name(f".removed-{old.name}")
-        os.rename(old, doomed)
+        old.rename(doomed)
         shutil.rmtree(doomed)
 
 

@@ -6,6 +6,7 @@ B rows of a micro-batch, T tokens of a sample, S = T / sp tokens of this rank's 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,18 +63,19 @@ class EpochOrder:
         Args:
             index: in [0, num_samples).
         """
-        keys = np.random.SeedSequence((self.seed, epoch)).generate_state(_NUM_ROUNDS, np.uint64)
+        state = np.random.SeedSequence((self.seed, epoch)).generate_state(_NUM_ROUNDS, np.uint64)
+        keys = [int(key) for key in state]
         value = index
         while True:
             value = self._permute(value, keys)
             if value < self.num_samples:
                 return value
 
-    def _permute(self, value: int, keys: NDArray[np.uint64]) -> int:
+    def _permute(self, value: int, keys: list[int]) -> int:
         mask = (1 << self._half_bits) - 1
         left, right = value >> self._half_bits, value & mask
         for key in keys:
-            mixed = ((right ^ int(key)) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
             left, right = right, left ^ ((mixed >> 32) & mask)
         return left << self._half_bits | right
 
@@ -88,7 +90,7 @@ class SampleStream:
     """
 
     pack: PackIndex
-    split: str
+    split: Literal["train", "val"]
     layout: Layout
     total_samples: int
     samples_per_step: int

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,7 @@ def init_layout(*, sp_size: int) -> Layout:
         if "RANK" not in os.environ:
             os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(_free_port())
-        import deepspeed  # after DS_ACCELERATOR is settled
-
-        deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)
+        _start_deepspeed(has_gpu=has_gpu)
     return Layout(dist.get_rank(), world_size, sp_size, device)
 
 
@@ -82,11 +84,12 @@ def sum_counts(counts: Tensor) -> Tensor:
     return counts
 
 
-def agree(value: object) -> object:
+def agree(value: T) -> T:
     """Rank 0's value, on every rank. For decisions of the start, not of a step."""
-    box = [value]
+    box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    agreed: T = box[0]
+    return agreed
 
 
 def raise_together(error: str | None) -> None:
@@ -100,6 +103,17 @@ def raise_together(error: str | None) -> None:
     first = next((message for message in errors if message), None)
     if first:
         raise ValueError(first)
+
+
+def _start_deepspeed(*, has_gpu: bool) -> None:
+    # on every call of DeepSpeed's collectives, about names it has not changed yet
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed  # after DS_ACCELERATOR is settled
+
+    if not has_gpu:
+        # compiled with g++ at the first start on a CPU, and used in inference only
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)
 
 
 def _free_port() -> int:

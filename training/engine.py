@@ -142,9 +142,18 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
 
 
 def build_engine(
-    recipe: Recipe, model_config: PretrainedConfig, *, layout: Layout, num_micro_steps: int
+    recipe: Recipe,
+    model_config: PretrainedConfig,
+    *,
+    layout: Layout,
+    num_micro_steps: int,
+    trains: bool = True,
 ) -> Engine:
-    """Model, Ulysses and ZeRO-3 for training; every rank calls it together."""
+    """Model, Ulysses and ZeRO-3; every rank calls it together.
+
+    Args:
+        trains: False leaves the optimizer and its memory out, for evaluation.
+    """
     ds_config = join_ds_config(
         recipe, num_micro_steps=num_micro_steps, has_gpu=layout.device.type == "cuda"
     )
@@ -155,9 +164,13 @@ def build_engine(
         micro_batch_samples=recipe.train.micro_batch_samples,
         sequence_tokens=recipe.data.sequence_tokens,
     )
+    if not trains:
+        ds_config.pop("optimizer")
     ds_engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=_parameter_groups(model, recipe.optimizer.weight_decay),
+        model_parameters=(
+            _parameter_groups(model, recipe.optimizer.weight_decay) if trains else None
+        ),
         config=ds_config,
         mpu=mpu,
     )
@@ -166,14 +179,19 @@ def build_engine(
         layout=layout,
         sp_group=mpu.get_sequence_parallel_group() if mpu else None,
         num_micro_steps=num_micro_steps,
-        num_parameters=sum(p.ds_numel for p in model.parameters()),
+        num_parameters=sum(_whole_shape(p).numel() for p in model.parameters()),
     )
+
+
+def _whole_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]  # set by ZeRO-3
+    return shape
 
 
 def _parameter_groups(model: CausalLMWithEntropy, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; norms and biases, which have one dimension, do not."""
-    matrices = [p for p in model.parameters() if len(p.ds_shape) > 1]
-    vectors = [p for p in model.parameters() if len(p.ds_shape) <= 1]
+    matrices = [p for p in model.parameters() if len(_whole_shape(p)) > 1]
+    vectors = [p for p in model.parameters() if len(_whole_shape(p)) <= 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},

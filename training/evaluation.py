@@ -6,7 +6,6 @@ B rows, S tokens of this rank's sequence shard, T tokens of a sample.
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_prep.shards import PackIndex
+from training.config import Recipe
 from training.data import MicroBatch, SampleStream
+from training.dist import Layout
 from training.engine import Engine
 from training.entrodrop.quantile import global_quantile
 
@@ -46,6 +48,28 @@ class Bands:
         rows = [bands[max(sample, 0), start : start + shard] for sample in batch.sample_ids]
         band_BS = torch.from_numpy(np.stack(rows).astype(np.int64))
         return band_BS.clamp_(max=self.num_bands - 1).to(batch.ids_BS.device)
+
+
+def heldout_stream(pack: PackIndex, recipe: Recipe, layout: Layout) -> SampleStream:
+    """The validation samples in the order of the pack, one micro-step at a time.
+
+    Raises:
+        ValueError: when the split is empty.
+    """
+    available = pack.num_samples("val")
+    if available == 0:
+        raise ValueError(
+            f"data.corpus {recipe.data.corpus}: the validation split is empty; build it with a "
+            "larger --val-frac, or set evaluation.every_steps: null to train without it"
+        )
+    return SampleStream(
+        pack=pack,
+        split="val",
+        layout=layout,
+        total_samples=min(available, recipe.evaluation.max_samples or available),
+        samples_per_step=recipe.train.micro_batch_samples * layout.dp_size,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+    )
 
 
 def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[str, Any]:
@@ -118,21 +142,21 @@ def freeze_bands(
         for band in range(1, num_bands)
     )
     band_RS = torch.bucketize(entropy_RS, torch.tensor(edges, device=entropy_RS.device))
-    band_RS = band_RS.masked_fill(~is_target_RS, _NO_BAND).to(torch.uint8).cpu().numpy()
+    bands_RS = band_RS.masked_fill(~is_target_RS, _NO_BAND).to(torch.uint8).cpu().numpy()
     target = np.memmap(partial, dtype=np.uint8, mode="r+", shape=shape)
     start = engine.layout.sp_rank * entropy_RS.shape[1]
     sample_ids = [sample for batch in batches for sample in batch.sample_ids]
     for row, sample in enumerate(sample_ids):
         if sample >= 0:
-            target[sample, start : start + entropy_RS.shape[1]] = band_RS[row]
+            target[sample, start : start + entropy_RS.shape[1]] = bands_RS[row]
     target.flush()
     dist.barrier()
     if engine.layout.is_main:
-        os.replace(partial, path)
+        partial.replace(path)
         described = {"edges_nats": edges, "shape": shape}
         staged = folder / "heldout_bands.json.partial"
         staged.write_text(json.dumps(described), encoding="utf-8")
-        os.replace(staged, folder / "heldout_bands.json")
+        staged.replace(folder / "heldout_bands.json")
     dist.barrier()
     return Bands(edges, path, shape)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     del model
     _compare(staging, trained, recipe)
     shutil.rmtree(out, ignore_errors=True)
-    os.rename(staging, out)
+    staging.rename(out)
     return out
 
 

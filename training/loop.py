@@ -15,7 +15,7 @@ from training.config import Recipe, dump_recipe
 from training.data import EpochOrder, SampleStream
 from training.dist import init_layout, raise_together
 from training.engine import Engine, build_engine
-from training.evaluation import Bands, evaluate, freeze_bands
+from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config
 from training.plan import Plan, derive_plan, run_identity
@@ -35,17 +35,19 @@ def train(recipe: Recipe) -> Path:
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     plan = derive_plan(recipe, pack, layout)
+    if recipe.evaluation.every_steps is not None:
+        heldout_stream(pack, recipe, layout)  # an empty split is refused before weights exist
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size)
     check_heads(model_config, sp_size=layout.sp_size)
     run_dir = Path(recipe.run_dir)
     raise_together(_start_run_folder(run_dir, recipe) if layout.is_main else None)
 
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
-    identity = run_identity(recipe, corpus, layout)
+    identity = run_identity(recipe, pack, layout)
     progress = Progress(step=0, tokens=0)
     if found := find_checkpoint(run_dir / "checkpoints"):
         progress = load_checkpoint(engine, found, identity=identity)
-    facts = asdict(plan) | {"parameters": engine.num_parameters, "corpus": corpus.fingerprint}
+    facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
     if layout.is_main:
         model_config.save_pretrained(run_dir / "model")  # export needs no hub and no recipe source
         _print_start(recipe, facts, progress)
@@ -83,9 +85,9 @@ def _run_steps(run: _Run, progress: Progress) -> None:
         micro_batch_samples=recipe.train.micro_batch_samples,
         order=EpochOrder(plan.samples_per_epoch, seed=recipe.seed),
     )
-    heldout = heldout_stream(run.pack, plan, recipe, run.engine)
     bands = None
     if recipe.evaluation.every_steps is not None:
+        heldout = heldout_stream(run.pack, recipe, run.engine.layout)
         bands = freeze_bands(
             run.engine,
             heldout,
@@ -95,14 +97,14 @@ def _run_steps(run: _Run, progress: Progress) -> None:
         )
         if progress.step == 0:
             _evaluate(run, heldout, bands, progress)
+    evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
     last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
     while progress.step < last_step:
         progress = _one_step(run, stream, progress)
         is_last = progress.step == last_step
-        if bands and (is_last or progress.step % recipe.evaluation.every_steps == 0):
+        if bands and evaluate_every and (is_last or progress.step % evaluate_every == 0):
             _evaluate(run, heldout, bands, progress)
-        every = recipe.checkpoint.every_steps
-        if is_last or (every and progress.step % every == 0):
+        if is_last or (save_every and progress.step % save_every == 0):
             save_checkpoint(
                 run.engine,
                 Path(recipe.run_dir) / "checkpoints",
@@ -131,19 +133,6 @@ def _one_step(run: _Run, stream: SampleStream, progress: Progress) -> Progress:
 def _evaluate(run: _Run, heldout: SampleStream, bands: Bands, progress: Progress) -> None:
     result = evaluate(run.engine, heldout, bands)
     run.metrics.log_evaluation(_position(run.plan, progress) | result)
-
-
-def heldout_stream(pack: PackIndex, plan: Plan, recipe: Recipe, engine: Engine) -> SampleStream:
-    """The validation samples in the order of the pack, one micro-step at a time."""
-    at_once = recipe.train.micro_batch_samples * engine.layout.dp_size
-    return SampleStream(
-        pack=pack,
-        split="val",
-        layout=engine.layout,
-        total_samples=plan.heldout_samples,
-        samples_per_step=at_once,
-        micro_batch_samples=recipe.train.micro_batch_samples,
-    )
 
 
 def _position(plan: Plan, progress: Progress) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def build_model(
             leave the weights at torch's defaults.
         seed: of the initial weights; rank 0's are broadcast.
     """
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     # transformers keeps a weak reference only: it must live until the weights are there
     keep_alive = HfDeepSpeedConfig(dict(ds_config))

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_prep.shards import Corpus, PackIndex
+from data_prep.shards import PackIndex
 from training.config import Recipe
 from training.data import batch_shape
 from training.dist import Layout
@@ -30,7 +30,6 @@ class Plan:
     planned_tokens: int
     tokens_per_epoch: int
     targets_per_epoch: int
-    heldout_samples: int
 
 
 def derive_plan(recipe: Recipe, pack: PackIndex, layout: Layout) -> Plan:
@@ -50,12 +49,6 @@ def derive_plan(recipe: Recipe, pack: PackIndex, layout: Layout) -> Plan:
         raise ValueError(
             f"data.corpus {recipe.data.corpus}: the train split has nothing to train on"
         )
-    heldout = pack.num_samples("val")
-    if recipe.evaluation.every_steps is not None and heldout == 0:
-        raise ValueError(
-            f"data.corpus {recipe.data.corpus}: the validation split is empty; build it with a "
-            "larger --val-frac, or set evaluation.every_steps: null to train without it"
-        )
     total_samples = max(1, round(recipe.train.epochs * num_samples))
     if recipe.train.max_steps is not None:
         total_samples = min(total_samples, recipe.train.max_steps * samples_per_step)
@@ -71,16 +64,15 @@ def derive_plan(recipe: Recipe, pack: PackIndex, layout: Layout) -> Plan:
         planned_tokens=round(pack.num_tokens("train") * total_samples / num_samples),
         tokens_per_epoch=pack.num_tokens("train"),
         targets_per_epoch=pack.num_targets("train"),
-        heldout_samples=min(heldout, recipe.evaluation.max_samples or heldout),
     )
 
 
-def run_identity(recipe: Recipe, corpus: Corpus, layout: Layout) -> dict[str, Any]:
+def run_identity(recipe: Recipe, pack: PackIndex, layout: Layout) -> dict[str, Any]:
     """What a checkpoint and its resume must share for the numbers to go on as they would have."""
     kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
     kept["train"].pop("stop_after_steps")
     return {
         "recipe": kept,
-        "corpus": corpus.fingerprint,
+        "pack": pack.fingerprint,
         "world_size": layout.world_size,
     }

@@ -87,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunk_statistics(
     hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """With z = logits - max and s = sum exp z: nll = ln s - z_target, H = ln s - sum(z exp z) / s."""
+    """nll = ln s - z_target and H = ln s - sum(z e^z) / s, with z = logits - max, s = sum e^z."""
     shifted_CV = (hidden_CD @ weight_VD.T).float()
     shifted_CV -= shifted_CV.amax(dim=1, keepdim=True)
     exp_CV = shifted_CV.exp()

@@ -1,0 +1,121 @@
+"""The chunked head equals plain logits in values and gradients, and never holds them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from training.entrodrop.head import linear_cross_entropy_with_entropy
+
+IGNORE = -100
+
+
+def plain_head(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference: all logits at once, in fp32."""
+    logits = hidden.float() @ weight.float().T
+    log_probs = torch.log_softmax(logits, dim=1)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=1)
+    return cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none"), entropy
+
+
+def make_inputs(
+    dtype: torch.dtype, num_tokens: int = 37, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    hidden = (torch.randn(num_tokens, 24, generator=generator) * scale).to(dtype)
+    weight = (torch.randn(211, 24, generator=generator) * 0.3).to(dtype)
+    targets = torch.randint(0, 211, (num_tokens,), generator=generator)
+    targets[::5] = IGNORE
+    upstream = torch.randn(num_tokens, generator=generator)
+    upstream[1::3] = 0.0
+    return hidden.requires_grad_(), weight.requires_grad_(), targets, upstream
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach().float(), expected.detach().float()
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 8, 37, 100, None])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_head_agrees_with_plain_logits(dtype, bound, chunk_tokens):
+    hidden, weight, targets, upstream = make_inputs(dtype)
+    nll, entropy = linear_cross_entropy_with_entropy(
+        hidden, weight, targets, chunk_tokens=chunk_tokens
+    )
+    found = torch.autograd.grad((nll * upstream).sum(), (hidden, weight))
+    expected_nll, expected_entropy = plain_head(hidden, weight, targets)
+    expected = torch.autograd.grad((expected_nll * upstream).sum(), (hidden, weight))
+    assert nll.dtype == entropy.dtype == torch.float32
+    assert relative_difference(nll, expected_nll) < bound
+    assert relative_difference(entropy, expected_entropy) < bound
+    for gradient, reference in zip(found, expected, strict=True):
+        assert gradient.dtype == dtype
+        assert relative_difference(gradient, reference) < bound
+
+
+def test_ignored_targets_have_no_loss_and_no_gradient():
+    hidden, weight, targets, _ = make_inputs(torch.float32)
+    nll, entropy = linear_cross_entropy_with_entropy(hidden, weight, targets)
+    (gradient,) = torch.autograd.grad(nll.sum(), hidden)
+    is_ignored = targets == IGNORE
+    assert (nll[is_ignored] == 0).all()
+    assert (gradient[is_ignored] == 0).all()
+    assert (gradient[~is_ignored] != 0).any(dim=1).all()
+    assert (entropy > 0).all()  # of every position, target or not
+
+
+def test_zero_upstream_gradient_gives_zero_gradients():
+    hidden, weight, targets, _ = make_inputs(torch.float32)
+    nll, _ = linear_cross_entropy_with_entropy(hidden, weight, targets)
+    for gradient in torch.autograd.grad((nll * 0).sum(), (hidden, weight)):
+        assert (gradient == 0).all()
+
+
+def test_entropy_carries_no_gradient():
+    hidden, weight, targets, _ = make_inputs(torch.float32)
+    nll, entropy = linear_cross_entropy_with_entropy(hidden, weight, targets)
+    assert nll.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_certain_predictions_have_entropy_zero_and_finite_loss():
+    hidden, weight, targets, upstream = make_inputs(torch.float32, scale=1e4)
+    nll, entropy = linear_cross_entropy_with_entropy(hidden, weight, targets)
+    (gradient,) = torch.autograd.grad((nll * upstream).sum(), hidden)
+    assert torch.isfinite(nll).all()
+    assert torch.isfinite(gradient).all()
+    assert (entropy >= 0).all()
+    assert (entropy == 0).any()
+
+
+def test_no_tokens_are_no_trouble():
+    hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.ones(9, 4, requires_grad=True)
+    nll, entropy = linear_cross_entropy_with_entropy(hidden, weight, torch.zeros(0).long())
+    nll.sum().backward()
+    assert nll.shape == entropy.shape == (0,)
+    assert (weight.grad == 0).all()
+
+
+def test_no_tensor_holds_the_logits_of_all_tokens():
+    """The largest tensor that forward and backward make is a chunk of logits or a gradient."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                self.numel = max(self.numel, result.numel())
+            return result
+
+    hidden = torch.randn(512, 8, requires_grad=True)
+    weight = torch.randn(1000, 8, requires_grad=True)
+    targets = torch.randint(0, 1000, (512,))
+    with Largest() as largest:
+        nll, _ = linear_cross_entropy_with_entropy(hidden, weight, targets, chunk_tokens=16)
+        nll.sum().backward()
+    assert largest.numel == 16 * 1000

@@ -1,0 +1,84 @@
+"""A recipe is refused with every mistake named, or is exactly what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.layouts import tiny_recipe
+from training.config import dump_recipe, load_recipe
+
+GOOD = """
+run_dir: runs/x
+model: {config: {model_type: qwen3}}
+data: {corpus: data/x, sequence_tokens: 128}
+train: {global_batch_tokens: 1024}
+optimizer: {lr: 1e-5}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_scientific_notation_is_a_number(tmp_path):
+    assert load_recipe(write(tmp_path, GOOD)).optimizer.lr == 1e-5  # PyYAML reads a string
+
+
+def test_overrides_reach_any_depth_and_create_sections(tmp_path):
+    recipe = load_recipe(
+        write(tmp_path, GOOD), ["optimizer.lr=2e-4", "dropout.curriculum.kind=linear", "seed=7"]
+    )
+    assert (recipe.optimizer.lr, recipe.dropout.curriculum.kind, recipe.seed) == (2e-4, "linear", 7)
+
+
+def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
+    text = GOOD.replace("lr:", "lrr:").replace("sequence_tokens", "sequence_token")
+    with pytest.raises(ValueError) as caught:
+        load_recipe(write(tmp_path, text), ["train.epochs=-1", "dropout.were=loss"])
+    message = str(caught.value)
+    assert "optimizer.lrr: unknown key; did you mean optimizer.lr?" in message
+    assert "did you mean data.sequence_tokens?" in message
+    assert "dropout.were: unknown key; did you mean dropout.where?" in message
+    assert "train.epochs: Input should be greater than 0 (is -1)" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.global_batch_tokens=1000", "nearest that work: 896, 1024"),
+        ("train.sequence_parallel_size=3", "does not divide"),
+        ("regulariser=entrodrop2", "'none' or 'entrodrop'"),
+        ("model.pretrained=some/model", "exactly one of"),
+        ("dropout.replace=mask_token", "mask_token_id"),
+        ("seed", "not of the form a.b=c"),
+        ("seed=[", "override 'seed=\\['"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(tmp_path, override, expected):
+    with pytest.raises(ValueError, match=expected):
+        load_recipe(write(tmp_path, GOOD), [override])
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'run_dir' stands twice"):
+        load_recipe(write(tmp_path, GOOD + "run_dir: other\n"))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [1", "just words"])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=r"recipe\.yaml"):
+        load_recipe(write(tmp_path, text))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        load_recipe(tmp_path / "absent.yaml")
+
+
+def test_the_dump_of_a_recipe_is_the_recipe(tmp_path):
+    recipe = tiny_recipe(dropout__where="both", train__epochs=2.5)
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe

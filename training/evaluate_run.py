@@ -1,0 +1,49 @@
+"""Score an exported run on its validation split, on any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from data_prep.shards import open_corpus
+from training.config import load_recipe
+from training.dist import init_layout
+from training.engine import build_engine
+from training.evaluation import evaluate, heldout_stream, load_bands
+from training.model import check_heads, resolve_model_config
+
+
+def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
+    """Held-out loss of `run_dir/export`, by the bands that the run froze when it has any.
+
+    Args:
+        run_dir: a run folder with an export.
+        overrides: keys of the recipe, for example `train.sequence_parallel_size=1`.
+
+    Returns:
+        The result, which rank 0 also writes to `run_dir/evaluation.json`.
+
+    Raises:
+        ValueError: when there is no export or no held-out data.
+    """
+    recipe = load_recipe(run_dir / "recipe.resolved.yaml", overrides)
+    exported = run_dir / "export"
+    if not (exported / "config.json").exists():
+        raise ValueError(f"{exported} is missing; run: python -m training export {run_dir}")
+    model = dataclasses.replace(recipe.model, pretrained=str(exported), config=None)
+    recipe = dataclasses.replace(recipe, model=model)
+    layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
+    corpus = open_corpus(recipe.data.corpus)
+    pack = corpus.open_pack(recipe.data.sequence_tokens)
+    stream = heldout_stream(pack, recipe, layout)
+    model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size)
+    check_heads(model_config, sp_size=layout.sp_size)
+    engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1, trains=False)
+    frozen = run_dir / "heldout_bands"
+    result = evaluate(engine, stream, load_bands(frozen) if frozen.exists() else None)
+    if layout.is_main:
+        text = json.dumps(result, indent=1) + "\n"
+        (run_dir / "evaluation.json").write_text(text, encoding="utf-8")
+    return result
