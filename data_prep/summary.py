@@ -1,0 +1,80 @@
+"""What each verb says at its end: what was written, what it means, what to run next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.manifest import SPLITS, Manifest
+from data_prep.pack_index import PackIndex
+from data_prep.verify import Check
+
+_COMMAND = "python -m data_prep"
+
+
+def build_summary(manifest: Manifest, *, folder: Path) -> str:
+    ledger = manifest.ledger
+    tokenizer = manifest.tokenizer
+    lines = [
+        f"corpus     {folder}",
+        f"tokenizer  {tokenizer.source} ({tokenizer.kind}), {manifest.vocab_size:,} ids as "
+        f"{manifest.token_dtype}, kept in {folder / 'tokenizer'}",
+        f"documents  {ledger.num_documents_in:,} read = {ledger.num_documents_kept:,} kept + "
+        f"{ledger.num_documents_empty:,} empty + {ledger.num_documents_bad:,} bad",
+        f"tokens     {ledger.num_tokens_in:,} from documents + {ledger.num_tokens_special:,} "
+        f"special = {ledger.num_tokens_kept:,} kept + {ledger.num_tokens_left_out:,} left out",
+    ]
+    for split in SPLITS:
+        part = ledger.by_split[split]
+        num_shards = len(manifest.split_shards(split))
+        lines.append(
+            f"{split:<10} {part.num_documents:,} documents, {part.num_tokens:,} tokens, "
+            f"{num_shards:,} shard{'' if num_shards == 1 else 's'}"
+        )
+    lines += _remarks(manifest)
+    lines.append(f"next       {_COMMAND} pack {folder} --seq-len 2048")
+    return "\n".join(lines)
+
+
+def _remarks(manifest: Manifest) -> list[str]:
+    lines = []
+    for reason, count in manifest.ledger.bad_by_reason.items():
+        lines.append(f"bad        {count:,} x {reason}")
+    lines += [f"           {where}" for where in manifest.ledger.first_bad]
+    if not manifest.special_ids.document_suffix:
+        lines.append("note       documents do not end with EOS")
+    val = manifest.ledger.by_split["val"]
+    if manifest.split.val_frac and not val.num_documents:
+        lines.append(
+            "note       no document fell into val; with this few documents raise --val-frac"
+        )
+    return lines
+
+
+def pack_summary(index: PackIndex, *, corpus_folder: Path) -> str:
+    lines = [f"pack       {index.folder} ({index.policy}, {index.seq_len:,} tokens a sample)"]
+    for split in SPLITS:
+        part = index.manifest.splits[split]
+        share = part.num_padding / max(1, part.num_samples * index.seq_len)
+        lines.append(
+            f"{split:<10} {part.num_samples:,} samples of {part.num_pieces:,} pieces: "
+            f"{part.num_tokens:,} tokens (none lost), {part.num_targets:,} targets, "
+            f"{share:.2%} padding"
+        )
+    lines.append(f"next       {_COMMAND} inspect {corpus_folder} --seq-len {index.seq_len}")
+    return "\n".join(lines)
+
+
+def verify_summary(checks: Sequence[Check], *, folder: Path, deep: bool) -> str:
+    lines = [
+        f"{'FAILED' if check.problem else 'ok':<7} {check.name:<20} {check.problem or check.detail}"
+        for check in checks
+    ]
+    num_failed = sum(check.problem is not None for check in checks)
+    if num_failed:
+        lines.append(f"{folder}: {num_failed} of {len(checks)} checks failed; do not train on it")
+    elif deep:
+        lines.append(f"{folder}: whole")
+    else:
+        lines.append(f"{folder}: sound; {_COMMAND} verify {folder} --deep reads checksums too")
+    return "\n".join(lines)

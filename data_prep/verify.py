@@ -1,0 +1,176 @@
+"""The verify verb: a corpus and its packs, held against what their manifests promise."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.checksums import check_checksums
+from data_prep.manifest import (
+    MANIFEST_NAME,
+    SPLITS,
+    Manifest,
+    Split,
+    files_sha256,
+    load_manifest,
+)
+from data_prep.mapped import checked_path
+from data_prep.progress import progress_bar
+from data_prep.shards import Corpus, open_corpus
+from data_prep.verify_pack import check_pack
+
+_CHUNK_TOKENS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table; `problem` is None when all is well."""
+
+    name: str
+    detail: str
+    problem: str | None = None
+
+
+def verify(folder: Path, *, deep: bool) -> list[Check]:
+    """Every check that can still be made; those that need a broken part are left out."""
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ValueError(f"{folder}: no {MANIFEST_NAME}; not a folder that build has finished")
+    checks = [_run("manifest", lambda: _check_manifest(folder))]
+    if checks[-1].problem:
+        return checks
+    manifest = load_manifest(folder)
+    checks.append(_run("sizes", lambda: _check_sizes(folder, manifest=manifest)))
+    checks.append(_run("tokenizer", lambda: _check_tokenizer(folder, manifest=manifest)))
+    if checks[-2].problem:
+        return checks
+    if deep:
+        files = manifest.shard_files()
+        checks.append(_run("checksums", lambda: check_checksums(folder, files=files)))
+    corpus = open_corpus(folder)
+    checks.append(_run("document offsets", lambda: _check_offsets(corpus)))
+    if checks[-1].problem:
+        return checks
+    checks.append(_run("ids", lambda: _check_ids(corpus)))
+    checks.append(_run("document ends", lambda: _check_ends(corpus)))
+    checks.append(_run("train/val overlap", lambda: _check_overlap(corpus)))
+    for pack in sorted(folder.glob("pack-*")):
+        checks.append(_run(pack.name, lambda pack=pack: check_pack(corpus, pack, deep=deep)))
+    return checks
+
+
+def _run(name: str, check: Callable[[], str]) -> Check:
+    """A check returns what it saw, or raises a ValueError that says what is wrong."""
+    try:
+        return Check(name, check())
+    except (ValueError, OSError) as error:
+        return Check(name, "", problem=str(error))
+
+
+def _check_manifest(folder: Path) -> str:
+    manifest = load_manifest(folder)
+    ledger = manifest.ledger
+    return f"{ledger.num_documents_kept:,} documents, {ledger.num_tokens_kept:,} tokens, adds up"
+
+
+def _check_sizes(folder: Path, *, manifest: Manifest) -> str:
+    for file in manifest.shard_files():
+        checked_path(folder, file)
+    return f"{len(manifest.shards)} shards"
+
+
+def _check_tokenizer(folder: Path, *, manifest: Manifest) -> str:
+    """Small, so always by checksum: another tokenizer makes other text of the same ids."""
+    record = manifest.tokenizer
+    summary = check_checksums(folder / "tokenizer", files=record.files)
+    if files_sha256(record.files) != record.sha256:
+        raise ValueError(f"tokenizer: expected sha256 {record.sha256[:16]} over its files")
+    return summary
+
+
+def _check_offsets(corpus: Corpus) -> str:
+    for split in SPLITS:
+        for shard, tokens, offsets in corpus.shard_arrays(split):
+            for what, expected, found in (
+                ("first offset", 0, int(offsets[0])),
+                ("last offset", len(tokens), int(offsets[-1])),
+            ):
+                if expected != found:
+                    raise ValueError(
+                        f"{shard.docs.name}: {what}: expected {expected}, found {found}"
+                    )
+            wrong = np.flatnonzero(offsets[1:] <= offsets[:-1])
+            if len(wrong):
+                row = int(wrong[0])
+                raise ValueError(
+                    f"{shard.docs.name}: document {row}: expected an end above {offsets[row]}, "
+                    f"found {offsets[row + 1]}"
+                )
+    return "rising, no document empty"
+
+
+def _check_ids(corpus: Corpus) -> str:
+    num_tokens = sum(corpus.num_tokens(split) for split in SPLITS)
+    with progress_bar(num_tokens, what="ids", unit=" tokens") as bar:
+        for split in SPLITS:
+            for shard, tokens, _ in corpus.shard_arrays(split):
+                for start in range(0, len(tokens), _CHUNK_TOKENS):
+                    chunk = tokens[start : start + _CHUNK_TOKENS]
+                    if int(chunk.max()) >= corpus.vocab_size:
+                        at = start + int(np.argmax(chunk >= corpus.vocab_size))
+                        raise ValueError(
+                            f"{shard.tokens.name}: token {at}: expected an id below "
+                            f"{corpus.vocab_size}, found {tokens[at]}"
+                        )
+                    bar.update(len(chunk))
+    return f"all below {corpus.vocab_size:,}"
+
+
+def _check_ends(corpus: Corpus) -> str:
+    special = corpus.manifest.special_ids
+    prefix, suffix = special.document_prefix, special.document_suffix
+    ledger = corpus.manifest.ledger
+    if ledger.num_tokens_special != ledger.num_documents_kept * (len(prefix) + len(suffix)):
+        return "not checked: documents came with ids of their own"
+    for split in SPLITS:
+        for shard, tokens, offsets in corpus.shard_arrays(split):
+            starts, ends = offsets[:-1], offsets[1:]
+            places = [(starts + i, token) for i, token in enumerate(prefix)]
+            places += [(ends - len(suffix) + i, token) for i, token in enumerate(suffix)]
+            for at, token in places:
+                wrong = np.flatnonzero(tokens[at] != token)
+                if len(wrong):
+                    row = int(wrong[0])
+                    raise ValueError(
+                        f"{shard.name}: document {row}: expected special id {token} at token "
+                        f"{at[row]}, found {tokens[at[row]]}"
+                    )
+    return f"each has {list(prefix)} in front and {list(suffix)} behind"
+
+
+def _check_overlap(corpus: Corpus) -> str:
+    """Same ids on both sides would be learnt by heart and then held up as generalisation."""
+    held_out = {digest: where for where, digest in _digests(corpus, split="val")}
+    if not held_out:
+        return "no document is held out"
+    total = corpus.num_documents("train")
+    with progress_bar(total, what="overlap", unit=" documents") as bar:
+        for where, digest in _digests(corpus, split="train"):
+            if digest in held_out:
+                raise ValueError(
+                    f"{where} and {held_out[digest]} hold the same tokens: expected no document "
+                    "on both sides"
+                )
+            bar.update(1)
+    return f"none of {len(held_out):,} held-out texts is in train"
+
+
+def _digests(corpus: Corpus, *, split: Split) -> Iterator[tuple[str, bytes]]:
+    for shard, tokens, offsets in corpus.shard_arrays(split):
+        for row, (start, end) in enumerate(pairwise(offsets)):
+            digest = hashlib.blake2b(tokens[start:end], digest_size=16).digest()
+            yield f"{shard.name} document {row}", digest

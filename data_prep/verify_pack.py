@@ -1,0 +1,84 @@
+"""Checks of a pack: every token of the corpus in exactly one sample, no sample too long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.checksums import check_checksums
+from data_prep.manifest import SPLITS, Split
+from data_prep.pack_index import PackIndex
+from data_prep.shards import Corpus
+
+
+def check_pack(corpus: Corpus, folder: Path, *, deep: bool) -> str:
+    """Raise a ValueError that names what is wrong, or say what was seen."""
+    number = folder.name.removeprefix("pack-")
+    if not number.isdecimal():
+        raise ValueError(f"{folder}: expected pack-<tokens>, found {folder.name}")
+    index = corpus.open_pack(int(number))
+    if deep:
+        parts = index.manifest.splits.values()
+        check_checksums(folder, files=[f for part in parts for f in (part.pieces, part.samples)])
+    for split in SPLITS:
+        _check_samples(index, split=split)
+        _check_cover(index, split=split, lengths=corpus.document_lengths(split))
+    return f"{index.num_samples('train'):,} + {index.num_samples('val'):,} samples, all tokens once"
+
+
+def _check_samples(index: PackIndex, *, split: Split) -> None:
+    pieces, samples = index.arrays(split)
+    name = f"{index.folder.name}/{split}.samples"
+    if samples[0] != 0 or samples[-1] != len(pieces):
+        raise ValueError(
+            f"{name}: expected bounds 0 to {len(pieces)}, found {samples[0]} to {samples[-1]}"
+        )
+    wrong = np.flatnonzero(np.diff(samples) < 1)
+    if len(wrong):
+        raise ValueError(f"{name}: sample {wrong[0]}: expected at least one piece, found none")
+    lengths = pieces[:, 2]
+    if len(lengths) and (lengths.min() < 1 or lengths.max() > index.seq_len):
+        raise ValueError(
+            f"{index.folder.name}/{split}.pieces: expected lengths from 1 to {index.seq_len}, "
+            f"found {lengths.min()} to {lengths.max()}"
+        )
+    num_tokens = np.diff(np.concatenate([[0], np.cumsum(lengths)])[samples])
+    wrong = np.flatnonzero(num_tokens > index.seq_len)
+    if len(wrong):
+        raise ValueError(
+            f"{name}: sample {wrong[0]}: expected at most {index.seq_len} tokens, "
+            f"found {num_tokens[wrong[0]]}"
+        )
+
+
+def _check_cover(index: PackIndex, *, split: Split, lengths: np.ndarray) -> None:
+    """In the order of (document, start) each piece begins where the last ended, none is missing.
+
+    Documents of 5 and 2 tokens: (0, 0, 3), (0, 3, 2), (1, 0, 2) expects the starts 0, 3, 0.
+    """
+    pieces = index.arrays(split)[0]
+    name = f"{index.folder.name}/{split}.pieces"
+    found = np.unique(pieces[:, 0])
+    if not np.array_equal(found, np.arange(len(lengths))):
+        raise ValueError(
+            f"{name}: expected each of {len(lengths):,} documents, found {len(found):,}, "
+            f"numbers {found[:1]} to {found[-1:]}"
+        )
+    document, start, length = pieces[np.lexsort((pieces[:, 1], pieces[:, 0]))].T
+    is_first = np.append(True, document[1:] != document[:-1])[: len(document)]
+    expected = np.where(is_first, 0, np.append(0, (start + length)[:-1])[: len(document)])
+    wrong = np.flatnonzero(start != expected)
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(
+            f"{name}: document {document[at]}: expected a piece from token {expected[at]}, "
+            f"found one from {start[at]}"
+        )
+    ends = (start + length)[np.append(is_first[1:], True)[: len(document)]]
+    wrong = np.flatnonzero(ends != lengths)
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(
+            f"{name}: document {at}: expected pieces up to token {lengths[at]}, found {ends[at]}"
+        )
