@@ -16,7 +16,6 @@ class Document:
     """Text, or ids when the corpus is tokenised already."""
 
     content: str | np.ndarray
-    where: str
     num_bytes: int
 
 
@@ -57,7 +56,7 @@ class Intake:
 
 def text_document(content: bytes, *, where: str) -> Document | BadInput:
     try:
-        return Document(content.decode("utf-8"), where=where, num_bytes=len(content))
+        return Document(content.decode("utf-8"), num_bytes=len(content))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         return invalid_utf8(error, where=f"{where}:{line}")
@@ -80,7 +79,7 @@ def checked_value(value: object, *, where: str, options: ReadOptions) -> Documen
         detail = f"{options.key!r} holds {type(value).__name__}"
         return BadInput(where, reason="not text", detail=detail)
     try:
-        return Document(value, where=where, num_bytes=len(value.encode("utf-8")))
+        return Document(value, num_bytes=len(value.encode("utf-8")))
     except UnicodeEncodeError as error:
         # JSON may spell half of a surrogate pair; no tokenizer takes it, and one such
         # document fails its whole batch.
@@ -97,4 +96,4 @@ def _checked_ids(value: object, *, where: str, options: ReadOptions) -> Document
         detail = f"{value[index]} at index {index}, vocabulary has {options.vocab_size}"
         reason = "id outside the vocabulary"
         return BadInput(where, reason=reason, detail=detail, num_tokens=len(value))
-    return Document(np.array(value, dtype=np.uint32), where=where, num_bytes=4 * len(value))
+    return Document(np.array(value, dtype=np.uint32), num_bytes=4 * len(value))

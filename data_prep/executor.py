@@ -29,17 +29,18 @@ def launched_by_mpi() -> bool:
 
 
 @contextmanager
-def open_executor(num_workers: int) -> Iterator[Executor]:
-    """Workers with one core each; a single one is this process itself."""
+def open_executor(num_workers: int) -> Iterator[tuple[Executor, int]]:
+    """Workers with one core each, and how many came; a single one is this process itself."""
     if launched_by_mpi():
         from mpi4py import MPI
         from mpi4py.futures import MPICommExecutor
 
         with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
-            yield cast(Executor, executor)  # None only on other ranks, which never come here
+            # None only on other ranks, which never come here.
+            yield cast(Executor, executor), MPI.COMM_WORLD.size
     elif num_workers == 1:
         with _one_tokenizer_thread():
-            yield _InThisProcess()
+            yield _InThisProcess(), 1
     else:
         # Spawned, not forked: tokenizers holds threads, which a fork would tear.
         pool = ProcessPoolExecutor(
@@ -48,7 +49,7 @@ def open_executor(num_workers: int) -> Iterator[Executor]:
             initializer=_start_process,
         )
         try:
-            yield pool
+            yield pool, num_workers
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

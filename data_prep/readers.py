@@ -89,7 +89,7 @@ def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
 
 def _json_document(line: bytes, *, where: str, options: ReadOptions) -> Document | BadInput:
     if not line.strip():
-        return Document("", where=where, num_bytes=0)
+        return Document("", num_bytes=0)
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

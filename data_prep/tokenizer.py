@@ -133,18 +133,19 @@ def _special_ids(backend: tokenizers.Tokenizer, *, folder: Path) -> SpecialIds:
     settings = _read_json(folder / "tokenizer_config.json")
     names = {**_read_json(folder / "special_tokens_map.json"), **settings}
     ids = {role: _token_id(backend, names.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
-    if "add_bos_token" in settings or "add_eos_token" in settings:
-        # transformers then replaces what tokenizer.json says; so do we.
-        bos = ids["bos"]
-        adds_bos = settings.get("add_bos_token") is True
-        prefix: tuple[int, ...] = (bos,) if adds_bos and bos is not None else ()
-    else:
-        prefix = _template_prefix(backend)
-    return SpecialIds(bos=ids["bos"], eos=ids["eos"], pad=ids["pad"], document_prefix=prefix)
+    return SpecialIds(
+        bos=ids["bos"],
+        eos=ids["eos"],
+        pad=ids["pad"],
+        document_prefix=_template_prefix(backend),
+    )
 
 
 def _template_prefix(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """What the tokenizer's own template puts before a text."""
+    """What the tokenizer's own template puts before a text.
+
+    transformers 5 heeds nothing else: with a tokenizer.json it ignores `add_bos_token`.
+    """
     plain = backend.encode("a", add_special_tokens=False).ids
     full = backend.encode("a", add_special_tokens=True).ids
     for start in range(len(full) - len(plain) + 1):

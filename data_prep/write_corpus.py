@@ -56,8 +56,11 @@ def write_corpus(
     intake, tally = Intake(), _Tally()
     documents = read_documents(files, options=read, intake=intake)
     tasks = batches(documents, settings=encode)
-    with open_executor(num_workers) as executor, bytes_bar(files, what="tokenise") as bar:
-        window = 2 * num_workers
+    with (
+        open_executor(num_workers) as (executor, num_came),
+        bytes_bar(files, what="tokenise") as bar,
+    ):
+        window = 2 * num_came
         results = map_in_order(encode_batch, tasks, executor=executor, window=window)
         with closing(results):
             for batch in results:

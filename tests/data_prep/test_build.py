@@ -1,0 +1,306 @@
+"""A build: same bytes for any number of workers, a ledger that adds up, all or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.pack import pack
+from data_prep.shards import open_corpus
+from data_prep.tokenizer import load_tokenizer
+from data_prep.verify import verify
+
+
+@pytest.fixture
+def source(tmp_path: Path, texts: list[str], write_jsonl: Callable[..., Path]) -> Path:
+    return write_jsonl(tmp_path / "docs.jsonl", texts)
+
+
+def _decoded(folder: Path) -> list[str]:
+    corpus = open_corpus(folder)
+    tokenizer = load_tokenizer(corpus.tokenizer_dir)
+    documents = (corpus.document(i) for i in range(corpus.num_documents()))
+    return [tokenizer.decode(ids.tolist()) for ids in documents]
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_any_number_of_workers_writes_the_same_bytes(
+    source: Path,
+    build_corpus: Callable[..., Path],
+    tree: Callable[[Path], dict[str, bytes]],
+    tmp_path: Path,
+    num_workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("data_prep.encode.BATCH_DOCUMENTS", 7)
+    changes = {"val_frac": 0.3, "shard_mib": 0.01}
+    one = build_corpus(source, out=tmp_path / "one", num_workers=1, **changes)
+    many = build_corpus(source, out=tmp_path / "many", num_workers=num_workers, **changes)
+    assert tree(one) == tree(many)
+    assert len(open_corpus(one).manifest.shards) > 3
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_training_a_tokenizer_twice_gives_the_same_corpus(
+    source: Path,
+    build_corpus: Callable[..., Path],
+    tree: Callable[[Path], dict[str, bytes]],
+    tmp_path: Path,
+    algorithm: str,
+) -> None:
+    changes = {"tokenizer": None, "train_tokenizer": algorithm, "train_vocab_size": 350}
+    one = build_corpus(source, out=tmp_path / "one", **changes)
+    two = build_corpus(source, out=tmp_path / "two", **changes)
+    assert tree(one) == tree(two)
+
+
+def test_any_text_comes_back_exactly_with_eos_behind(
+    tmp_path: Path,
+    tricky: tuple[str, ...],
+    write_jsonl: Callable[..., Path],
+    build_corpus: Callable[..., Path],
+) -> None:
+    folder = build_corpus(write_jsonl(tmp_path / "docs.jsonl", tricky))
+    assert _decoded(folder) == [text + "<eos>" for text in tricky]
+
+
+def test_no_eos_leaves_the_text_alone(source: Path, build_corpus: Callable[..., Path]) -> None:
+    folder = build_corpus(source, add_eos=False)
+    assert not any(text.endswith("<eos>") for text in _decoded(folder))
+    assert open_corpus(folder).manifest.ledger.num_tokens_special == 0
+
+
+def test_the_ledger_accounts_for_every_document_and_token(
+    tmp_path: Path, build_corpus: Callable[..., Path]
+) -> None:
+    path = tmp_path / "docs.jsonl"
+    lines = ['{"ids": [1, 2, 3]}', '{"ids": []}', '{"ids": [1, 99999]}', "broken", '{"ids": [4]}']
+    path.write_text("\n".join(lines) + "\n")
+    ledger = open_corpus(build_corpus(path, ids_key="ids", on_error="skip")).manifest.ledger
+    assert (ledger.num_documents_in, ledger.num_documents_kept) == (5, 2)
+    assert (ledger.num_documents_empty, ledger.num_documents_bad) == (1, 2)
+    assert (ledger.num_tokens_in, ledger.num_tokens_left_out, ledger.num_tokens_kept) == (6, 2, 4)
+    assert ledger.bad_by_reason == {"broken JSON": 1, "id outside the vocabulary": 1}
+    assert "docs.jsonl:3" in ledger.first_bad[0]
+    assert "docs.jsonl:4" in ledger.first_bad[1]
+
+
+def test_the_ledger_agrees_with_the_shards(source: Path, build_corpus: Callable[..., Path]) -> None:
+    corpus = open_corpus(build_corpus(source, val_frac=0.3))
+    ledger = corpus.manifest.ledger
+    for split in ("train", "val"):
+        lengths = [len(corpus.document(i, split)) for i in range(corpus.num_documents(split))]
+        assert ledger.by_split[split].num_tokens == sum(lengths) == corpus.num_tokens(split)
+        assert ledger.by_split[split].num_documents == len(lengths)
+    assert ledger.num_tokens_special == ledger.num_documents_kept == 120
+
+
+def test_equal_documents_are_never_on_both_sides(
+    tmp_path: Path,
+    texts: list[str],
+    write_jsonl: Callable[..., Path],
+    build_corpus: Callable[..., Path],
+) -> None:
+    """Nor are those that differ in white space, case or width only."""
+    twice = [*texts, *texts, *(text.upper() + " \n" for text in texts)]
+    folder = build_corpus(write_jsonl(tmp_path / "docs.jsonl", twice), val_frac=0.5)
+    corpus = open_corpus(folder)
+    assert corpus.num_documents("val") % 3 == 0
+    tokenizer = load_tokenizer(corpus.tokenizer_dir)
+    sides = [
+        {
+            "".join(tokenizer.decode(corpus.document(i, split).tolist()).casefold().split())
+            for i in range(corpus.num_documents(split))
+        }
+        for split in ("train", "val")
+    ]
+    assert sides[0] and sides[1]
+    assert not sides[0] & sides[1]
+
+
+def test_the_split_does_not_depend_on_the_tokenizer(
+    source: Path, build_corpus: Callable[..., Path], tmp_path: Path, unigram_folder: Path
+) -> None:
+    one = build_corpus(source, out=tmp_path / "one", val_frac=0.3)
+    two = build_corpus(source, out=tmp_path / "two", val_frac=0.3, tokenizer=str(unigram_folder))
+    assert _decoded(one) == _decoded(two)
+
+
+def test_val_frac_is_about_that_share(
+    tmp_path: Path, write_jsonl: Callable[..., Path], build_corpus: Callable[..., Path]
+) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", (f"document {n}" for n in range(4000)))
+    num_val = open_corpus(build_corpus(path, val_frac=0.1)).num_documents("val")
+    assert 320 < num_val < 480  # four standard deviations around 400
+
+
+def test_a_literal_end_token_in_a_text_ends_nothing(
+    tmp_path: Path, write_jsonl: Callable[..., Path], build_corpus: Callable[..., Path]
+) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", ["before <eos> after", "<eos><eos>"])
+    corpus = open_corpus(build_corpus(path))
+    eos = corpus.manifest.special_ids.eos
+    for i in range(2):
+        assert np.flatnonzero(corpus.document(i) == eos).tolist() == [len(corpus.document(i)) - 1]
+
+
+def test_a_bad_document_leaves_nothing_behind(
+    tmp_path: Path, source: Path, build_corpus: Callable[..., Path]
+) -> None:
+    with source.open("a") as file:
+        file.write("{broken\n")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"docs\.jsonl:121: broken JSON"):
+        build_corpus(source)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_older_corpus_stays_unless_told_otherwise(
+    source: Path, build_corpus: Callable[..., Path], tree: Callable[[Path], dict[str, bytes]]
+) -> None:
+    folder = build_corpus(source)
+    before = tree(folder)
+    with pytest.raises(
+        ValueError, match="exists already; choose another folder or add --overwrite"
+    ):
+        build_corpus(source)
+    assert tree(folder) == before
+    build_corpus(source, add_eos=False, overwrite=True)
+    assert tree(folder) != before
+
+
+def test_overwrite_never_deletes_a_folder_that_is_not_ours(
+    tmp_path: Path, source: Path, build_corpus: Callable[..., Path]
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match=r"has no manifest\.json; choose another folder"):
+        build_corpus(source, out=tmp_path / "home", overwrite=True)
+    folder = build_corpus(source)
+    (folder / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match="overlaps with --input"):
+        build_corpus(folder / "notes.txt", overwrite=True)
+
+
+_KILLED = """
+import sys
+from data_prep import write_corpus
+inner = write_corpus._write_batch
+def slow(batch, *, writers):
+    inner(batch, writers=writers)
+    print("wrote", flush=True)
+    import time; time.sleep(0.2)
+write_corpus._write_batch = slow
+if __name__ == "__main__":
+    from data_prep import encode
+    encode.BATCH_DOCUMENTS = 5
+    from data_prep.__main__ import main
+    main(sys.argv[1:])
+"""
+
+
+def _children(pid: int) -> list[int]:
+    listing = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in listing.read_text().split()]
+
+
+def test_a_killed_build_leaves_nothing_at_its_name_and_no_process(
+    tmp_path: Path, source: Path, bpe_folder: Path, build_corpus: Callable[..., Path]
+) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(_KILLED)
+    out = tmp_path / "corpus"
+    arguments = ["build", "--input", source, "--tokenizer", bpe_folder, "--out", out]
+    process = subprocess.Popen(
+        [sys.executable, script, *map(str, arguments), "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert process.stdout and process.stdout.readline() == b"wrote\n"
+    workers = _children(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not out.exists()
+    assert (tmp_path / ".corpus.building").is_dir()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive the build that was killed"
+        time.sleep(0.05)
+    build_corpus(source)  # clears what the killed one left
+    assert not (tmp_path / ".corpus.building").exists()
+    assert all(check.problem is None for check in verify(out, deep=True))
+
+
+def test_two_builds_of_one_folder_do_not_mix(
+    tmp_path: Path, source: Path, build_corpus: Callable[..., Path]
+) -> None:
+    from data_prep.durable import staged_folder
+
+    with (
+        pytest.raises(ValueError, match="another process is writing it"),
+        staged_folder(tmp_path / "corpus"),
+    ):
+        build_corpus(source)
+
+
+def test_a_tokenizer_with_more_ids_than_uint16_gets_uint32(
+    tmp_path: Path, build_corpus: Callable[..., Path]
+) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {f"w{n}": n for n in range(70_000)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "docs.txt").write_text("w1 w69999 w65536")
+    corpus = open_corpus(
+        build_corpus(tmp_path / "docs.txt", tokenizer=f"{tmp_path}/tokenizer.json")
+    )
+    assert corpus.document(0).tolist() == [1, 69999, 65536]
+    assert corpus.document(0).dtype == np.uint32
+
+
+def test_nothing_left_to_train_on_is_an_error(
+    tmp_path: Path, build_corpus: Callable[..., Path]
+) -> None:
+    (tmp_path / "docs.txt").write_text("  \n")
+    with pytest.raises(ValueError, match="no document is left to train on: 1 read, 1 empty"):
+        build_corpus(tmp_path / "docs.txt")
+
+
+def test_an_empty_val_split_packs_and_verifies(
+    tmp_path: Path, build_corpus: Callable[..., Path]
+) -> None:
+    (tmp_path / "docs.txt").write_text("one document")
+    folder = build_corpus(tmp_path / "docs.txt")
+    index = pack(folder, seq_len=8)
+    assert (index.num_samples("val"), index.num_tokens("val")) == (0, 0)
+    assert all(check.problem is None for check in verify(folder, deep=True))
+
+
+def test_the_manifest_is_plain_json_without_time_or_machine(
+    source: Path, build_corpus: Callable[..., Path]
+) -> None:
+    manifest = json.loads((build_corpus(source) / "manifest.json").read_text())
+    assert sorted(manifest) == [
+        "ledger",
+        "schema_version",
+        "shards",
+        "sources",
+        "special_ids",
+        "split",
+        "token_dtype",
+        "tokenizer",
+        "vocab_size",
+    ]

@@ -1,0 +1,166 @@
+"""The command as a user meets it: help that teaches, short errors, summaries with a next step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.show import printable
+
+Cli = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("verb", [[], ["build"], ["pack"], ["inspect"], ["verify"]])
+def test_help_explains_and_gives_an_example(run_cli: Cli, verb: list[str]) -> None:
+    code, out, _ = run_cli(*verb, "--help")
+    assert code == 0
+    assert f"  python -m data_prep {' '.join(verb)}" in out
+
+
+def test_the_whole_path_from_text_to_samples(run_cli: Cli, tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    for path in sorted((ROOT / "data_prep").glob("*.py")):
+        shutil.copy(path, source)
+    out = tmp_path / "corpus"
+    code, text, err = run_cli(
+        *("build", "--input", source, "--out", out, "--include", "*.py", "--workers", 1),
+        *("--train-tokenizer", "bpe", "--vocab-size", 512, "--val-frac", 0.2),
+    )
+    assert code == 0, err
+    assert f"next       python -m data_prep pack {out}" in text
+    assert "0 bad" in text
+    code, text, err = run_cli("pack", out, "--seq-len", 256)
+    assert code == 0, err
+    assert "none lost" in text
+    code, text, err = run_cli("inspect", out, "--seq-len", 256, "--sample", 0, 3)
+    assert code == 0, err
+    assert "sample 3 of train" in text
+    assert "── document " in text
+    code, text, err = run_cli("verify", out, "--deep")
+    assert code == 0, err
+    assert text.endswith(f"{out}: whole\n")
+
+
+def test_inspect_shows_documents_text_and_padding(run_cli: Cli, packed_corpus: Path) -> None:
+    code, text, _ = run_cli("inspect", packed_corpus, "--split", "val")
+    assert code == 0
+    assert "── document 0 of val: " in text
+    code, text, _ = run_cli("inspect", packed_corpus, "--seq-len", 256, "--sample", 10**6)
+    assert code == 2
+    last = 0
+    while run_cli("inspect", packed_corpus, "--seq-len", 256, "--sample", last + 1)[0] == 0:
+        last += 1
+    _, text, _ = run_cli("inspect", packed_corpus, "--seq-len", 256, "--sample", last)
+    assert "<eos>" in text
+    assert "── padding: " in text
+
+
+def test_text_from_a_corpus_cannot_steer_the_terminal() -> None:
+    assert printable("a\tb\nc") == "a\tb\nc"
+    assert printable("\x1b[31mred\x07 \r \u202e \x9b") == "\\x1b[31mred\\x07 \\r \\u202e \\x9b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokenizer", "T", "--val-frac", "1"], "--val-frac 1.0: must be at least 0 and below 1"),
+        (["--tokenizer", "T", "--workers", "0"], "--workers 0: must be at least 1"),
+        (["--tokenizer", "T", "--shard-mib", "0"], "--shard-mib 0.0: must be above 0"),
+        ([], "give one of --tokenizer NAME_OR_PATH and --train-tokenizer"),
+        (["--tokenizer", "T", "--train-tokenizer", "bpe"], "give one of --tokenizer"),
+        (["--train-tokenizer", "bpe"], "--train-tokenizer and --vocab-size go together"),
+        (["--tokenizer", "T", "--text-key", "body"], "docs.jsonl:1: missing key 'body'"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    run_cli: Cli, tmp_path: Path, bpe_folder: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "docs.jsonl").write_text('{"text": "a"}\n')
+    arguments = [str(bpe_folder) if a == "T" else a for a in arguments]
+    out = tmp_path / "corpus"
+    workers = [] if "--workers" in arguments else ["--workers", "1"]
+    code, _, err = run_cli(
+        "build", "--input", tmp_path / "docs.jsonl", "--out", out, *workers, *arguments
+    )
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in err
+    assert not out.exists()
+
+
+def test_skip_lists_what_was_left_out(run_cli: Cli, tmp_path: Path, bpe_folder: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"text": "a"}\nbroken\n{"text": "b"}\n')
+    common = ["build", "--input", path, "--tokenizer", bpe_folder, "--workers", 1, "--out"]
+    code, out, _ = run_cli(*common, tmp_path / "corpus", "--on-error", "skip")
+    assert code == 0
+    assert "3 read = 2 kept + 0 empty + 1 bad" in out
+    assert "1 x broken JSON" in out
+    assert "docs.jsonl:2: broken JSON" in out
+
+
+def test_a_damaged_corpus_is_exit_code_1_with_the_shards_name(
+    run_cli: Cli, packed_corpus: Path
+) -> None:
+    path = packed_corpus / "shard-train-00000.tokens"
+    path.write_bytes(path.read_bytes()[:-2])
+    code, out, _ = run_cli("verify", packed_corpus)
+    assert code == 1
+    assert "FAILED  sizes" in out
+    assert "shard-train-00000.tokens: damaged: expected" in out
+    code, _, err = run_cli("pack", packed_corpus, "--seq-len", 32)
+    assert code == 2
+    assert err.startswith("error: ")
+
+
+def test_the_reader_loads_without_torch_transformers_or_tokenizers() -> None:
+    script = (
+        "import sys, data_prep.shards, data_prep.__main__\n"
+        "bad = {'torch', 'transformers', 'datasets', 'training', 'tokenizers', 'mpi4py'}\n"
+        "assert not bad & set(sys.modules), bad & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def _mpirun() -> str | None:
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.is_file() else shutil.which("mpirun")
+
+
+@pytest.mark.skipif(_mpirun() is None, reason="needs mpirun")
+def test_mpi_ranks_write_the_bytes_that_processes_write(
+    tmp_path: Path,
+    packed_corpus: Path,
+    bpe_folder: Path,
+    tree: Callable[[Path], dict[str, bytes]],
+    build_corpus: Callable[..., Path],
+) -> None:
+    source = tmp_path / "docs.jsonl"
+    one = build_corpus(source, out=tmp_path / "one", val_frac=0.2)
+    mpirun = [_mpirun() or "", "-n", "3"]
+    if (
+        "Open MPI"
+        in subprocess.run([mpirun[0], "--version"], capture_output=True, text=True).stdout
+    ):
+        mpirun.append("--oversubscribe")
+    command = [sys.executable, "-m", "data_prep", "build", "--input", source, "--val-frac", "0.2"]
+    command += ["--tokenizer", bpe_folder, "--out", tmp_path / "many"]
+    may_be_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    subprocess.run(
+        [*mpirun, *map(str, command)],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, **may_be_root},
+        timeout=120,
+    )
+    assert tree(one) == tree(tmp_path / "many")

@@ -1,0 +1,171 @@
+"""Every input format gives the same documents, and every bad one is named by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from data_prep.documents import Intake, ReadOptions
+from data_prep.readers import read_documents
+from data_prep.sources import Globs, find_files
+
+
+def _read(*paths: Path, globs: Globs | None = None, **options: object) -> list[str]:
+    files, _ = find_files(paths, globs=globs or Globs())
+    documents = read_documents(files, options=ReadOptions(**options), intake=Intake())
+    return [document.content for document in documents]
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path, tricky: tuple[str, ...], write_jsonl: Callable[..., Path]) -> Path:
+    return write_jsonl(tmp_path / "plain.jsonl", tricky)
+
+
+def test_jsonl_gives_its_texts_back(jsonl: Path, tricky: tuple[str, ...]) -> None:
+    assert _read(jsonl) == list(tricky)
+
+
+def test_compressed_jsonl_gives_its_texts_back(jsonl: Path, tricky: tuple[str, ...]) -> None:
+    content = jsonl.read_bytes()
+    half = len(content) // 2
+    gz, zst = jsonl.with_suffix(".jsonl.gz"), jsonl.with_suffix(".jsonl.zst")
+    # Two members and two frames: what `cat a.gz b.gz` makes.
+    gz.write_bytes(gzip.compress(content[:half]) + gzip.compress(content[half:]))
+    frame = zstandard.ZstdCompressor().compress
+    zst.write_bytes(frame(content[:half]) + frame(content[half:]))
+    assert _read(gz) == list(tricky)
+    assert _read(zst) == list(tricky)
+
+
+def test_parquet_gives_its_texts_back(tmp_path: Path, tricky: tuple[str, ...]) -> None:
+    table = pyarrow.table({"id": range(len(tricky)), "text": list(tricky)})
+    pyarrow.parquet.write_table(table, tmp_path / "docs.parquet", row_group_size=2)
+    assert _read(tmp_path / "docs.parquet") == list(tricky)
+
+
+def test_text_files_come_back_byte_for_byte(tmp_path: Path, tricky: tuple[str, ...]) -> None:
+    for number, text in enumerate(tricky):
+        (tmp_path / f"{number}.txt").write_bytes(text.encode())
+    assert _read(tmp_path) == list(tricky)
+    assert _read(tmp_path / "0.txt") == [tricky[0]]
+
+
+def test_a_source_tree_is_read_in_sorted_order_without_hidden_and_binary_files(
+    tmp_path: Path,
+) -> None:
+    for name in ("b.py", "a.py", "lib/z.c", ".git/config", "__pycache__/a.pyc", "x.png", ".env"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert _read(tmp_path) == ["a.py", "b.py", "lib/z.c"]
+
+
+def test_globs_choose_files_and_leave_out_folders(tmp_path: Path) -> None:
+    for name in ("a.py", "a.c", "tests/t.py", "lib/b.py", "lib/tests/u.py", "lib/skip_me.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(name)
+    globs = Globs(include=("*.py",), exclude=("tests", "skip_*"))
+    assert _read(tmp_path, globs=globs) == ["a.py", "lib/b.py"]
+    assert _read(tmp_path, globs=Globs(include=("lib/*.py",), exclude=("tests",))) == [
+        "lib/b.py",
+        "lib/skip_me.py",
+    ]
+
+
+def test_ids_are_read_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text('{"input_ids": [0, 5, 7]}\n{"input_ids": []}\n')
+    documents = _read(path, ids_key="input_ids", vocab_size=8)
+    assert [ids.tolist() for ids in documents] == [[0, 5, 7]]
+    table = pyarrow.table({"input_ids": [np.array([1, 2], dtype=np.int32)]})
+    pyarrow.parquet.write_table(table, tmp_path / "ids.parquet")
+    documents = _read(tmp_path / "ids.parquet", ids_key="input_ids", vocab_size=8)
+    assert [ids.tolist() for ids in documents] == [[1, 2]]
+
+
+GOOD = b'{"text": "good"}\n'
+BAD_LINES = {
+    "broken JSON": b'{"text": "cut off\n',
+    "broken JSON: .*(recursion|nest|Expecting)": b"[" * 100_000 + b"\n",
+    "invalid UTF-8: byte 0xff": b'{"text": "\xff"}\n',
+    "missing key 'text': keys: body, id": b'{"id": 1, "body": "x"}\n',
+    "not text: 'text' holds int": b'{"text": 7}\n',
+    "not text: 'text' holds NoneType": b'{"text": null}\n',
+    "not a record: expected an object with 'text', found list": b'["text"]\n',
+    r"lone surrogate: U\+D83D at character 3": b'{"text": "abc\\ud83d"}\n',
+}
+
+
+@pytest.mark.parametrize("reason", BAD_LINES)
+def test_a_bad_line_is_named_by_file_line_and_reason(tmp_path: Path, reason: str) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(GOOD + GOOD + BAD_LINES[reason] + GOOD)
+    with pytest.raises(ValueError, match=rf"docs\.jsonl:3: {reason}"):
+        _read(path)
+    assert _read(path, on_error="skip") == ["good"] * 3
+
+
+@pytest.mark.parametrize("value", ["[1, 99]", "[-1]", '"text"', "[1.5]", "[true]", "[1, null]"])
+def test_bad_ids_are_named_by_file_and_line(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text(f'{{"input_ids": [1]}}\n{{"input_ids": {value}}}\n')
+    with pytest.raises(ValueError, match=r"ids\.jsonl:2: (id outside the vocabulary|not ids)"):
+        _read(path, ids_key="input_ids", vocab_size=99)
+
+
+def test_invalid_utf8_in_a_text_file_is_named_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\ntwo\nthr\xe9e\n")
+    with pytest.raises(ValueError, match=r"a\.txt:3: invalid UTF-8: byte 0xe9"):
+        _read(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_truncated_compressed_file_is_an_error_and_not_a_short_corpus(
+    tmp_path: Path, suffix: str
+) -> None:
+    lines = b"".join(json.dumps({"text": f"document {n}"}).encode() + b"\n" for n in range(5000))
+    pack = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor().compress
+    path = tmp_path / f"docs.jsonl{suffix}"
+    path.write_bytes(pack(lines)[:-100])
+    with pytest.raises(ValueError, match=r"docs\.jsonl\.\w+(:\d+)?: broken"):
+        _read(path)
+
+
+def test_bad_parquet_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "docs.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "c"]}), path)
+    with pytest.raises(ValueError, match=r"docs\.parquet:row 2: not text"):
+        _read(path)
+    with pytest.raises(ValueError, match=r"docs\.parquet: missing column 'body': columns: text"):
+        _read(path, text_key="body")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"docs\.parquet:row 1: broken Parquet"):
+        _read(path)
+
+
+def test_a_missing_path_and_an_unknown_suffix_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file or folder"):
+        _read(tmp_path / "nowhere.jsonl")
+    (tmp_path / "docs.xyz").write_text("text")
+    with pytest.raises(ValueError, match=r"unknown suffix '\.xyz'; known are \.jsonl"):
+        _read(tmp_path / "docs.xyz")
+    assert _read(tmp_path / "docs.xyz", globs=Globs(include=("*.xyz",))) == ["text"]
+    with pytest.raises(ValueError, match="no file in it is left"):
+        _read(tmp_path, globs=Globs(include=("*.py",)))
+
+
+def test_empty_documents_are_counted_and_never_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(GOOD + b"\n" + b'{"text": ""}\n' + b'{"text": " \\n"}\n' + GOOD)
+    files, _ = find_files([path], globs=Globs())
+    intake = Intake()
+    documents = list(read_documents(files, options=ReadOptions(), intake=intake))
+    assert (len(documents), intake.num_documents, intake.num_empty) == (2, 5, 3)

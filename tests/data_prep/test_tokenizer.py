@@ -1,0 +1,231 @@
+"""Our tokenizers give the ids of the libraries that people know, on text that is hard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+
+from data_prep import long_text
+from data_prep.long_text import is_safe_to_cut, pieces_of_long_text
+from data_prep.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from data_prep.tokenizer_files import copy_tokenizer
+from data_prep.tokenizer_training import train_tokenizer
+
+
+def _ids(folder: Path, text: str) -> list[int]:
+    return load_tokenizer(folder).encode([text])[0].tolist()
+
+
+def test_huggingface_ids_equal_those_of_transformers(
+    bpe_folder: Path, tricky: tuple[str, ...]
+) -> None:
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(str(bpe_folder))
+    assert (reference.eos_token_id, reference.pad_token_id) == (0, 0)
+    ours = load_tokenizer(bpe_folder).encode(tricky)
+    for text, ids in zip(tricky, ours, strict=True):
+        expected = reference(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        assert ids.tolist() == expected
+        assert reference.decode(expected) == text
+
+
+def test_sentencepiece_ids_equal_those_of_its_library(
+    unigram_folder: Path, tricky: tuple[str, ...]
+) -> None:
+    model = str(unigram_folder / "tokenizer.model")
+    reference = sentencepiece.SentencePieceProcessor(model_file=model)
+    ours = load_tokenizer(unigram_folder).encode(tricky)
+    assert [ids.tolist() for ids in ours] == [reference.encode(text) for text in tricky]
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_bpe_gives_any_text_back(bpe_folder: Path, text: str) -> None:
+    tokenizer = load_tokenizer(bpe_folder)
+    assert tokenizer.decode(tokenizer.encode([text])[0].tolist()) == text
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_unigram_gives_any_text_back_but_for_its_own_space_mark(
+    unigram_folder: Path, text: str
+) -> None:
+    tokenizer = load_tokenizer(unigram_folder)
+    assert tokenizer.decode(tokenizer.encode([text])[0].tolist()) == text
+
+
+@pytest.mark.parametrize("folder_name", ["bpe_folder", "unigram_folder"])
+def test_text_never_encodes_to_a_control_token(
+    folder_name: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = load_tokenizer(request.getfixturevalue(folder_name))
+    control = {tokenizer.special_ids.eos, tokenizer.special_ids.pad} - {None}
+    assert control
+    for text in ("<eos>", "a<eos>b", " <eos> <eos>", "</s>", "<unk>"):
+        assert not control & set(tokenizer.encode([text])[0].tolist())
+
+
+def test_saved_truncation_and_padding_are_ignored(bpe_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(bpe_folder, tmp_path / "cut")
+    backend = Tokenizer.from_file(str(bpe_folder / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "cut" / "tokenizer.json"))
+    assert _ids(tmp_path / "cut", "a text of several words") == _ids(
+        bpe_folder, "a text of several words"
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "settings_change", "expected"),
+    [
+        (True, {}, True),
+        (True, {"add_bos_token": False}, True),
+        (False, {"add_bos_token": True}, False),
+        (False, {}, False),
+    ],
+)
+def test_bos_is_put_in_front_when_transformers_would_put_it(
+    bpe_folder: Path,
+    tmp_path: Path,
+    template: bool,
+    settings_change: dict[str, bool],
+    expected: bool,
+) -> None:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "bos"
+    shutil.copytree(bpe_folder, folder)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.add_special_tokens(["<bos>"])
+    bos = backend.token_to_id("<bos>")
+    if template:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", bos)]
+        )
+    backend.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer_config.json"
+    content = {**json.loads(path.read_text()), "bos_token": "<bos>", **settings_change}
+    path.write_text(json.dumps(content))
+    special = load_tokenizer(folder).special_ids
+    assert (special.bos, special.document_prefix) == (bos, (bos,) if expected else ())
+    reference = AutoTokenizer.from_pretrained(str(folder))("text").input_ids
+    assert (reference[0] == bos) is expected
+
+
+def test_a_tokenizer_is_found_by_folder_file_or_model(
+    bpe_folder: Path, unigram_folder: Path, tmp_path: Path
+) -> None:
+    copy_tokenizer(str(bpe_folder), to=tmp_path / "a")
+    copy_tokenizer(str(bpe_folder / "tokenizer.json"), to=tmp_path / "b")
+    copy_tokenizer(str(unigram_folder / "tokenizer.model"), to=tmp_path / "c")
+    assert _ids(tmp_path / "a", "text") == _ids(tmp_path / "b", "text") == _ids(bpe_folder, "text")
+    assert _ids(tmp_path / "c", "text") == _ids(unigram_folder, "text")
+
+
+def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match="convert the tokenizer with transformers"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_too_small_for_all_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--vocab-size 100: bpe needs at least 257"):
+        train_tokenizer(["text"], algorithm="bpe", vocab_size=100, to=tmp_path / "t")
+
+
+PATTERNS = {"gpt2": long_text._GPT2, "llama3": long_text._LLAMA3, "qwen2": long_text._QWEN2}
+PIECES = st.sampled_from(
+    [
+        "a",
+        "Word",
+        " ",
+        "\n",
+        "\n\n",
+        "\t",
+        "\r\n",
+        "\r",
+        "1",
+        "12345",
+        "!",
+        "...",
+        "'s",
+        "'S",
+        "\u00e9",
+        "e\u0301",
+        "\u0301",
+        "汉",
+        "\u2028",
+        "\xa0",
+        "\x85",
+        "<eos>",
+        "=",
+        "\x1c",
+        "\u200b",
+    ]
+)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@given(parts=st.lists(PIECES, max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_a_text_cut_in_parts_encodes_as_the_whole(
+    bpe_folder: Path, name: str, parts: list[str]
+) -> None:
+    backend = Tokenizer.from_file(str(bpe_folder / "tokenizer.json"))
+    backend.normalizer = normalizers.NFC()
+    if name != "gpt2":
+        split = pre_tokenizers.Split(Regex(PATTERNS[name]), "isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    assert is_safe_to_cut(json.loads(backend.to_str()))
+    text = "".join(parts)
+    cut = pieces_of_long_text(text, piece_chars=3)
+    assert "".join(cut) == text
+    ids = [token for part in cut for token in backend.encode(part).ids]
+    assert ids == backend.encode(text).ids
+
+
+def test_long_texts_are_cut_at_lone_newlines_only() -> None:
+    text = "ab\ncd\n\nef\ngh"
+    assert pieces_of_long_text(text, piece_chars=1) == ["ab\n", "cd\n\nef\n", "gh"]
+    assert pieces_of_long_text("x" * 50, piece_chars=10) == ["x" * 50]
+
+
+def test_tokenizers_of_unknown_form_are_never_cut(bpe_folder: Path) -> None:
+    sound = json.loads((bpe_folder / "tokenizer.json").read_text())
+    assert is_safe_to_cut(sound)
+    lstrip = {**sound["added_tokens"][0], "special": False, "lstrip": True}
+    for change in (
+        {"model": {"type": "Unigram"}},
+        {"normalizer": {"type": "Prepend", "prepend": "▁"}},
+        {"pre_tokenizer": {"type": "Metaspace"}},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
+        {"added_tokens": [lstrip]},
+    ):
+        assert not is_safe_to_cut({**sound, **change})
+
+
+def test_a_document_of_many_megabytes_encodes_as_if_whole(
+    bpe_folder: Path, texts: list[str]
+) -> None:
+    tokenizer = HuggingFaceTokenizer(bpe_folder)
+    text = "\n".join(texts) * 12
+    assert len(text) > 2 * long_text.LONG_TEXT_CHARS
+    assert len(pieces_of_long_text(text)) > 2
+    cut = tokenizer.encode([text])[0]
+    tokenizer.cuts_long_text = False
+    assert cut.tolist() == tokenizer.encode([text])[0].tolist()
