@@ -34,6 +34,7 @@ fi
 # Notices of libraries about themselves: nothing that a user of this project could act on.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::DeprecationWarning,ignore::FutureWarning}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
+export TRANSFORMERS_VERBOSITY=${TRANSFORMERS_VERBOSITY:-error}
 export DS_LOG_LEVEL=${DS_LOG_LEVEL:-warning}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
 export PYTHONPATH=$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}

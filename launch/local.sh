@@ -85,7 +85,7 @@ if ((NUM_GPUS == 0)); then
     fi
 fi
 
-command=("$PYTHON" -m torch.distributed.run --standalone --local-addr=127.0.0.1
+command=("$PYTHON" -m launch.torchrun --standalone --local-addr=127.0.0.1
     "--nproc-per-node=$num_processes" -m training train "$recipe" "${overrides[@]}")
 if [[ -n $dry_run ]]; then
     for name in DS_ACCELERATOR OMP_NUM_THREADS GLOO_SOCKET_IFNAME; do

@@ -1,0 +1,28 @@
+"""torchrun whose failure is one line: the processes have said what was wrong before it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+
+def main(arguments: list[str]) -> int:
+    """Run torchrun with its own arguments; 0 when every process ended well, else 1."""
+    # Its log repeats a process's exit code over 30 lines that push the message off the screen.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        torchrun(arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        print(f"error: process {rank} {how}; its message is above", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

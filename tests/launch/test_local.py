@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "training/recipes/quickstart.yaml"
+
+
+def local_sh(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """launch/local.sh as on a machine without a GPU, unless `CUDA_VISIBLE_DEVICES` is given."""
+    inherited = {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"}
+    return subprocess.run(
+        ["launch/local.sh", *arguments],
+        cwd=REPO_ROOT,
+        env=inherited | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_shows_an_example() -> None:
+    shown = local_sh("--help")
+    assert shown.returncode == 0
+    assert "launch/local.sh training/recipes/quickstart.yaml" in shown.stdout
+
+
+def test_cpu_processes_are_as_many_as_share_a_sequence() -> None:
+    shown = local_sh(RECIPE, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert "--nproc-per-node=2 -m training train" in shown.stdout
+    assert "DS_ACCELERATOR=cpu" in shown.stdout
+    shown = local_sh(RECIPE, "--dry-run", "train.sequence_parallel_size=1")
+    assert "--nproc-per-node=1" in shown.stdout
+
+
+def test_every_visible_gpu_gets_a_process() -> None:
+    shown = local_sh(RECIPE, "--dry-run", CUDA_VISIBLE_DEVICES="0,1,2,3")
+    assert "--nproc-per-node=4" in shown.stdout
+    assert "DS_ACCELERATOR" not in shown.stdout
+
+
+def test_cpu_option_leaves_gpus_alone() -> None:
+    shown = local_sh(RECIPE, "--dry-run", "--cpu", CUDA_VISIBLE_DEVICES="0,1,2,3")
+    assert "--nproc-per-node=2" in shown.stdout
+    assert "DS_ACCELERATOR=cpu" in shown.stdout
+
+
+def test_processes_share_the_cores() -> None:
+    cores = len(os.sched_getaffinity(0))
+    shown = local_sh(RECIPE, "--dry-run", "-n", "2", OMP_NUM_THREADS="")
+    assert f"OMP_NUM_THREADS={max(cores // 2, 1)} " in shown.stdout
+
+
+def test_overrides_with_spaces_and_quotes_arrive_whole(tmp_path: Path) -> None:
+    shown = local_sh(RECIPE, "--dry-run", f"run_dir={tmp_path}/my run")
+    assert shown.returncode == 0, shown.stderr
+    assert "my\\ run" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.yaml"], "there is no recipe nowhere.yaml"),
+        ([RECIPE, "train.epoch=2"], "did you mean train.epochs?"),
+        ([RECIPE, "-n", "3"], "no multiple of train.sequence_parallel_size 2"),
+        ([RECIPE, "-n", "two"], "no number of processes"),
+        ([RECIPE, "--fast"], "unknown option --fast"),
+        ([RECIPE, "other.yaml"], "two recipes"),
+    ],
+)
+def test_mistakes_are_one_message_before_anything_starts(
+    arguments: list[str], message: str
+) -> None:
+    shown = local_sh(*arguments, "--dry-run")
+    assert shown.returncode == 2
+    assert message in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    shown = local_sh(RECIPE, "--dry-run", "-n", "4", CUDA_VISIBLE_DEVICES="0,1")
+    assert shown.returncode == 2
+    assert "exceeds the 2 GPUs" in shown.stderr
+
+
+def test_a_failing_process_ends_the_launch_with_its_own_message_last_but_one(
+    tmp_path: Path,
+) -> None:
+    recipe = yaml.safe_load((REPO_ROOT / RECIPE).read_text())
+    recipe["data"]["corpus"] = str(tmp_path / "nowhere")
+    recipe["run_dir"] = str(tmp_path / "run")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    shown = local_sh(str(path))
+    assert shown.returncode == 1
+    assert "Traceback" not in shown.stderr
+    lines = shown.stderr.strip().splitlines()
+    assert "nowhere" in shown.stderr
+    assert "its message is above" in lines[-1]
