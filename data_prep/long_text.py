@@ -8,10 +8,11 @@ from typing import Any
 # Encoding needs some 150 bytes of memory for each byte of text, all at once.
 LONG_TEXT_CHARS = 1 << 18
 
-# A single newline between two characters that are not white space ends a pre-token in every
-# pattern below, and the next one begins after it: a run of white space is looked at as a whole
-# ("\n\nx" is not "\n" + "\nx"), a lone newline is not.
-_SAFE_CUT = re.compile(r"(?<=\S\n)(?=\S)")
+# Every pattern below ends a pre-token where a line ends, if a single newline is followed by a
+# character, or by spaces and a letter or digit; the last space belongs to what comes after it:
+# "x\n" + "y" and "x\n   " + " y". A run with more in it is looked at as a whole ("\n\ny" is not
+# "\n" + "\ny") and stays whole.
+_SAFE_CUT = re.compile(r"(?<=\S)\n(?: *(?= \w)|(?=\S))")
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -30,9 +31,13 @@ def is_safe_to_cut(tokenizer: dict[str, Any]) -> bool:
     # NFC composes no character with a newline before it.
     if normalizer.get("type", "NFC") != "NFC":
         return False
+    # Special tokens are plain text to us; the others are taken out before the pattern looks, so
+    # none may reach over a cut, eat white space before it, or begin right behind its space.
     for token in tokenizer.get("added_tokens") or []:
-        # A token with lstrip eats the newline before it, if both are in one text.
-        if not token["special"] and (token["lstrip"] or "\n" in token["content"]):
+        content = token["content"]
+        if not token["special"] and (
+            token["lstrip"] or "\n" in content or re.match(r"\s|\w", content)
+        ):
             return False
     return _splits_at_newline(tokenizer.get("pre_tokenizer") or {})
 
@@ -60,6 +65,6 @@ def pieces_of_long_text(text: str, *, piece_chars: int = LONG_TEXT_CHARS) -> lis
         cut = _SAFE_CUT.search(text, start + piece_chars)
         if cut is None:
             break
-        pieces.append(text[start : cut.start()])
-        start = cut.start()
+        pieces.append(text[start : cut.end()])
+        start = cut.end()
     return [*pieces, text[start:]]

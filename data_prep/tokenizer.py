@@ -70,15 +70,19 @@ class HuggingFaceTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, with no special token added."""
-        if not self.cuts_long_text:
-            return self._encode_whole(texts)
-        pieces = [pieces_of_long_text(text) for text in texts]
-        ids = iter(self._encode_whole([piece for text in pieces for piece in text]))
-        return [np.concatenate([next(ids) for _ in text]) for text in pieces]
+        return [
+            # Piece by piece: a text of 200 MB at once would take 30 GB.
+            np.concatenate([self._encode_piece(piece) for piece in self._pieces(text)])
+            for text in texts
+        ]
 
-    def _encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+    def _pieces(self, text: str) -> list[str]:
+        return pieces_of_long_text(text) if self.cuts_long_text else [text]
+
+    def _encode_piece(self, text: str) -> np.ndarray:
+        # The fast form keeps no character offsets; for one worker a batch gains nothing more.
+        encoding = self._backend.encode_batch_fast([text], add_special_tokens=False)[0]
+        return np.array(encoding.ids, dtype=np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(list(ids), skip_special_tokens=False)

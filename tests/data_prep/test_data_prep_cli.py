@@ -148,10 +148,8 @@ def test_mpi_ranks_write_the_bytes_that_processes_write(
     source = tmp_path / "docs.jsonl"
     one = build_corpus(source, out=tmp_path / "one", val_frac=0.2)
     mpirun = [_mpirun() or "", "-n", "3"]
-    if (
-        "Open MPI"
-        in subprocess.run([mpirun[0], "--version"], capture_output=True, text=True).stdout
-    ):
+    version = subprocess.run([mpirun[0], "--version"], capture_output=True, text=True)
+    if "Open MPI" in version.stdout:
         mpirun.append("--oversubscribe")
     command = [sys.executable, "-m", "data_prep", "build", "--input", source, "--val-frac", "0.2"]
     command += ["--tokenizer", bpe_folder, "--out", tmp_path / "many"]

@@ -146,35 +146,10 @@ def test_a_vocabulary_too_small_for_all_bytes_is_refused(tmp_path: Path) -> None
 
 
 PATTERNS = {"gpt2": long_text._GPT2, "llama3": long_text._LLAMA3, "qwen2": long_text._QWEN2}
-PIECES = st.sampled_from(
-    [
-        "a",
-        "Word",
-        " ",
-        "\n",
-        "\n\n",
-        "\t",
-        "\r\n",
-        "\r",
-        "1",
-        "12345",
-        "!",
-        "...",
-        "'s",
-        "'S",
-        "\u00e9",
-        "e\u0301",
-        "\u0301",
-        "汉",
-        "\u2028",
-        "\xa0",
-        "\x85",
-        "<eos>",
-        "=",
-        "\x1c",
-        "\u200b",
-    ]
-)
+WHITE = [" ", "  ", "\n", "\n", "\n   ", "\n\n", "\t", "\r\n", "\r", "\u2028", "\xa0", "\x85"]
+BLACK = ["a", "Word", "1", "12345", "!", "...", "'s", "'S", "e\u0301", "\u0301", "汉", "<eos>"]
+OTHER = ["<tool>", "_", "\x1c", "\u200b"]
+PIECES = st.sampled_from([*WHITE, *BLACK, *OTHER])
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -185,6 +160,8 @@ def test_a_text_cut_in_parts_encodes_as_the_whole(
 ) -> None:
     backend = Tokenizer.from_file(str(bpe_folder / "tokenizer.json"))
     backend.normalizer = normalizers.NFC()
+    backend.encode_special_tokens = True
+    backend.add_tokens(["<tool>"])
     if name != "gpt2":
         split = pre_tokenizers.Split(Regex(PATTERNS[name]), "isolated")
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -197,9 +174,10 @@ def test_a_text_cut_in_parts_encodes_as_the_whole(
     assert ids == backend.encode(text).ids
 
 
-def test_long_texts_are_cut_at_lone_newlines_only() -> None:
+def test_long_texts_are_cut_at_the_ends_of_lines_only() -> None:
     text = "ab\ncd\n\nef\ngh"
     assert pieces_of_long_text(text, piece_chars=1) == ["ab\n", "cd\n\nef\n", "gh"]
+    assert pieces_of_long_text("if a:\n    b\n", piece_chars=1) == ["if a:\n   ", " b\n"]
     assert pieces_of_long_text("x" * 50, piece_chars=10) == ["x" * 50]
 
 
@@ -207,6 +185,8 @@ def test_tokenizers_of_unknown_form_are_never_cut(bpe_folder: Path) -> None:
     sound = json.loads((bpe_folder / "tokenizer.json").read_text())
     assert is_safe_to_cut(sound)
     lstrip = {**sound["added_tokens"][0], "special": False, "lstrip": True}
+    word = {**lstrip, "lstrip": False, "content": "word"}
+    spaces = {**word, "content": "    "}
     for change in (
         {"model": {"type": "Unigram"}},
         {"normalizer": {"type": "Prepend", "prepend": "▁"}},
@@ -215,6 +195,8 @@ def test_tokenizers_of_unknown_form_are_never_cut(bpe_folder: Path) -> None:
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
         {"added_tokens": [lstrip]},
+        {"added_tokens": [word]},
+        {"added_tokens": [spaces]},
     ):
         assert not is_safe_to_cut({**sound, **change})
 
