@@ -1,0 +1,69 @@
+"""Write the repository tree into README.md: every file with the sentence that it says of itself."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+REPO_ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- tree: written by docs/generate_tree.py -->\n", "<!-- end of tree -->\n"
+_FOLDERS = {
+    "data_prep": "raw text to shards and packed samples; never imports torch",
+    "training": "recipe to trained, exported model",
+    "training/entrodrop": "THE METHOD: torch only, liftable into any trainer",
+    "training/recipes": "one YAML file a run",
+    "launch": "from a recipe to processes",
+    "ds_configs": "DeepSpeed JSON: memory and communication, nothing that decides what is learnt",
+    "benchmarks": "what is measured, each with its plain reference",
+    "docker": "the image",
+    "docs": "pages for users and contributors",
+    "tests": "by package; a test's name is a property",
+}
+_SUFFIXES = (".py", ".sh", ".yaml")
+_COLUMN = 28
+
+
+def tree() -> str:
+    """The tree as text, one line a file."""
+    lines = []
+    for folder, purpose in _FOLDERS.items():
+        path = REPO_ROOT / folder
+        if not path.is_dir():
+            continue
+        indent = "  " * folder.count("/")
+        lines.append(_line(f"{indent}{path.name}/", purpose))
+        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        # The tests' names say what they are; a sentence for each would drown the tree.
+        for file in [] if folder == "tests" else files:
+            if sentence := first_sentence(file):
+                lines.append(_line(f"{indent}  {file.name}", sentence))
+    return "\n".join(lines) + "\n"
+
+
+def first_sentence(file: Path) -> str:
+    """First line of a module's docstring, or the first comment of a script; "" when empty."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".py":
+        return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    comments = [line for line in text.splitlines() if line.startswith("# ")]
+    return comments[0].removeprefix("# ") if comments else ""
+
+
+def readme_with_tree(readme: str) -> str:
+    """README text in which the part between the marks is the present tree."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not after:
+        raise ValueError(f"README.md lacks the marks {BEGIN.strip()} and {END.strip()}")
+    return f"{before}{BEGIN}```text\n{tree()}```\n{END}{after}"
+
+
+def _line(name: str, sentence: str) -> str:
+    return f"{name:<{_COLUMN}}{sentence}" if len(name) < _COLUMN else f"{name}  {sentence}"
+
+
+if __name__ == "__main__":
+    path = REPO_ROOT / "README.md"
+    path.write_text(readme_with_tree(path.read_text(encoding="utf-8")), encoding="utf-8")
+    print(path.relative_to(REPO_ROOT), file=sys.stderr)

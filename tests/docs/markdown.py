@@ -1,0 +1,22 @@
+"""Code blocks and links of the project's Markdown pages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*REPO_ROOT.glob("*.md"), *REPO_ROOT.glob("*/*.md")])
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    """The text of every fenced block of a language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def links(page: Path) -> list[str]:
+    """Targets of links and pictures, without those to other sites."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    return [target for target in targets if "://" not in target]
