@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -11,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def complete_line(folder: str, *, prompt: str, max_new_tokens: int, seed: int) -> str:
     """What the model adds to `prompt`, up to the end of the line."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    # Any: transformers' own types do not know that every such model generates
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(seed)
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     generated = model.generate(
@@ -23,7 +25,7 @@ def complete_line(folder: str, *, prompt: str, max_new_tokens: int, seed: int) -
         pad_token_id=tokenizer.pad_token_id,
     )
     new_ids = generated[0, ids["input_ids"].shape[1] :]
-    text = tokenizer.decode(new_ids, skip_special_tokens=True)
+    text = str(tokenizer.decode(new_ids, skip_special_tokens=True))
     return text.partition("\n")[0]
 
 

@@ -7,7 +7,7 @@ import html
 from collections.abc import Callable
 from pathlib import Path
 
-from training.report_plots import DARK, LIGHT, draw_png
+from training.report_plots import DARK, LIGHT, PANELS, Panel, Theme, draw_png
 from training.run_curves import RunCurves, load_runs
 
 _STYLE = """
@@ -30,9 +30,14 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   padding: 14px 16px; }
 .tile b { display: block; font-size: 1.45rem; color: var(--accent); }
 img { width: 100%; height: auto; display: block; border-radius: 6px; }
+.pictures { display: grid; gap: 14px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.facts td { white-space: normal; overflow-wrap: anywhere; }
+@media (max-width: 600px) { body { font-size: 15px; } section { padding: 12px; } }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); text-align: right;
+table { font-size: 0.93rem; }
+th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: 0; }
@@ -53,21 +58,20 @@ def write_report(run_dirs: list[Path], out_dir: Path) -> Path:
     """
     runs = load_runs(run_dirs)
     out_dir.mkdir(parents=True, exist_ok=True)
-    light, dark = draw_png(runs, theme=LIGHT), draw_png(runs, theme=DARK)
-    (out_dir / "report.png").write_bytes(light)
-    (out_dir / "report_dark.png").write_bytes(dark)
+    for name, theme in (("report.png", LIGHT), ("report_dark.png", DARK)):
+        (out_dir / name).write_bytes(draw_png(runs, theme=theme, panels=PANELS, columns=2))
     page = out_dir / "index.html"
-    page.write_text(_page(runs, light=light, dark=dark), encoding="utf-8")
+    page.write_text(_page(runs), encoding="utf-8")
     return page
 
 
-def _page(runs: list[RunCurves], *, light: bytes, dark: bytes) -> str:
+def _page(runs: list[RunCurves]) -> str:
     title = html.escape(", ".join(run.name for run in runs))
     parts = [
         f"<h1>{title}</h1>",
         f'<p class="soft">{html.escape(_verdict(runs[0]))}</p>' if len(runs) == 1 else "",
         _tiles(runs[0]) if len(runs) == 1 else "",
-        "<section>" + _picture(light, dark) + "</section>",
+        _pictures(runs),
         "<section><h2>Final numbers</h2>" + _final_table(runs) + "</section>",
         *(_band_section(run) for run in runs if run.bands),
         *(_facts_section(run) for run in runs),
@@ -109,16 +113,20 @@ def _tiles(run: RunCurves) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _picture(light: bytes, dark: bytes) -> str:
-    def uri(png: bytes) -> str:
+def _pictures(runs: list[RunCurves]) -> str:
+    """One picture a panel: two columns on a wide page, one on a phone."""
+
+    def uri(theme: Theme, panel: Panel) -> str:
+        png = draw_png(runs, theme=theme, panels=(panel,), columns=1)
         return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
-    return (
-        "<picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{uri(dark)}">'
-        f'<img alt="Curves over epochs" src="{uri(light)}">'
+    pictures = (
+        '<picture><source media="(prefers-color-scheme: dark)" '
+        f'srcset="{uri(DARK, panel)}"><img alt="Curves over epochs" src="{uri(LIGHT, panel)}">'
         "</picture>"
+        for panel in PANELS
     )
+    return f'<section class="pictures">{"".join(pictures)}</section>'
 
 
 def _final_table(runs: list[RunCurves]) -> str:
@@ -150,7 +158,7 @@ def _band_section(run: RunCurves) -> str:
         rows.append(
             [
                 f"{band['band']}",
-                f"{band['from_nats']:.3f} to {band['to_nats']:.3f}",
+                f"{band['from_nats']:.4f} to {band['to_nats']:.4f}",
                 f"{band['num_targets']:,}",
                 _nats(losses[0]),
                 _nats(best_loss),
@@ -179,16 +187,16 @@ def _facts_section(run: RunCurves) -> str:
     )
     return (
         f"<section><h2>The run: {html.escape(run.name)}</h2>"
-        + _table(["fact", "value"], rows)
+        + _table(["fact", "value"], rows, kind="facts")
         + recipe
         + "</section>"
     )
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def _table(heads: list[str], rows: list[list[str]], *, kind: str = "numbers") -> str:
     head = "".join(f"<th>{name}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table class="{kind}"><tr>{head}</tr>{body}</table></div>'
 
 
 def _last(rows: list[dict[str, object]], key: str) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +52,40 @@ DARK = Theme(
 
 
 _DASHED = (0, (4, 2))
+Panel = Callable[[Axes, list[RunCurves], Theme], None]
 
 
-def draw_png(runs: list[RunCurves], *, theme: Theme) -> bytes:
-    """Six panels over epochs as a PNG."""
-    settings: dict[Any, Any] = {
+def draw_png(
+    runs: list[RunCurves], *, theme: Theme, panels: tuple[Panel, ...], columns: int
+) -> bytes:
+    """Panels over epochs, row by row, as a PNG."""
+    with matplotlib.rc_context(_settings(theme)):
+        rows = math.ceil(len(panels) / columns)
+        figure = Figure(
+            figsize=(5.75 * columns, 3.66 * rows),
+            dpi=120,
+            facecolor=theme.background,
+            layout="constrained",
+        )
+        last_epoch = max(run.steps[-1]["epoch"] for run in runs)
+        for place, draw in enumerate(panels, start=1):
+            axes = figure.add_subplot(rows, columns, place)
+            draw(axes, runs, theme)
+            axes.set(xlabel="epoch", xlim=(0, last_epoch * 1.02))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+        if len(runs) > 1:
+            lines = [
+                Line2D([], [], color=color, label=run.name, linewidth=3)
+                for run, color in _with_colors(runs, theme)
+            ]
+            figure.legend(handles=lines, loc="outside upper left", ncols=2 * columns, fontsize=10)
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _settings(theme: Theme) -> dict[Any, Any]:
+    return {
         "font.size": 10,
         "font.family": "sans-serif",
         "text.color": theme.text,
@@ -81,33 +111,6 @@ def draw_png(runs: list[RunCurves], *, theme: Theme) -> bytes:
         "lines.linewidth": 1.8,
         "lines.markersize": 4,
     }
-    with matplotlib.rc_context(settings):
-        figure = Figure(
-            figsize=(11.5, 11), dpi=120, facecolor=theme.background, layout="constrained"
-        )
-        panels = figure.subplots(3, 2)
-        _draw_loss(panels[0, 0], runs, theme)
-        _draw_bands(panels[0, 1], runs, theme)
-        _draw_entropy(panels[1, 0], runs, theme)
-        _draw_drop_rate(panels[1, 1], runs, theme)
-        _draw_one(panels[2, 0], runs, theme, key="tokens_per_second")
-        panels[2, 0].yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        panels[2, 0].set(title="Speed", ylabel="tokens / second", ylim=(0, None))
-        _draw_one(panels[2, 1], runs, theme, key="grad_norm")
-        panels[2, 1].set(title="Gradient norm before clipping", ylabel="norm", ylim=(0, None))
-        colored = _with_colors(runs, theme)
-        last_epoch = max(run.steps[-1]["epoch"] for run in runs)
-        for panel in panels.flat:
-            panel.set(xlabel="epoch", xlim=(0, last_epoch * 1.02))
-            panel.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
-        if len(runs) > 1:
-            lines = [
-                Line2D([], [], color=color, label=run.name, linewidth=3) for run, color in colored
-            ]
-            figure.legend(handles=lines, loc="outside upper left", ncols=3, fontsize=11)
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _draw_loss(panel: Axes, runs: list[RunCurves], theme: Theme) -> None:
@@ -143,8 +146,12 @@ def _draw_bands(panel: Axes, runs: list[RunCurves], theme: Theme) -> None:
     if len(runs) == 1:
         bands = runs[0].bands
         colors = matplotlib.colormaps[theme.bands](np.linspace(*theme.band_range, len(bands)))
+        # A model without training is equally unsure everywhere: the edges differ in late digits.
+        edges = [band["from_nats"] for band in bands] + [bands[-1]["to_nats"]]
+        digits = 2 if len({f"{edge:.2f}" for edge in edges}) == len(edges) else 4
         for band, color in reversed(list(zip(bands, colors, strict=True))):
-            label = f"band {band['band']}: {band['from_nats']:.2f} to {band['to_nats']:.2f} nats"
+            between = f"{band['from_nats']:.{digits}f} to {band['to_nats']:.{digits}f} nats"
+            label = f"band {band['band']}: {between}"
             epochs, losses = runs[0].band_series(band["band"])
             panel.plot(epochs, losses, color=color, marker="o", label=label)
         panel.legend(title="entropy at step 0", title_fontsize=9, alignment="left")
@@ -177,6 +184,17 @@ def _draw_drop_rate(panel: Axes, runs: list[RunCurves], theme: Theme) -> None:
     panel.set(ylabel="share of the step's targets", ylim=(0, None))
     panel.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
     _finish(panel, runs, title="Tokens dropped", key="thick asked, thin realised")
+
+
+def _draw_speed(panel: Axes, runs: list[RunCurves], theme: Theme) -> None:
+    _draw_one(panel, runs, theme, key="tokens_per_second")
+    panel.set(title="Speed", ylabel="tokens / second", ylim=(0, None))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _draw_gradient_norm(panel: Axes, runs: list[RunCurves], theme: Theme) -> None:
+    _draw_one(panel, runs, theme, key="grad_norm")
+    panel.set(title="Gradient norm before clipping", ylabel="norm", ylim=(0, None))
 
 
 def _draw_one(panel: Axes, runs: list[RunCurves], theme: Theme, *, key: str) -> None:
@@ -220,3 +238,13 @@ def smoothed(values: list[float]) -> list[float]:
     count = counts[high] - counts[low]
     means = (sums[high] - sums[low]) / np.maximum(count, 1)
     return np.where(count > 0, means, np.nan).tolist()
+
+
+PANELS: tuple[Panel, ...] = (
+    _draw_loss,
+    _draw_bands,
+    _draw_entropy,
+    _draw_drop_rate,
+    _draw_speed,
+    _draw_gradient_norm,
+)

@@ -65,7 +65,7 @@ def test_page_needs_no_other_file_and_no_network(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = LinkCollector()
     links.feed(text)
-    assert len(links.fetched) == 3
+    assert len(links.fetched) == 13  # an icon, and six panels for a light and a dark page
     assert all(link.startswith("data:") for link in links.fetched)
     assert not re.search(r"url\(|@import|<script", text)
     assert (tmp_path / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
