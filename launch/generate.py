@@ -32,10 +32,10 @@ def complete_line(folder: str, *, prompt: str, max_new_tokens: int, seed: int) -
 def main() -> None:
     parser = argparse.ArgumentParser(
         description="Complete one line with an exported model.",
-        epilog='example: python launch/generate.py runs/quickstart/export --prompt "import "',
+        epilog='example: python launch/generate.py runs/quickstart/export --prompt "import"',
     )
     parser.add_argument("export", help="Hugging Face folder")
-    parser.add_argument("--prompt", default="    def __init__(self, ")
+    parser.add_argument("--prompt", default="    def __init__(self,")
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1234)
     given = parser.parse_args()

@@ -41,6 +41,10 @@ if ((NUM_GPUS == 1)); then
     # Two ranks need two GPUs or none.
     export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
 fi
+if ((NUM_GPUS < 2)) && [[ -e /sys/class/net/lo ]]; then
+    # As in local.sh, for the evaluation as well.
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
+fi
 
 recipe=training/recipes/quickstart.yaml
 corpus=${out}data/quickstart$size
@@ -112,7 +116,7 @@ print(f"held-out loss {result['loss']:.4f} nats per token over {result['num_targ
 PYTHON
 
 stage "A line of code from the export, with plain transformers"
-TQDM_DISABLE=1 "$PYTHON" launch/generate.py "$run_dir/export" --prompt "    def __init__(self, "
+TQDM_DISABLE=1 "$PYTHON" launch/generate.py "$run_dir/export" --prompt "    def __init__(self,"
 
 stage "Report"
 run_python training report "$run_dir"
