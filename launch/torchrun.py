@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 
 def main(arguments: list[str]) -> int:
-    """Run torchrun with its own arguments; 0 when every process ended well, else 1."""
+    """Run torchrun with its own arguments; 0 when every process ended well."""
     # Its log repeats a process's exit code over 30 lines that push the message off the screen.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
@@ -21,6 +22,9 @@ def main(arguments: list[str]) -> int:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         print(f"error: process {rank} {how}; its message is above", file=sys.stderr)
         return 1
+    except SignalException as stop:
+        print(f"stopped by {stop.sigval.name}, and all processes with it", file=sys.stderr)
+        return 128 + stop.sigval
     return 0
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,30 @@ def test_a_failing_process_ends_the_launch_with_its_own_message_last_but_one(
     lines = shown.stderr.strip().splitlines()
     assert "nowhere" in shown.stderr
     assert "its message is above" in lines[-1]
+
+
+def test_a_signal_stops_every_process_and_leaves_one_line(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pids"
+    (tmp_path / "waits.py").write_text(
+        "import os, time\n"
+        f"open({str(pid_file)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "time.sleep(60)\n"
+    )
+    torchrun = [sys.executable, "-m", "launch.torchrun", "--standalone", "--local-addr=127.0.0.1"]
+    launcher = subprocess.Popen(
+        [*torchrun, "--nproc-per-node=2", str(tmp_path / "waits.py")],
+        cwd=REPO_ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not pid_file.exists() or len(pid_file.read_text().split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    launcher.send_signal(signal.SIGTERM)
+    _, printed = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGTERM
+    assert printed.strip().splitlines()[-1] == "stopped by SIGTERM, and all processes with it"
+    assert "Traceback" not in printed
+    for pid in pid_file.read_text().split():
+        assert not Path(f"/proc/{pid}").exists()
