@@ -17,6 +17,8 @@ import torch.distributed as dist
 from training.dist import agree, raise_together
 from training.engine import Engine
 
+ENGINE_TAG = "zero3"
+"""Folder of DeepSpeed's own files within a checkpoint."""
 _MARKER = "complete.json"
 
 
@@ -49,9 +51,11 @@ def save_checkpoint(
         for left_over in (*root.glob(".staging-*"), *root.glob(".removed-*")):
             shutil.rmtree(left_over)
     dist.barrier()
-    engine.ds.save_checkpoint(str(root), tag=staging.name, save_latest=False)
+    engine.ds.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
     raise_together(_save_random_state(staging, engine.layout.rank))
     if engine.layout.is_main:
+        for script in staging.glob("*.py"):  # DeepSpeed's converters; export does their work
+            script.unlink()
         _mark_and_publish(staging, final, progress=progress, identity=identity)
         _prune(root, keep_last=keep_last)
     dist.barrier()
@@ -105,7 +109,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, identity: dict[str, Any
             + "\n".join(f"  - {line}" for line in differences)
             + "\nSet them back, or choose another run_dir (or resume=never with an empty one)."
         )
-    loaded, _ = engine.ds.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    loaded, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     raise_together(None if loaded else f"{checkpoint}: DeepSpeed found nothing to load")
     _restore_random_state(checkpoint, engine.layout.rank)
     return Progress(step=marker["step"], tokens=marker["tokens"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import open_corpus
-from training.checkpoint import damage, newest_complete
+from training.checkpoint import ENGINE_TAG, damage, newest_complete
 from training.config import Recipe, parse_recipe
 
 _WRAPPER_PREFIX = "lm."
@@ -81,7 +81,7 @@ def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     return {
         name.removeprefix(_WRAPPER_PREFIX): weight.to(dtype) for name, weight in masters.items()
     }

@@ -6,6 +6,7 @@ B rows, S tokens of this rank's sequence shard, D hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -86,6 +87,7 @@ def resolve_model_config(model: Model, *, vocab_size: int) -> PretrainedConfig:
         else:
             given = {"vocab_size": vocab_size, **(model.config or {})}
             config = AutoConfig.for_model(**given)
+            _refuse_unknown_keys(given)
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"model: {error}") from None
     text = config.get_text_config()
@@ -96,6 +98,16 @@ def resolve_model_config(model: Model, *, vocab_size: int) -> PretrainedConfig:
         )
     _refuse_unsupported(text)
     return config
+
+
+def _refuse_unknown_keys(given: dict[str, Any]) -> None:
+    """transformers keeps a misspelt key as an attribute that nothing reads."""
+    known = AutoConfig.for_model(given["model_type"]).to_dict()
+    known |= PretrainedConfig().to_dict()
+    for key in given.keys() - known.keys():
+        near = get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"config.{key} is no key of {given['model_type']}{hint}")
 
 
 def _refuse_unsupported(config: PretrainedConfig) -> None:

@@ -1,0 +1,33 @@
+"""What tests of several packages share: one small corpus of real code."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python's own json package, tokenised with a BPE of 512 ids, packed to 64 tokens."""
+    from data_prep.build import BuildOptions, build
+    from data_prep.pack import pack
+
+    folder = tmp_path_factory.mktemp("corpus") / "json"
+    sources = [Path(json.__file__).parent, Path(os.__file__).parent / "logging"]
+    build(
+        BuildOptions(
+            inputs=tuple(sources),
+            out=folder,
+            train_tokenizer="bpe",
+            train_vocab_size=512,
+            val_frac=0.3,
+            num_workers=1,
+        )
+    )
+    pack(folder, seq_len=64)
+    return folder

@@ -1,0 +1,295 @@
+"""A whole run on real text: stopped and resumed, exported, evaluated, launched for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed import run_ranks
+from tests.training.layouts import tiny_recipe
+from training.checkpoint import newest_complete
+from training.config import Recipe, dump_recipe
+
+ROOT = Path(__file__).parents[2]
+SEQUENCE_TOKENS = 64
+
+
+def recipe_of(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
+    return tiny_recipe(
+        **{
+            "run_dir": str(run_dir),
+            "data": {"corpus": str(corpus), "sequence_tokens": SEQUENCE_TOKENS},
+            "model__config__vocab_size": 512,
+            "train": {
+                "global_batch_tokens": 8 * SEQUENCE_TOKENS,
+                "max_steps": 8,
+                "sequence_parallel_size": 2,
+                "micro_batch_samples": 4,
+            },
+            "schedule": {"kind": "cosine", "warmup_frac": 0.25},
+            "dropout__curriculum": {"kind": "linear"},
+            "evaluation": {"every_steps": 3, "max_samples": 6},
+            "checkpoint__every_steps": 3,
+            **changes,
+        }
+    )
+
+
+def train_on_rank(recipe: Recipe) -> None:
+    from training.loop import train
+
+    train(recipe)
+
+
+def metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timeless = ("seconds", "tokens_per_second")
+    return [
+        {key: value for key, value in row.items() if key not in timeless}
+        for row in rows
+        if row["kind"] == kind
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps on 2 ranks that share each sequence, never stopped."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir), world_size=2)
+    return run_dir
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    steps, evaluations = metrics(finished, "step"), metrics(finished, "evaluation")
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert [row["step"] for row in evaluations] == [0, 3, 6, 8]
+    for row in evaluations:
+        assert [band["band"] for band in row["bands"]] == [1, 2, 3, 4]
+        assert sum(band["num_targets"] for band in row["bands"]) == row["num_targets"]
+        mean = sum(band["loss"] * band["num_targets"] for band in row["bands"])
+        assert mean / row["num_targets"] == pytest.approx(row["loss"])
+    assert evaluations[-1]["loss"] < evaluations[0]["loss"]
+    assert steps[0]["gamma"] == 0.0  # a linear curriculum starts at nothing
+    asked = [row["drop_rate_asked"] for row in steps]
+    assert asked == sorted(asked)
+    assert asked[-1] > 0.2
+    assert sum(row["drop_rate_realised"] for row in steps) == pytest.approx(sum(asked), rel=0.2)
+    assert (finished / "recipe.resolved.yaml").exists()
+    assert list((finished / "tensorboard").iterdir())
+    names = sorted(path.name for path in (finished / "checkpoints").iterdir())
+    assert names == ["step-00000006", "step-00000008"]
+
+
+@pytest.mark.parametrize("layout", ["sp_2", "dp_2"])
+def test_a_stopped_and_resumed_run_has_the_very_same_losses(
+    finished, small_corpus, tmp_path, layout
+):
+    reference = finished
+    train = {"train__sequence_parallel_size": 1} if layout == "dp_2" else {}
+    if layout == "dp_2":
+        reference = tmp_path / "whole"
+        run_ranks(train_on_rank, recipe_of(small_corpus, reference, **train), world_size=2)
+    stopped = tmp_path / "stopped"
+    for stop in (2, 5, None):
+        changes = {**train, "train__stop_after_steps": stop}
+        run_ranks(train_on_rank, recipe_of(small_corpus, stopped, **changes), world_size=2)
+    assert metrics(stopped, "step") == metrics(reference, "step")
+    assert metrics(stopped, "evaluation")[-1] == metrics(reference, "evaluation")[-1]
+
+
+def test_rows_after_the_last_checkpoint_are_done_again_the_same(finished, small_corpus, tmp_path):
+    """A run killed at step 8 with its newest checkpoint at step 6, or with that one torn."""
+    run_dir = tmp_path / "killed"
+    shutil.copytree(finished, run_dir)
+    newest = run_dir / "checkpoints" / "step-00000008"
+    torn = next(newest.glob("zero3/*optim_states.pt"))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    assert newest_complete(run_dir / "checkpoints").name == "step-00000006"
+    recipe = recipe_of(small_corpus, run_dir)
+    run_ranks(train_on_rank, recipe, world_size=2)
+    assert metrics(run_dir, "step") == metrics(finished, "step")
+    assert metrics(run_dir, "evaluation") == metrics(finished, "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"optimizer__lr": 0.5}, "optimizer.lr: was 0.01, is 0.5"),
+        ({"dropout__quantile": 0.25}, "dropout.quantile: was 0.5, is 0.25"),
+        ({"seed": 2}, "seed: was 1234, is 2"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused(finished, small_corpus, change, expected):
+    messages = run_ranks(
+        message_of_error, recipe_of(small_corpus, finished, **change), world_size=2
+    )
+    for message in messages:
+        assert expected in message
+
+
+def message_of_error(recipe: Recipe) -> str:
+    with pytest.raises(ValueError) as caught:
+        train_on_rank(recipe)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "world_size", "expected"),
+    [
+        ({"train__sequence_parallel_size": 2}, 1, "does not divide the number of processes"),
+        ({"train__micro_batch_samples": 3}, 2, "Nearest that divide"),
+        ({"data__sequence_tokens": 32, "train__global_batch_tokens": 512}, 2, "--seq-len 32"),
+        ({"data__corpus": "absent"}, 2, "absent"),
+        ({"model__config__vocab_size": 100}, 2, "smaller than the corpus's 512"),
+        ({"model__config__num_attention_heads": 3}, 2, "can be one of"),
+        ({"model__config__hidden_sise": 3}, 2, "did you mean hidden_size"),
+        ({"deepspeed": "ds_configs/absent.json"}, 2, "No such file"),
+        ({"resume": "never"}, 2, "holds a run already"),
+    ],
+)
+def test_what_cannot_work_is_refused_on_every_rank(
+    finished, small_corpus, changes, world_size, expected
+):
+    recipe = recipe_of(small_corpus, finished, **changes)
+    for message in run_ranks(message_of_error, recipe, world_size=world_size, timeout_seconds=60):
+        assert expected in message
+
+
+def test_an_existing_run_is_untouched_by_a_refused_start(finished):
+    assert newest_complete(finished / "checkpoints").name == "step-00000008"
+    assert len(metrics(finished, "step")) == 8
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Path) -> Path:
+    return Path(training("export", str(finished)).stdout.strip())
+
+
+def training(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*(launcher or (sys.executable,)), "-m", "training", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=180
+    )
+
+
+def test_the_export_has_the_logits_of_the_engine_in_plain_transformers(
+    finished, exported, small_corpus
+):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain = AutoModelForCausalLM.from_pretrained(exported)
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer(
+        "def loads(s, *, cls=None):\n    return cls(s)\n", return_tensors="pt"
+    ).input_ids
+    assert tokenizer.decode(ids[0]).startswith("def loads(s, *, cls=None):")
+    assert not sorted(path.name for path in exported.glob("*.bin"))
+    with torch.no_grad():
+        expected = plain(input_ids=ids).logits[0]
+    recipe = recipe_of(small_corpus, finished, train__sequence_parallel_size=1)
+    (found,) = run_ranks(engine_logits, recipe, ids, world_size=1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of the trained weights in the training engine, one row as one document.
+
+    The checkpoint belongs to 2 ranks, so its masters are put into an engine of one.
+    """
+    import deepspeed
+
+    from training.attention import find_documents
+    from training.dist import init_layout
+    from training.engine import build_engine
+    from training.export import trained_weights
+    from training.model import resolve_model_config
+
+    layout = init_layout(sp_size=1)
+    config = resolve_model_config(recipe.model, vocab_size=512)
+    engine = build_engine(recipe, config, layout=layout, num_micro_steps=1, trains=False)
+    newest = newest_complete(Path(recipe.run_dir) / "checkpoints")
+    trained = trained_weights(newest, dtype=torch.float32)
+    for name, parameter in engine.model.lm.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(trained[name])
+    head, seen = engine.model.lm.get_output_embeddings(), []
+    head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    positions = torch.arange(ids.shape[1])[None]
+    documents = find_documents(positions, device=layout.device)
+    with torch.no_grad():
+        engine.ds(ids, positions, ids, documents)
+        with deepspeed.zero.GatheredParameters([head.weight]):
+            return (seen[0][0] @ head.weight.T).clone()
+
+
+def test_export_of_a_folder_without_a_run_is_a_clear_error(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        training("export", str(tmp_path))
+    assert caught.value.returncode == 2
+    assert caught.value.stderr.startswith("error: ")
+    assert "is no run folder" in caught.value.stderr
+
+
+def test_evaluate_finds_the_losses_of_the_last_evaluation(finished, exported):
+    """The export on one process, against the training engine on two that share sequences."""
+    training("evaluate", str(finished), "train.sequence_parallel_size=1")
+    found = json.loads((finished / "evaluation.json").read_text())
+    expected = metrics(finished, "evaluation")[-1]
+    assert found["num_targets"] == expected["num_targets"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    for band, reference in zip(found["bands"], expected["bands"], strict=True):
+        assert band["num_targets"] == reference["num_targets"]
+        assert band["loss"] == pytest.approx(reference["loss"], rel=1e-5)
+
+
+LAUNCHERS = {
+    "torchrun": ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"),
+    "deepspeed": ("deepspeed.launcher.runner", "--num_gpus=2", "--module", "training"),
+    "alone": ("training",),
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_trains_the_same_run(finished, small_corpus, tmp_path, launcher):
+    run_dir = tmp_path / "run"
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(dump_recipe(recipe_of(small_corpus, run_dir)), encoding="utf-8")
+    overrides = ["train.stop_after_steps=2", "evaluation.max_samples=4"]
+    if launcher == "alone":
+        overrides.append("train.sequence_parallel_size=1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    subprocess.run(
+        [sys.executable, "-m", *LAUNCHERS[launcher], "train", str(recipe_file), *overrides],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=240,
+        capture_output=True,
+    )
+    for found, expected in zip(metrics(run_dir, "step"), metrics(finished, "step"), strict=False):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert len(metrics(run_dir, "step")) == 2
+
+
+def test_mistakes_of_the_command_line_are_told_without_a_traceback(tmp_path):
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text("run_dir: x\ntrian: {}\n", encoding="utf-8")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        training("train", str(recipe_file))
+    assert caught.value.returncode == 2
+    assert "did you mean train?" in caught.value.stderr
+    assert "Traceback" not in caught.value.stderr
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "export", "report"])
+def test_help_of_every_verb_says_what_it_does(verb):
+    assert "usage: python -m training" in training(verb, "--help").stdout
