@@ -26,6 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # the deepspeed launcher puts it in front; the environment says the same
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     train = verbs.add_parser(
@@ -37,7 +39,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("recipe", help="YAML file; docs/recipes.md explains every key")
     train.add_argument("overrides", nargs="*", metavar="a.b=c", help="change keys of the recipe")
-    train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher
 
     evaluate = verbs.add_parser(
         "evaluate",
@@ -47,7 +48,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("run", type=Path, help="run folder, exported before")
     evaluate.add_argument("overrides", nargs="*", metavar="a.b=c", help="as in train")
-    evaluate.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
 
     export = verbs.add_parser(
         "export",
@@ -105,4 +105,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    if "RANK" in os.environ:
+        # gloo's threads let go of tensors after the last collective has returned; one that does
+        # so while the interpreter is being taken down aborts the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)

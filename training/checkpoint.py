@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from training.dist import agree, raise_together
+from training.dist import raise_together
 from training.engine import Engine
 
 ENGINE_TAG = "zero3"
@@ -60,11 +60,6 @@ def save_checkpoint(
         _prune(root, keep_last=keep_last)
     dist.barrier()
     return final
-
-
-def find_checkpoint(root: Path) -> Path | None:
-    """The newest complete checkpoint, decided by rank 0 for all."""
-    return agree(newest_complete(root) if dist.get_rank() == 0 else None)
 
 
 def newest_complete(root: Path) -> Path | None:

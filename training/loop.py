@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from transformers import PretrainedConfig
 
 from data_prep.shards import PackIndex, open_corpus
-from training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import Progress, load_checkpoint, newest_complete, save_checkpoint
 from training.config import Recipe, dump_recipe
 from training.data import EpochOrder, SampleStream
-from training.dist import init_layout, raise_together
+from training.dist import agree, init_layout, raise_together
 from training.engine import Engine, build_engine
 from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.metrics import MetricsWriter
@@ -40,16 +41,18 @@ def train(recipe: Recipe) -> Path:
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size)
     check_heads(model_config, sp_size=layout.sp_size)
     run_dir = Path(recipe.run_dir)
-    raise_together(_start_run_folder(run_dir, recipe) if layout.is_main else None)
+    if recipe.resume == "never" and agree(newest_complete(run_dir / "checkpoints")):
+        raise ValueError(f"run_dir {run_dir} holds a run already; choose another, or resume: auto")
 
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
     identity = run_identity(recipe, pack, layout)
     progress = Progress(step=0, tokens=0)
-    if found := find_checkpoint(run_dir / "checkpoints"):
+    if found := agree(newest_complete(run_dir / "checkpoints")):
         progress = load_checkpoint(engine, found, identity=identity)
     facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
+    # not before here: a start that is refused leaves an existing run as it was
+    raise_together(_describe_run(run_dir, recipe, model_config) if layout.is_main else None)
     if layout.is_main:
-        model_config.save_pretrained(run_dir / "model")  # export needs no hub and no recipe source
         _print_start(recipe, facts, progress)
     with MetricsWriter(
         run_dir, total_steps=plan.total_steps, start_step=progress.step, enabled=layout.is_main
@@ -144,13 +147,15 @@ def _position(plan: Plan, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _start_run_folder(run_dir: Path, recipe: Recipe) -> str | None:
-    """Make the folder and keep the resolved recipe; the text of a mistake, if there is one."""
-    if recipe.resume == "never" and any((run_dir / "checkpoints").glob("step-*")):
-        return f"run_dir {run_dir} holds a run already; choose another one, or resume: auto"
+def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig) -> str | None:
+    """Keep the resolved recipe and the model's configuration; the text of a mistake, if any.
+
+    With them export and evaluate need neither the recipe file nor the hub.
+    """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "recipe.resolved.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        model_config.save_pretrained(run_dir / "model")
     except OSError as error:
         return f"run_dir {run_dir}: {error.strerror}"
     return None

@@ -163,9 +163,11 @@ def test_what_cannot_work_is_refused_on_every_rank(
         assert expected in message
 
 
-def test_an_existing_run_is_untouched_by_a_refused_start(finished):
+def test_an_existing_run_is_untouched_by_a_refused_start(finished, small_corpus):
     assert newest_complete(finished / "checkpoints").name == "step-00000008"
     assert len(metrics(finished, "step")) == 8
+    recipe = recipe_of(small_corpus, finished)
+    assert (finished / "recipe.resolved.yaml").read_text() == dump_recipe(recipe)
 
 
 @pytest.fixture(scope="module")
