@@ -93,7 +93,9 @@ def _run(arguments: argparse.Namespace) -> None:
     elif arguments.verb == "evaluate":
         from training.evaluate_run import evaluate_run
 
-        print(json.dumps(evaluate_run(arguments.run, arguments.overrides), indent=1))
+        result = evaluate_run(arguments.run, arguments.overrides)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps(result, indent=1))
     elif arguments.verb == "export":
         from training.export import export_run
 

@@ -38,6 +38,8 @@ class MicroBatch:
     """Which sample each row is, -1 for a row that only fills the batch."""
     num_tokens: int
     """Tokens of documents in this shard, padding left out."""
+    num_targets: int
+    """Positions of this shard that have a target."""
 
     @property
     def is_target_BS(self) -> Tensor:
@@ -134,6 +136,7 @@ class SampleStream:
             token_index_BS1=token_index_BS1.to(device),
             documents=find_documents(position_ids_BT, device=device),
             sample_ids=tuple(row[5] for row in rows),
+            num_targets=int((targets_BT[:, own] != IGNORE).sum()),
             num_tokens=int((num_tokens_B - start).clip(0, shard).sum()),
         )
 

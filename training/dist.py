@@ -71,17 +71,11 @@ def init_layout(*, sp_size: int) -> Layout:
     return Layout(dist.get_rank(), world_size, sp_size, device)
 
 
-def sum_over_ranks(values: list[float], *, layout: Layout) -> list[float]:
-    """Element-wise sum over all ranks, in fp64; counts stay exact up to 2^53."""
-    total = torch.tensor(values, dtype=torch.float64, device=layout.device)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def sum_counts(counts: Tensor) -> Tensor:
-    """All-reduce an int64 tensor in place and return it."""
-    dist.all_reduce(counts)
-    return counts
+def sum_over_ranks(values: Tensor) -> list[Any]:
+    """Element-wise sum of a small tensor over all ranks, as Python numbers."""
+    dist.all_reduce(values)
+    total: list[Any] = values.tolist()
+    return total
 
 
 def agree(value: T) -> T:

@@ -88,6 +88,25 @@ class Engine:
         return float(self.ds.get_global_grad_norm() or 0.0) if ends_step else None
 
 
+def training_dtype(recipe: Recipe) -> torch.dtype:
+    """bf16 where the DeepSpeed JSON enables it, else fp32."""
+    enabled = _read_ds_config(recipe).get("bf16", {}).get("enabled", False)
+    return torch.bfloat16 if enabled else torch.float32
+
+
+def _read_ds_config(recipe: Recipe) -> dict[str, Any]:
+    path = Path(recipe.deepspeed)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"deepspeed: {path}: {error.strerror}") from None
+    except ValueError as error:  # bad JSON, bad UTF-8
+        raise ValueError(f"deepspeed: {path}: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"deepspeed: {path}: expected keys and values")
+    return config
+
+
 def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> dict[str, Any]:
     """The DeepSpeed JSON of the recipe, with the recipe's own keys joined in.
 
@@ -95,13 +114,7 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         ValueError: when the JSON is unreadable, sets what the recipe owns, or asks for a mode
             in which losses or gradients would be wrong.
     """
-    path = Path(recipe.deepspeed)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"deepspeed: {path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"deepspeed: {path}: {error}") from None
+    path, config = recipe.deepspeed, _read_ds_config(recipe)
     mistakes = [
         f"{key} belongs to the recipe ({owner})"
         for key, owner in _RECIPE_OWNS.items()

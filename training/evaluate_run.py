@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.shards import open_corpus
 from training.config import load_recipe
 from training.dist import init_layout
-from training.engine import build_engine
+from training.engine import build_engine, training_dtype
 from training.evaluation import evaluate, heldout_stream, load_bands
 from training.model import check_heads, resolve_model_config
 
@@ -38,7 +38,9 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     stream = heldout_stream(pack, recipe, layout)
-    model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size)
+    model_config = resolve_model_config(
+        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe)
+    )
     check_heads(model_config, sp_size=layout.sp_size)
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1, trains=False)
     frozen = run_dir / "heldout_bands"

@@ -19,7 +19,7 @@ from torch import Tensor
 from data_prep.shards import PackIndex
 from training.config import Recipe
 from training.data import MicroBatch, SampleStream
-from training.dist import Layout
+from training.dist import Layout, sum_over_ranks
 from training.engine import Engine
 from training.entrodrop.quantile import global_quantile
 
@@ -79,6 +79,12 @@ def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[
     rows that have no target, since a rank that stops early would leave ZeRO-3 waiting.
     """
     began = time.monotonic()
+    if bands and bands.shape != (stream.total_samples, stream.pack.seq_len):
+        raise ValueError(
+            f"{bands.path} holds bands of {bands.shape[0]} samples of {bands.shape[1]} tokens, the "
+            f"held-out data has {stream.total_samples} of {stream.pack.seq_len}: "
+            "evaluation.max_samples and data.* must be those of the run"
+        )
     num_bands = bands.num_bands if bands else 0
     sums = torch.zeros(3 + 2 * num_bands, dtype=torch.float64, device=engine.layout.device)
     for step in range(stream.num_steps):
@@ -91,8 +97,7 @@ def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[
                 band = bands.of(batch, stream)[is_target_BS]
                 sums[3 : 3 + num_bands].index_add_(0, band, nll)
                 sums[3 + num_bands :] += torch.bincount(band, minlength=num_bands)
-    dist.all_reduce(sums)
-    nll_sum, entropy_sum, num_targets, *rest = sums.tolist()
+    nll_sum, entropy_sum, num_targets, *rest = sum_over_ranks(sums)
     result: dict[str, Any] = {
         "loss": nll_sum / max(num_targets, 1),
         "entropy_nats": entropy_sum / max(num_targets, 1),

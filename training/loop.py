@@ -15,7 +15,7 @@ from training.checkpoint import Progress, load_checkpoint, newest_complete, save
 from training.config import Recipe, dump_recipe
 from training.data import EpochOrder, SampleStream
 from training.dist import agree, init_layout, raise_together
-from training.engine import Engine, build_engine
+from training.engine import Engine, build_engine, training_dtype
 from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config
@@ -38,14 +38,15 @@ def train(recipe: Recipe) -> Path:
     plan = derive_plan(recipe, pack, layout)
     if recipe.evaluation.every_steps is not None:
         heldout_stream(pack, recipe, layout)  # an empty split is refused before weights exist
-    model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size)
+    dtype = training_dtype(recipe)
+    model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
     run_dir = Path(recipe.run_dir)
     if recipe.resume == "never" and agree(newest_complete(run_dir / "checkpoints")):
         raise ValueError(f"run_dir {run_dir} holds a run already; choose another, or resume: auto")
 
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
-    identity = run_identity(recipe, pack, layout)
+    identity = run_identity(recipe, pack, layout, dtype=dtype)
     progress = Progress(step=0, tokens=0)
     if found := agree(newest_complete(run_dir / "checkpoints")):
         progress = load_checkpoint(engine, found, identity=identity)

@@ -72,8 +72,12 @@ class CausalLMWithEntropy(nn.Module):
         return self.lm.get_output_embeddings()(hidden_BSD, targets_BS)
 
 
-def resolve_model_config(model: Model, *, vocab_size: int) -> PretrainedConfig:
+def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -> PretrainedConfig:
     """The Hugging Face configuration of the recipe, checked against the corpus and our head.
+
+    Args:
+        vocab_size: of the corpus; a configuration without one gets it.
+        dtype: of the weights in training and export.
 
     Raises:
         ValueError: for a source that cannot be read, a vocabulary smaller than the corpus's,
@@ -97,6 +101,7 @@ def resolve_model_config(model: Model, *, vocab_size: int) -> PretrainedConfig:
             "the corpus was tokenised for another model"
         )
     _refuse_unsupported(text)
+    config.dtype = dtype
     return config
 
 
@@ -162,8 +167,7 @@ def build_model(
     keep_alive = HfDeepSpeedConfig(dict(ds_config))
     register_attention()
     torch.manual_seed(seed)
-    dtype = torch.bfloat16 if ds_config.get("bf16", {}).get("enabled") else torch.float32
-    common = {"attn_implementation": ATTENTION_NAME, "dtype": dtype}
+    common = {"attn_implementation": ATTENTION_NAME, "dtype": config.dtype}
     if model.pretrained is not None:
         lm = AutoModelForCausalLM.from_pretrained(
             model.pretrained,

@@ -6,13 +6,15 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from data_prep.shards import PackIndex
 from training.config import Recipe
 from training.data import batch_shape
 from training.dist import Layout
 
 # keys that may change between a save and its resume: none of them changes what is learnt
-_FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "evaluation", "checkpoint")
+_FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,16 @@ def derive_plan(recipe: Recipe, pack: PackIndex, layout: Layout) -> Plan:
     )
 
 
-def run_identity(recipe: Recipe, pack: PackIndex, layout: Layout) -> dict[str, Any]:
+def run_identity(
+    recipe: Recipe, pack: PackIndex, layout: Layout, *, dtype: torch.dtype
+) -> dict[str, Any]:
     """What a checkpoint and its resume must share for the numbers to go on as they would have."""
     kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
     kept["train"].pop("stop_after_steps")
+    kept["evaluation"].pop("every_steps")  # the rest decides what its bands are
     return {
         "recipe": kept,
         "pack": pack.fingerprint,
         "world_size": layout.world_size,
+        "dtype": str(dtype),
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.config import Recipe
 from training.data import MicroBatch, SampleStream
-from training.dist import sum_counts, sum_over_ranks
+from training.dist import sum_over_ranks
 from training.engine import Engine
 from training.schedule import learning_rate
 from training.token_dropout import StepDropout, masked_input, plan_dropout
@@ -33,10 +33,10 @@ def train_step(
     """
     batches = stream.step(step)
     counts = torch.tensor(
-        [sum(int(b.is_target_BS.sum()) for b in batches), sum(b.num_tokens for b in batches)],
+        [sum(batch.num_targets for batch in batches), sum(batch.num_tokens for batch in batches)],
         device=engine.layout.device,
     )
-    num_targets, num_tokens = sum_counts(counts).tolist()
+    num_targets, num_tokens = sum_over_ranks(counts)
     dropout = plan_dropout(engine, batches, recipe, progress=done_frac)
     divisor = loss_divisor(recipe, num_targets, dropout)
     lr = learning_rate(
@@ -56,7 +56,7 @@ def train_step(
                 num_dropped.double(),
             ]
         )
-    loss_sum, num_kept, entropy_sum, dropped = sum_over_ranks(sums.tolist(), layout=engine.layout)
+    loss_sum, num_kept, entropy_sum, dropped = sum_over_ranks(sums)
     row = {
         "loss": loss_sum / max(num_kept, 1),
         "objective": loss_sum / divisor,

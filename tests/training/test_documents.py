@@ -49,6 +49,7 @@ def packed_row(layout: Layout, *, changed: bool, one_document: bool = False) -> 
         documents=documents,
         sample_ids=(0,),
         num_tokens=shard,
+        num_targets=shard,
     )
 
 
@@ -56,7 +57,7 @@ def logits_of_rank(sp_size: int, model: dict[str, Any]) -> dict[str, torch.Tenso
     """Logits `[S, V]` of this rank's shard: before and after the change, isolated and leaking."""
     layout = init_layout(sp_size=sp_size)
     recipe = tiny_recipe(train__sequence_parallel_size=sp_size, **model)
-    config = resolve_model_config(recipe.model, vocab_size=VOCAB_SIZE)
+    config = resolve_model_config(recipe.model, vocab_size=VOCAB_SIZE, dtype=torch.float32)
     engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
     return {
         f"{kind}_{state}": logits(
@@ -101,7 +102,7 @@ def compare_with_transformers() -> None:
 
     layout = init_layout(sp_size=1)
     recipe = tiny_recipe()
-    config = resolve_model_config(recipe.model, vocab_size=VOCAB_SIZE)
+    config = resolve_model_config(recipe.model, vocab_size=VOCAB_SIZE, dtype=torch.float32)
     engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
     batch = packed_row(layout, changed=False)
     packed = logits(engine, batch)

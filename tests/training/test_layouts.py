@@ -59,7 +59,7 @@ def make_engine(recipe: Recipe, layout: Any) -> tuple[Any, SampleStream]:
         micro_batch_samples=recipe.train.micro_batch_samples,
         dp_size=layout.dp_size,
     )
-    config = resolve_model_config(recipe.model, vocab_size=101)
+    config = resolve_model_config(recipe.model, vocab_size=101, dtype=torch.float32)
     engine = build_engine(recipe, config, layout=layout, num_micro_steps=micro_steps)
     stream = SampleStream(
         pack=pack,

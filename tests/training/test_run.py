@@ -216,7 +216,7 @@ def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
     from training.model import resolve_model_config
 
     layout = init_layout(sp_size=1)
-    config = resolve_model_config(recipe.model, vocab_size=512)
+    config = resolve_model_config(recipe.model, vocab_size=512, dtype=torch.float32)
     engine = build_engine(recipe, config, layout=layout, num_micro_steps=1, trains=False)
     newest = newest_complete(Path(recipe.run_dir) / "checkpoints")
     trained = trained_weights(newest, dtype=torch.float32)
@@ -295,3 +295,67 @@ def test_mistakes_of_the_command_line_are_told_without_a_traceback(tmp_path):
 @pytest.mark.parametrize("verb", ["train", "evaluate", "export", "report"])
 def test_help_of_every_verb_says_what_it_does(verb):
     assert "usage: python -m training" in training(verb, "--help").stdout
+
+
+@pytest.mark.parametrize("sp_size", [1, 2])
+def test_pretrained_weights_are_adapted_in_bf16_with_checkpointed_activations(
+    finished, exported, small_corpus, tmp_path, sp_size
+):
+    run_dir = tmp_path / "adapted"
+    changes = {
+        "model": {"pretrained": str(exported), "activation_checkpointing": True},
+        "deepspeed": "ds_configs/zero3.json",
+        "train__sequence_parallel_size": sp_size,
+        "train__max_steps": 3,
+        "optimizer__lr": 1e-3,
+        "dropout__where": "both",
+    }
+    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **changes), world_size=2)
+    evaluations = metrics(run_dir, "evaluation")
+    # the adapted run starts where the first one ended, within the rounding of bf16
+    assert evaluations[0]["loss"] == pytest.approx(
+        metrics(finished, "evaluation")[-1]["loss"], rel=2e-3
+    )
+    assert evaluations[-1]["loss"] < evaluations[0]["loss"]
+    folder = training("export", str(run_dir)).stdout.strip()
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_resume_in_another_precision_is_refused(finished, small_corpus):
+    recipe = recipe_of(small_corpus, finished, deepspeed="ds_configs/zero3.json")
+    for message in run_ranks(message_of_error, recipe, world_size=2):
+        assert "dtype: was 'torch.float32', is 'torch.bfloat16'" in message
+
+
+def test_evaluation_of_other_held_out_data_than_the_bands_is_refused(finished, exported):
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        training(
+            "evaluate",
+            str(finished),
+            "train.sequence_parallel_size=1",
+            "evaluation.max_samples=3",
+        )
+    assert "holds bands of 6 samples of 64 tokens" in caught.value.stderr
+
+
+def test_whole_epochs_train_every_token_as_often_as_asked(small_corpus, tmp_path):
+    from data_prep.shards import open_corpus
+
+    pack = open_corpus(small_corpus).open_pack(SEQUENCE_TOKENS)
+    run_dir = tmp_path / "epochs"
+    recipe = recipe_of(
+        small_corpus,
+        run_dir,
+        train={
+            "global_batch_tokens": 500 * SEQUENCE_TOKENS,
+            "epochs": 2,
+            "micro_batch_samples": 250,
+        },
+        evaluation__every_steps=None,
+    )
+    run_ranks(train_on_rank, recipe, world_size=2)
+    last = metrics(run_dir, "step")[-1]
+    assert last["tokens"] == 2 * pack.num_tokens("train")
+    assert last["epoch"] == 2.0
