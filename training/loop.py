@@ -45,6 +45,8 @@ def train(recipe: Recipe) -> Path:
     if recipe.resume == "never" and agree(newest_complete(run_dir / "checkpoints")):
         raise ValueError(f"run_dir {run_dir} holds a run already; choose another, or resume: auto")
 
+    raise_together(_make_run_folder(run_dir) if layout.is_main else None)
+
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
     identity = run_identity(recipe, pack, layout, dtype=dtype)
     progress = Progress(step=0, tokens=0)
@@ -148,13 +150,21 @@ def _position(plan: Plan, progress: Progress) -> dict[str, Any]:
     }
 
 
+def _make_run_folder(run_dir: Path) -> str | None:
+    """The text of a mistake, if there is one: known before the weights are."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"run_dir {run_dir}: {error.strerror}"
+    return None
+
+
 def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig) -> str | None:
     """Keep the resolved recipe and the model's configuration; the text of a mistake, if any.
 
     With them export and evaluate need neither the recipe file nor the hub.
     """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "recipe.resolved.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         model_config.save_pretrained(run_dir / "model")
     except OSError as error:

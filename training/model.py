@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from training.attention import ATTENTION_NAME, DocumentLayout, register_attention
 from training.config import Model
@@ -83,6 +90,7 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
         ValueError: for a source that cannot be read, a vocabulary smaller than the corpus's,
             or an architecture with parts that this engine would leave out.
     """
+    _refuse_unknown_source(model)
     try:
         if model.pretrained is not None:
             config = AutoConfig.from_pretrained(
@@ -103,6 +111,22 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
     _refuse_unsupported(text)
     config.dtype = dtype
     return config
+
+
+def _refuse_unknown_source(model: Model) -> None:
+    """Before transformers answers with its list of all architectures, or of rules for names."""
+    if model.pretrained is not None:
+        looks_local = (
+            model.pretrained.startswith(("/", ".", "~")) or model.pretrained.count("/") > 1
+        )
+        if looks_local and not Path(model.pretrained).is_dir():
+            raise ValueError(f"model.pretrained: there is no folder {model.pretrained}")
+        return
+    model_type = (model.config or {})["model_type"]
+    if model_type not in CONFIG_MAPPING:
+        near = get_close_matches(str(model_type), CONFIG_MAPPING.keys(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"model.config.model_type: transformers knows no {model_type!r}{hint}")
 
 
 def _refuse_unknown_keys(given: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -149,6 +150,31 @@ def test_the_same_tokens_drop_bit_for_bit(measured, layout):
         assert len(expected) > 20
         found = set().union(*(rank[dropout]["dropped"] for rank in measured[layout]))
         assert found == expected
+
+
+def drops_and_entropies() -> tuple[set[int], dict[int, float]]:
+    """At rate 1: the tokens that drop, and the entropy of each token by a plain loop."""
+    layout = init_layout(sp_size=1)
+    recipe = tiny_recipe(train__micro_batch_samples=4, dropout__max_rate=1.0, dropout__quantile=0.3)
+    engine, stream = make_engine(recipe, layout)
+    entropy_of_token = {}
+    for batch in stream.step(0):
+        _, entropy_BS = engine.probe(batch)
+        for row, sample in enumerate(batch.sample_ids):
+            ids = stream.pack.sample(sample)
+            for position in range(1, ids.num_tokens):
+                if ids.position_ids[position] > 0:  # the first of a document is never predicted
+                    token = sample * stream.pack.seq_len + position
+                    entropy_of_token[token] = float(entropy_BS[row, position - 1])
+    return dropped_tokens(engine, stream, recipe), entropy_of_token
+
+
+def test_the_tokens_that_drop_are_those_whose_own_prediction_was_surest():
+    """An entropy that were moved to a neighbour would drop other tokens."""
+    ((dropped, entropy_of_token),) = run_ranks(drops_and_entropies, world_size=1)
+    count = math.ceil(0.3 * len(entropy_of_token))
+    surest = sorted(entropy_of_token, key=entropy_of_token.__getitem__)[:count]
+    assert dropped == set(surest)
 
 
 def test_dropout_changes_what_it_should(measured):
