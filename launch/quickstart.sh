@@ -103,8 +103,7 @@ echo unfinished >"$run_dir/.quickstart"
 launch/local.sh "$recipe" -n 2 "${overrides[@]}"
 
 stage "Export to a Hugging Face folder, loaded again and compared"
-# Only its last line, the folder: the rest is DeepSpeed talking about its shards.
-TQDM_DISABLE=1 run_python training export "$run_dir" | tail -n 1
+TQDM_DISABLE=1 run_python training export "$run_dir"
 
 stage "Evaluation of the export"
 run_python training evaluate "$run_dir" train.sequence_parallel_size=1 >/dev/null

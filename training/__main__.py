@@ -97,6 +97,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps(result, indent=1))
     elif arguments.verb == "export":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed looks for one, and says so
         from training.export import export_run
 
         print(export_run(arguments.run, checkpoint=arguments.checkpoint, out=arguments.out))

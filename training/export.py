@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import shutil
-import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with redirect_stdout(sys.stderr):  # it prints; the command's own output is the folder
+    with redirect_stdout(io.StringIO()):  # it tells of its shards; ours is the folder alone
         masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     return {
         name.removeprefix(_WRAPPER_PREFIX): weight.to(dtype) for name, weight in masters.items()

@@ -161,7 +161,8 @@ def message_of_error(recipe: Recipe) -> str:
 def test_what_cannot_work_is_refused_on_every_rank(
     finished, small_corpus, changes, world_size, expected
 ):
-    recipe = recipe_of(small_corpus, finished, **changes)
+    changes = {"run_dir": str(finished), **changes}
+    recipe = recipe_of(small_corpus, changes.pop("run_dir"), **changes)
     for message in run_ranks(message_of_error, recipe, world_size=world_size, timeout_seconds=60):
         assert expected in message
 
