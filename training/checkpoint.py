@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,15 @@ def save_checkpoint(
 
 
 def newest_complete(root: Path) -> Path | None:
-    """The newest checkpoint whose marker is there and whose files have their recorded sizes."""
+    """The newest checkpoint whose marker is there and whose files have their recorded sizes.
+
+    Says on stderr which newer ones it leaves aside, and why.
+    """
     for candidate in sorted(root.glob("step-*"), reverse=True):
-        if not damage(candidate):
+        reason = damage(candidate)
+        if reason is None:
             return candidate
+        print(f"{candidate} is not whole and left aside: {reason}", file=sys.stderr)
     return None
 
 

@@ -42,7 +42,8 @@ def train(recipe: Recipe) -> Path:
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
     run_dir = Path(recipe.run_dir)
-    if recipe.resume == "never" and agree(newest_complete(run_dir / "checkpoints")):
+    newest = agree(newest_complete(run_dir / "checkpoints") if layout.is_main else None)
+    if newest and recipe.resume == "never":
         raise ValueError(f"run_dir {run_dir} holds a run already; choose another, or resume: auto")
 
     raise_together(_make_run_folder(run_dir) if layout.is_main else None)
@@ -50,8 +51,8 @@ def train(recipe: Recipe) -> Path:
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
     identity = run_identity(recipe, pack, layout, dtype=dtype)
     progress = Progress(step=0, tokens=0)
-    if found := agree(newest_complete(run_dir / "checkpoints")):
-        progress = load_checkpoint(engine, found, identity=identity)
+    if newest:
+        progress = load_checkpoint(engine, newest, identity=identity)
     facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
     # not before here: a start that is refused leaves an existing run as it was
     raise_together(_describe_run(run_dir, recipe, model_config) if layout.is_main else None)

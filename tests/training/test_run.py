@@ -286,6 +286,24 @@ def test_every_launcher_trains_the_same_run(finished, small_corpus, tmp_path, la
     assert len(metrics(run_dir, "step")) == 2
 
 
+def test_processes_that_do_not_know_their_ranks_are_refused(finished, tmp_path):
+    """Under a bare mpirun each of them would train a run of its own in the same folder."""
+    environment = {**os.environ, "OMPI_COMM_WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
+    environment.pop("RANK", None)
+    recipe = finished / "recipe.resolved.yaml"
+    started = subprocess.run(
+        [sys.executable, "-m", "training", "train", str(recipe), f"run_dir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert started.returncode == 2
+    assert "error: OMPI_COMM_WORLD_SIZE=2, but RANK is not set" in started.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_mistakes_of_the_command_line_are_told_without_a_traceback(tmp_path):
     recipe_file = tmp_path / "recipe.yaml"
     recipe_file.write_text("run_dir: x\ntrian: {}\n", encoding="utf-8")
