@@ -21,6 +21,7 @@ from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config
 from training.plan import Plan, derive_plan, run_identity
 from training.step import train_step
+from training.token_dropout import check_mask_token
 
 
 def train(recipe: Recipe) -> Path:
@@ -41,6 +42,7 @@ def train(recipe: Recipe) -> Path:
     dtype = training_dtype(recipe)
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
+    check_mask_token(recipe, vocab_size=model_config.get_text_config().vocab_size)
     run_dir = Path(recipe.run_dir)
     newest = agree(newest_complete(run_dir / "checkpoints") if layout.is_main else None)
     if newest and recipe.resume == "never":

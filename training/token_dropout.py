@@ -88,6 +88,19 @@ def _score(engine: Engine, batch: MicroBatch, measure: str) -> Tensor:
     return nll_BS if measure == "nll" else entropy_BS
 
 
+def check_mask_token(recipe: Recipe, *, vocab_size: int) -> None:
+    """Refuse a mask token that the embedding does not have.
+
+    Raises:
+        ValueError: naming the ids that it has.
+    """
+    mask_token_id = recipe.dropout.mask_token_id
+    if mask_token_id is not None and mask_token_id >= vocab_size:
+        raise ValueError(
+            f"dropout.mask_token_id {mask_token_id}: the model's ids are 0 to {vocab_size - 1}"
+        )
+
+
 def masked_input(
     batch: MicroBatch, drops_BS: Tensor, recipe: Recipe, *, vocab_size: int
 ) -> tuple[Tensor, Tensor | None]:

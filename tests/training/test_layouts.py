@@ -33,6 +33,11 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     "off": {"regulariser": "none"},
     "input": {"dropout__where": "input"},
     "loss": {"dropout__where": "loss"},
+    "both_by_nll_random_token": {
+        "dropout__where": "both",
+        "dropout__replace": "random_token",
+        "entropy__measure": "nll",
+    },
 }
 
 
@@ -145,7 +150,7 @@ def test_loss_and_gradients_agree_with_one_process(measured, layout, dropout):
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
 def test_the_same_tokens_drop_bit_for_bit(measured, layout):
-    for dropout in ("input", "loss"):
+    for dropout in ("input", "loss", "both_by_nll_random_token"):
         expected = measured["one_process"][0][dropout]["dropped"]
         assert len(expected) > 20
         found = set().union(*(rank[dropout]["dropped"] for rank in measured[layout]))

@@ -156,6 +156,7 @@ def message_of_error(recipe: Recipe) -> str:
         ({"model__config__hidden_sise": 3}, 2, "did you mean hidden_size"),
         ({"deepspeed": "ds_configs/absent.json"}, 2, "No such file"),
         ({"resume": "never"}, 2, "holds a run already"),
+        ({"dropout__mask_token_id": 512}, 2, "the model's ids are 0 to 511"),
     ],
 )
 def test_what_cannot_work_is_refused_on_every_rank(
