@@ -36,8 +36,8 @@ def _build(options: argparse.Namespace) -> int:
     if serve_as_mpi_worker():
         return 0
     from data_prep.build import BuildOptions, build
-    from data_prep.sources import Globs
-    from data_prep.summary import build_summary
+    from data_prep.reading.sources import Globs
+    from data_prep.viewing.summary import build_summary
 
     manifest = build(
         BuildOptions(
@@ -62,8 +62,8 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from data_prep.pack import pack
-    from data_prep.summary import pack_summary
+    from data_prep.packing.pack import pack
+    from data_prep.viewing.summary import pack_summary
 
     index = pack(
         options.folder,
@@ -76,7 +76,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from data_prep.show import show
+    from data_prep.viewing.show import show
 
     lines = show(
         options.folder,
@@ -92,8 +92,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from data_prep.summary import verify_summary
     from data_prep.verify import verify
+    from data_prep.viewing.summary import verify_summary
 
     checks = verify(options.folder, deep=options.deep)
     print(verify_summary(checks, folder=options.folder, deep=options.deep))

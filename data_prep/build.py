@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.documents import Intake, OnError, ReadOptions
 from data_prep.durable import refuse_existing, staged_folder, write_durable
 from data_prep.encode import SPLIT_HASH, EncodeSettings
 from data_prep.executor import num_usable_cores
@@ -22,11 +21,12 @@ from data_prep.manifest import (
     files_sha256,
 )
 from data_prep.progress import bytes_bar
-from data_prep.readers import read_documents
-from data_prep.sources import Globs, InputFile, find_files
-from data_prep.tokenizer import Tokenizer, load_tokenizer
-from data_prep.tokenizer_files import copy_tokenizer, describe_tokenizer_files
-from data_prep.tokenizer_training import Algorithm, train_tokenizer
+from data_prep.reading.documents import Intake, OnError, ReadOptions
+from data_prep.reading.readers import read_documents
+from data_prep.reading.sources import Globs, InputFile, find_files
+from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
+from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenizing.training import Algorithm, train_tokenizer
 from data_prep.write_corpus import write_corpus
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.documents import Document
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.reading.documents import Document
+from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
 BATCH_BYTES = 1 << 19
 BATCH_DOCUMENTS = 2048

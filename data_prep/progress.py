@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from data_prep.sources import InputFile
+from data_prep.reading.sources import InputFile
 
 
 def progress_bar(total: int | None, *, what: str, unit: str) -> tqdm[NoReturn]:

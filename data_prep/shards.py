@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.manifest import SPLITS, Manifest, Shard, Split, load_manifest
 from data_prep.mapped import checked_path, map_array
-from data_prep.pack_index import PackedSample, PackIndex
+from data_prep.packing.index import PackedSample, PackIndex
 
 __all__ = ["Corpus", "PackIndex", "PackedSample", "open_corpus"]
 

@@ -21,9 +21,9 @@ from data_prep.manifest import (
     load_manifest,
 )
 from data_prep.mapped import checked_path
+from data_prep.packing.verify import check_pack
 from data_prep.progress import progress_bar
 from data_prep.shards import Corpus, open_corpus
-from data_prep.verify_pack import check_pack
 
 _CHUNK_TOKENS = 1 << 22
 

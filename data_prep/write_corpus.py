@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.documents import Intake, ReadOptions
 from data_prep.encode import EncodedBatch, EncodeSettings, batches, encode_batch
 from data_prep.executor import map_in_order, open_executor
 from data_prep.manifest import SPLITS, Ledger, Shard, Split, SplitLedger
 from data_prep.progress import bytes_bar
-from data_prep.readers import read_documents
+from data_prep.reading.documents import Intake, ReadOptions
+from data_prep.reading.readers import read_documents
+from data_prep.reading.sources import InputFile
 from data_prep.shard_writer import ShardWriter
-from data_prep.sources import InputFile
 
 
 @dataclass(frozen=True)

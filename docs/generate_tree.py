@@ -10,6 +10,11 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree: written by docs/generate_tree.py -->\n", "<!-- end of tree -->\n"
 _FOLDERS = {
     "data_prep": "raw text to shards and packed samples; never imports torch",
+    "data_prep/reading": "inputs of every kind to documents; what is wrong is named by file and line",
+    "data_prep/tokenizing": "documents to token ids, token for token as the reference library",
+    "data_prep/cleaning": "duplicates and benchmark text, found and left out of packs",
+    "data_prep/packing": "documents to samples of S tokens: an index, not a copy",
+    "data_prep/viewing": "a corpus as people see it: terminal, HTML page, statistics",
     "training": "recipe to trained, exported model",
     "training/entrodrop": "THE METHOD: torch only, liftable into any trainer",
     "training/recipes": "one YAML file a run",

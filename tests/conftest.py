@@ -15,7 +15,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python's own json package, tokenised with a BPE of 512 ids, packed to 64 tokens."""
     from data_prep.build import BuildOptions, build
-    from data_prep.pack import pack
+    from data_prep.packing.pack import pack
 
     folder = tmp_path_factory.mktemp("corpus") / "json"
     sources = [Path(json.__file__).parent, Path(os.__file__).parent / "logging"]

@@ -13,8 +13,8 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.build import BuildOptions, build
-from data_prep.pack import pack
-from data_prep.tokenizer_training import train_tokenizer
+from data_prep.packing.pack import pack
+from data_prep.tokenizing.training import train_tokenizer
 
 # What breaks tokenizers and their users: emoji with joiners, CJK, NUL, CRLF, tabs, runs of
 # white space, combining marks, a byte-order mark, text that looks like control tokens.

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.pack import pack
+from data_prep.packing.pack import pack
 from data_prep.shards import open_corpus
-from data_prep.tokenizer import load_tokenizer
+from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.verify import verify
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.show import printable
+from data_prep.viewing.show import printable
 
 Cli = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.pack import pack
+from data_prep.packing.pack import pack
 from data_prep.shards import open_corpus
 
 

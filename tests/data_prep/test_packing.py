@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.packing import Packing, best_fit, concat, split_long
+from data_prep.packing.policies import Packing, best_fit, concat, split_long
 
 LENGTHS = st.lists(st.integers(min_value=1, max_value=90), max_size=60)
 SEQ_LENS = st.integers(min_value=2, max_value=40)

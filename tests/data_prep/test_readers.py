@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data_prep.documents import Intake, ReadOptions
-from data_prep.readers import read_documents
-from data_prep.sources import Globs, find_files
+from data_prep.reading.documents import Intake, ReadOptions
+from data_prep.reading.readers import read_documents
+from data_prep.reading.sources import Globs, find_files
 
 
 def _read(*paths: Path, globs: Globs | None = None, **options: object) -> list[str]:

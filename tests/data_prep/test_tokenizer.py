@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 
-from data_prep import long_text
-from data_prep.long_text import is_safe_to_cut, pieces_of_long_text
-from data_prep.tokenizer import HuggingFaceTokenizer, load_tokenizer
-from data_prep.tokenizer_files import copy_tokenizer
-from data_prep.tokenizer_training import train_tokenizer
+from data_prep.tokenizing import long_text
+from data_prep.tokenizing.files import copy_tokenizer
+from data_prep.tokenizing.long_text import is_safe_to_cut, pieces_of_long_text
+from data_prep.tokenizing.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from data_prep.tokenizing.training import train_tokenizer
 
 
 def _ids(folder: Path, text: str) -> list[int]:

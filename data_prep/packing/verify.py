@@ -8,7 +8,7 @@ import numpy as np
 
 from data_prep.checksums import check_checksums
 from data_prep.manifest import SPLITS, Split
-from data_prep.pack_index import PackIndex
+from data_prep.packing.index import PackIndex
 from data_prep.shards import Corpus
 
 

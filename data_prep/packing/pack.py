@@ -8,7 +8,7 @@ import numpy as np
 
 from data_prep.durable import refuse_existing, staged_folder, write_durable
 from data_prep.manifest import SPLITS, Split
-from data_prep.pack_index import (
+from data_prep.packing.index import (
     INDEX_DTYPE,
     PACK_NAME,
     PackIndex,
@@ -17,7 +17,7 @@ from data_prep.pack_index import (
     SplitPack,
     pack_folder,
 )
-from data_prep.packing import Packing, best_fit, concat
+from data_prep.packing.policies import Packing, best_fit, concat
 from data_prep.progress import progress_bar
 from data_prep.shards import Corpus, open_corpus
 

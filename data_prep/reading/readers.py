@@ -11,7 +11,7 @@ from typing import IO, cast
 
 import zstandard
 
-from data_prep.documents import (
+from data_prep.reading.documents import (
     BadInput,
     Document,
     Intake,
@@ -20,8 +20,8 @@ from data_prep.documents import (
     invalid_utf8,
     text_document,
 )
-from data_prep.sources import InputFile
-from data_prep.zstd_file import open_zstd
+from data_prep.reading.sources import InputFile
+from data_prep.reading.zstd_file import open_zstd
 
 NUM_BAD_LISTED = 10
 _BROKEN_COMPRESSION = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
@@ -62,7 +62,7 @@ def _read_file(
 ) -> Iterator[Document | BadInput]:
     if file.kind == "parquet":
         # pyarrow takes half a second to import; most builds never need it.
-        from data_prep.parquet import read_parquet
+        from data_prep.reading.parquet import read_parquet
 
         for row, value in read_parquet(file.path, column=options.key):
             yield checked_value(value, where=f"{file.path}:row {row}", options=options)

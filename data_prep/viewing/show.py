@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.manifest import SPLITS, Split
-from data_prep.pack_index import PackIndex
+from data_prep.packing.index import PackIndex
 from data_prep.shards import Corpus, open_corpus
-from data_prep.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
 _RULE_COLUMNS = 96
 _BOLD, _DIM, _RESET = "\x1b[1;36m", "\x1b[2m", "\x1b[0m"

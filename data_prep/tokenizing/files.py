@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.durable import describe_file
 from data_prep.manifest import FileRecord
-from data_prep.tokenizer import HF_NAME, SENTENCEPIECE_NAME
+from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME
 
 SETTINGS_NAME = "tokenizer_config.json"
 # What transformers reads to make a tokenizer; weights and model settings stay where they are.

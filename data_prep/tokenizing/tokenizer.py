@@ -11,8 +11,8 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from data_prep.long_text import is_safe_to_cut, pieces_of_long_text
 from data_prep.manifest import SpecialIds
+from data_prep.tokenizing.long_text import is_safe_to_cut, pieces_of_long_text
 
 HF_NAME = "tokenizer.json"
 SENTENCEPIECE_NAME = "tokenizer.model"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from data_prep.documents import BadInput
+from data_prep.reading.documents import BadInput
 
 _BATCH_ROWS = 1024
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.manifest import SPLITS, Manifest
-from data_prep.pack_index import PackIndex
+from data_prep.packing.index import PackIndex
 from data_prep.verify import Check
 
 _COMMAND = "python -m data_prep"
