@@ -1,24 +1,35 @@
-"""The command `python -m data_prep`: build, pack, inspect and verify a corpus."""
+"""The command `python -m data_prep`: a verb for each thing that one does to a corpus."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from data_prep.arguments import make_parser
-from data_prep.executor import abort_mpi, serve_as_mpi_worker
+from data_prep.executor import abort_mpi
 
-# Verbs import what they need themselves, so that --help and a slip of the pen answer at once.
+_DESCRIPTION = """\
+Turn raw text into a corpus that training reads: token ids in shards, with a manifest that
+accounts for every document and every token.
+
+  python -m data_prep build   --input docs.jsonl --tokenizer Qwen/Qwen3-0.6B --out data/docs
+  python -m data_prep pack    data/docs --seq-len 2048
+  python -m data_prep inspect data/docs --seq-len 2048 --sample 0
+  python -m data_prep verify  data/docs --deep
+"""
+
+# Each is a module of data_prep.commands with SUMMARY, DESCRIPTION, add_arguments and run. They
+# import what they need in run, so that --help and a slip of the pen answer at once.
+VERBS = ("build", "pack", "inspect", "verify")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 the user can mend it."""
     options = make_parser().parse_args(arguments)
-    verb = {"build": _build, "pack": _pack, "inspect": _inspect, "verify": _verify}[options.verb]
     try:
-        return verb(options)
+        return options.run(options)
     except BrokenPipeError:  # `inspect ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -32,72 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _build(options: argparse.Namespace) -> int:
-    if serve_as_mpi_worker():
-        return 0
-    from data_prep.build import BuildOptions, build
-    from data_prep.reading.sources import Globs
-    from data_prep.viewing.summary import build_summary
-
-    manifest = build(
-        BuildOptions(
-            inputs=tuple(options.input),
-            out=options.out,
-            tokenizer=options.tokenizer,
-            train_tokenizer=options.train_tokenizer,
-            train_vocab_size=options.vocab_size,
-            text_key=options.text_key,
-            ids_key=options.ids_key,
-            globs=Globs(include=tuple(options.include), exclude=tuple(options.exclude)),
-            val_frac=options.val_frac,
-            on_error=options.on_error,
-            add_eos=options.eos,
-            num_workers=options.workers,
-            shard_mib=options.shard_mib,
-            overwrite=options.overwrite,
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name in VERBS:
+        command = importlib.import_module(f"data_prep.commands.{name.replace('-', '_')}")
+        verb = verbs.add_parser(
+            name,
+            help=command.SUMMARY,
+            description=command.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-    )
-    print(build_summary(manifest, folder=options.out))
-    return 0
-
-
-def _pack(options: argparse.Namespace) -> int:
-    from data_prep.packing.pack import pack
-    from data_prep.viewing.summary import pack_summary
-
-    index = pack(
-        options.folder,
-        seq_len=options.seq_len,
-        policy=options.policy,
-        overwrite=options.overwrite,
-    )
-    print(pack_summary(index, corpus_folder=options.folder))
-    return 0
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    from data_prep.viewing.show import show
-
-    lines = show(
-        options.folder,
-        seq_len=options.seq_len,
-        split=options.split,
-        numbers=options.sample,
-        in_colour=sys.stdout.isatty(),
-    )
-    for line in lines:
-        print(line)
-    sys.stdout.flush()
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from data_prep.verify import verify
-    from data_prep.viewing.summary import verify_summary
-
-    checks = verify(options.folder, deep=options.deep)
-    print(verify_summary(checks, folder=options.folder, deep=options.deep))
-    return 0 if all(check.problem is None for check in checks) else 1
+        command.add_arguments(verb)
+        verb.set_defaults(run=command.run)
+    return parser
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ REPO_ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree: written by docs/generate_tree.py -->\n", "<!-- end of tree -->\n"
 _FOLDERS = {
     "data_prep": "raw text to shards and packed samples; never imports torch",
-    "data_prep/reading": "inputs of every kind to documents; what is wrong is named by file and line",
+    "data_prep/commands": "one module a verb: its flags, its help, its call",
+    "data_prep/reading": "inputs of every kind to documents; what is wrong is named",
     "data_prep/tokenizing": "documents to token ids, token for token as the reference library",
     "data_prep/cleaning": "duplicates and benchmark text, found and left out of packs",
     "data_prep/packing": "documents to samples of S tokens: an index, not a copy",

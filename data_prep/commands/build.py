@@ -1,0 +1,120 @@
+"""The verb `build`: raw text or ids to a corpus folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "raw text to shards"
+DESCRIPTION = """\
+Read documents, tokenise them on all cores and write a corpus folder.
+
+Inputs: .jsonl and .ndjson (a document a line), .parquet (one a row), .txt and .md (one a file),
+text and JSONL also as .gz or .zst; or a folder, in which every file counts that is not hidden
+or binary. The bytes written do not depend on --workers. The folder appears under its name only
+when it is whole.
+
+  python -m data_prep build --input notes/ more.jsonl.gz --tokenizer ./Qwen3-0.6B --out data/notes
+  python -m data_prep build --input src/ --include '*.py' --exclude tests \\
+      --train-tokenizer bpe --vocab-size 4096 --out data/code
+"""
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--input", nargs="+", type=Path, required=True, metavar="PATH", help="files and folders"
+    )
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
+    verb.add_argument("--overwrite", action="store_true", help="replace an older corpus at --out")
+
+    tokens = verb.add_argument_group("tokenizer (one of the first two)")
+    tokens.add_argument(
+        "--tokenizer",
+        metavar="NAME_OR_PATH",
+        help="a hub name, a Hugging Face folder, a tokenizer.json or a sentencepiece .model",
+    )
+    tokens.add_argument(
+        "--train-tokenizer", choices=["bpe", "unigram"], help="make one from this corpus"
+    )
+    tokens.add_argument("--vocab-size", type=int, metavar="V", help="entries of the one made")
+    tokens.add_argument(
+        "--no-eos", dest="eos", action="store_false", help="do not end documents with EOS"
+    )
+
+    reading = verb.add_argument_group("reading")
+    reading.add_argument(
+        "--text-key", default="text", metavar="KEY", help="field with the text (default: text)"
+    )
+    reading.add_argument(
+        "--ids-key",
+        metavar="KEY",
+        help="field with token ids, for a corpus that is tokenised already; kept as they are",
+    )
+    reading.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in folders, read only such files (repeatable); with a slash: path inside the folder",
+    )
+    reading.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in folders, leave out such files and folders (repeatable)",
+    )
+    reading.add_argument(
+        "--on-error",
+        choices=["fail", "skip"],
+        default="fail",
+        help="a bad document stops the build (default), or is counted and left out",
+    )
+    _add_writing(verb.add_argument_group("writing"))
+
+
+def _add_writing(writing: argparse._ArgumentGroup) -> None:
+    writing.add_argument(
+        "--val-frac",
+        type=float,
+        default=0.01,
+        metavar="F",
+        help="part of the documents held out, by a hash of their text (default: 0.01)",
+    )
+    writing.add_argument(
+        "--workers", type=int, metavar="N", help="processes that tokenise (default: one a core)"
+    )
+    writing.add_argument(
+        "--shard-mib", type=float, default=512, metavar="M", help="size of a shard (default: 512)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from data_prep.executor import serve_as_mpi_worker
+
+    if serve_as_mpi_worker():
+        return 0
+    from data_prep.build import BuildOptions, build
+    from data_prep.reading.sources import Globs
+    from data_prep.viewing.summary import build_summary
+
+    manifest = build(
+        BuildOptions(
+            inputs=tuple(options.input),
+            out=options.out,
+            tokenizer=options.tokenizer,
+            train_tokenizer=options.train_tokenizer,
+            train_vocab_size=options.vocab_size,
+            text_key=options.text_key,
+            ids_key=options.ids_key,
+            globs=Globs(include=tuple(options.include), exclude=tuple(options.exclude)),
+            val_frac=options.val_frac,
+            on_error=options.on_error,
+            add_eos=options.eos,
+            num_workers=options.workers,
+            shard_mib=options.shard_mib,
+            overwrite=options.overwrite,
+        )
+    )
+    print(build_summary(manifest, folder=options.out))
+    return 0

@@ -1,0 +1,29 @@
+"""The verb `verify`: a corpus held against what its manifest promises."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "check a corpus and its packs"
+DESCRIPTION = """\
+Check a corpus and its packs: sizes, document offsets, ids within the vocabulary, no document on
+both sides of the split, every token in exactly one sample; with --deep also every checksum.
+Prints a table; exit code 1 when a check fails, with shard, expected and found.
+
+  python -m data_prep verify data/notes --deep
+"""
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
+    verb.add_argument("--deep", action="store_true", help="read all bytes and compare checksums")
+
+
+def run(options: argparse.Namespace) -> int:
+    from data_prep.verify import verify
+    from data_prep.viewing.summary import verify_summary
+
+    checks = verify(options.folder, deep=options.deep)
+    print(verify_summary(checks, folder=options.folder, deep=options.deep))
+    return 0 if all(check.problem is None for check in checks) else 1
