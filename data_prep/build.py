@@ -1,46 +1,62 @@
-"""The build verb: files to documents to ids to shards, and a manifest when all of it is there."""
+"""The build: inputs to documents to ids to shards, and a manifest when all of it is there."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_prep.durable import refuse_existing, staged_folder, write_durable
-from data_prep.encode import SPLIT_HASH, EncodeSettings
-from data_prep.executor import num_usable_cores
-from data_prep.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    Source,
-    SplitRule,
-    TokenizerRecord,
-    files_sha256,
+from data_prep.durable import (
+    clear_staged,
+    describe_file,
+    refuse_existing,
+    staged_folder,
+    write_durable,
 )
-from data_prep.progress import bytes_bar
-from data_prep.reading.documents import Intake, OnError, ReadOptions
-from data_prep.reading.readers import read_documents
-from data_prep.reading.sources import Globs, InputFile, find_files
+from data_prep.encode import SPLIT_HASH, EncodeSettings
+from data_prep.executor import num_usable_cores, open_pool
+from data_prep.journal import (
+    Journal,
+    differences,
+    digest_of,
+    plan_of_last_run,
+    write_plan,
+)
+from data_prep.ledger import SPLITS, Ledger, SplitLedger, Tally, ledger_of
+from data_prep.manifest import MANIFEST_NAME, Domain, Manifest, Shard, SplitRule, TokenizerRecord
+from data_prep.reading.documents import Fields, OnError
+from data_prep.reading.folders import Globs
+from data_prep.reading.parts import InputFile
+from data_prep.reading.sources import DomainInput, find_domains, split_name
+from data_prep.reading.texts import iter_texts
+from data_prep.record import FileRecord, files_sha256
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
 from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from data_prep.tokenizing.training import Algorithm, train_tokenizer
 from data_prep.write_corpus import write_corpus
+
+INPUTS_NAME = "inputs.jsonl"
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What the user asked for; `check` refuses what cannot be meant."""
 
-    inputs: tuple[Path, ...]
+    inputs: tuple[str | Path, ...]
+    """`PATH` or `DOMAIN=PATH`."""
     out: Path
     tokenizer: str | None = None
     train_tokenizer: Algorithm | None = None
     train_vocab_size: int | None = None
-    text_key: str = "text"
-    ids_key: str | None = None
+    fields: Fields = field(default_factory=lambda: Fields(text="text"))
+    fields_of: dict[str, Fields] = field(default_factory=dict)
+    """Fields of single domains, where they differ from `fields`."""
     globs: Globs = field(default_factory=Globs)
     val_frac: float = 0.01
     on_error: OnError = "fail"
@@ -48,6 +64,7 @@ class BuildOptions:
     num_workers: int | None = None  # None: one per core
     shard_mib: float = 512
     overwrite: bool = False
+    restart: bool = False
 
     def check(self) -> None:
         if (self.tokenizer is None) == (self.train_tokenizer is None):
@@ -56,8 +73,12 @@ class BuildOptions:
             )
         if (self.train_vocab_size is None) != (self.train_tokenizer is None):
             raise ValueError("--train-tokenizer and --vocab-size go together: give both or neither")
-        if self.ids_key and self.train_tokenizer:
-            raise ValueError(f"--ids-key {self.ids_key}: name the ids' own tokenizer: --tokenizer")
+        for fields in (self.fields, *self.fields_of.values()):
+            if fields.kind != "text" and self.train_tokenizer:
+                raise ValueError(
+                    f"--train-tokenizer needs text, and {fields.kind} was given; name the "
+                    "tokenizer of the ids or of the chat template: --tokenizer"
+                )
         if not 0 <= self.val_frac < 1:
             raise ValueError(f"--val-frac {self.val_frac}: must be at least 0 and below 1")
         if self.num_workers is not None and self.num_workers < 1:
@@ -65,96 +86,201 @@ class BuildOptions:
         if self.shard_mib <= 0:
             raise ValueError(f"--shard-mib {self.shard_mib}: must be above 0")
         out = self.out.resolve()
-        for path in self.inputs:
-            source = path.resolve()
+        for text in map(str, self.inputs):
+            source = Path(split_name(text)[1]).resolve()
             if source == out or source in out.parents or out in source.parents:
-                raise ValueError(f"--out {self.out}: overlaps with --input {path}; keep them apart")
+                raise ValueError(f"--out {self.out}: overlaps with --input {text}; keep them apart")
 
 
 def build(options: BuildOptions) -> Manifest:
-    """Build a corpus folder. It appears under its name only when it is whole."""
+    """Build a corpus folder. It appears under its name only when it is whole.
+
+    A build that was killed, or stopped by an error, goes on where it was when the same is asked
+    for again; its bytes are those of a build that was never disturbed.
+    """
     options.check()
     refuse_existing(options.out, marker=MANIFEST_NAME, overwrite=options.overwrite)
-    files, sources = find_files(options.inputs, globs=options.globs)
-    with staged_folder(options.out) as staging:
-        if options.tokenizer is not None:
-            copy_tokenizer(options.tokenizer, to=staging / "tokenizer")
-        else:
-            _train(files, options=options, to=staging / "tokenizer")
-        manifest = _fill(staging, files=files, sources=sources, options=options)
+    domains = find_domains(
+        options.inputs,
+        globs=options.globs,
+        fields_of=options.fields_of,
+        default=options.fields,
+    )
+    with staged_folder(options.out, keeps_unfinished=True) as staging:
+        _prepare(staging, domains=domains, options=options)
+        manifest = _fill(staging, domains=domains, options=options)
         content = manifest.model_dump_json(indent=2) + "\n"
         write_durable(staging / MANIFEST_NAME, content.encode())
     return manifest
 
 
-def _train(files: Sequence[InputFile], *, options: BuildOptions, to: Path) -> None:
-    assert options.train_tokenizer and options.train_vocab_size
+def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOptions) -> None:
+    """Leave the tokenizer in the folder, and a journal only if its build is the one asked for."""
+    plan = _plan(domains, options=options)
+    old = None if options.restart else plan_of_last_run(staging.parent)
+    changed = differences(old, plan) if old else []
+    if old and not changed and _same_tokenizer(staging, options=options):
+        return
+    if old:
+        what = ", ".join(changed) or "the tokenizer"
+        print(f"an unfinished build is there, but {what} changed: starting anew", file=sys.stderr)
+    clear_staged(staging)
+    if options.tokenizer is not None:
+        copy_tokenizer(options.tokenizer, to=staging / "tokenizer")
+    else:
+        assert options.train_tokenizer and options.train_vocab_size
+        train_tokenizer(
+            iter_texts(domains, on_error=options.on_error),
+            algorithm=options.train_tokenizer,
+            vocab_size=options.train_vocab_size,
+            to=staging / "tokenizer",
+        )
+    write_plan(staging.parent, plan)
 
-    def texts() -> Iterator[str]:
-        # A pass of its own over the files; the ledger counts the second one.
-        intake = Intake()
-        read = ReadOptions(text_key=options.text_key, on_error=options.on_error)
-        with bytes_bar(files, what="read for the tokenizer") as bar:
-            for document in read_documents(files, options=read, intake=intake):
-                yield str(document.content)
-                bar.update(intake.num_bytes_read - bar.n)
-        print(f"training {options.train_tokenizer} on what was read ...", file=sys.stderr)
 
-    train_tokenizer(
-        texts(), algorithm=options.train_tokenizer, vocab_size=options.train_vocab_size, to=to
-    )
+def _plan(domains: Sequence[DomainInput], *, options: BuildOptions) -> dict[str, Any]:
+    """All that decides the bytes of the corpus; what only decides speed is left out."""
+    files = [
+        f"{domain.name} {file.path} {file.kind} {file.num_bytes} {file.modified_ns}"
+        for domain in domains
+        for file in domain.files
+    ]
+    return {
+        "format": 2,
+        "inputs": digest_of(files),
+        "fields": {domain.name: domain.fields.as_dict() for domain in domains},
+        "tokenizer": options.tokenizer or [options.train_tokenizer, options.train_vocab_size],
+        "val_frac": options.val_frac,
+        "eos": options.add_eos,
+        "shard_mib": options.shard_mib,
+    }
 
 
-def _fill(
-    staging: Path,
-    *,
-    files: Sequence[InputFile],
-    sources: Sequence[Source],
-    options: BuildOptions,
-) -> Manifest:
+def _same_tokenizer(staging: Path, *, options: BuildOptions) -> bool:
+    if options.tokenizer is None:
+        return True
+    check = staging.parent / "tokenizer.check"
+    shutil.rmtree(check, ignore_errors=True)
+    copy_tokenizer(options.tokenizer, to=check)
+    files, kept = (describe_tokenizer_files(f) for f in (check, staging / "tokenizer"))
+    shutil.rmtree(check)
+    return files == kept
+
+
+def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOptions) -> Manifest:
     """Write the shards beside the tokenizer and describe the whole."""
     tokenizer = load_tokenizer(staging / "tokenizer")
     record = _describe(tokenizer, options=options, folder=staging / "tokenizer")
     eos = tokenizer.special_ids.eos
     suffix = (eos,) if options.add_eos and eos is not None else ()
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4")
-    written = write_corpus(
-        files,
-        read=ReadOptions(
-            text_key=options.text_key,
-            ids_key=options.ids_key,
-            vocab_size=tokenizer.vocab_size,
-            on_error=options.on_error,
-        ),
-        encode=EncodeSettings(
-            tokenizer_folder=(staging / "tokenizer").resolve(),
-            tokenizer_sha256=record.sha256,
-            prefix=tokenizer.special_ids.document_prefix,
-            suffix=suffix,
-            val_frac=options.val_frac,
-            dtype=dtype,
-        ),
-        num_workers=options.num_workers or num_usable_cores(),
-        max_shard_bytes=int(options.shard_mib * 2**20),
-        into=staging,
+    settings = EncodeSettings(
+        tokenizer_folder=(staging / "tokenizer").resolve(),
+        tokenizer_sha256=record.sha256,
+        prefix=tokenizer.special_ids.document_prefix,
+        suffix=suffix,
+        val_frac=options.val_frac,
+        dtype=dtype,
     )
-    if not written.ledger.by_split["train"].num_documents:
-        raise ValueError(
-            f"no document is left to train on: {written.ledger.num_documents_in} read, "
-            f"{written.ledger.num_documents_empty} empty, {written.ledger.num_documents_bad} bad, "
-            f"{written.ledger.num_documents_kept} held out"
-        )
+    journal = Journal(staging)
+    done = sum(tally.num_documents for tally in journal.position.tallies.values())
+    if done:
+        print(f"going on behind {done:,} documents of the last run", file=sys.stderr)
+    try:
+        with open_pool(options.num_workers or num_usable_cores()) as pool:
+            write_corpus(
+                domains,
+                settings=settings,
+                on_error=options.on_error,
+                max_shard_bytes=int(options.shard_mib * 2**20),
+                pool=pool,
+                journal=journal,
+                into=staging,
+            )
+    finally:
+        journal.close()
+    _refuse_changed(domains)
     return Manifest(
-        schema_version=1,
+        schema_version=2,
         tokenizer=record,
         vocab_size=tokenizer.vocab_size,
         token_dtype="uint16" if dtype.itemsize == 2 else "uint32",
         special_ids=tokenizer.special_ids.model_copy(update={"document_suffix": suffix}),
-        sources=tuple(sources),
         split=SplitRule(val_frac=float(options.val_frac), hash=SPLIT_HASH),
-        shards=written.shards,
-        ledger=written.ledger,
+        domains=_domains(domains, journal=journal),
+        inputs=_write_inputs(staging, domains=domains),
+        shards=_in_order(journal.shards, domains=domains),
     )
+
+
+def _domains(domains: Sequence[DomainInput], *, journal: Journal) -> tuple[Domain, ...]:
+    tallies = journal.position.tallies
+    ledgers = {
+        domain.name: _ledger(
+            tallies.get(domain.name, Tally()),
+            shards=[shard for shard in journal.shards if shard.domain == domain.name],
+        )
+        for domain in domains
+    }
+    if not any(ledger.by_split["train"].num_documents for ledger in ledgers.values()):
+        parts = {
+            "read": sum(ledger.num_documents_in for ledger in ledgers.values()),
+            "empty": sum(ledger.num_documents_empty for ledger in ledgers.values()),
+            "bad": sum(ledger.num_documents_bad for ledger in ledgers.values()),
+            "held out": sum(ledger.num_documents_kept for ledger in ledgers.values()),
+        }
+        counts = ", ".join(f"{count} {what}" for what, count in parts.items())
+        raise ValueError(f"no document is left to train on: {counts}")
+    return tuple(
+        Domain(
+            name=domain.name,
+            fields=domain.fields.as_dict(),
+            sources=domain.sources,
+            ledger=ledgers[domain.name],
+        )
+        for domain in domains
+    )
+
+
+def _ledger(tally: Tally, *, shards: Sequence[Shard]) -> Ledger:
+    by_split = {
+        split: SplitLedger(
+            num_documents=sum(s.num_documents for s in shards if s.split == split),
+            num_tokens=sum(s.num_tokens for s in shards if s.split == split),
+        )
+        for split in SPLITS
+    }
+    return ledger_of(tally, by_split=by_split)
+
+
+def _in_order(shards: Sequence[Shard], *, domains: Sequence[DomainInput]) -> tuple[Shard, ...]:
+    places = {domain.name: i for i, domain in enumerate(domains)}
+    return tuple(sorted(shards, key=lambda s: (SPLITS.index(s.split), places[s.domain], s.name)))
+
+
+def _write_inputs(staging: Path, *, domains: Sequence[DomainInput]) -> FileRecord:
+    path = staging / INPUTS_NAME
+    with path.open("w", encoding="utf-8", errors="surrogateescape") as lines:
+        for domain in domains:
+            for file in domain.files:
+                record = {"path": file.path, "num_bytes": file.num_bytes, "kind": file.kind}
+                lines.write(json.dumps(record, ensure_ascii=True) + "\n")
+    return describe_file(path)
+
+
+def _refuse_changed(domains: Sequence[DomainInput]) -> None:
+    """An input that changed while it was read may be half old and half new."""
+    for domain in domains:
+        for file in domain.files:
+            if file.kind in ("hub", "arrow"):
+                continue
+            if _modified_ns(file) != file.modified_ns:
+                raise ValueError(f"{file.path}: changed while it was read; build again")
+
+
+def _modified_ns(file: InputFile) -> int:
+    path = Path(file.path)
+    return path.stat().st_mtime_ns if path.exists() else -1
 
 
 def _describe(tokenizer: Tokenizer, *, options: BuildOptions, folder: Path) -> TokenizerRecord:

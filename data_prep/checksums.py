@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.durable import describe_file
-from data_prep.manifest import FileRecord
 from data_prep.mapped import checked_path
 from data_prep.progress import progress_bar
+from data_prep.record import FileRecord
 
 
 def check_checksums(folder: Path, *, files: Sequence[FileRecord]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.manifest import FileRecord
+from data_prep.record import FileRecord
 
 _LOCK_NAME = ".lock"
 _READ_BYTES = 1 << 22
@@ -62,10 +62,12 @@ def refuse_existing(out: Path, *, marker: str, overwrite: bool) -> None:
 
 
 @contextmanager
-def staged_folder(out: Path) -> Iterator[Path]:
-    """Give an empty hidden folder beside `out` and rename it to `out` if all goes well.
+def staged_folder(out: Path, *, keeps_unfinished: bool = False) -> Iterator[Path]:
+    """Give the folder `content` in a hidden one beside `out`; renamed to `out` if all goes well.
 
-    A killed process leaves only the hidden folder, which the next run on `out` clears.
+    Empty, unless `keeps_unfinished`: then what an earlier run left is there, also what it put
+    beside `content`, and what this one leaves stays for the next. A killed process leaves only
+    the hidden folder either way.
     """
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,31 +79,37 @@ def staged_folder(out: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{out}: another process is writing it; wait for its end") from None
-        _clear(staging)
+        content = staging / "content"
+        if not keeps_unfinished:
+            clear_staged(content)
+        content.mkdir(exist_ok=True)
         try:
-            yield staging
-            (staging / _LOCK_NAME).unlink()
-            fsync_folder(staging)
-            _swap_in(staging, out=out)
+            yield content
+            fsync_folder(content)
+            _swap_in(content, out=out)
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
+            if not keeps_unfinished:
+                shutil.rmtree(staging, ignore_errors=True)
             raise
+        shutil.rmtree(staging, ignore_errors=True)
     finally:
         os.close(lock)
 
 
-def _clear(staging: Path) -> None:
-    for entry in staging.iterdir():
+def clear_staged(content: Path) -> None:
+    """Remove what a run left in a folder of `staged_folder` and beside it, the lock excepted."""
+    for entry in content.parent.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != _LOCK_NAME:
             entry.unlink()
+    content.mkdir()
 
 
-def _swap_in(staging: Path, *, out: Path) -> None:
+def _swap_in(content: Path, *, out: Path) -> None:
     retired = out.with_name(f".{out.name}.old-{os.getpid()}")
     if out.exists():
         out.rename(retired)
-    staging.rename(out)
+    content.rename(out)
     fsync_folder(out.parent)
     shutil.rmtree(retired, ignore_errors=True)

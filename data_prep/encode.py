@@ -1,28 +1,31 @@
-"""Batches of documents to packed ids with lengths and sides, in whichever process they land."""
+"""Parts of inputs to documents in the types of the shards, in whichever process they land."""
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.documents import Document
+from data_prep.reading.documents import BadInput, Document, Fields, Messages
+from data_prep.reading.formats import read_part
+from data_prep.reading.parts import Item, Part
+from data_prep.shard_writer import Documents
 from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
-BATCH_BYTES = 1 << 19
-BATCH_DOCUMENTS = 2048
+TASK_BYTES = 1 << 19
+TASK_PARTS = 1024
 SPLIT_HASH = "blake2b-64 of the text after NFKC, case folding and removal of ASCII white space"
 _ASCII_SPACE = b" \t\n\r\x0b\x0c"
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """All that a worker needs to know; small, since it travels with every batch."""
+    """All that a worker needs to know; small, since it travels with every task."""
 
     tokenizer_folder: Path
     tokenizer_sha256: str  # tells a new tokenizer in the same place from the old one
@@ -33,80 +36,177 @@ class EncodeSettings:
 
 
 @dataclass(frozen=True)
-class EncodedBatch:
-    """Documents back to back in the type that the shards have."""
+class Task:
+    """Neighbouring parts of one domain's inputs."""
 
-    tokens: np.ndarray  # [N]
-    lengths: np.ndarray  # [documents] int64, specials included
-    is_val: np.ndarray  # [documents] bool
+    settings: EncodeSettings
+    fields: Fields
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a task's parts hold, in their order."""
+
+    documents: Documents
+    is_val: np.ndarray
+    """[documents] bool."""
+    num_read: int
+    num_empty: int
     num_special_tokens: int
-    num_empty: int  # text of which the tokenizer left nothing
+    bad: tuple[tuple[Part, BadInput], ...]
+    last: Part
+    """The next task begins where this part ends."""
     num_bytes: int
 
 
-Batch = tuple[EncodeSettings, list[str | np.ndarray], int]
+@dataclass
+class _Collected:
+    """Documents of a task while they are gathered."""
+
+    contents: list[str | np.ndarray] = field(default_factory=list)
+    masks: list[np.ndarray | None] = field(default_factory=list)
+    origins: list[tuple[int, int]] = field(default_factory=list)
+    positions: list[float] = field(default_factory=list)
+    bad: list[tuple[Part, BadInput]] = field(default_factory=list)
+    num_read: int = 0
+    num_empty: int = 0
 
 
-def batches(documents: Iterable[Document], *, settings: EncodeSettings) -> Iterator[Batch]:
-    """Documents in groups of limited size; where the borders fall changes no output byte."""
-    contents: list[str | np.ndarray] = []
+def tasks_of(parts: Iterable[Part], *, settings: EncodeSettings, fields: Fields) -> Iterator[Task]:
+    """Parts in groups of limited size; where the borders fall changes no output byte."""
+    group: list[Part] = []
     num_bytes = 0
-    for document in documents:
-        contents.append(document.content)
-        num_bytes += document.num_bytes
-        if num_bytes >= BATCH_BYTES or len(contents) >= BATCH_DOCUMENTS:
-            yield settings, contents, num_bytes
-            contents, num_bytes = [], 0
-    if contents:
-        yield settings, contents, num_bytes
+    for part in parts:
+        group.append(part)
+        num_bytes += part.num_bytes
+        if num_bytes >= TASK_BYTES or len(group) >= TASK_PARTS:
+            yield Task(settings, fields, tuple(group))
+            group, num_bytes = [], 0
+    if group:
+        yield Task(settings, fields, tuple(group))
 
 
-def encode_batch(batch: Batch) -> EncodedBatch:
-    """Encode, put the special tokens around each document and say on which side it lies."""
-    settings, contents, num_bytes = batch
+def encode_task(task: Task) -> Encoded:
+    """Read, encode, put the special tokens around each document and say on which side it lies."""
+    settings = task.settings
     tokenizer = _tokenizer(settings.tokenizer_folder, settings.tokenizer_sha256)
-    texts = [content for content in contents if isinstance(content, str)]
-    encoded = iter(tokenizer.encode(texts))
+    found = _collect(task, vocab_size=tokenizer.vocab_size)
+    is_text = [isinstance(content, str) for content in found.contents]
+    encoded = iter(tokenizer.encode([c for c in found.contents if isinstance(c, str)]))
     prefix = np.array(settings.prefix, dtype=np.uint32)
     suffix = np.array(settings.suffix, dtype=np.uint32)
-    parts: list[np.ndarray] = []
-    lengths: list[int] = []
-    is_val: list[bool] = []
-    num_special = 0
-    for content in contents:
+    bodies = [next(encoded) if isinstance(c, str) else c for c in found.contents]
+    kept = [row for row, body in enumerate(bodies) if len(body)]
+    pieces: list[np.ndarray] = []
+    lengths = np.zeros(len(kept), dtype=np.int64)
+    for i, row in enumerate(kept):
         # Ids that the user made are kept as they are: they have their specials already.
-        ids = next(encoded) if isinstance(content, str) else content
-        if len(ids) == 0:
-            continue
-        whole = [prefix, ids, suffix] if isinstance(content, str) else [ids]
-        parts += whole
-        lengths.append(sum(map(len, whole)))
-        is_val.append(split_position(content) < settings.val_frac)
-        num_special += lengths[-1] - len(ids)
-    tokens = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)
+        whole = [prefix, bodies[row], suffix] if is_text[row] else [bodies[row]]
+        pieces += whole
+        lengths[i] = sum(map(len, whole))
+    tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.uint32)
     # uint16 would wrap an id above 65,535 without a word.
     if len(tokens) and int(tokens.max()) >= tokenizer.vocab_size:
         raise ValueError(f"tokenizer gave id {tokens.max()}, vocabulary {tokenizer.vocab_size}")
-    return EncodedBatch(
+    documents = Documents(
         tokens=tokens.astype(settings.dtype),
-        lengths=np.array(lengths, dtype=np.int64),
-        is_val=np.array(is_val, dtype=bool),
-        num_special_tokens=num_special,
-        num_empty=len(contents) - len(lengths),
-        num_bytes=num_bytes,
+        lengths=lengths,
+        origins=np.array([found.origins[row] for row in kept], dtype=np.int64).reshape(-1, 2),
+        mask=_mask(found, kept=kept, lengths=lengths) if task.fields.has_mask else None,
+    )
+    num_from_documents = sum(len(bodies[row]) for row in kept)
+    return Encoded(
+        documents=documents,
+        is_val=np.array([found.positions[r] < settings.val_frac for r in kept], dtype=bool),
+        num_read=found.num_read,
+        num_empty=found.num_empty + len(bodies) - len(kept),
+        num_special_tokens=len(tokens) - num_from_documents,
+        bad=tuple(found.bad),
+        last=_without_data(task.parts[-1]),
+        num_bytes=sum(part.num_bytes for part in task.parts),
     )
 
 
-def split_position(content: str | np.ndarray) -> float:
+def _collect(task: Task, *, vocab_size: int) -> _Collected:
+    found = _Collected()
+    for part in task.parts:
+        for item in read_part(part, fields=task.fields):
+            found.num_read += 1
+            checked = _checked(item, settings=task.settings, vocab_size=vocab_size)
+            if isinstance(checked, BadInput):
+                found.bad.append((_without_data(part), checked))
+            elif _is_empty(checked):
+                found.num_empty += 1
+            else:
+                content = checked.content
+                assert not isinstance(content, list)
+                # A conversation lies on the side that its words say, whatever the template.
+                key = item.content if isinstance(item, Document) else content
+                found.contents.append(content)
+                found.masks.append(checked.mask)
+                found.origins.append((part.file.number, checked.place))
+                found.positions.append(split_position(key))
+    return found
+
+
+def _checked(item: Item, *, settings: EncodeSettings, vocab_size: int) -> Item:
+    """Ids within the vocabulary; conversations as ids with a mask."""
+    if isinstance(item, BadInput) or isinstance(item.content, str):
+        return item
+    if isinstance(item.content, list):
+        return _encoded_conversation(item, messages=item.content, settings=settings)
+    ids = item.content
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        index = int(np.argmax((ids < 0) | (ids >= vocab_size)))
+        detail = f"{ids[index]} at index {index}, vocabulary has {vocab_size}"
+        reason = "id outside the vocabulary"
+        return BadInput(item.place, reason=reason, detail=detail, num_tokens=len(ids))
+    return Document(ids.astype(np.uint32), place=item.place, mask=item.mask)
+
+
+def _encoded_conversation(item: Document, *, messages: Messages, settings: EncodeSettings) -> Item:
+    from data_prep.tokenizing.chat import ChatEncoder
+
+    encoder = _chat_encoder(ChatEncoder, settings.tokenizer_folder, settings.tokenizer_sha256)
+    if not messages:
+        return Document("", place=item.place)
+    try:
+        ids, mask = encoder.encode(messages)
+    except ValueError as error:
+        return BadInput(item.place, reason="not a conversation", detail=str(error))
+    return Document(ids, place=item.place, mask=mask)
+
+
+def _mask(found: _Collected, *, kept: list[int], lengths: np.ndarray) -> np.ndarray:
+    masks = []
+    for row, length in zip(kept, lengths.tolist(), strict=True):
+        mask = found.masks[row]
+        masks.append(np.ones(length, dtype=np.uint8) if mask is None else mask)
+    return np.concatenate([np.zeros(0, dtype=np.uint8), *masks])
+
+
+def _is_empty(document: Document) -> bool:
+    content = document.content
+    return not content.strip() if isinstance(content, str) else len(content) == 0
+
+
+def _without_data(part: Part) -> Part:
+    return Part(part.file, part.start, part.end, num_bytes=part.num_bytes)
+
+
+def split_position(content: str | np.ndarray | Messages) -> float:
     """A number in [0, 1) that depends on the document alone, the same for near-equal texts.
 
     Case, width and white space do not count: a tokenizer that drops them would otherwise give
     the same ids on both sides. The tokenizer itself plays no part, so a held-out document
     stays held out when the corpus is built for another model.
     """
+    if isinstance(content, list):
+        content = "\n".join(f"{turn['role']}\n{turn.get('content')}" for turn in content)
     if isinstance(content, str):
         text = unicodedata.normalize("NFKC", content).casefold()
-        key = text.encode("utf-8").translate(None, _ASCII_SPACE)
+        key = text.encode("utf-8", "surrogatepass").translate(None, _ASCII_SPACE)
     else:
         key = content.astype("<u4").tobytes()
     digest = hashlib.blake2b(key, digest_size=8).digest()
@@ -117,3 +217,8 @@ def split_position(content: str | np.ndarray) -> float:
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
     return load_tokenizer(folder)
+
+
+@lru_cache(maxsize=1)
+def _chat_encoder(make: type, folder: Path, sha256: str):  # type: ignore[no-untyped-def]
+    return make(folder)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 Task = TypeVar("Task")
@@ -18,6 +19,7 @@ Result = TypeVar("Result")
 # Set by Open MPI's mpirun, by MPICH's and Intel's, and by `srun --mpi=pmix`. A plain `srun`
 # sets none of them, and there importing mpi4py would abort the process.
 _MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK")
+_TASKS_A_WORKER = 2  # one under way, one waiting
 
 
 def num_usable_cores() -> int:
@@ -28,30 +30,84 @@ def launched_by_mpi() -> bool:
     return any(mark in os.environ for mark in _MPI_MARKS)
 
 
-@contextmanager
-def open_executor(num_workers: int) -> Iterator[tuple[Executor, int]]:
-    """Workers with one core each, and how many came; a single one is this process itself."""
-    if launched_by_mpi():
-        from mpi4py import MPI
-        from mpi4py.futures import MPICommExecutor
+@dataclass(frozen=True, eq=False)
+class _Team:
+    executor: Executor
+    num_workers: int
 
-        with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
-            # None only on other ranks, which never come here.
-            yield cast(Executor, executor), MPI.COMM_WORLD.size
+
+class WorkerPool:
+    """Workers with one core each; tasks go to whoever has the least to do."""
+
+    def __init__(self, teams: list[_Team]) -> None:
+        self._teams = teams
+        self.num_workers = sum(team.num_workers for team in teams)
+
+    def map_in_order(
+        self, work: Callable[[Task], Result], tasks: Iterable[Task]
+    ) -> Generator[Result, None, None]:
+        """Results in the order of the tasks, with at most two a worker in memory."""
+        waiting: deque[tuple[Future[Result], _Team]] = deque()
+        try:
+            for task in tasks:
+                team = self._least_busy([team for future, team in waiting if not future.done()])
+                waiting.append((team.executor.submit(work, task), team))
+                if len(waiting) >= _TASKS_A_WORKER * self.num_workers:
+                    yield waiting.popleft()[0].result()
+            while waiting:
+                yield waiting.popleft()[0].result()
+        except BrokenProcessPool:
+            raise ValueError(
+                "a worker process died, most likely for want of memory. What was finished is "
+                "kept: run the same command again, with fewer --workers"
+            ) from None
+
+    def _least_busy(self, busy: list[_Team]) -> _Team:
+        return min(self._teams, key=lambda team: busy.count(team) / team.num_workers)
+
+
+@contextmanager
+def open_pool(num_workers: int) -> Iterator[WorkerPool]:
+    """`num_workers` processes here, or a process for every MPI rank; one is this process itself."""
+    if launched_by_mpi():
+        with _open_mpi() as teams:
+            yield WorkerPool(teams)
     elif num_workers == 1:
         with _one_tokenizer_thread():
-            yield _InThisProcess(), 1
+            yield WorkerPool([_Team(_InThisProcess(), 1)])
     else:
-        # Spawned, not forked: tokenizers holds threads, which a fork would tear.
-        pool = ProcessPoolExecutor(
-            num_workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_process,
-        )
-        try:
-            yield pool, num_workers
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        with _open_processes(num_workers) as team:
+            yield WorkerPool([team])
+
+
+@contextmanager
+def _open_processes(num_workers: int) -> Iterator[_Team]:
+    # Spawned, not forked: tokenizers holds threads, which a fork would tear.
+    pool = ProcessPoolExecutor(
+        num_workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_process,
+    )
+    try:
+        yield _Team(pool, num_workers)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _open_mpi() -> Iterator[list[_Team]]:
+    """The other ranks, and a process beside this one: the first rank's core works as well."""
+    from mpi4py import MPI
+    from mpi4py.futures import MPICommExecutor
+
+    num_ranks = MPI.COMM_WORLD.size
+    with _open_processes(1) as here:
+        if num_ranks == 1:
+            yield [here]
+            return
+        with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+            # None only on other ranks, which never come here.
+            yield [here, _Team(cast(Executor, executor), num_ranks - 1)]
 
 
 class _InThisProcess(Executor):
@@ -85,24 +141,6 @@ def abort_mpi(exit_code: int) -> None:
         MPI.COMM_WORLD.Abort(exit_code)
 
 
-def map_in_order(
-    work: Callable[[Task], Result], tasks: Iterable[Task], *, executor: Executor, window: int
-) -> Generator[Result, None, None]:
-    """Results in the order of the tasks, with at most `window` of them in memory."""
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for task in tasks:
-            waiting.append(executor.submit(work, task))
-            if len(waiting) >= window:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise ValueError(
-            "a worker process died, most likely for want of memory; use fewer --workers"
-        ) from None
-
-
 @contextmanager
 def _one_tokenizer_thread() -> Iterator[None]:
     """One worker is one core; tokenizers would otherwise start a thread per core in each."""
@@ -123,7 +161,7 @@ def _start_process() -> None:
 
 
 def _die_with_parent() -> None:
-    """Workers of a killed build would wait for its next batch for ever."""
+    """Workers of a killed build would wait for its next task for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -6,36 +6,21 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
+from data_prep.ledger import SPLITS, Ledger, Split, SplitLedger, sum_ledgers
+from data_prep.record import Count, FileName, FileRecord, Record, Sha256, load_record, must_agree
+
+DOMAIN_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
+DomainName = Annotated[str, Field(pattern=DOMAIN_PATTERN)]
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 MANIFEST_NAME = "manifest.json"
 OFFSET_BYTES = 8
-RecordT = TypeVar("RecordT", bound="Record")
-
-# A file is named, never located: no folder, no "..", nothing hidden. Whoever sends a corpus
-# cannot make its reader open another file.
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}$")]
-Count = Annotated[int, Field(ge=0, le=2**62)]
-TokenId = Annotated[int, Field(ge=0, lt=2**32)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Record(BaseModel):
-    """A part of a manifest: no unknown field, no silent conversion, no change after reading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class FileRecord(Record):
-    name: FileName
-    num_bytes: Count
-    sha256: Sha256
+ORIGIN_BYTES = 16  # number of the input file, place in it: two int64
 
 
 class TokenizerRecord(Record):
@@ -56,6 +41,8 @@ class SpecialIds(Record):
 
 
 class Source(Record):
+    """One --input: a file, a folder or the name of a dataset."""
+
     path: str
     num_files: Count
     num_bytes: Count
@@ -67,79 +54,70 @@ class SplitRule(Record):
 
 
 class Shard(Record):
+    """Documents of one domain and one split, back to back."""
+
     name: FileName
+    domain: DomainName
     split: Split
     num_documents: Count
     num_tokens: Count
     tokens: FileRecord
     docs: FileRecord
+    origins: FileRecord
+    mask: FileRecord | None = None
+    """uint8 a token, 1 where it is a target to learn; None: every token is."""
+
+    @property
+    def files(self) -> list[FileRecord]:
+        return [f for f in (self.tokens, self.docs, self.origins, self.mask) if f is not None]
 
 
-class SplitLedger(Record):
-    num_documents: Count
-    num_tokens: Count
+class Domain(Record):
+    """A named part of the corpus with the inputs it came from and an account of its own."""
 
-
-class Ledger(Record):
-    """Where every document and every token went; `check` proves that none is unaccounted for."""
-
-    num_documents_in: Count
-    num_documents_empty: Count
-    num_documents_bad: Count
-    num_documents_kept: Count
-    num_tokens_in: Count
-    num_tokens_special: Count
-    num_tokens_left_out: Count
-    num_tokens_kept: Count
-    by_split: dict[Split, SplitLedger]
-    bad_by_reason: dict[str, Count]
-    first_bad: tuple[str, ...]
-
-    def check(self) -> None:
-        """Raise when documents or tokens do not add up."""
-        parts = self.num_documents_empty + self.num_documents_bad + self.num_documents_kept
-        _must_agree("documents in the ledger", expected=self.num_documents_in, found=parts)
-        tokens = self.num_tokens_in + self.num_tokens_special
-        parts = self.num_tokens_left_out + self.num_tokens_kept
-        _must_agree("tokens in the ledger", expected=tokens, found=parts)
-        found = sum(part.num_documents for part in self.by_split.values())
-        _must_agree("documents by split", expected=self.num_documents_kept, found=found)
-        found = sum(part.num_tokens for part in self.by_split.values())
-        _must_agree("tokens by split", expected=self.num_tokens_kept, found=found)
-        found = sum(self.bad_by_reason.values())
-        _must_agree("bad documents by reason", expected=self.num_documents_bad, found=found)
+    name: DomainName
+    fields: dict[str, str]
+    """What each field of a record was taken for: {"text": "content"}."""
+    sources: tuple[Source, ...]
+    ledger: Ledger
 
 
 class Manifest(Record):
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     tokenizer: TokenizerRecord
     vocab_size: Annotated[int, Field(ge=1, le=2**32)]
     token_dtype: Literal["uint16", "uint32"]
     special_ids: SpecialIds
-    sources: tuple[Source, ...]
     split: SplitRule
+    domains: tuple[Domain, ...]
+    inputs: FileRecord
+    """JSON lines, one an input file; `origins` refer to them by number, from 0."""
     shards: tuple[Shard, ...]
-    ledger: Ledger
+    """By split, by domain in the order of `domains`, by number."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         if self.token_dtype == "uint16" and self.vocab_size > 65_536:
             raise ValueError(f"vocab_size {self.vocab_size} does not fit token_dtype uint16")
-        self.ledger.check()
+        names = [domain.name for domain in self.domains]
+        must_agree("distinct domains", expected=len(names), found=len(set(names)))
         for shard in self.shards:
-            num_bytes = shard.num_tokens * self.dtype.itemsize
-            _must_agree(f"{shard.name} bytes", expected=num_bytes, found=shard.tokens.num_bytes)
-            num_bytes = (shard.num_documents + 1) * OFFSET_BYTES
-            _must_agree(f"{shard.name} offsets", expected=num_bytes, found=shard.docs.num_bytes)
-        for split in SPLITS:
-            ledger = self.ledger.by_split.get(split, SplitLedger(num_documents=0, num_tokens=0))
-            found = sum(shard.num_documents for shard in self.split_shards(split))
-            _must_agree(f"{split} documents", expected=ledger.num_documents, found=found)
-            found = sum(shard.num_tokens for shard in self.split_shards(split))
-            _must_agree(f"{split} tokens", expected=ledger.num_tokens, found=found)
-        names = [file.name for file in self.shard_files()]
-        _must_agree("distinct shard files", expected=len(names), found=len(set(names)))
+            if shard.domain not in names:
+                raise ValueError(f"{shard.name}: domain {shard.domain!r} is not one of {names}")
+            _check_shard_bytes(shard, token_bytes=self.dtype.itemsize)
+        places = [(SPLITS.index(s.split), names.index(s.domain)) for s in self.shards]
+        if places != sorted(places):
+            raise ValueError("shards: expected by split and domain, found another order")
+        for domain in self.domains:
+            _check_domain(domain, shards=self.shards)
+        files = [file.name for file in self.files()]
+        must_agree("distinct files", expected=len(files), found=len(set(files)))
         return self
+
+    @property
+    def ledger(self) -> Ledger:
+        """The accounts of all domains added up."""
+        return sum_ledgers([domain.ledger for domain in self.domains])
 
     @property
     def dtype(self) -> np.dtype:
@@ -153,44 +131,45 @@ class Manifest(Record):
             "dtype": self.token_dtype,
             "vocab_size": self.vocab_size,
             "tokenizer": self.tokenizer.sha256,
-            "shards": [[s.split, s.tokens.sha256, s.docs.sha256] for s in self.shards],
+            "shards": [
+                [s.split, s.domain, s.tokens.sha256, s.docs.sha256, s.mask and s.mask.sha256]
+                for s in self.shards
+            ],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def split_shards(self, split: Split) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == split]
 
-    def shard_files(self) -> list[FileRecord]:
-        return [file for shard in self.shards for file in (shard.tokens, shard.docs)]
+    def files(self) -> list[FileRecord]:
+        """All files that lie beside the manifest; the tokenizer's have a folder of their own."""
+        return [self.inputs, *(file for shard in self.shards for file in shard.files)]
 
 
-def _must_agree(what: str, *, expected: int, found: int) -> None:
-    if expected != found:
-        raise ValueError(f"{what}: expected {expected}, found {found}")
+def _check_shard_bytes(shard: Shard, *, token_bytes: int) -> None:
+    expected = [
+        (shard.tokens, shard.num_tokens * token_bytes),
+        (shard.docs, (shard.num_documents + 1) * OFFSET_BYTES),
+        (shard.origins, shard.num_documents * ORIGIN_BYTES),
+    ]
+    if shard.mask is not None:
+        expected.append((shard.mask, shard.num_tokens))
+    for file, num_bytes in expected:
+        must_agree(f"{file.name} bytes", expected=num_bytes, found=file.num_bytes)
 
 
-def load_record(record_type: type[RecordT], path: Path, *, made_by: str) -> RecordT:
-    """Read and check one JSON record; whatever is wrong with it is a ValueError of ours."""
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: not found; {made_by} writes it when it has finished") from None
-    try:
-        return record_type.model_validate_json(text)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'record'}: {problem['msg']}"
-            for problem in error.errors()[:5]
-        )
-        raise ValueError(f"{path}: not a valid record of {made_by}: {problems}") from None
+def _check_domain(domain: Domain, *, shards: Iterable[Shard]) -> None:
+    domain.ledger.check()
+    own = [shard for shard in shards if shard.domain == domain.name]
+    for split in SPLITS:
+        ledger = domain.ledger.by_split.get(split, SplitLedger(num_documents=0, num_tokens=0))
+        found = sum(shard.num_documents for shard in own if shard.split == split)
+        what = f"{domain.name} {split}"
+        must_agree(f"{what} documents", expected=ledger.num_documents, found=found)
+        found = sum(shard.num_tokens for shard in own if shard.split == split)
+        must_agree(f"{what} tokens", expected=ledger.num_tokens, found=found)
 
 
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a finished corpus folder."""
     return load_record(Manifest, folder / MANIFEST_NAME, made_by="`python -m data_prep build`")
-
-
-def files_sha256(files: Iterable[FileRecord]) -> str:
-    """One hash for a set of files, whatever the order in which they were listed."""
-    listing = sorted((file.name, file.sha256) for file in files)
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

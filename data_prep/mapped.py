@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import FileRecord
+from data_prep.record import FileRecord
 
 
 def checked_path(folder: Path, record: FileRecord) -> Path:

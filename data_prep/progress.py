@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import NoReturn
 
 from tqdm import tqdm
 
-from data_prep.reading.sources import InputFile
 
+def progress_bar(total: int | None, *, what: str, unit: str, done: int = 0) -> tqdm[NoReturn]:
+    """A bar on stderr; in a log file a new line every 10 seconds is enough.
 
-def progress_bar(total: int | None, *, what: str, unit: str) -> tqdm[NoReturn]:
-    """A bar on stderr; in a log file a new line every 10 seconds is enough."""
+    Args:
+        done: what an earlier run did; it counts as progress but not as speed.
+    """
     is_terminal = sys.stderr.isatty()
     return tqdm(
         total=total,
+        initial=done,
         desc=what,
         unit=unit,
         unit_scale=True,
@@ -23,8 +25,3 @@ def progress_bar(total: int | None, *, what: str, unit: str) -> tqdm[NoReturn]:
         mininterval=0.1 if is_terminal else 10.0,
         dynamic_ncols=is_terminal,
     )
-
-
-def bytes_bar(files: Sequence[InputFile], *, what: str) -> tqdm[NoReturn]:
-    """A bar over the bytes on disk: known beforehand, whatever the files hold."""
-    return progress_bar(sum(file.num_bytes for file in files), what=what, unit="B")

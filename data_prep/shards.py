@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import SPLITS, Manifest, Shard, Split, load_manifest
+from data_prep.ledger import SPLITS, Split
+from data_prep.manifest import Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
 
-__all__ = ["Corpus", "PackIndex", "PackedSample", "open_corpus"]
+__all__ = ["Corpus", "Origin", "PackIndex", "PackedSample", "open_corpus"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a document came from."""
+
+    path: str
+    place: int
+    """First byte of its line (after decompression), or its row from 0; 0 for a whole file."""
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.place}"
+
+
+@dataclass(frozen=True)
+class MappedShard:
+    """The maps of one shard."""
+
+    shard: Shard
+    tokens: np.ndarray
+    offsets: np.ndarray
+    origins: np.ndarray
+    mask: np.ndarray | None
 
 
 def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
     """Open a folder that `python -m data_prep build` wrote; sizes are checked, nothing is read."""
     path = Path(folder)
     manifest = load_manifest(path)
-    for file in manifest.shard_files():
+    for file in manifest.files():
         checked_path(path, file)
     return Corpus(path, manifest=manifest)
 
@@ -40,7 +67,7 @@ class Corpus:
             split: list(accumulate((s.num_documents for s in shards), initial=0))
             for split, shards in self._shards.items()
         }
-        self._arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._open: dict[str, MappedShard] = {}
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return open_corpus, (str(self.folder),)
@@ -51,43 +78,94 @@ class Corpus:
     def num_tokens(self, split: Split = "train") -> int:
         return sum(shard.num_tokens for shard in self._shards[_known(split)])
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the corpus's parts, in the order in which their documents come."""
+        return tuple(domain.name for domain in self.manifest.domains)
+
+    def domain_documents(self, split: Split = "train") -> dict[str, range]:
+        """The numbers of each domain's documents: the documents of a domain lie together."""
+        ranges, first = {}, 0
+        for name in self.domains:
+            own = [s.num_documents for s in self._shards[_known(split)] if s.domain == name]
+            ranges[name] = range(first, first + sum(own))
+            first += sum(own)
+        return ranges
+
     def document(self, i: int, split: Split = "train") -> np.ndarray:
         """The ids of document `i` as a read-only view, uint16 or uint32."""
-        first_document = self._first_document[_known(split)]
-        if not 0 <= i < first_document[-1]:
-            raise IndexError(f"document {i} of {split}: there are {first_document[-1]}")
-        number = bisect_right(first_document, i) - 1
-        shard = self._shards[split][number]
-        tokens, offsets = self._open_shard(shard)
-        row = i - first_document[number]
-        start, end = int(offsets[row]), int(offsets[row + 1])
-        if not 0 <= start <= end <= len(tokens):
+        opened, row = self._find(i, split)
+        start, end = _bounds(opened, row)
+        return opened.tokens[start:end]
+
+    def loss_mask(self, i: int, split: Split = "train") -> np.ndarray | None:
+        """1 for each token of document `i` that is a target to learn; None when all are."""
+        opened, row = self._find(i, split)
+        start, end = _bounds(opened, row)
+        return None if opened.mask is None else opened.mask[start:end]
+
+    def origin(self, i: int, split: Split = "train") -> Origin:
+        """The input file that document `i` came from, and its place there."""
+        opened, row = self._find(i, split)
+        file, place = opened.origins[row].tolist()
+        paths = self._input_paths()
+        if not 0 <= file < len(paths):
             raise ValueError(
-                f"{shard.docs.name}: damaged: document {row} spans [{start}, {end}), "
-                f"expected bounds within [0, {len(tokens)}]; copy or build the corpus again"
+                f"{opened.shard.origins.name}: damaged: document {row} is from input {file}, "
+                f"expected one of {len(paths)}"
             )
-        return tokens[start:end]
+        return Origin(paths[file], place)
 
     def document_lengths(self, split: Split = "train") -> np.ndarray:
         """Tokens of every document, int64: 8 bytes a document in memory, for the packer."""
-        lengths = [np.diff(self._open_shard(shard)[1]) for shard in self._shards[_known(split)]]
+        lengths = [np.diff(opened.offsets) for opened in self.open_shards(split)]
         return np.concatenate([np.zeros(0, dtype=np.int64), *lengths])
 
-    def shard_arrays(self, split: Split) -> list[tuple[Shard, np.ndarray, np.ndarray]]:
-        """Every shard of a split with its ids and its document offsets, mapped."""
-        return [(shard, *self._open_shard(shard)) for shard in self._shards[_known(split)]]
+    def open_shards(self, split: Split) -> list[MappedShard]:
+        """The shards of a split in order, mapped: `.shard`, `.tokens`, `.offsets`, `.mask`."""
+        return [self._open_shard(shard) for shard in self._shards[_known(split)]]
 
     def open_pack(self, seq_len: int) -> PackIndex:
         """The samples of `seq_len` tokens that `python -m data_prep pack` made of this corpus."""
         return PackIndex(self, seq_len=seq_len)
 
-    def _open_shard(self, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
-        if shard.name not in self._arrays:
-            self._arrays[shard.name] = (
-                map_array(self.folder, shard.tokens, dtype=self.manifest.dtype),
-                map_array(self.folder, shard.docs, dtype=np.dtype("<i8")),
+    def _find(self, i: int, split: Split) -> tuple[MappedShard, int]:
+        first_document = self._first_document[_known(split)]
+        if not 0 <= i < first_document[-1]:
+            raise IndexError(f"document {i} of {split}: there are {first_document[-1]}")
+        number = bisect_right(first_document, i) - 1
+        return self._open_shard(self._shards[split][number]), i - first_document[number]
+
+    def _open_shard(self, shard: Shard) -> MappedShard:
+        if shard.name not in self._open:
+            byte, offset = np.dtype("u1"), np.dtype("<i8")
+            self._open[shard.name] = MappedShard(
+                shard=shard,
+                tokens=map_array(self.folder, shard.tokens, dtype=self.manifest.dtype),
+                offsets=map_array(self.folder, shard.docs, dtype=offset),
+                origins=map_array(self.folder, shard.origins, dtype=offset).reshape(-1, 2),
+                mask=None if shard.mask is None else map_array(self.folder, shard.mask, dtype=byte),
             )
-        return self._arrays[shard.name]
+        return self._open[shard.name]
+
+    def _input_paths(self) -> Sequence[str]:
+        """Paths of the input files, read anew: people ask for few origins."""
+        path = checked_path(self.folder, self.manifest.inputs)
+        try:
+            with path.open(encoding="utf-8") as lines:
+                return [str(json.loads(line)["path"]) for line in lines]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}: damaged: {error}; build the corpus again") from None
+
+
+def _bounds(opened: MappedShard, row: int) -> tuple[int, int]:
+    start, end = int(opened.offsets[row]), int(opened.offsets[row + 1])
+    if not 0 <= start <= end <= len(opened.tokens):
+        raise ValueError(
+            f"{opened.shard.docs.name}: damaged: document {row} spans [{start}, {end}), "
+            f"expected bounds within [0, {len(opened.tokens)}]; copy or build the corpus again"
+        )
+    return start, end
 
 
 def _known(split: Split) -> Split:

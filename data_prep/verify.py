@@ -12,17 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.checksums import check_checksums
-from data_prep.manifest import (
-    MANIFEST_NAME,
-    SPLITS,
-    Manifest,
-    Split,
-    files_sha256,
-    load_manifest,
-)
+from data_prep.ledger import SPLITS, Split
+from data_prep.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path
 from data_prep.packing.verify import check_pack
 from data_prep.progress import progress_bar
+from data_prep.record import files_sha256
 from data_prep.shards import Corpus, open_corpus
 
 _CHUNK_TOKENS = 1 << 22
@@ -50,7 +45,7 @@ def verify(folder: Path, *, deep: bool) -> list[Check]:
     if checks[-2].problem:
         return checks
     if deep:
-        files = manifest.shard_files()
+        files = manifest.files()
         checks.append(_run("checksums", lambda: check_checksums(folder, files=files)))
     corpus = open_corpus(folder)
     checks.append(_run("document offsets", lambda: _check_offsets(corpus)))
@@ -79,7 +74,7 @@ def _check_manifest(folder: Path) -> str:
 
 
 def _check_sizes(folder: Path, *, manifest: Manifest) -> str:
-    for file in manifest.shard_files():
+    for file in manifest.files():
         checked_path(folder, file)
     return f"{len(manifest.shards)} shards"
 
@@ -93,9 +88,14 @@ def _check_tokenizer(folder: Path, *, manifest: Manifest) -> str:
     return summary
 
 
+def _arrays(corpus: Corpus, *, split: Split) -> Iterator[tuple[Shard, np.ndarray, np.ndarray]]:
+    for mapped in corpus.open_shards(split):
+        yield mapped.shard, mapped.tokens, mapped.offsets
+
+
 def _check_offsets(corpus: Corpus) -> str:
     for split in SPLITS:
-        for shard, tokens, offsets in corpus.shard_arrays(split):
+        for shard, tokens, offsets in _arrays(corpus, split=split):
             found = (int(offsets[0]), int(offsets[-1]))
             if found != (0, len(tokens)):
                 raise ValueError(
@@ -116,7 +116,7 @@ def _check_ids(corpus: Corpus) -> str:
     num_tokens = sum(corpus.num_tokens(split) for split in SPLITS)
     with progress_bar(num_tokens, what="ids", unit=" tokens") as bar:
         for split in SPLITS:
-            for shard, tokens, _ in corpus.shard_arrays(split):
+            for shard, tokens, _ in _arrays(corpus, split=split):
                 for start in range(0, len(tokens), _CHUNK_TOKENS):
                     chunk = tokens[start : start + _CHUNK_TOKENS]
                     if int(chunk.max()) >= corpus.vocab_size:
@@ -136,7 +136,7 @@ def _check_ends(corpus: Corpus) -> str:
     if ledger.num_tokens_special != ledger.num_documents_kept * (len(prefix) + len(suffix)):
         return "not checked: documents came with ids of their own"
     for split in SPLITS:
-        for shard, tokens, offsets in corpus.shard_arrays(split):
+        for shard, tokens, offsets in _arrays(corpus, split=split):
             starts, ends = offsets[:-1], offsets[1:]
             places = [(starts + i, token) for i, token in enumerate(prefix)]
             places += [(ends - len(suffix) + i, token) for i, token in enumerate(suffix)]
@@ -169,7 +169,7 @@ def _check_overlap(corpus: Corpus) -> str:
 
 
 def _digests(corpus: Corpus, *, split: Split) -> Iterator[tuple[str, bytes]]:
-    for shard, tokens, offsets in corpus.shard_arrays(split):
+    for shard, tokens, offsets in _arrays(corpus, split=split):
         for row, (start, end) in enumerate(pairwise(offsets)):
             digest = hashlib.blake2b(tokens[start:end].data, digest_size=16).digest()
             yield f"{shard.name} document {row}", digest

@@ -1,104 +1,186 @@
-"""Documents to shards, with every document and every token in the ledger."""
+"""Inputs to shards, with every document and every token in the ledger, from where it stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.encode import EncodedBatch, EncodeSettings, batches, encode_batch
-from data_prep.executor import map_in_order, open_executor
-from data_prep.manifest import SPLITS, Ledger, Shard, Split, SplitLedger
-from data_prep.progress import bytes_bar
-from data_prep.reading.documents import Intake, ReadOptions
-from data_prep.reading.readers import read_documents
-from data_prep.reading.sources import InputFile
+from data_prep.encode import Encoded, EncodeSettings, encode_task, tasks_of
+from data_prep.executor import WorkerPool
+from data_prep.journal import Journal, Position
+from data_prep.ledger import SPLITS, Split, Tally
+from data_prep.manifest import Shard
+from data_prep.progress import progress_bar
+from data_prep.reading.documents import OnError
+from data_prep.reading.formats import cut_files, name_place
+from data_prep.reading.sources import DomainInput
 from data_prep.shard_writer import ShardWriter
 
-
-@dataclass(frozen=True)
-class Written:
-    shards: tuple[Shard, ...]
-    ledger: Ledger
-
-
-@dataclass
-class _Tally:
-    """What encoding adds to the ledger."""
-
-    num_tokens: int = 0
-    num_special_tokens: int = 0
-    num_empty: int = 0
-
-    def add(self, batch: EncodedBatch) -> None:
-        self.num_tokens += len(batch.tokens)
-        self.num_special_tokens += batch.num_special_tokens
-        self.num_empty += batch.num_empty
+NUM_BAD_LISTED = 10
+# What a kill costs at most. Each commit waits for the disk.
+COMMIT_SECONDS = 5.0
 
 
 def write_corpus(
-    files: Sequence[InputFile],
+    domains: Sequence[DomainInput],
     *,
-    read: ReadOptions,
-    encode: EncodeSettings,
-    num_workers: int,
+    settings: EncodeSettings,
+    on_error: OnError,
     max_shard_bytes: int,
+    pool: WorkerPool,
+    journal: Journal,
     into: Path,
-) -> Written:
-    """Read, encode and write. Memory holds two batches a worker and no more of the corpus."""
-    writers = {
-        split: ShardWriter(into, split=split, dtype=encode.dtype, max_shard_bytes=max_shard_bytes)
-        for split in SPLITS
-    }
-    intake, tally = Intake(), _Tally()
-    documents = read_documents(files, options=read, intake=intake)
-    tasks = batches(documents, settings=encode)
-    with (
-        open_executor(num_workers) as (executor, num_came),
-        bytes_bar(files, what="tokenise") as bar,
-    ):
-        window = 2 * num_came
-        results = map_in_order(encode_batch, tasks, executor=executor, window=window)
-        with closing(results):
-            for batch in results:
-                tally.add(batch)
-                _write_batch(batch, writers=writers)
-                bar.update(intake.num_bytes_read - bar.n)
-    shards = tuple(shard for split in SPLITS for shard in writers[split].close())
-    return Written(shards, _ledger(intake, tally=tally, shards=shards))
+) -> None:
+    """Read, encode and write what the journal has not seen yet.
+
+    Memory holds two tasks a worker and no more of the corpus. Whatever ends this early leaves
+    the journal at the last commit.
+    """
+    start = journal.position
+    total = sum(domain.num_bytes for domain in domains)
+    with progress_bar(total or None, what="tokenise", unit="B", done=start.num_bytes) as bar:
+        for number in range(start.domain, len(domains)):
+            writer = _DomainWriter(
+                domains[number],
+                number=number,
+                dtype_of=settings,
+                max_shard_bytes=max_shard_bytes,
+                on_error=on_error,
+                journal=journal,
+                into=into,
+            )
+            parts = _parts_left(domains[number], position=journal.position)
+            tasks = tasks_of(parts, settings=settings, fields=domains[number].fields)
+            try:
+                with closing(pool.map_in_order(encode_task, tasks)) as results:
+                    for encoded in results:
+                        writer.add(encoded)
+                        bar.update(encoded.num_bytes)
+                writer.finish(next_domain=number + 1)
+            except BaseException:
+                # What is whole is kept, if the disk still takes it; the error is the news.
+                with suppress(OSError):
+                    writer.commit_if_whole()
+                writer.abandon()
+                raise
 
 
-def _write_batch(batch: EncodedBatch, *, writers: dict[Split, ShardWriter]) -> None:
-    token_is_val = np.repeat(batch.is_val, batch.lengths)
-    writers["train"].add(batch.tokens[~token_is_val], lengths=batch.lengths[~batch.is_val])
-    writers["val"].add(batch.tokens[token_is_val], lengths=batch.lengths[batch.is_val])
+def _parts_left(domain: DomainInput, *, position: Position) -> Iterator:
+    left = [file for file in domain.files if file.number >= position.file]
+    start = position.start if left and left[0].number == position.file else 0
+    return cut_files(left, fields=domain.fields, start_in_first=start)
 
 
-def _ledger(intake: Intake, *, tally: _Tally, shards: Sequence[Shard]) -> Ledger:
-    """Kept counts come from the shards, the others from reading, so that they check each other."""
-    by_split = {
-        split: SplitLedger(
-            num_documents=sum(s.num_documents for s in shards if s.split == split),
-            num_tokens=sum(s.num_tokens for s in shards if s.split == split),
+class _DomainWriter:
+    """The shards and the tally of one domain, and the journal's view of both."""
+
+    def __init__(
+        self,
+        domain: DomainInput,
+        *,
+        number: int,
+        dtype_of: EncodeSettings,
+        max_shard_bytes: int,
+        on_error: OnError,
+        journal: Journal,
+        into: Path,
+    ) -> None:
+        self._journal = journal
+        self._on_error = on_error
+        self._domain = domain
+        self._position = journal.position.model_copy(update={"domain": number})
+        self._writers: dict[Split, ShardWriter] = {
+            split: ShardWriter(
+                into,
+                domain=domain.name,
+                split=split,
+                dtype=dtype_of.dtype,
+                max_shard_bytes=max_shard_bytes,
+                has_mask=domain.fields.has_mask,
+                resume=journal.position.open_shards.get(split),
+            )
+            for split in SPLITS
+        }
+        self._new_shards: list[Shard] = []
+        self._is_whole = True
+        self._committed_at = time.monotonic()
+
+    def add(self, encoded: Encoded) -> None:
+        """Write what a task gave; a bad document raises before any of its task is written."""
+        if encoded.bad and self._on_error == "fail":
+            part, bad = encoded.bad[0]
+            where = name_place(part.file, bad.place)
+            raise ValueError(
+                f"{bad.sentence(where)}; mend it, or add --on-error skip to go on without it"
+            )
+        self._is_whole = False
+        is_wanted: dict[Split, np.ndarray] = {"train": ~encoded.is_val, "val": encoded.is_val}
+        for split, writer in self._writers.items():
+            self._new_shards += writer.add(encoded.documents.part(is_wanted[split]))
+        tally = self._position.tallies.get(self._domain.name, Tally())
+        tallies = {**self._position.tallies, self._domain.name: _added(tally, encoded)}
+        self._position = self._position.model_copy(
+            update={
+                "file": encoded.last.file.number,
+                "start": encoded.last.end,
+                "tallies": tallies,
+                "num_bytes": self._position.num_bytes + encoded.num_bytes,
+            }
         )
-        for split in SPLITS
-    }
-    num_from_documents = tally.num_tokens - tally.num_special_tokens
-    ledger = Ledger(
-        num_documents_in=intake.num_documents,
-        num_documents_empty=intake.num_empty + tally.num_empty,
-        num_documents_bad=sum(intake.bad_by_reason.values()),
-        num_documents_kept=sum(part.num_documents for part in by_split.values()),
-        num_tokens_in=num_from_documents + intake.num_tokens_left_out,
-        num_tokens_special=tally.num_special_tokens,
-        num_tokens_left_out=intake.num_tokens_left_out,
-        num_tokens_kept=sum(part.num_tokens for part in by_split.values()),
-        by_split=by_split,
-        bad_by_reason=dict(sorted(intake.bad_by_reason.items())),
-        first_bad=tuple(intake.first_bad),
+        self._is_whole = True
+        if time.monotonic() - self._committed_at >= COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make all that was added durable, first the bytes, then the line that promises them."""
+        open_shards = {split: writer.sync() for split, writer in self._writers.items()}
+        position = self._position.model_copy(update={"open_shards": open_shards})
+        self._journal.commit(position, new_shards=self._new_shards)
+        self._new_shards = []
+        self._committed_at = time.monotonic()
+
+    def commit_if_whole(self) -> None:
+        """Commit unless a task was being written: a part of one must never be promised."""
+        if self._is_whole:
+            self.commit()
+
+    def finish(self, *, next_domain: int) -> None:
+        self._is_whole = False
+        for split in SPLITS:
+            self._new_shards += self._writers[split].close()
+        position = self._position.model_copy(
+            update={
+                "domain": next_domain,
+                "file": self._domain.files[-1].number + 1,
+                "start": 0,
+                "open_shards": {},
+            }
+        )
+        self._journal.commit(position, new_shards=self._new_shards)
+
+    def abandon(self) -> None:
+        for writer in self._writers.values():
+            writer.abandon()
+
+
+def _added(tally: Tally, encoded: Encoded) -> Tally:
+    reasons = Counter(tally.bad_by_reason)
+    reasons.update(bad.reason for _, bad in encoded.bad)
+    listed = list(tally.first_bad)
+    for part, bad in encoded.bad[: NUM_BAD_LISTED - len(listed)]:
+        listed.append(bad.sentence(name_place(part.file, bad.place)))
+    return Tally(
+        num_documents=tally.num_documents + encoded.num_read,
+        num_empty=tally.num_empty + encoded.num_empty,
+        num_tokens=tally.num_tokens + len(encoded.documents.tokens),
+        num_special_tokens=tally.num_special_tokens + encoded.num_special_tokens,
+        num_tokens_left_out=tally.num_tokens_left_out
+        + sum(bad.num_tokens for _, bad in encoded.bad),
+        bad_by_reason=dict(sorted(reasons.items())),
+        first_bad=tuple(listed),
     )
-    ledger.check()
-    return ledger

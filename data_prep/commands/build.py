@@ -1,31 +1,47 @@
-"""The verb `build`: raw text or ids to a corpus folder."""
+"""The verb `build`: raw text, conversations or ids to a corpus folder."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from data_prep.commands.fields import add_field_arguments, fields_from
+
 SUMMARY = "raw text to shards"
 DESCRIPTION = """\
 Read documents, tokenise them on all cores and write a corpus folder.
 
-Inputs: .jsonl and .ndjson (a document a line), .parquet (one a row), .txt and .md (one a file),
-text and JSONL also as .gz or .zst; or a folder, in which every file counts that is not hidden
-or binary. The bytes written do not depend on --workers. The folder appears under its name only
-when it is whole.
+Inputs: .jsonl and .ndjson (a document a line), .parquet and .arrow (one a row), .txt and .md (one
+a file), text and JSONL also as .gz or .zst; folders that `datasets` saved; names on the hub as
+hf:NAME@CONFIG:SPLIT, streamed; or a folder, in which every file counts that is not hidden, binary
+or named by a .gitignore. With ids also .npy and Megatron's .idx with .bin. NAME=PATH puts an
+input into a named domain, which pack and training can weigh.
+
+The bytes written do not depend on --workers. The folder appears under its name only when it is
+whole; a build that was stopped or killed goes on where it was when it is asked for again.
 
   python -m data_prep build --input notes/ more.jsonl.gz --tokenizer ./Qwen3-0.6B --out data/notes
   python -m data_prep build --input src/ --include '*.py' --exclude tests \\
       --train-tokenizer bpe --vocab-size 4096 --out data/code
+  python -m data_prep build --input web=web/ chat=talks.jsonl --field chat.messages=messages \\
+      --tokenizer ./Qwen3-0.6B --out data/mix
+  mpirun -n 64 python -m data_prep build --input web/ --tokenizer ./Qwen3-0.6B --out data/web
 """
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--input", nargs="+", type=Path, required=True, metavar="PATH", help="files and folders"
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]PATH",
+        help="files, folders and hf: names, with the domain that they belong to",
     )
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
     verb.add_argument("--overwrite", action="store_true", help="replace an older corpus at --out")
+    verb.add_argument(
+        "--restart", action="store_true", help="forget an unfinished build and begin anew"
+    )
 
     tokens = verb.add_argument_group("tokenizer (one of the first two)")
     tokens.add_argument(
@@ -40,16 +56,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     tokens.add_argument(
         "--no-eos", dest="eos", action="store_false", help="do not end documents with EOS"
     )
+    _add_reading(verb.add_argument_group("reading"))
+    _add_writing(verb.add_argument_group("writing"))
 
-    reading = verb.add_argument_group("reading")
-    reading.add_argument(
-        "--text-key", default="text", metavar="KEY", help="field with the text (default: text)"
-    )
-    reading.add_argument(
-        "--ids-key",
-        metavar="KEY",
-        help="field with token ids, for a corpus that is tokenised already; kept as they are",
-    )
+
+def _add_reading(reading: argparse._ArgumentGroup) -> None:
+    add_field_arguments(reading)
     reading.add_argument(
         "--include",
         action="append",
@@ -65,12 +77,17 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="in folders, leave out such files and folders (repeatable)",
     )
     reading.add_argument(
+        "--no-ignore-files",
+        dest="heed_ignore_files",
+        action="store_false",
+        help="in folders, read also what a .gitignore names",
+    )
+    reading.add_argument(
         "--on-error",
         choices=["fail", "skip"],
         default="fail",
         help="a bad document stops the build (default), or is counted and left out",
     )
-    _add_writing(verb.add_argument_group("writing"))
 
 
 def _add_writing(writing: argparse._ArgumentGroup) -> None:
@@ -95,9 +112,10 @@ def run(options: argparse.Namespace) -> int:
     if serve_as_mpi_worker():
         return 0
     from data_prep.build import BuildOptions, build
-    from data_prep.reading.sources import Globs
+    from data_prep.reading.folders import Globs
     from data_prep.viewing.summary import build_summary
 
+    fields, fields_of = fields_from(options)
     manifest = build(
         BuildOptions(
             inputs=tuple(options.input),
@@ -105,15 +123,20 @@ def run(options: argparse.Namespace) -> int:
             tokenizer=options.tokenizer,
             train_tokenizer=options.train_tokenizer,
             train_vocab_size=options.vocab_size,
-            text_key=options.text_key,
-            ids_key=options.ids_key,
-            globs=Globs(include=tuple(options.include), exclude=tuple(options.exclude)),
+            fields=fields,
+            fields_of=fields_of,
+            globs=Globs(
+                include=tuple(options.include),
+                exclude=tuple(options.exclude),
+                heed_ignore_files=options.heed_ignore_files,
+            ),
             val_frac=options.val_frac,
             on_error=options.on_error,
             add_eos=options.eos,
             num_workers=options.workers,
             shard_mib=options.shard_mib,
             overwrite=options.overwrite,
+            restart=options.restart,
         )
     )
     print(build_summary(manifest, folder=options.out))

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from data_prep.manifest import (
-    SPLITS,
-    Count,
-    FileRecord,
-    Record,
-    Sha256,
-    Split,
-    files_sha256,
-    load_record,
-)
+from data_prep.ledger import SPLITS, Split
 from data_prep.mapped import checked_path, map_array
+from data_prep.record import Count, FileRecord, Record, Sha256, files_sha256, load_record
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus

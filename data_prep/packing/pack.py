@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.durable import refuse_existing, staged_folder, write_durable
-from data_prep.manifest import SPLITS, Split
+from data_prep.ledger import SPLITS, Split
 from data_prep.packing.index import (
     INDEX_DTYPE,
     PACK_NAME,

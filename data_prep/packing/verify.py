@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.checksums import check_checksums
-from data_prep.manifest import SPLITS, Split
+from data_prep.ledger import SPLITS, Split
 from data_prep.packing.index import PackIndex
 from data_prep.shards import Corpus
 

@@ -1,99 +1,206 @@
-"""A document, and what can be wrong with one: every refusal names file and line."""
+"""A document, the fields of a record it is made of, and what can be wrong with one."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 
 OnError = Literal["fail", "skip"]
+DocumentKind = Literal["text", "ids", "chat"]
+Messages = list[dict[str, Any]]
+IGNORED_LABEL = -100  # of Hugging Face's collators and of torch's cross-entropy
 
 
 @dataclass(frozen=True)
 class Document:
-    """Text, or ids when the corpus is tokenised already."""
+    """Text, ids when the corpus is tokenised already, or a conversation."""
 
-    content: str | np.ndarray
-    num_bytes: int
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Which field of a record holds the document, and what happens to a bad one."""
-
-    text_key: str = "text"
-    ids_key: str | None = None  # set: records hold ids, not text
-    vocab_size: int = 0  # ids must lie below it
-    on_error: OnError = "fail"
-
-    @property
-    def key(self) -> str:
-        return self.ids_key or self.text_key
+    content: str | np.ndarray | Messages
+    place: int
+    """Where in its file: first byte of its line, or row; what the format counts."""
+    mask: np.ndarray | None = None
+    """[ids] uint8, 1 for a target to learn; of ids only."""
 
 
 class BadInput(ValueError):
-    """One document that cannot be used. Readers yield it; the caller raises or counts it."""
+    """One document that cannot be used. Readers yield it; the build raises or counts it."""
 
-    def __init__(self, where: str, *, reason: str, detail: str = "", num_tokens: int = 0) -> None:
-        super().__init__(f"{where}: {reason}{': ' if detail else ''}{detail}")
+    def __init__(self, place: int, *, reason: str, detail: str = "", num_tokens: int = 0) -> None:
+        super().__init__(place, reason, detail, num_tokens)
+        self.place = place
         self.reason = reason
+        self.detail = detail
         self.num_tokens = num_tokens  # lost with it, if that is known
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _bad_input, self.args
 
-@dataclass
-class Intake:
-    """What has been read so far: the ledger's first column, and how far the bytes are."""
-
-    num_documents: int = 0
-    num_empty: int = 0
-    bad_by_reason: Counter[str] = field(default_factory=Counter)
-    first_bad: list[str] = field(default_factory=list)
-    num_tokens_left_out: int = 0
-    num_bytes_read: int = 0
+    def sentence(self, where: str) -> str:
+        return f"{where}: {self.reason}{': ' if self.detail else ''}{self.detail}"
 
 
-def text_document(content: bytes, *, where: str) -> Document | BadInput:
-    try:
-        return Document(content.decode("utf-8"), num_bytes=len(content))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        return invalid_utf8(error, where=f"{where}:{line}")
+def _bad_input(place: int, reason: str, detail: str, num_tokens: int) -> BadInput:
+    return BadInput(place, reason=reason, detail=detail, num_tokens=num_tokens)
 
 
-def invalid_utf8(error: UnicodeDecodeError, *, where: str) -> BadInput:
-    detail = f"byte 0x{error.object[error.start]:02x} ({error.reason})"
-    return BadInput(where, reason="invalid UTF-8", detail=detail)
+@dataclass(frozen=True)
+class Fields:
+    """Names of the fields of a record that make up a document; unset ones are not read.
+
+    One of `text`, `ids`, `messages` or `prompt` with `completion`. With `ids`, `loss_mask` (1
+    where a token is learnt) or `labels` (the id, or -100) may tell which tokens are targets.
+    """
+
+    text: str | None = None
+    ids: str | None = None
+    loss_mask: str | None = None
+    labels: str | None = None
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) != (self.completion is None):
+            raise ValueError("fields prompt and completion go together: name both or neither")
+        contents = [n for n in ("text", "ids", "messages", "prompt") if getattr(self, n)]
+        if len(contents) != 1:
+            raise ValueError(
+                "fields: a record needs one of text, ids, messages, or prompt with completion; "
+                f"found {' and '.join(contents) or 'none'}"
+            )
+        marks = [name for name in ("loss_mask", "labels") if getattr(self, name)]
+        if len(marks) > 1 or (marks and not self.ids):
+            raise ValueError(
+                f"fields: {' and '.join(marks)}: one of loss_mask and labels, and only beside ids"
+            )
+
+    @property
+    def kind(self) -> DocumentKind:
+        return "text" if self.text else "ids" if self.ids else "chat"
+
+    @property
+    def has_mask(self) -> bool:
+        return bool(self.kind == "chat" or self.loss_mask or self.labels)
+
+    def as_dict(self) -> dict[str, str]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name)}
 
 
-def checked_value(value: object, *, where: str, options: ReadOptions) -> Document | BadInput:
-    """A field's value as a document, or what is wrong with it."""
-    if isinstance(value, BadInput):
-        return value
-    if options.ids_key:
-        return _checked_ids(value, where=where, options=options)
+ROLES = tuple(field.name for field in fields(Fields))
+
+
+def document_of(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Document | BadInput:
+    """The document that a record holds, or what is wrong with it.
+
+    Ids are held against the vocabulary by whoever knows it, not here.
+    """
+    for key in wanted.as_dict().values():
+        if key not in record:
+            found = ", ".join(sorted(map(str, record))[:8]) or "none"
+            return BadInput(place, reason=f"missing key {key!r}", detail=f"keys: {found}")
+        if isinstance(record[key], BadInput):
+            return record[key]
+    if wanted.text:
+        return text_document(record[wanted.text], place=place, key=wanted.text)
+    if wanted.ids:
+        return _ids_document(record, place=place, wanted=wanted)
+    if wanted.messages:
+        messages = record[wanted.messages]
+        return _conversation(messages, place=place, key=wanted.messages)
+    prompt, completion = record[str(wanted.prompt)], record[str(wanted.completion)]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        messages = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": completion},
+        ]
+    elif isinstance(prompt, list) and isinstance(completion, list):
+        messages = prompt + completion  # both may be lists of messages, as TRL has them
+    else:
+        detail = "prompt and completion must both be text or both be lists of messages"
+        return BadInput(place, reason="not a conversation", detail=detail)
+    return _conversation(messages, place=place, key=f"{wanted.prompt}+{wanted.completion}")
+
+
+def text_document(value: object, *, place: int, key: str = "text") -> Document | BadInput:
+    """A text as a document: valid UTF-8 if it comes as bytes, no half surrogate pairs."""
     if isinstance(value, bytes):
-        return text_document(value, where=where)
+        try:
+            return Document(value.decode("utf-8"), place=place)
+        except UnicodeDecodeError as error:
+            line = value.count(b"\n", 0, error.start) + 1
+            return invalid_utf8(error, place=place, where=f"line {line}")
     if not isinstance(value, str):
-        detail = f"{options.key!r} holds {type(value).__name__}"
-        return BadInput(where, reason="not text", detail=detail)
+        detail = f"{key!r} holds {type(value).__name__}"
+        return BadInput(place, reason="not text", detail=detail)
+    return _lone_surrogate(value, place=place) or Document(value, place=place)
+
+
+def invalid_utf8(error: UnicodeDecodeError, *, place: int, where: str = "") -> BadInput:
+    where = where or f"byte {error.start + 1} of the line"
+    detail = f"0x{error.object[error.start]:02x} at {where} ({error.reason})"
+    return BadInput(place, reason="invalid UTF-8", detail=detail)
+
+
+def _lone_surrogate(text: str, *, place: int) -> BadInput | None:
+    """JSON may spell half of a surrogate pair; no tokenizer takes it, and it fails its batch."""
     try:
-        return Document(value, num_bytes=len(value.encode("utf-8")))
+        text.encode("utf-8")
     except UnicodeEncodeError as error:
-        # JSON may spell half of a surrogate pair; no tokenizer takes it, and one such
-        # document fails its whole batch.
-        detail = f"U+{ord(value[error.start]):04X} at character {error.start}"
-        return BadInput(where, reason="lone surrogate", detail=detail)
+        detail = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        return BadInput(place, reason="lone surrogate", detail=detail)
+    return None
 
 
-def _checked_ids(value: object, *, where: str, options: ReadOptions) -> Document | BadInput:
-    if not isinstance(value, list) or any(type(item) is not int for item in value):
-        detail = f"{options.key!r} must be a list of integers"
-        return BadInput(where, reason="not ids", detail=detail)
-    if value and not (0 <= min(value) <= max(value) < options.vocab_size):
-        index = next(i for i, item in enumerate(value) if not 0 <= item < options.vocab_size)
-        detail = f"{value[index]} at index {index}, vocabulary has {options.vocab_size}"
-        reason = "id outside the vocabulary"
-        return BadInput(where, reason=reason, detail=detail, num_tokens=len(value))
-    return Document(np.array(value, dtype=np.uint32), num_bytes=4 * len(value))
+def _ids_document(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Document | BadInput:
+    ids = _integers(record[str(wanted.ids)], place=place, key=str(wanted.ids))
+    if isinstance(ids, BadInput):
+        return ids
+    key = wanted.loss_mask or wanted.labels
+    if key is None:
+        return Document(ids, place=place)
+    marks = _integers(record[key], place=place, key=key)
+    if isinstance(marks, BadInput):
+        return marks
+    if len(marks) != len(ids):
+        detail = f"{key!r} has {len(marks)} entries, {wanted.ids!r} has {len(ids)}"
+        return BadInput(place, reason="mask of another length", detail=detail, num_tokens=len(ids))
+    if wanted.labels:
+        is_target = marks != IGNORED_LABEL
+        wrong = np.flatnonzero(is_target & (marks != ids))
+        what = f"the id or {IGNORED_LABEL}"
+    else:
+        is_target = marks != 0
+        wrong = np.flatnonzero((marks != 0) & (marks != 1))
+        what = "0 or 1"
+    if len(wrong):
+        detail = f"{key!r} holds {marks[wrong[0]]} at index {wrong[0]}, expected {what}"
+        return BadInput(place, reason="not a mask", detail=detail, num_tokens=len(ids))
+    return Document(ids, place=place, mask=is_target.astype(np.uint8))
+
+
+def _integers(value: object, *, place: int, key: str) -> np.ndarray | BadInput:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iub":
+        return value.astype(np.int64)
+    if isinstance(value, list) and all(type(item) is int or type(item) is bool for item in value):
+        try:
+            return np.array(value, dtype=np.int64)
+        except OverflowError:
+            return BadInput(place, reason="not ids", detail=f"{key!r} has one above 2^63")
+    return BadInput(place, reason="not ids", detail=f"{key!r} must be a list of integers")
+
+
+def _conversation(value: object, *, place: int, key: str) -> Document | BadInput:
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        detail = f"{key!r} must be a list of messages"
+        return BadInput(place, reason="not a conversation", detail=detail)
+    for number, turn in enumerate(value):
+        if not isinstance(turn.get("role"), str):
+            detail = f"message {number} has no role"
+            return BadInput(place, reason="not a conversation", detail=detail)
+        content = turn.get("content")
+        if isinstance(content, str) and (bad := _lone_surrogate(content, place=place)):
+            return bad
+    return Document(value, place=place)

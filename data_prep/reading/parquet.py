@@ -1,40 +1,104 @@
-"""Values of one column of a Parquet file, row by row, without reading the other columns."""
+"""Parquet files: some rows of one row group a part, and no column that is not asked for."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
-from pathlib import Path
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from data_prep.reading.documents import BadInput
+from data_prep.reading.documents import BadInput, Fields, document_of
+from data_prep.reading.parts import InputFile, Item, Part
 
-_BATCH_ROWS = 1024
+_SLICE_BYTES = 8 << 20
+# Each slice may decompress its whole row group once more, so there are not many of them.
+_MAX_SLICES = 16
+_BROKEN = (pyarrow.ArrowException, OSError)
 
 
-def read_parquet(path: Path, *, column: str) -> Iterator[tuple[int, object]]:
-    """Yield (row from 1, value); a value that cannot be read comes as a `BadInput`."""
-    row = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                detail = f"columns: {', '.join(names[:8])}"
-                reason = f"missing column {column!r}"
-                yield 0, BadInput(str(path), reason=reason, detail=detail)
+class Parquet:
+    def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
+        try:
+            metadata = _open(file).metadata
+        except _BROKEN as error:
+            yield Part(file, 0, 0, data=_broken(error, place=0))
+            return
+        row = 0
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            slices = min(_MAX_SLICES, 1 + group.total_byte_size // _SLICE_BYTES)
+            step = max(1, -(-group.num_rows // slices))
+            share = file.num_bytes / max(1, metadata.num_rows)
+            for begin in range(row, row + group.num_rows, step):
+                end = min(begin + step, row + group.num_rows)
+                if begin >= start:
+                    yield Part(file, begin, end, num_bytes=int(share * (end - begin)))
+            row += group.num_rows
+
+    def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
+        if isinstance(part.data, BadInput):
+            yield part.data
+            return
+        columns = tuple(fields.as_dict().values())
+        place = part.start
+        try:
+            file = _open(part.file)
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                detail = f"columns: {', '.join(file.schema_arrow.names[:8])}"
+                yield BadInput(place, reason=f"missing column {missing[0]!r}", detail=detail)
                 return
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=[column]):
-                for scalar in batch.column(0):
-                    row += 1
-                    yield row, _value(scalar, where=f"{path}:row {row}")
-    except (pyarrow.ArrowException, OSError) as error:
-        detail = str(error).splitlines()[0]
-        yield row + 1, BadInput(f"{path}:row {row + 1}", reason="broken Parquet", detail=detail)
+            first_rows = _first_rows(file)
+            group = bisect_right(first_rows, part.start) - 1
+            table = _read_group(part.file, group, columns)
+            rows = table.slice(part.start - first_rows[group], part.end - part.start)
+            for row in range(rows.num_rows):
+                place = part.start + row
+                values = {
+                    name: _value(rows.column(name)[row], place=place, columns=columns)
+                    for name in columns
+                }
+                yield document_of(values, place=place, wanted=fields)
+        except _BROKEN as error:
+            yield _broken(error, place=place)
 
 
-def _value(scalar: pyarrow.Scalar, *, where: str) -> object:
+def _value(scalar: pyarrow.Scalar, *, place: int, columns: tuple[str, ...]) -> Any:
     try:
+        if pyarrow.types.is_list(scalar.type) and pyarrow.types.is_integer(scalar.type.value_type):
+            return _integers(scalar)
         return scalar.as_py()
     except UnicodeDecodeError as error:  # Arrow's writers may skip the check of UTF-8
-        return BadInput(where, reason="invalid UTF-8", detail=error.reason)
+        return BadInput(place, reason="invalid UTF-8", detail=error.reason)
+
+
+def _integers(scalar: pyarrow.Scalar) -> Any:
+    """A list of integers without a Python object for each."""
+    values = scalar.values
+    if values is None or values.null_count:
+        return scalar.as_py()
+    return values.to_numpy(zero_copy_only=False)
+
+
+def _broken(error: Exception, *, place: int) -> BadInput:
+    return BadInput(place, reason="broken Parquet", detail=str(error).splitlines()[0])
+
+
+def _first_rows(file: pyarrow.parquet.ParquetFile) -> list[int]:
+    groups = range(file.metadata.num_row_groups)
+    return list(accumulate((file.metadata.row_group(g).num_rows for g in groups), initial=0))
+
+
+# The parts of a row group mostly go to the process that has read it already.
+@lru_cache(maxsize=1)
+def _read_group(file: InputFile, group: int, columns: tuple[str, ...]) -> pyarrow.Table:
+    return _open(file).read_row_group(group, columns=list(columns))
+
+
+@lru_cache(maxsize=4)
+def _open(file: InputFile) -> pyarrow.parquet.ParquetFile:
+    return pyarrow.parquet.ParquetFile(file.path)

@@ -1,71 +1,107 @@
-"""The files behind every --input, in an order that is the same on every machine."""
+"""The inputs behind every --input, by domain, in an order that is the same on every machine."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from data_prep.manifest import Source
+from data_prep.manifest import DOMAIN_PATTERN, Source
+from data_prep.reading.documents import DocumentKind, Fields
+from data_prep.reading.folders import Globs, walk_folder
+from data_prep.reading.parts import InputFile, Kind
 
-Kind = Literal["jsonl", "parquet", "text"]
-
+HUB_PREFIX = "hf:"
+DEFAULT_DOMAIN = "main"
+COMPRESSION_SUFFIXES = (".gz", ".zst")
 KIND_OF_SUFFIX: dict[str, Kind] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
+    ".jsonl": "lines",
+    ".ndjson": "lines",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".npy": "npy",
+    ".idx": "megatron",
     ".txt": "text",
     ".md": "text",
 }
-COMPRESSION_SUFFIXES = (".gz", ".zst")
-
-# In a folder everything is text except what cannot be; hidden names are left out as well.
-IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
-_BINARY = """
-    a bin bmp class dll docx dylib exe gif gz ico jar jpeg jpg lock mo mp3 mp4 npy npz o otf pdf
-    pickle pkl png pptx pt pyc pyd pyo safetensors so sqlite svg tar ttf wasm wav webp whl woff
-    woff2 xlsx xz zip zst
-"""
-IGNORED_SUFFIXES = frozenset(f".{name}" for name in _BINARY.split())
+_IDS_ONLY: frozenset[Kind] = frozenset({"npy", "megatron"})
+_RECORDS: frozenset[Kind] = frozenset({"lines", "stream", "parquet", "arrow"})
+# What a folder holds beside these has nothing of the kind that is asked for.
+_KINDS_OF_A_FOLDER: dict[DocumentKind, frozenset[Kind]] = {
+    "text": _RECORDS | {"text"},
+    "chat": _RECORDS,
+    "ids": _RECORDS | _IDS_ONLY,
+}
 
 
 @dataclass(frozen=True)
-class InputFile:
-    path: Path
-    kind: Kind
-    num_bytes: int
+class DomainInput:
+    """A named part of the corpus: what is read for it, and which fields make its documents."""
+
+    name: str
+    fields: Fields
+    files: tuple[InputFile, ...]
+    sources: tuple[Source, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.num_bytes for file in self.files)
 
 
-@dataclass(frozen=True)
-class Globs:
-    """Which files of a folder count. A pattern with a slash is held against the path inside the
-    folder, one without against a file's name, and for `exclude` against any folder's name too.
+def find_domains(
+    inputs: Sequence[str | Path], *, globs: Globs, fields_of: Mapping[str, Fields], default: Fields
+) -> list[DomainInput]:
+    """Domains in the order in which they are first named, files of folders sorted.
+
+    Args:
+        inputs: `PATH` or `NAME=PATH`; without a name the domain is `main`.
+        fields_of: fields of single domains; the others have `default`.
     """
+    paths: dict[str, list[str]] = {}
+    for text in map(str, inputs):
+        name, path = split_name(text)
+        paths.setdefault(name, []).append(path)
+    unknown = [name for name in fields_of if name not in paths]
+    if unknown:
+        raise ValueError(f"--field {unknown[0]}.…: no such domain; there are {', '.join(paths)}")
+    domains: list[DomainInput] = []
+    number = 0
+    for name, own in paths.items():
+        fields = fields_of.get(name, default)
+        files: list[InputFile] = []
+        sources: list[Source] = []
+        for path in own:
+            found = [
+                replace(file, number=number + i)
+                for i, file in enumerate(_files_of(path, globs=globs, fields=fields))
+            ]
+            if not found:
+                raise ValueError(f"--input {path}: no file in it is left to read{_why(fields)}")
+            number += len(found)
+            files += found
+            num_bytes = sum(file.num_bytes for file in found)
+            sources.append(Source(path=path, num_files=len(found), num_bytes=num_bytes))
+        domains.append(DomainInput(name, fields, tuple(files), tuple(sources)))
+    return domains
 
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
 
-    def keep_folder(self, relative: str) -> bool:
-        name = relative.rsplit("/", 1)[-1]
-        ignored = name.startswith(".") or name in IGNORED_FOLDERS
-        return not ignored and not _matches(relative, patterns=self.exclude)
-
-    def keep_file(self, relative: str) -> bool:
-        if _matches(relative, patterns=self.exclude):
-            return False
-        if self.include:
-            return _matches(relative, patterns=self.include)
-        name = relative.rsplit("/", 1)[-1]
-        is_data = kind_of(Path(name)) is not None
-        return not name.startswith(".") and (is_data or Path(name).suffix not in IGNORED_SUFFIXES)
+def split_name(text: str) -> tuple[str, str]:
+    """Domain and path of an --input; a path that exists as it stands has no domain in front."""
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return DEFAULT_DOMAIN, text
+    if not re.match(DOMAIN_PATTERN, name):
+        raise ValueError(
+            f"--input {text}: {name!r} cannot name a domain; letters, digits, '_', '-' and '.' can"
+        )
+    return name, path
 
 
-def _matches(relative: str, *, patterns: Sequence[str]) -> bool:
-    name = relative.rsplit("/", 1)[-1]
-    return any(fnmatchcase(relative if "/" in p else name, p) for p in patterns)
+def _why(fields: Fields) -> str:
+    if fields.kind != "text":
+        return f": {fields.kind} is read from {_known(ids=fields.kind == 'ids')}"
+    return " after --include, --exclude and ignore files"
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -73,52 +109,64 @@ def kind_of(path: Path) -> Kind | None:
     suffix = path.suffix.lower()
     if suffix in COMPRESSION_SUFFIXES:
         inner = KIND_OF_SUFFIX.get(Path(path.stem).suffix.lower())
-        return None if inner == "parquet" else inner
+        return "stream" if inner == "lines" else inner if inner == "text" else None
     return KIND_OF_SUFFIX.get(suffix)
 
 
-def find_files(inputs: Sequence[Path], *, globs: Globs) -> tuple[list[InputFile], list[Source]]:
-    """Every file to read, inputs in the order given and folders sorted, and a line per input."""
-    files: list[InputFile] = []
-    sources: list[Source] = []
-    for path in inputs:
-        found = list(_files_of(path, globs=globs))
-        if not found:
-            raise ValueError(f"--input {path}: no file in it is left after --include/--exclude")
-        files += found
-        num_bytes = sum(file.num_bytes for file in found)
-        sources.append(Source(path=str(path), num_files=len(found), num_bytes=num_bytes))
-    return files, sources
-
-
-def _files_of(path: Path, *, globs: Globs) -> Iterator[InputFile]:
-    if path.is_dir():
-        yield from _walk(path, globs=globs)
+def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile]:
+    if text.startswith(HUB_PREFIX):
+        yield InputFile(text, "hub", 0)
         return
+    path = Path(text)
+    if path.is_dir():
+        yield from _files_in_folder(path, globs=globs, fields=fields)
+        return
+    if path.suffix == ".bin" and path.with_suffix(".idx").is_file():
+        path = path.with_suffix(".idx")
     if not path.is_file():
         raise ValueError(f"--input {path}: there is no such file or folder")
     kind = kind_of(path)
-    if kind is None and not _matches(path.name, patterns=globs.include):
-        known = " ".join(KIND_OF_SUFFIX)
+    if kind is None and not globs.names(path.name):
         raise ValueError(
-            f"--input {path}: unknown suffix {path.suffix!r}; known are {known} (text and JSONL "
-            f"also with .gz or .zst). To read it as text add --include {path.name!r}, or give its "
-            "folder"
+            f"--input {path}: unknown suffix {path.suffix!r}; known are {_known(ids=True)} (text "
+            f"and JSONL also with .gz or .zst). To read it as text add --include {path.name!r}, "
+            "or give its folder"
         )
-    yield InputFile(path, kind or "text", path.stat().st_size)
+    yield _input_file(path, kind=kind or "text", fields=fields)
 
 
-def _walk(root: Path, *, globs: Globs) -> Iterator[InputFile]:
-    for folder, folder_names, file_names in os.walk(root, onerror=_fail):
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        # Sorted in place: os.walk descends in this order and into nothing else.
-        folder_names[:] = sorted(n for n in folder_names if globs.keep_folder(prefix + n))
-        for name in sorted(file_names):
-            path = Path(folder, name)
-            if globs.keep_file(prefix + name) and path.is_file():
-                yield InputFile(path, kind_of(path) or "text", path.stat().st_size)
+def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[InputFile]:
+    # Not at the top: datasets' own layout is known to its reader, which needs nothing heavy here.
+    from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
+
+    if is_saved_dataset(folder):
+        arrows = sorted(folder.glob("*.arrow"))
+        num_bytes = sum(file.stat().st_size for file in arrows)
+        changed = max(file.stat().st_mtime_ns for file in [folder / "state.json", *arrows])
+        yield InputFile(str(folder), "arrow", num_bytes, changed)
+    elif splits := splits_of_saved_dict(folder):
+        raise ValueError(
+            f"--input {folder}: holds the splits {', '.join(splits)}; name one, as "
+            f"{folder}/{splits[0]}"
+        )
+    else:
+        for path in walk_folder(folder, globs=globs):
+            kind = kind_of(path) or "text"
+            if kind in _KINDS_OF_A_FOLDER[fields.kind]:
+                yield _input_file(path, kind=kind, fields=fields)
 
 
-def _fail(error: OSError) -> None:
-    raise error  # os.walk would pass over a folder that it may not read
+def _input_file(path: Path, *, kind: Kind, fields: Fields) -> InputFile:
+    if kind in _IDS_ONLY and fields.kind != "ids":
+        raise ValueError(f"--input {path}: holds ids, not text; add --ids-key input_ids")
+    if kind == "text" and fields.kind != "text":
+        raise ValueError(f"--input {path}: holds text, not records with {fields.as_dict()}")
+    status = path.stat()
+    num_bytes = status.st_size
+    if kind == "megatron" and path.with_suffix(".bin").is_file():
+        num_bytes += path.with_suffix(".bin").stat().st_size
+    return InputFile(str(path), kind, num_bytes, status.st_mtime_ns)
+
+
+def _known(*, ids: bool) -> str:
+    return " ".join(s for s, kind in KIND_OF_SUFFIX.items() if ids or kind not in _IDS_ONLY)

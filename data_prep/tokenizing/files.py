@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from data_prep.durable import describe_file
-from data_prep.manifest import FileRecord
+from data_prep.record import FileRecord
 from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME
 
 SETTINGS_NAME = "tokenizer_config.json"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_prep.manifest import SPLITS, Split
+from data_prep.ledger import SPLITS, Split
 from data_prep.packing.index import PackIndex
 from data_prep.shards import Corpus, open_corpus
 from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.manifest import SPLITS, Manifest
+from data_prep.ledger import SPLITS
+from data_prep.manifest import Manifest
 from data_prep.packing.index import PackIndex
 from data_prep.verify import Check
 
@@ -31,9 +32,20 @@ def build_summary(manifest: Manifest, *, folder: Path) -> str:
             f"{split:<10} {part.num_documents:,} documents, {part.num_tokens:,} tokens, "
             f"{num_shards:,} shard{'' if num_shards == 1 else 's'}"
         )
+    if len(manifest.domains) > 1:
+        lines += _by_domain(manifest)
     lines += _remarks(manifest)
     lines.append(f"next       {_COMMAND} pack {folder} --seq-len 2048")
     return "\n".join(lines)
+
+
+def _by_domain(manifest: Manifest) -> list[str]:
+    total = max(1, manifest.ledger.num_tokens_kept)
+    return [
+        f"domain     {domain.name}: {domain.ledger.num_documents_kept:,} documents, "
+        f"{domain.ledger.num_tokens_kept:,} tokens ({domain.ledger.num_tokens_kept / total:.1%})"
+        for domain in manifest.domains
+    ]
 
 
 def _remarks(manifest: Manifest) -> list[str]:
@@ -41,7 +53,8 @@ def _remarks(manifest: Manifest) -> list[str]:
     for reason, count in manifest.ledger.bad_by_reason.items():
         lines.append(f"bad        {count:,} x {reason}")
     lines += [f"           {where}" for where in manifest.ledger.first_bad]
-    if not manifest.special_ids.document_suffix:
+    is_text = any("text" in domain.fields for domain in manifest.domains)
+    if is_text and not manifest.special_ids.document_suffix:
         lines.append("note       documents do not end with EOS")
     val = manifest.ledger.by_split["val"]
     if manifest.split.val_frac and not val.num_documents:

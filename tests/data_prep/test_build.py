@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from data_prep.packing.pack import pack
+from data_prep.reading.documents import Fields
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.verify import verify
@@ -41,7 +42,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     num_workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("data_prep.encode.BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr("data_prep.encode.TASK_PARTS", 7)
     changes = {"val_frac": 0.3, "shard_mib": 0.01}
     one = build_corpus(source, out=tmp_path / "one", num_workers=1, **changes)
     many = build_corpus(source, out=tmp_path / "many", num_workers=num_workers, **changes)
@@ -85,7 +86,9 @@ def test_the_ledger_accounts_for_every_document_and_token(
     path = tmp_path / "docs.jsonl"
     lines = ['{"ids": [1, 2, 3]}', '{"ids": []}', '{"ids": [1, 99999]}', "broken", '{"ids": [4]}']
     path.write_text("\n".join(lines) + "\n")
-    ledger = open_corpus(build_corpus(path, ids_key="ids", on_error="skip")).manifest.ledger
+    ledger = open_corpus(
+        build_corpus(path, fields=Fields(ids="ids"), on_error="skip")
+    ).manifest.ledger
     assert (ledger.num_documents_in, ledger.num_documents_kept) == (5, 2)
     assert (ledger.num_documents_empty, ledger.num_documents_bad) == (1, 2)
     assert (ledger.num_tokens_in, ledger.num_tokens_left_out, ledger.num_tokens_kept) == (6, 2, 4)
@@ -153,15 +156,44 @@ def test_a_literal_end_token_in_a_text_ends_nothing(
         assert np.flatnonzero(corpus.document(i) == eos).tolist() == [len(corpus.document(i)) - 1]
 
 
-def test_a_bad_document_leaves_nothing_behind(
-    tmp_path: Path, source: Path, build_corpus: Callable[..., Path]
+def test_a_bad_document_is_named_and_the_build_goes_on_without_it(
+    tmp_path: Path,
+    source: Path,
+    build_corpus: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    whole = build_corpus(source, out=tmp_path / "whole")
     with source.open("a") as file:
-        file.write("{broken\n")
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match=r"docs\.jsonl:121: broken JSON"):
+        file.write("\n" * 2_000_000 + "{broken\n")  # tasks before it are done by then
+    with pytest.raises(ValueError, match=r"docs\.jsonl:2000121: broken JSON.*--on-error skip"):
         build_corpus(source)
-    assert sorted(tmp_path.iterdir()) == before
+    assert not (tmp_path / "corpus").exists()
+    capsys.readouterr()
+    folder = build_corpus(source, on_error="skip")
+    assert "going on behind" in capsys.readouterr().err
+    assert open_corpus(folder).fingerprint == open_corpus(whole).fingerprint
+    ledger = open_corpus(folder).manifest.ledger
+    assert (ledger.num_documents_empty, ledger.num_documents_bad) == (2_000_000, 1)
+
+
+def test_empty_documents_are_counted_and_never_an_error(
+    tmp_path: Path, build_corpus: Callable[..., Path]
+) -> None:
+    path = tmp_path / "docs.jsonl"
+    good = '{"text": "good"}\n'
+    path.write_text(good + "\n" + '{"text": ""}\n' + '{"text": " \\n"}\n' + good)
+    ledger = open_corpus(build_corpus(path)).manifest.ledger
+    assert (ledger.num_documents_kept, ledger.num_documents_empty) == (2, 3)
+
+
+@pytest.mark.parametrize("value", ["[1, 99999]", "[-1]", "[1, 2, 70000]"])
+def test_ids_outside_the_vocabulary_are_named(
+    tmp_path: Path, build_corpus: Callable[..., Path], value: str
+) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text(f'{{"ids": [1]}}\n{{"ids": {value}}}\n')
+    with pytest.raises(ValueError, match=r"ids\.jsonl:2: id outside the vocabulary: -?\d+ at"):
+        build_corpus(path, fields=Fields(ids="ids"))
 
 
 def test_an_older_corpus_stays_unless_told_otherwise(
@@ -192,17 +224,19 @@ def test_overwrite_never_deletes_a_folder_that_is_not_ours(
 
 
 _KILLED = """
-import sys
-from data_prep import write_corpus
-inner = write_corpus._write_batch
-def slow(batch, *, writers):
-    inner(batch, writers=writers)
+import sys, time
+from data_prep import encode, write_corpus
+inner = write_corpus._DomainWriter.add
+def slow(self, encoded):
+    inner(self, encoded)
     print("wrote", flush=True)
-    import time; time.sleep(0.2)
-write_corpus._write_batch = slow
+    time.sleep(0.2)
+write_corpus._DomainWriter.add = slow
+write_corpus.COMMIT_SECONDS = 0
 if __name__ == "__main__":
-    from data_prep import encode
-    encode.BATCH_DOCUMENTS = 5
+    from data_prep.reading import lines
+    lines.PART_BYTES = 5000
+    encode.TASK_BYTES = 5000
     from data_prep.__main__ import main
     main(sys.argv[1:])
 """
@@ -237,7 +271,7 @@ def test_a_killed_build_leaves_nothing_at_its_name_and_no_process(
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < deadline, "workers outlive the build that was killed"
         time.sleep(0.05)
-    build_corpus(source)  # clears what the killed one left
+    build_corpus(source, val_frac=0.01)  # goes on where the killed one was
     assert not (tmp_path / ".corpus.building").exists()
     assert all(check.problem is None for check in verify(out, deep=True))
 
@@ -294,10 +328,10 @@ def test_the_manifest_is_plain_json_without_time_or_machine(
 ) -> None:
     manifest = json.loads((build_corpus(source) / "manifest.json").read_text())
     assert sorted(manifest) == [
-        "ledger",
+        "domains",
+        "inputs",
         "schema_version",
         "shards",
-        "sources",
         "special_ids",
         "split",
         "token_dtype",

@@ -112,12 +112,12 @@ def test_skip_lists_what_was_left_out(run_cli: Cli, tmp_path: Path, bpe_folder: 
 def test_a_damaged_corpus_is_exit_code_1_with_the_shards_name(
     run_cli: Cli, packed_corpus: Path
 ) -> None:
-    path = packed_corpus / "shard-train-00000.tokens"
+    path = packed_corpus / "shard-train-main-00000.tokens"
     path.write_bytes(path.read_bytes()[:-2])
     code, out, _ = run_cli("verify", packed_corpus)
     assert code == 1
     assert "FAILED  sizes" in out
-    assert "shard-train-00000.tokens: damaged: expected" in out
+    assert "shard-train-main-00000.tokens: damaged: expected" in out
     code, _, err = run_cli("pack", packed_corpus, "--seq-len", 32)
     assert code == 2
     assert err.startswith("error: ")

@@ -44,50 +44,54 @@ def test_a_sound_corpus_passes_every_check(packed_corpus: Path) -> None:
 def test_a_truncated_shard_is_refused_at_open_with_expected_and_found(
     packed_corpus: Path, suffix: str
 ) -> None:
-    path = packed_corpus / f"shard-train-00001.{suffix}"
+    path = packed_corpus / f"shard-train-main-00001.{suffix}"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-2])
-    message = rf"shard-train-00001\.{suffix}: damaged: expected {size} bytes, found {size - 2}"
+    message = rf"shard-train-main-00001\.{suffix}: damaged: expected {size} bytes, found {size - 2}"
     with pytest.raises(ValueError, match=message):
         open_corpus(packed_corpus)
-    assert "shard-train-00001" in _problems(packed_corpus)["sizes"]
+    assert "shard-train-main-00001" in _problems(packed_corpus)["sizes"]
 
 
 def test_a_missing_shard_is_refused(packed_corpus: Path) -> None:
-    (packed_corpus / "shard-train-00000.tokens").unlink()
-    with pytest.raises(ValueError, match=r"shard-train-00000\.tokens: missing; expected"):
+    (packed_corpus / "shard-train-main-00000.tokens").unlink()
+    with pytest.raises(ValueError, match=r"shard-train-main-00000\.tokens: missing; expected"):
         open_corpus(packed_corpus)
 
 
 def test_deep_finds_one_flipped_bit(packed_corpus: Path) -> None:
-    path = packed_corpus / "shard-val-00000.tokens"
+    path = packed_corpus / "shard-val-main-00000.tokens"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
     assert _problems(packed_corpus) == {}
     problem = _problems(packed_corpus, deep=True)["checksums"]
-    assert "shard-val-00000.tokens: damaged: expected sha256" in problem
+    assert "shard-val-main-00000.tokens: damaged: expected sha256" in problem
 
 
 def test_an_id_outside_the_vocabulary_is_found(packed_corpus: Path) -> None:
-    _patch(packed_corpus / "shard-train-00001.tokens", dtype="<u2", at=17, value=60_000)
+    _patch(packed_corpus / "shard-train-main-00001.tokens", dtype="<u2", at=17, value=60_000)
     problem = _problems(packed_corpus)["ids"]
-    assert "shard-train-00001.tokens: token 17: expected an id below 400, found 60000" in problem
+    assert (
+        "shard-train-main-00001.tokens: token 17: expected an id below 400, found 60000" in problem
+    )
 
 
 def test_offsets_that_fall_are_found(packed_corpus: Path) -> None:
-    path = packed_corpus / "shard-train-00000.docs"
+    path = packed_corpus / "shard-train-main-00000.docs"
     _patch(path, dtype="<i8", at=2, value=1)
     assert "document 1: expected an end above" in _problems(packed_corpus)["document offsets"]
     _patch(path, dtype="<i8", at=2, value=10**12)
-    with pytest.raises(ValueError, match=r"shard-train-00000\.docs: damaged: document 1 spans"):
+    with pytest.raises(
+        ValueError, match=r"shard-train-main-00000\.docs: damaged: document 1 spans"
+    ):
         open_corpus(packed_corpus).document(1)
 
 
 def test_a_document_that_lost_its_end_is_found(packed_corpus: Path) -> None:
-    offsets = np.fromfile(packed_corpus / "shard-train-00000.docs", dtype="<i8")
+    offsets = np.fromfile(packed_corpus / "shard-train-main-00000.docs", dtype="<i8")
     last = int(offsets[1]) - 1
-    _patch(packed_corpus / "shard-train-00000.tokens", dtype="<u2", at=last, value=5)
+    _patch(packed_corpus / "shard-train-main-00000.tokens", dtype="<u2", at=last, value=5)
     problem = _problems(packed_corpus)["document ends"]
     assert f"document 0: expected special id 0 at token {last}, found 5" in problem
 
@@ -95,18 +99,20 @@ def test_a_document_that_lost_its_end_is_found(packed_corpus: Path) -> None:
 def test_a_document_on_both_sides_is_found(packed_corpus: Path) -> None:
     """A held-out document copied over the first two of train."""
     corpus = open_corpus(packed_corpus)
-    tokens = np.fromfile(packed_corpus / "shard-train-00000.tokens", dtype="<u2")
-    offsets = np.fromfile(packed_corpus / "shard-train-00000.docs", dtype="<i8")
+    tokens = np.fromfile(packed_corpus / "shard-train-main-00000.tokens", dtype="<u2")
+    offsets = np.fromfile(packed_corpus / "shard-train-main-00000.docs", dtype="<i8")
     number = next(
         i for i in range(corpus.num_documents("val")) if len(corpus.document(i, "val")) < offsets[2]
     )
     held_out = corpus.document(number, "val")
     tokens[: len(held_out)] = held_out
     offsets[1] = len(held_out)
-    tokens.tofile(packed_corpus / "shard-train-00000.tokens")
-    offsets.tofile(packed_corpus / "shard-train-00000.docs")
+    tokens.tofile(packed_corpus / "shard-train-main-00000.tokens")
+    offsets.tofile(packed_corpus / "shard-train-main-00000.docs")
     problem = _problems(packed_corpus)["train/val overlap"]
-    assert f"shard-train-00000 document 0 and shard-val-00000 document {number}" in problem
+    assert (
+        f"shard-train-main-00000 document 0 and shard-val-main-00000 document {number}" in problem
+    )
 
 
 @pytest.mark.parametrize("name", ["pack-64", "pack-256"])
@@ -163,7 +169,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(packed_corpus: Path, name: str
 
 
 def test_a_symbolic_link_out_of_the_folder_is_refused(packed_corpus: Path, tmp_path: Path) -> None:
-    path = packed_corpus / "shard-train-00000.tokens"
+    path = packed_corpus / "shard-train-main-00000.tokens"
     path.rename(tmp_path / "elsewhere.tokens")
     path.symlink_to(tmp_path / "elsewhere.tokens")
     with pytest.raises(ValueError, match="leads out of its folder"):
@@ -179,11 +185,14 @@ def test_another_tokenizer_in_the_folder_is_found(packed_corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema_version=2), "schema_version"),
+        (lambda m: m.update(schema_version=3), "schema_version"),
         (lambda m: m.update(extra=1), "extra"),
-        (lambda m: m.pop("ledger"), "ledger"),
+        (lambda m: m["domains"][0].pop("ledger"), "ledger"),
         (lambda m: m["shards"].pop(), "documents: expected"),
-        (lambda m: m["ledger"].update(num_tokens_left_out=1), "tokens in the ledger: expected"),
+        (
+            lambda m: m["domains"][0]["ledger"].update(num_tokens_left_out=1),
+            "tokens in the ledger: expected",
+        ),
         (lambda m: m["shards"][0].update(num_tokens=10**30), "num_tokens"),
         (lambda m: m["shards"][0].update(num_tokens=True), "num_tokens"),
         (lambda m: m.update(vocab_size=70_000), "does not fit token_dtype uint16"),

@@ -1,0 +1,126 @@
+"""How far an unfinished build has come, on disk: the next run goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from data_prep.durable import fsync_folder, write_durable
+from data_prep.ledger import Split, Tally
+from data_prep.manifest import Shard
+from data_prep.record import Record
+from data_prep.shard_writer import OpenShard
+
+PLAN_NAME = "plan.json"
+JOURNAL_NAME = "journal.jsonl"
+
+
+class Position(Record):
+    """All that decides how the rest of a build goes on."""
+
+    domain: int = 0
+    file: int = 0
+    """Number of the input under way."""
+    start: int = 0
+    """Where its next part begins."""
+    tallies: dict[str, Tally] = Field(default_factory=dict)
+    open_shards: dict[Split, OpenShard] = Field(default_factory=dict)
+    num_bytes: int = 0
+    """Of input, for the progress bar."""
+
+
+class _Line(Record):
+    """A shard that was finished, or a position that is durable."""
+
+    shard: Shard | None = None
+    position: Position | None = None
+
+
+class Journal:
+    """Append-only lines, each written once the bytes that it speaks of are on disk.
+
+    It lies beside the folder with the shards, so that the finished folder holds none of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder.parent / JOURNAL_NAME
+        self.position = Position()
+        self.shards: list[Shard] = []
+        num_bytes = self._replay()
+        self._file = self._path.open("r+b" if self._path.exists() else "w+b")
+        self._file.truncate(num_bytes)  # a torn line, shards finished after the last position
+        self._file.seek(num_bytes)
+        fsync_folder(folder.parent)
+        self._remove_unknown(folder)
+
+    def commit(self, position: Position, *, new_shards: list[Shard]) -> None:
+        """Record a position whose shards are already durable."""
+        lines = [_Line(shard=shard) for shard in new_shards]
+        lines.append(_Line(position=position))
+        text = "".join(line.model_dump_json(exclude_none=True) + "\n" for line in lines)
+        self._file.write(text.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.position = position
+        self.shards += new_shards
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _replay(self) -> int:
+        """Read up to the last whole position and return the bytes that lead there."""
+        if not self._path.exists():
+            return 0
+        waiting: list[Shard] = []
+        num_bytes = end = 0
+        with self._path.open("rb") as lines:
+            for raw in lines:
+                try:
+                    line = _Line.model_validate_json(raw)
+                except ValidationError:
+                    break
+                end += len(raw)
+                if line.shard is not None:
+                    waiting.append(line.shard)
+                if line.position is not None:
+                    self.position = line.position
+                    self.shards += waiting
+                    waiting, num_bytes = [], end
+        return num_bytes
+
+    def _remove_unknown(self, folder: Path) -> None:
+        """Files of shards that no position speaks of will be written once more."""
+        known = {file.name for shard in self.shards for file in shard.files}
+        for shard in self.position.open_shards.values():
+            if shard.num_documents:
+                known |= {path.name for path in folder.glob(f"{shard.stem}.*")}
+        for path in folder.glob("shard-*"):
+            if path.name not in known:
+                path.unlink()
+
+
+def plan_of_last_run(folder: Path) -> dict[str, Any] | None:
+    """What the unfinished build in the folder was asked for, if it came to that."""
+    try:
+        plan = json.loads((folder / PLAN_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) else None
+
+
+def write_plan(folder: Path, plan: dict[str, Any]) -> None:
+    write_durable(folder / PLAN_NAME, json.dumps(plan, indent=1, sort_keys=True).encode())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Names of what changed between two plans."""
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+def digest_of(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

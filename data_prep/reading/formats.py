@@ -1,0 +1,66 @@
+"""Every kind of input with the module that reads it, loaded when it is first met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from data_prep.reading.documents import Fields
+from data_prep.reading.lines import PlainLines, StreamedLines, decompressed
+from data_prep.reading.parts import Format, InputFile, Item, Kind, Part
+from data_prep.reading.text_files import TextFiles
+
+
+@lru_cache
+def format_of(kind: Kind) -> Format:
+    """The reader of a kind; pyarrow and datasets take a second to import, most builds need none."""
+    if kind == "lines":
+        return PlainLines()
+    if kind == "stream":
+        return StreamedLines()
+    if kind == "text":
+        return TextFiles()
+    if kind == "parquet":
+        from data_prep.reading.parquet import Parquet
+
+        return Parquet()
+    if kind in ("arrow", "hub"):
+        from data_prep.reading.arrow import Arrow, Hub
+
+        return Arrow() if kind == "arrow" else Hub()
+    from data_prep.reading.token_files import Megatron, Npy
+
+    return Npy() if kind == "npy" else Megatron()
+
+
+def cut_files(
+    files: Iterable[InputFile], *, fields: Fields, start_in_first: int = 0
+) -> Iterator[Part]:
+    """Parts of all files in order; the first is cut from where an unfinished build stopped."""
+    start = start_in_first
+    for file in files:
+        yield from format_of(file.kind).cut(file, start=start, fields=fields)
+        start = 0
+
+
+def read_part(part: Part, *, fields: Fields) -> Iterator[Item]:
+    return format_of(part.file.kind).read(part, fields=fields)
+
+
+def name_place(file: InputFile, place: int) -> str:
+    """A place as people count: `docs.jsonl:17`, `docs.parquet:row 17`, from 1.
+
+    Lines are counted only now: nobody needs their numbers until something is wrong.
+    """
+    if file.kind == "text":
+        return file.path
+    if file.kind not in ("lines", "stream"):
+        return f"{file.path}:row {place + 1}"
+    line, left = 1, place
+    with Path(file.path).open("rb") as raw:
+        stream = decompressed(Path(file.path), raw)
+        while left and (piece := stream.read(min(left, 1 << 20))):
+            line += piece.count(b"\n")
+            left -= len(piece)
+    return f"{file.path}:{line}"

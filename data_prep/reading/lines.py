@@ -1,0 +1,120 @@
+"""JSON lines: plain files cut at bytes, compressed ones read as the stream they are."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import zstandard
+
+from data_prep.reading.documents import (
+    BadInput,
+    Document,
+    Fields,
+    document_of,
+    invalid_utf8,
+)
+from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
+from data_prep.reading.zstd_file import open_zstd
+
+BROKEN_COMPRESSION = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
+
+
+class PlainLines:
+    """Parts are ranges of bytes; a line belongs to the part in which it begins."""
+
+    def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
+        for begin in range(start, file.num_bytes, PART_BYTES):
+            end = min(begin + PART_BYTES, file.num_bytes)
+            yield Part(file, begin, end, num_bytes=end - begin)
+
+    def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
+        with Path(part.file.path).open("rb") as stream:
+            for place, line in _lines_from(stream, start=part.start, end=part.end):
+                yield json_document(line, place=place, fields=fields)
+
+
+class StreamedLines:
+    """A compressed file has no middle to start from: its lines travel with the part."""
+
+    def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
+        place = begin = 0
+        lines: list[bytes] = []
+        with Path(file.path).open("rb") as raw:
+            before = 0
+            try:
+                for line in decompressed(Path(file.path), raw):
+                    place += len(line)
+                    if place <= start:
+                        begin = place
+                        continue
+                    lines.append(line)
+                    if place - begin >= PART_BYTES:
+                        num_bytes, before = raw.tell() - before, raw.tell()
+                        yield Part(file, begin, place, num_bytes=num_bytes, data=lines)
+                        begin, lines = place, []
+                if lines:
+                    yield Part(file, begin, place, num_bytes=raw.tell() - before, data=lines)
+            except BROKEN_COMPRESSION as error:
+                if lines:
+                    yield Part(file, begin, place, data=lines)
+                yield Part(file, place, place, data=broken_compression(error, place=place))
+
+    def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
+        if isinstance(part.data, BadInput):
+            yield part.data
+            return
+        place = part.start
+        for line in part.data:
+            yield json_document(line, place=place, fields=fields)
+            place += len(line)
+
+
+def _lines_from(stream: IO[bytes], *, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that begin in [start, end); the last may end beyond it."""
+    place = start
+    if start:
+        stream.seek(start - 1)
+        newline = stream.read(end - start).find(b"\n")
+        if newline < 0:
+            return  # the middle of a line longer than a part
+        place += newline
+    stream.seek(place)
+    while place < end and (line := stream.readline()):
+        yield place, line
+        place += len(line)
+
+
+def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb"))
+    return open_zstd(raw) if suffix == ".zst" else raw
+
+
+def broken_compression(error: Exception, *, place: int) -> BadInput:
+    return BadInput(place, reason="broken compression", detail=str(error))
+
+
+def json_document(line: bytes, *, place: int, fields: Fields) -> Item:
+    """The document of one line; a line of white space is an empty document."""
+    if not line.strip():
+        return Document("", place=place)
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return invalid_utf8(error, place=place)
+    except json.JSONDecodeError as error:
+        detail = f"{error.msg} at column {error.colno}"
+        return BadInput(place, reason="broken JSON", detail=detail)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
+        return BadInput(place, reason="broken JSON", detail=str(error))
+    if not isinstance(record, dict):
+        keys = ", ".join(map(repr, fields.as_dict().values()))
+        detail = f"expected an object with {keys}, found {type(record).__name__}"
+        return BadInput(place, reason="not a record", detail=detail)
+    return document_of(record, place=place, wanted=fields)

@@ -1,0 +1,25 @@
+"""The plain texts of inputs, one after another in this process: for training a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from data_prep.progress import progress_bar
+from data_prep.reading.documents import BadInput, OnError
+from data_prep.reading.formats import cut_files, name_place, read_part
+from data_prep.reading.sources import DomainInput
+
+
+def iter_texts(domains: Sequence[DomainInput], *, on_error: OnError) -> Iterator[str]:
+    """Every text in order; what is bad raises, or is passed over: the build itself counts it."""
+    total = sum(domain.num_bytes for domain in domains)
+    with progress_bar(total or None, what="read for the tokenizer", unit="B") as bar:
+        for domain in domains:
+            for part in cut_files(domain.files, fields=domain.fields):
+                for item in read_part(part, fields=domain.fields):
+                    if isinstance(item, BadInput):
+                        if on_error == "fail":
+                            raise ValueError(item.sentence(name_place(part.file, item.place)))
+                    elif isinstance(item.content, str):
+                        yield item.content
+                bar.update(part.num_bytes)

@@ -1,0 +1,58 @@
+"""The base of every JSON record that we write: strict, frozen, safe to read from anyone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+RecordT = TypeVar("RecordT", bound="Record")
+
+# A file is named, never located: no folder, no "..", nothing hidden. Whoever sends a corpus
+# cannot make its reader open another file.
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}$")]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """A part of a manifest: no unknown field, no silent conversion, no change after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileRecord(Record):
+    name: FileName
+    num_bytes: Count
+    sha256: Sha256
+
+
+def must_agree(what: str, *, expected: int, found: int) -> None:
+    if expected != found:
+        raise ValueError(f"{what}: expected {expected}, found {found}")
+
+
+def load_record(record_type: type[RecordT], path: Path, *, made_by: str) -> RecordT:
+    """Read and check one JSON record; whatever is wrong with it is a ValueError of ours."""
+    try:
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path}: not found; {made_by} writes it when it has finished") from None
+    try:
+        return record_type.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'record'}: {problem['msg']}"
+            for problem in error.errors()[:5]
+        )
+        raise ValueError(f"{path}: not a valid record of {made_by}: {problems}") from None
+
+
+def files_sha256(files: Iterable[FileRecord]) -> str:
+    """One hash for a set of files, whatever the order in which they were listed."""
+    listing = sorted((file.name, file.sha256) for file in files)
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
