@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -20,6 +21,8 @@ accounts for every document and every token.
   python -m data_prep verify  data/docs --deep
 """
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 # Each is a module of data_prep.commands with SUMMARY, DESCRIPTION, add_arguments and run. They
 # import what they need in run, so that --help and a slip of the pen answer at once.
 VERBS = ("build", "pack", "inspect", "verify")
@@ -34,13 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         abort_mpi(2)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing was left under the name asked for", file=sys.stderr)
+        print("stopped; nothing half-done has the name asked for", file=sys.stderr)
         abort_mpi(130)
         return 130
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return (
+            f"no space is left to write to ({error}). What was finished is kept: make room and "
+            "run the same command again"
+        )
+    return str(error)
 
 
 def make_parser() -> argparse.ArgumentParser:

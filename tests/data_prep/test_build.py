@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,59 +216,6 @@ def test_overwrite_never_deletes_a_folder_that_is_not_ours(
     (folder / "notes.txt").write_text("precious")
     with pytest.raises(ValueError, match="overlaps with --input"):
         build_corpus(folder / "notes.txt", overwrite=True)
-
-
-_KILLED = """
-import sys, time
-from data_prep import encode, write_corpus
-inner = write_corpus._DomainWriter.add
-def slow(self, encoded):
-    inner(self, encoded)
-    print("wrote", flush=True)
-    time.sleep(0.2)
-write_corpus._DomainWriter.add = slow
-write_corpus.COMMIT_SECONDS = 0
-if __name__ == "__main__":
-    from data_prep.reading import lines
-    lines.PART_BYTES = 5000
-    encode.TASK_BYTES = 5000
-    from data_prep.__main__ import main
-    main(sys.argv[1:])
-"""
-
-
-def _children(pid: int) -> list[int]:
-    listing = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in listing.read_text().split()]
-
-
-def test_a_killed_build_leaves_nothing_at_its_name_and_no_process(
-    tmp_path: Path, source: Path, bpe_folder: Path, build_corpus: Callable[..., Path]
-) -> None:
-    script = tmp_path / "killed.py"
-    script.write_text(_KILLED)
-    out = tmp_path / "corpus"
-    arguments = ["build", "--input", source, "--tokenizer", bpe_folder, "--out", out]
-    process = subprocess.Popen(
-        [sys.executable, script, *map(str, arguments), "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert process.stdout and process.stdout.readline() == b"wrote\n"
-    workers = _children(process.pid)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not out.exists()
-    assert (tmp_path / ".corpus.building").is_dir()
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
-        assert time.monotonic() < deadline, "workers outlive the build that was killed"
-        time.sleep(0.05)
-    build_corpus(source, val_frac=0.01)  # goes on where the killed one was
-    assert not (tmp_path / ".corpus.building").exists()
-    assert all(check.problem is None for check in verify(out, deep=True))
 
 
 def test_two_builds_of_one_folder_do_not_mix(
