@@ -23,9 +23,13 @@ _MAX_DOCUMENT_IDS = 1 << 30
 _BROKEN = (ValueError, OSError)
 
 
-def _too_long(place: int, *, num_ids: int) -> BadInput:
-    detail = f"{num_ids} ids, at most {_MAX_DOCUMENT_IDS}; --split-on-eos ends one at each EOS"
-    return BadInput(place, reason="document too long", detail=detail, num_tokens=num_ids)
+def _too_long(place: int, *, num_ids: int, remedy: str = "") -> BadInput:
+    detail = f"{num_ids} ids, at most {_MAX_DOCUMENT_IDS}"
+    return BadInput(place, reason="document too long", detail=detail + remedy, num_tokens=num_ids)
+
+
+def _split_after(fields: Fields) -> int | None:
+    return getattr(fields, "split_after", None)
 
 
 class Npy:
@@ -39,7 +43,7 @@ class Npy:
             return
         num_rows = array.shape[0]
         step = max(1, PART_BYTES // array.row_bytes)
-        if len(array.shape) == 1 and fields.split_after is None:
+        if len(array.shape) == 1 and _split_after(fields) is None:
             step = max(1, num_rows)
         for begin in range(start, num_rows, step):
             end = min(begin + step, num_rows)
@@ -53,10 +57,10 @@ class Npy:
             array = _open_npy(part.file.path)
             if len(array.shape) == 2:
                 yield from _rows(array, part=part)
-            elif fields.split_after is None:
+            elif (split_after := _split_after(fields)) is None:
                 yield _stretch(array, begin=part.start, end=part.end)
             else:
-                yield from _stream(array, part=part, split_after=fields.split_after)
+                yield from _stream(array, part=part, split_after=split_after)
         except _BROKEN as error:
             yield _broken_npy(error, place=part.start)
 
@@ -121,7 +125,8 @@ def _rows(array: _NpyArray, *, part: Part) -> Iterator[Item]:
 
 def _stretch(array: _NpyArray, *, begin: int, end: int) -> Item:
     if end - begin > _MAX_DOCUMENT_IDS:
-        return _too_long(begin, num_ids=end - begin)
+        remedy = "; --split-on-eos ends a document at each EOS"
+        return _too_long(begin, num_ids=end - begin, remedy=remedy)
     return Document(array.read(begin, end), place=begin)
 
 
