@@ -1,0 +1,89 @@
+"""The verb `import-megatron`: .bin and .idx to a corpus folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "Megatron's .bin and .idx to shards"
+DESCRIPTION = """\
+Build a corpus folder out of pairs that Megatron's preprocessing wrote. Documents and ids are kept
+as they are, with whatever BOS and EOS they have; ids are held against the vocabulary of the
+tokenizer that is named, which must be the one that made them. The held-out part is chosen anew.
+
+  python -m data_prep import-megatron /data/megatron/notes_text_document \\
+      --tokenizer ./Qwen3-0.6B --out data/notes
+"""
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "prefixes",
+        nargs="+",
+        metavar="[NAME=]PREFIX",
+        help="paths without .bin and .idx, with the domain that they belong to",
+    )
+    verb.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="NAME_OR_PATH",
+        help="a hub name, a Hugging Face folder, a tokenizer.json or a sentencepiece .model",
+    )
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
+    verb.add_argument("--overwrite", action="store_true", help="replace an older corpus at --out")
+    verb.add_argument(
+        "--restart", action="store_true", help="forget an unfinished build and begin anew"
+    )
+    verb.add_argument(
+        "--on-error",
+        choices=["fail", "skip"],
+        default="fail",
+        help="a bad document stops the build (default), or is counted and left out",
+    )
+    verb.add_argument(
+        "--val-frac",
+        type=float,
+        default=0.01,
+        metavar="F",
+        help="part of the documents held out, by a hash of their ids (default: 0.01)",
+    )
+    verb.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read (default: one a core)"
+    )
+    verb.add_argument(
+        "--shard-mib", type=float, default=512, metavar="M", help="size of a shard (default: 512)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from data_prep.executor import serve_as_mpi_worker
+
+    if serve_as_mpi_worker():
+        return 0
+    from data_prep.build import BuildOptions, build
+    from data_prep.reading.documents import Fields
+    from data_prep.viewing.summary import build_summary
+
+    manifest = build(
+        BuildOptions(
+            inputs=tuple(_index_path(prefix) for prefix in options.prefixes),
+            out=options.out,
+            tokenizer=options.tokenizer,
+            fields=Fields(ids="ids"),
+            val_frac=options.val_frac,
+            on_error=options.on_error,
+            num_workers=options.workers,
+            shard_mib=options.shard_mib,
+            overwrite=options.overwrite,
+            restart=options.restart,
+        )
+    )
+    print(build_summary(manifest, folder=options.out))
+    return 0
+
+
+def _index_path(prefix: str) -> str:
+    """The .idx of a pair that is named by its prefix, as Megatron does, or by either file."""
+    for suffix in (".idx", ".bin"):
+        prefix = prefix.removesuffix(suffix)
+    return f"{prefix}.idx"
