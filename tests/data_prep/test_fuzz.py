@@ -1,0 +1,137 @@
+"""Whatever stands in a manifest or a shard: our own error, or numbers; never a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_prep.ledger import SPLITS
+from data_prep.shards import open_corpus
+
+# One corpus is damaged and mended again and again; a deadline would only measure the disk.
+_FUZZ = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([-1, 0, 1, 2**31, 2**62, 2**63, 2**64, 10**400]),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from(["../x", "/etc/passwd", "a/b", "", ".", "..", "CON", "x" * 300, "train"]),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+@pytest.fixture
+def damaged(packed_corpus: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(packed_corpus, tmp_path / "damaged")
+
+
+def _read_everything(folder: Path) -> None:
+    """All that training and people read of a corpus."""
+    corpus = open_corpus(folder)
+    for split in SPLITS:
+        for i in range(min(corpus.num_documents(split), 200)):
+            corpus.document(i, split)
+            corpus.loss_mask(i, split)
+        if corpus.num_documents(split):
+            corpus.origin(0, split)
+    for seq_len in (64, 256):
+        index = corpus.open_pack(seq_len)
+        for split in SPLITS:
+            for i in range(min(index.num_samples(split), 20)):
+                index.sample(i, split)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every value in a tree of JSON."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from _places(value[key], (*path, key))
+
+
+def _replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    copy = json.loads(json.dumps(tree))
+    parent = copy
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
+    return copy
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pack-64/pack.json"])
+def test_any_value_anywhere_in_a_record_is_our_error_or_harmless(name: str, damaged: Path) -> None:
+    whole = json.loads((damaged / name).read_text())
+    places = list(_places(whole))
+
+    @_FUZZ
+    @given(place=st.sampled_from(places), value=_VALUES)
+    def check(place: tuple[Any, ...], value: Any) -> None:
+        text = json.dumps(_replaced(whole, place, value))
+        (damaged / name).write_text(text, encoding="utf-8", errors="surrogatepass")
+        with contextlib.suppress(ValueError):
+            _read_everything(damaged)
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pack-64/pack.json", "inputs.jsonl"])
+def test_bytes_that_are_no_record_are_our_error(name: str, damaged: Path) -> None:
+    whole = (damaged / name).read_bytes()
+
+    @_FUZZ
+    @given(content=st.one_of(st.binary(max_size=200), st.integers(0, len(whole) - 1)))
+    def check(content: bytes | int) -> None:
+        cut = whole[:content] if isinstance(content, int) else content
+        (damaged / name).write_bytes(cut)
+        with pytest.raises(ValueError):
+            _read_everything(damaged)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shard-train-main-00000.docs",
+        "shard-train-main-00000.origins",
+        "pack-64/train.pieces",
+        "pack-64/train.samples",
+    ],
+)
+def test_any_numbers_in_an_index_are_our_error_or_harmless(name: str, damaged: Path) -> None:
+    """Of the right size, so that only the reader's own checks stand between them and the maps."""
+    whole = np.frombuffer((damaged / name).read_bytes(), dtype="<i8")
+
+    @_FUZZ
+    @given(
+        place=st.integers(0, len(whole) - 1),
+        value=st.one_of(
+            st.integers(-(2**63), 2**63 - 1), st.integers(-3, 3), st.integers(0, len(whole))
+        ),
+    )
+    def check(place: int, value: int) -> None:
+        numbers = whole.copy()
+        numbers[place] = value
+        (damaged / name).write_bytes(numbers.tobytes())
+        with contextlib.suppress(ValueError):
+            _read_everything(damaged)
+
+    check()

@@ -1,0 +1,309 @@
+"""Named domains, fields of their own, ignore files, what `datasets` reads, masks and origins."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from data_prep.reading.documents import BadInput, Document, Fields
+from data_prep.reading.folders import Globs, walk_folder
+from data_prep.reading.formats import cut_files, read_part
+from data_prep.reading.parts import InputFile
+from data_prep.reading.sources import find_domains, split_name
+from data_prep.shards import open_corpus
+
+Cli = Callable[..., tuple[int, str, str]]
+TEXT = Fields(text="text")
+
+
+@pytest.fixture(scope="module")
+def dataset(texts: list[str]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"text": texts, "number": list(range(len(texts)))})
+
+
+def _contents(*inputs: str | Path, fields: Fields = TEXT) -> list[object]:
+    (domain,) = find_domains(inputs, globs=Globs(), fields_of={}, default=fields)
+    parts = cut_files(domain.files, fields=fields)
+    items = [item for part in parts for item in read_part(part, fields=fields)]
+    return [item.content if isinstance(item, Document) else item for item in items]
+
+
+def test_saved_datasets_arrow_files_and_hub_streams_give_the_same_texts(
+    tmp_path: Path, dataset: datasets.Dataset, texts: list[str]
+) -> None:
+    dataset.save_to_disk(tmp_path / "saved", num_shards=2)
+    (tmp_path / "hub").mkdir()
+    dataset.to_parquet(tmp_path / "hub" / "train.parquet")
+    arrows = sorted((tmp_path / "saved").glob("*.arrow"))
+    assert _contents(tmp_path / "saved") == texts
+    assert _contents(*arrows) == texts
+    # A folder stands in for a name on the hub: the same call of the library, without a network.
+    assert _contents(f"hf:{tmp_path / 'hub'}:train") == texts
+
+
+def test_a_stream_goes_on_in_its_middle(
+    tmp_path: Path, dataset: datasets.Dataset, texts: list[str]
+) -> None:
+    dataset.to_parquet(tmp_path / "train.parquet")
+    file = InputFile(f"hf:{tmp_path}", "hub", 0)
+    parts = cut_files([file], fields=TEXT, start_in_first=100)
+    items = [item for part in parts for item in read_part(part, fields=TEXT)]
+    assert [item.content for item in items if isinstance(item, Document)] == texts[100:]
+    assert [item.place for item in items] == list(range(100, 120))
+
+
+def test_a_saved_dict_of_splits_asks_which(tmp_path: Path, dataset: datasets.Dataset) -> None:
+    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(
+        ValueError, match=r"holds the splits test, train; name one, as .*saved/test"
+    ):
+        _contents(tmp_path / "saved")
+    assert len(_contents(tmp_path / "saved" / "train")) == len(dataset)
+
+
+def test_a_broken_arrow_file_and_an_unknown_name_are_one_sentence(
+    tmp_path: Path, run_cli: Cli, bpe_folder: Path
+) -> None:
+    (tmp_path / "a.arrow").write_bytes(b"nothing")
+    build = ("build", "--tokenizer", bpe_folder, "--out", tmp_path / "out", "--workers", 1)
+    code, _, err = run_cli(*build, "--input", tmp_path / "a.arrow")
+    assert (code, "a.arrow:row 1: broken Arrow data" in err) == (2, True)
+    code, _, err = run_cli(*build, "--input", f"hf:{tmp_path / 'nowhere'}")
+    assert (code, "datasets cannot open it" in err) == (2, True)
+
+
+def test_rows_of_parquet_come_once_each_however_they_are_cut(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.reading.parquet._SLICE_BYTES", 1000)
+    table = pyarrow.table({"text": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+    file = InputFile(str(tmp_path / "a.parquet"), "parquet", 1000)
+    parts = list(cut_files([file], fields=TEXT))
+    assert len(parts) > 6
+    items = [item for part in parts for item in read_part(part, fields=TEXT)]
+    assert [item.content for item in items if isinstance(item, Document)] == texts
+    assert [item.place for item in items] == list(range(len(texts)))
+
+
+@pytest.mark.parametrize("part_bytes", [1, 7, 64, 1000, 1 << 20])
+@pytest.mark.parametrize("packed", [False, True])
+def test_lines_come_once_each_however_the_bytes_are_cut(
+    tmp_path: Path,
+    tricky: tuple[str, ...],
+    part_bytes: int,
+    packed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also from the end of any part, which is where an unfinished build goes on."""
+    import gzip
+
+    monkeypatch.setattr("data_prep.reading.lines.PART_BYTES", part_bytes)
+    content = "\n\n".join(json.dumps({"text": text}) for text in tricky).encode()
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    if packed:
+        path = path.rename(tmp_path / "a.jsonl.gz")
+    kind = "stream" if packed else "lines"
+    file = InputFile(str(path), kind, path.stat().st_size)
+
+    def read(start: int) -> list[tuple[int, object]]:
+        parts = cut_files([file], fields=TEXT, start_in_first=start)
+        items = [item for part in parts for item in read_part(part, fields=TEXT)]
+        return [(item.place, item.content) for item in items if isinstance(item, Document)]
+
+    whole = read(0)
+    assert [text for _, text in whole if text] == list(tricky)
+    for part in list(cut_files([file], fields=TEXT))[:50]:
+        assert read(part.end) == [pair for pair in whole if pair[0] >= part.end]
+
+
+def test_domains_lie_together_and_keep_their_names(
+    tmp_path: Path,
+    texts: list[str],
+    write_jsonl: Callable[..., Path],
+    run_cli: Cli,
+    bpe_folder: Path,
+) -> None:
+    write_jsonl(tmp_path / "a.jsonl", texts[:30])
+    write_jsonl(tmp_path / "b.jsonl", texts[30:50])
+    write_jsonl(tmp_path / "c.jsonl", texts[50:])
+    inputs = [f"{name}={tmp_path / file}" for name, file in
+              (("web", "a.jsonl"), ("code", "b.jsonl"), ("web", "c.jsonl"))]  # fmt: skip
+    code, out, err = run_cli(
+        *("build", "--input", *inputs, "--tokenizer", bpe_folder, "--out", tmp_path / "mix"),
+        *("--workers", 1, "--val-frac", 0.3),
+    )
+    assert code == 0, err
+    assert "domain     code: 20 documents" in out
+    corpus = open_corpus(tmp_path / "mix")
+    assert corpus.domains == ("web", "code")
+    for split in ("train", "val"):
+        ranges = corpus.domain_documents(split)
+        assert ranges["web"].stop == ranges["code"].start
+        assert ranges["code"].stop == corpus.num_documents(split)
+        for name, numbers in ranges.items():
+            files = {Path(corpus.origin(i, split).path).name for i in numbers}
+            assert files <= ({"a.jsonl", "c.jsonl"} if name == "web" else {"b.jsonl"})
+    ledgers = {domain.name: domain.ledger for domain in corpus.manifest.domains}
+    assert (ledgers["web"].num_documents_kept, ledgers["code"].num_documents_kept) == (100, 20)
+
+
+def test_an_origin_leads_back_to_the_line(
+    tmp_path: Path,
+    texts: list[str],
+    write_jsonl: Callable[..., Path],
+    build_corpus: Callable[..., Path],
+) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", texts)
+    corpus = open_corpus(build_corpus(source, val_frac=0.5))
+    assert corpus.num_documents("val") > 20
+    from data_prep.tokenizing.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(corpus.tokenizer_dir)
+    for split in ("train", "val"):
+        origin = corpus.origin(5, split)
+        with Path(origin.path).open("rb") as file:
+            file.seek(origin.place)
+            text = json.loads(file.readline())["text"]
+        assert tokenizer.decode(corpus.document(5, split).tolist()) == text + "<eos>"
+
+
+def test_masks_and_labels_of_ids_are_kept_beside_the_tokens(
+    tmp_path: Path, build_corpus: Callable[..., Path]
+) -> None:
+    rows = [
+        {"ids": [5, 6, 7], "mask": [0, 1, 1], "labels": [-100, 6, 7]},
+        {"ids": [8], "mask": [1], "labels": [8]},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    prints = set()
+    for name in ("a.jsonl", "a.parquet"):
+        for fields in (Fields(ids="ids", loss_mask="mask"), Fields(ids="ids", labels="labels")):
+            out = tmp_path / f"{name}-{fields.loss_mask}"
+            corpus = open_corpus(build_corpus(tmp_path / name, fields=fields, out=out))
+            masks = [corpus.loss_mask(i) for i in range(2)]
+            assert [mask.tolist() for mask in masks if mask is not None] == [[0, 1, 1], [1]]
+            prints.add(corpus.fingerprint)
+    assert len(prints) == 1
+    plain = open_corpus(build_corpus(tmp_path / "a.jsonl", fields=Fields(ids="ids")))
+    assert plain.loss_mask(0) is None
+    assert plain.fingerprint not in prints
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"ids": [1, 2], "m": [1]}, "mask of another length: 'm' has 1 entries, 'ids' has 2"),
+        ({"ids": [1, 2], "m": [1, 3]}, "not a mask: 'm' holds 3 at index 1, expected 0 or 1"),
+        ({"ids": [1, 2], "m": "ab"}, "not ids: 'm' must be a list of integers"),
+        ({"ids": [1, 2]}, "missing key 'm': keys: ids"),
+    ],
+)
+def test_a_bad_mask_is_named(tmp_path: Path, row: dict[str, object], reason: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    (bad,) = _contents(tmp_path / "a.jsonl", fields=Fields(ids="ids", loss_mask="m"))
+    assert isinstance(bad, BadInput)
+    assert bad.sentence("a:1") == f"a:1: {reason}"
+
+
+def test_labels_that_are_other_ids_are_refused(tmp_path: Path) -> None:
+    """Shifted labels would be taken for targets without a word."""
+    (tmp_path / "a.jsonl").write_text('{"ids": [1, 2, 3], "labels": [2, 3, -100]}')
+    (bad,) = _contents(tmp_path / "a.jsonl", fields=Fields(ids="ids", labels="labels"))
+    assert isinstance(bad, BadInput)
+    assert "holds 2 at index 0, expected the id or -100" in str(bad.detail)
+
+
+def test_ignore_files_hide_what_git_would_hide(tmp_path: Path) -> None:
+    files = ("a.py", "b.log", "build/x.py", "src/a.py", "src/gen/g.py", "src/keep.log", "src/k.tmp")
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / ".gitignore").write_text("*.log\n/build/\n*.tmp\n")
+    (tmp_path / "src" / ".gitignore").write_text("gen/\n!keep.log\n")
+
+    def found(**globs: object) -> list[str]:
+        paths = walk_folder(tmp_path, globs=Globs(**globs))  # type: ignore[arg-type]
+        return sorted(path.relative_to(tmp_path).as_posix() for path in paths)
+
+    assert found() == ["a.py", "src/a.py", "src/keep.log"]
+    assert found(heed_ignore_files=False) == sorted(files)
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [name for name in listed.stdout.split() if not name.endswith(".gitignore")] == found()
+
+
+def test_a_name_in_front_of_a_path_is_a_domain(tmp_path: Path) -> None:
+    assert split_name("web=data/a.jsonl") == ("web", "data/a.jsonl")
+    assert split_name("data/a.jsonl") == ("main", "data/a.jsonl")
+    odd = tmp_path / "a=b.jsonl"
+    odd.write_text("")
+    assert split_name(str(odd)) == ("main", str(odd))
+    with pytest.raises(ValueError, match="cannot name a domain"):
+        split_name("we/b=data")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--field", "texts=body"], "unknown role 'texts'.*did you mean text?"),
+        (["--field", "text"], r"expected \[DOMAIN\.\]ROLE=KEY"),
+        (["--field", "chat.messages=m"], "no such domain; there are main"),
+        (["--field", "prompt=q"], "prompt and completion go together"),
+        (["--ids-key", "i", "--text-key", "t"], "found text and ids"),
+        (["--field", "loss_mask=m"], "needs one of text, ids"),
+        (["--field", "text=t", "--field", "labels=m"], "only beside ids"),
+    ],
+)
+def test_fields_that_cannot_be_meant_are_refused(
+    tmp_path: Path, run_cli: Cli, bpe_folder: Path, flags: list[str], message: str
+) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    build = ("build", "--input", tmp_path / "a.txt", "--tokenizer", bpe_folder)
+    code, _, err = run_cli(*build, "--out", tmp_path / "out", *flags)
+    assert code == 2
+    import re
+
+    assert re.search(message, err), err
+
+
+def test_reading_through_datasets_never_loads_torch(
+    tmp_path: Path, dataset: datasets.Dataset
+) -> None:
+    dataset.save_to_disk(tmp_path / "saved")
+    program = f"""
+import sys
+from data_prep.reading.arrow import Arrow
+from data_prep.reading.documents import Fields
+from data_prep.reading.parts import InputFile
+fields = Fields(text="text")
+file = InputFile({str(tmp_path / "saved")!r}, "arrow", 1000)
+parts = list(Arrow().cut(file, start=0, fields=fields))
+assert sum(1 for part in parts for _ in Arrow().read(part, fields=fields)) == {len(dataset)}
+assert "torch" not in sys.modules, "torch was imported"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_ids_above_what_the_shards_hold_never_wrap(
+    tmp_path: Path, build_corpus: Callable[..., Path]
+) -> None:
+    table = pyarrow.table({"ids": [np.array([1, 2**32 + 5], dtype=np.uint64)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="id outside the vocabulary: 4294967301 at index 1"):
+        build_corpus(tmp_path / "a.parquet", fields=Fields(ids="ids"))
