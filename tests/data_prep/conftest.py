@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from data_prep.__main__ import main
 from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from data_prep.tokenizing.training import train_tokenizer
+
+ROOT = Path(__file__).parents[2]
 
 # What breaks tokenizers and their users: emoji with joiners, CJK, NUL, CRLF, tabs, runs of
 # white space, combining marks, a byte-order mark, text that looks like control tokens.
@@ -120,6 +125,28 @@ def run_cli(
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def start_mpi() -> Callable[..., subprocess.Popen[str]]:
+    """Start Python on several MPI ranks; skips where there is no mpirun."""
+    beside = Path(sys.executable).parent / "mpirun"
+    mpirun = str(beside) if beside.is_file() else shutil.which("mpirun")
+    if mpirun is None:
+        pytest.skip("needs mpirun")
+    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout
+    more = ["--oversubscribe"] if "Open MPI" in version else []
+    allow_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+    def start(num_ranks: int, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [mpirun, "-n", str(num_ranks), *more, sys.executable, *map(str, arguments)],
+            text=True,
+            env={**os.environ, **allow_root, "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+        )
+
+    return start
 
 
 @pytest.fixture(scope="session")

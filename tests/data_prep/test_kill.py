@@ -135,6 +135,41 @@ def test_a_worker_that_is_killed_stops_the_build_and_loses_nothing(
     assert tree(out) == tree(whole)
 
 
+def test_a_rank_that_is_killed_takes_the_job_down_and_loses_nothing(
+    tmp_path: Path,
+    texts: list[str],
+    write_jsonl: Callable[..., Path],
+    bpe_folder: Path,
+    build_corpus: Callable[..., Path],
+    tree: Callable[[Path], dict[str, bytes]],
+    start_mpi: Callable[..., subprocess.Popen[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = write_jsonl(tmp_path / "docs.jsonl", texts * 60)
+    whole = build_corpus(source, out=tmp_path / "whole")
+    out = tmp_path / "corpus"
+    script = tmp_path / "run.py"
+    script.write_text(_MANY_MOMENTS)
+    arguments = ("build", "--input", source, "--tokenizer", bpe_folder, "--out", out)
+    process = start_mpi(2, script, *arguments, "--val-frac", 0)
+    _wait_for_progress(tmp_path / ".corpus.building", num_bytes=2000)
+    os.kill(_children(process.pid)[-1], signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+    assert not out.exists()
+    deadline = time.monotonic() + 20
+    while True:  # the other rank may hold the lock until the launcher has ended it
+        try:
+            capsys.readouterr()
+            build_corpus(source)
+            break
+        except ValueError as error:
+            assert "another process is writing it" in str(error)
+            assert time.monotonic() < deadline, "a rank outlives the job"
+            time.sleep(0.1)
+    assert "going on behind" in capsys.readouterr().err
+    assert tree(out) == tree(whole)
+
+
 def test_workers_do_not_outlive_a_killed_build(
     tmp_path: Path, texts: list[str], write_jsonl: Callable[..., Path], bpe_folder: Path
 ) -> None:
