@@ -23,6 +23,7 @@ ASSISTANT = "assistant"
 # Others count if the template names them. A template may build '<|' + role + '|>', and a role
 # called "end" would then end a turn.
 _ROLES = ("system", "developer", "user", ASSISTANT, "tool", "function")
+_HALF_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON may spell one, and no tokenizer takes it
 _MARKS_TARGETS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Llama 3's templates print today's date unless they are given one: the one they fall back on.
 _DATE = "26 Jul 2024"
@@ -91,6 +92,8 @@ class ChatEncoder:
                 kind = type(content).__name__
                 raise ValueError(f"message {number}: content must be text, found {kind}")
             for text in (content or "", *_strings(message)):
+                if _HALF_PAIR.search(text):
+                    raise ValueError(f"message {number}: holds half of a surrogate pair")
                 if found_token := self._control.search(text) or self._normalised_control(text):
                     raise ValueError(
                         f"message {number}: spells the control token {found_token[0]!r}, which "
@@ -251,20 +254,20 @@ def _must_begin(text: str, beginning: str, *, what: str) -> None:
 
 
 def _turns(messages: Messages) -> list[int]:
-    return [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
+    return [i for i, message in enumerate(messages) if message.get("role") == ASSISTANT]
 
 
 def _strings(value: Any) -> Iterator[str]:
     """Every text in a message, keys included: templates print arguments of tools as JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield str(key)
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
+    left = [value]  # not by recursion: the depth is the user's
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            left += [*map(str, item), *item.values()]
+        elif isinstance(item, list):
+            left += item
 
 
 def _first_line(error: Exception) -> str:

@@ -122,6 +122,11 @@ def chatml(make_folder: MakeFolder) -> ChatEncoder:
     return ChatEncoder(make_folder(CHATML))
 
 
+@pytest.fixture(scope="module")
+def qwen(make_folder: MakeFolder) -> ChatEncoder:
+    return ChatEncoder(make_folder(QWEN))
+
+
 def _theirs(folder: Path, messages: Messages, **options: Any) -> dict[str, list[int]]:
     from transformers import AutoTokenizer
 
@@ -351,6 +356,48 @@ def test_folders_without_a_usable_template_are_refused(
 def test_a_folder_without_a_fast_tokenizer_is_refused(unigram_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"conversations need a tokenizer.json"):
         ChatEncoder(unigram_folder)
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.just("\ud83d"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    turns=st.lists(
+        st.fixed_dictionaries(
+            {"role": st.sampled_from(["user", "assistant", "tool"]) | _JSON},
+            optional={"content": st.text(max_size=9) | _JSON, "tool_calls": _JSON, "x": _JSON},
+        ),
+        max_size=4,
+    )
+)
+def test_no_conversation_raises_anything_but_a_value_error(
+    qwen: ChatEncoder, turns: Messages
+) -> None:
+    try:
+        ids, mask = qwen.encode(turns)
+    except ValueError:
+        return
+    assert len(ids) == len(mask) and mask.any()
+
+
+def test_messages_nested_without_end_are_refused(qwen: ChatEncoder) -> None:
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="the chat template refuses it"):
+        qwen.encode([{"role": "assistant", "content": "x", "tool_calls": deep}])
 
 
 def test_no_torch_is_loaded(make_folder: MakeFolder) -> None:
