@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,7 @@ from data_prep.ledger import SPLITS, Ledger, SplitLedger, Tally, ledger_of
 from data_prep.manifest import MANIFEST_NAME, Domain, Manifest, Shard, SplitRule, TokenizerRecord
 from data_prep.reading.documents import Fields, OnError
 from data_prep.reading.folders import Globs
-from data_prep.reading.parts import InputFile
-from data_prep.reading.sources import DomainInput, find_domains, split_name
+from data_prep.reading.sources import DomainInput, find_domains, modified_ns, split_name
 from data_prep.reading.texts import iter_texts
 from data_prep.record import FileRecord, files_sha256
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
@@ -61,6 +60,8 @@ class BuildOptions:
     val_frac: float = 0.01
     on_error: OnError = "fail"
     add_eos: bool = True
+    split_on_eos: bool = False
+    """A flat .npy of ids holds many documents, one behind each EOS."""
     num_workers: int | None = None  # None: one per core
     shard_mib: float = 512
     overwrite: bool = False
@@ -152,6 +153,7 @@ def _plan(domains: Sequence[DomainInput], *, options: BuildOptions) -> dict[str,
         "tokenizer": options.tokenizer or [options.train_tokenizer, options.train_vocab_size],
         "val_frac": options.val_frac,
         "eos": options.add_eos,
+        "split_on_eos": options.split_on_eos,
         "shard_mib": options.shard_mib,
     }
 
@@ -173,6 +175,8 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
     record = _describe(tokenizer, options=options, folder=staging / "tokenizer")
     eos = tokenizer.special_ids.eos
     suffix = (eos,) if options.add_eos and eos is not None else ()
+    if options.split_on_eos:
+        domains = _split_on(eos, domains=domains)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4")
     settings = EncodeSettings(
         tokenizer_folder=(staging / "tokenizer").resolve(),
@@ -211,6 +215,17 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
         inputs=_write_inputs(staging, domains=domains),
         shards=_in_order(journal.shards, domains=domains),
     )
+
+
+def _split_on(eos: int | None, *, domains: Sequence[DomainInput]) -> list[DomainInput]:
+    if eos is None:
+        raise ValueError("--split-on-eos: the tokenizer names no EOS")
+    return [
+        replace(domain, fields=replace(domain.fields, split_after=eos))
+        if domain.fields.kind == "ids"
+        else domain
+        for domain in domains
+    ]
 
 
 def _domains(domains: Sequence[DomainInput], *, journal: Journal) -> tuple[Domain, ...]:
@@ -272,15 +287,8 @@ def _refuse_changed(domains: Sequence[DomainInput]) -> None:
     """An input that changed while it was read may be half old and half new."""
     for domain in domains:
         for file in domain.files:
-            if file.kind in ("hub", "arrow"):
-                continue
-            if _modified_ns(file) != file.modified_ns:
+            if file.kind != "hub" and modified_ns(file.path, kind=file.kind) != file.modified_ns:
                 raise ValueError(f"{file.path}: changed while it was read; build again")
-
-
-def _modified_ns(file: InputFile) -> int:
-    path = Path(file.path)
-    return path.stat().st_mtime_ns if path.exists() else -1
 
 
 def _describe(tokenizer: Tokenizer, *, options: BuildOptions, folder: Path) -> TokenizerRecord:

@@ -56,6 +56,11 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     tokens.add_argument(
         "--no-eos", dest="eos", action="store_false", help="do not end documents with EOS"
     )
+    tokens.add_argument(
+        "--split-on-eos",
+        action="store_true",
+        help="a flat .npy of ids holds many documents, one behind each EOS",
+    )
     _add_reading(verb.add_argument_group("reading"))
     _add_writing(verb.add_argument_group("writing"))
 
@@ -133,6 +138,7 @@ def run(options: argparse.Namespace) -> int:
             val_frac=options.val_frac,
             on_error=options.on_error,
             add_eos=options.eos,
+            split_on_eos=options.split_on_eos,
             num_workers=options.workers,
             shard_mib=options.shard_mib,
             overwrite=options.overwrite,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from typing import Any
 
 from data_prep.reading.documents import ROLES, Fields
 
@@ -29,7 +30,7 @@ def add_field_arguments(group: argparse._ArgumentGroup) -> None:
 
 def fields_from(options: argparse.Namespace) -> tuple[Fields, dict[str, Fields]]:
     """Fields for every domain, and for those that have their own."""
-    by_domain: dict[str, dict[str, str]] = {"": {}}
+    by_domain: dict[str, dict[str, Any]] = {"": {}}
     for key, role in ((options.text_key, "text"), (options.ids_key, "ids")):
         if key:
             by_domain[""][role] = key

@@ -61,6 +61,8 @@ class Fields:
     messages: str | None = None
     prompt: str | None = None
     completion: str | None = None
+    split_after: int | None = None
+    """An id that ends a document, in a flat array of ids that holds many."""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) != (self.completion is None):
@@ -86,10 +88,10 @@ class Fields:
         return bool(self.kind == "chat" or self.loss_mask or self.labels)
 
     def as_dict(self) -> dict[str, str]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name)}
+        return {role: getattr(self, role) for role in ROLES if getattr(self, role)}
 
 
-ROLES = tuple(field.name for field in fields(Fields))
+ROLES = tuple(field.name for field in fields(Fields) if field.name != "split_after")
 
 
 def document_of(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Document | BadInput:
@@ -183,6 +185,8 @@ def _ids_document(record: Mapping[str, Any], *, place: int, wanted: Fields) -> D
 
 def _integers(value: object, *, place: int, key: str) -> np.ndarray | BadInput:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iub":
+        if value.dtype == np.uint64 and len(value) and value.max() >= 2**63:
+            return BadInput(place, reason="not ids", detail=f"{key!r} has one above 2^63")
         return value.astype(np.int64)
     if isinstance(value, list) and all(type(item) is int or type(item) is bool for item in value):
         try:

@@ -140,9 +140,8 @@ def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[
     from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
 
     if is_saved_dataset(folder):
-        arrows = sorted(folder.glob("*.arrow"))
-        num_bytes = sum(file.stat().st_size for file in arrows)
-        changed = max(file.stat().st_mtime_ns for file in [folder / "state.json", *arrows])
+        num_bytes = sum(file.stat().st_size for file in folder.glob("*.arrow"))
+        changed = modified_ns(str(folder), kind="arrow")
         yield InputFile(str(folder), "arrow", num_bytes, changed)
     elif splits := splits_of_saved_dict(folder):
         raise ValueError(
@@ -161,11 +160,23 @@ def _input_file(path: Path, *, kind: Kind, fields: Fields) -> InputFile:
         raise ValueError(f"--input {path}: holds ids, not text; add --ids-key input_ids")
     if kind == "text" and fields.kind != "text":
         raise ValueError(f"--input {path}: holds text, not records with {fields.as_dict()}")
-    status = path.stat()
-    num_bytes = status.st_size
+    num_bytes = path.stat().st_size
     if kind == "megatron" and path.with_suffix(".bin").is_file():
         num_bytes += path.with_suffix(".bin").stat().st_size
-    return InputFile(str(path), kind, num_bytes, status.st_mtime_ns)
+    return InputFile(str(path), kind, num_bytes, modified_ns(str(path), kind=kind))
+
+
+def modified_ns(path: str, *, kind: Kind) -> int:
+    """When an input was last changed, in nanoseconds; -1 when it is gone."""
+    file = Path(path)
+    if file.is_dir():
+        files = [file / "state.json", *file.glob("*.arrow")]
+    elif kind == "megatron":
+        files = [file, file.with_suffix(".bin")]
+    else:
+        files = [file]
+    times = [f.stat().st_mtime_ns for f in files if f.exists()]
+    return max(times, default=-1)
 
 
 def _known(*, ids: bool) -> str:

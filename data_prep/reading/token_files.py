@@ -28,10 +28,6 @@ def _too_long(place: int, *, num_ids: int, remedy: str = "") -> BadInput:
     return BadInput(place, reason="document too long", detail=detail + remedy, num_tokens=num_ids)
 
 
-def _split_after(fields: Fields) -> int | None:
-    return getattr(fields, "split_after", None)
-
-
 class Npy:
     """A 2-D array is a document a row; a 1-D array is one, or many that end after an id."""
 
@@ -43,7 +39,7 @@ class Npy:
             return
         num_rows = array.shape[0]
         step = max(1, PART_BYTES // array.row_bytes)
-        if len(array.shape) == 1 and _split_after(fields) is None:
+        if len(array.shape) == 1 and fields.split_after is None:
             step = max(1, num_rows)
         for begin in range(start, num_rows, step):
             end = min(begin + step, num_rows)
@@ -57,7 +53,7 @@ class Npy:
             array = _open_npy(part.file.path)
             if len(array.shape) == 2:
                 yield from _rows(array, part=part)
-            elif (split_after := _split_after(fields)) is None:
+            elif (split_after := fields.split_after) is None:
                 yield _stretch(array, begin=part.start, end=part.end)
             else:
                 yield from _stream(array, part=part, split_after=split_after)

@@ -307,3 +307,18 @@ def test_ids_above_what_the_shards_hold_never_wrap(
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="id outside the vocabulary: 4294967301 at index 1"):
         build_corpus(tmp_path / "a.parquet", fields=Fields(ids="ids"))
+
+
+def test_a_flat_array_splits_behind_each_eos_of_the_tokenizer(
+    tmp_path: Path, build_corpus: Callable[..., Path], bpe_folder: Path
+) -> None:
+    from data_prep.tokenizing.tokenizer import load_tokenizer
+
+    eos = load_tokenizer(bpe_folder).special_ids.eos
+    assert eos is not None
+    np.save(tmp_path / "a.npy", np.array([5, 6, eos, 7, eos, 8], dtype=np.uint16))
+    ids = Fields(ids="ids")
+    one = open_corpus(build_corpus(tmp_path / "a.npy", fields=ids, out=tmp_path / "one"))
+    assert one.num_documents() == 1
+    many = open_corpus(build_corpus(tmp_path / "a.npy", fields=ids, split_on_eos=True))
+    assert [many.document(i).tolist() for i in range(3)] == [[5, 6, eos], [7, eos], [8]]

@@ -27,17 +27,11 @@ _MANY = settings(
 )
 
 
-def _fields(split_after: int | None = None) -> Fields:
-    fields = Fields(ids="ids")
-    object.__setattr__(fields, "split_after", split_after)
-    return fields
-
-
 def _read(
     path: Path, *, of: Format, split_after: int | None = None, restart_at: int | None = None
 ) -> list[Item]:
     """All items; with `restart_at`, as a build that was stopped behind that many parts."""
-    fields = _fields(split_after)
+    fields = Fields(ids="ids", split_after=split_after)
     file = InputFile(str(path), "npy", path.stat().st_size)
     parts = list(of.cut(file, start=0, fields=fields))
     if restart_at is not None and 0 < restart_at < len(parts):
@@ -143,9 +137,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error_and_no_crash(tmp_path:
         (tmp_path / "b.idx", tmp_path / "b.bin", Megatron()),
     ):
         file = InputFile(str(path), "npy", path.stat().st_size)
-        part = next(iter(reader.cut(file, start=0, fields=_fields())))
+        part = next(iter(reader.cut(file, start=0, fields=Fields(ids="ids"))))
         os.truncate(shrinks, 200)
-        assert "found 200" in _only_bad(list(reader.read(part, fields=_fields()))).detail
+        assert "found 200" in _only_bad(list(reader.read(part, fields=Fields(ids="ids")))).detail
 
 
 def test_a_stream_too_long_for_memory_is_refused_with_the_remedy(
