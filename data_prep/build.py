@@ -66,6 +66,8 @@ class BuildOptions:
     shard_mib: float = 512
     overwrite: bool = False
     restart: bool = False
+    fast_path: bool = True
+    """Encode with tiktoken where it is provably the same."""
 
     def check(self) -> None:
         if (self.tokenizer is None) == (self.train_tokenizer is None):
@@ -171,7 +173,9 @@ def _same_tokenizer(staging: Path, *, options: BuildOptions) -> bool:
 
 def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOptions) -> Manifest:
     """Write the shards beside the tokenizer and describe the whole."""
-    tokenizer = load_tokenizer(staging / "tokenizer")
+    tokenizer = load_tokenizer(staging / "tokenizer", fast=options.fast_path)
+    if any(domain.fields.kind == "text" for domain in domains):
+        print(f"encoding with {tokenizer.how}", file=sys.stderr)
     record = _describe(tokenizer, options=options, folder=staging / "tokenizer")
     eos = tokenizer.special_ids.eos
     suffix = (eos,) if options.add_eos and eos is not None else ()
@@ -185,6 +189,7 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
         suffix=suffix,
         val_frac=options.val_frac,
         dtype=dtype,
+        fast=options.fast_path,
     )
     journal = Journal(staging)
     done = sum(tally.num_documents for tally in journal.position.tallies.values())

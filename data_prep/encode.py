@@ -33,6 +33,7 @@ class EncodeSettings:
     suffix: tuple[int, ...]
     val_frac: float
     dtype: np.dtype
+    fast: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def tasks_of(parts: Iterable[Part], *, settings: EncodeSettings, fields: Fields)
 def encode_task(task: Task) -> Encoded:
     """Read, encode, put the special tokens around each document and say on which side it lies."""
     settings = task.settings
-    tokenizer = _tokenizer(settings.tokenizer_folder, settings.tokenizer_sha256)
+    tokenizer = _tokenizer(settings.tokenizer_folder, settings.tokenizer_sha256, fast=settings.fast)
     found = _collect(task, vocab_size=tokenizer.vocab_size)
     is_text = [isinstance(content, str) for content in found.contents]
     encoded = iter(tokenizer.encode([c for c in found.contents if isinstance(c, str)]))
@@ -215,8 +216,8 @@ def split_position(content: str | np.ndarray | Messages) -> float:
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
-    return load_tokenizer(folder)
+def _tokenizer(folder: Path, sha256: str, *, fast: bool) -> Tokenizer:
+    return load_tokenizer(folder, fast=fast)
 
 
 @lru_cache(maxsize=1)

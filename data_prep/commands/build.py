@@ -57,6 +57,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--no-eos", dest="eos", action="store_false", help="do not end documents with EOS"
     )
     tokens.add_argument(
+        "--no-fast-path",
+        dest="fast_path",
+        action="store_false",
+        help="encode with the tokenizer's own library even where tiktoken is proven the same",
+    )
+    tokens.add_argument(
         "--split-on-eos",
         action="store_true",
         help="a flat .npy of ids holds many documents, one behind each EOS",
@@ -143,6 +149,7 @@ def run(options: argparse.Namespace) -> int:
             shard_mib=options.shard_mib,
             overwrite=options.overwrite,
             restart=options.restart,
+            fast_path=options.fast_path,
         )
     )
     print(build_summary(manifest, folder=options.out))

@@ -14,13 +14,13 @@ LONG_TEXT_CHARS = 1 << 18
 # "\n" + "\ny") and stays whole.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?: *(?= \w)|(?=\S))")
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_KNOWN_PATTERNS = frozenset({_GPT2, _LLAMA3, _QWEN2})
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+KNOWN_PATTERNS = frozenset({GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN})
 
 
 def is_safe_to_cut(tokenizer: dict[str, Any]) -> bool:
@@ -39,23 +39,23 @@ def is_safe_to_cut(tokenizer: dict[str, Any]) -> bool:
             token["lstrip"] or "\n" in content or re.match(r"\s|\w", content)
         ):
             return False
-    return _splits_at_newline(tokenizer.get("pre_tokenizer") or {})
+    patterns = splitting_patterns(tokenizer.get("pre_tokenizer") or {})
+    return bool(patterns) and all(pattern in KNOWN_PATTERNS for pattern in patterns or [])
 
 
-def _splits_at_newline(pre_tokenizer: dict[str, Any]) -> bool:
+def splitting_patterns(pre_tokenizer: dict[str, Any]) -> list[str] | None:
+    """Patterns by which a byte-level tokenizer splits words, in turn; None for any other form."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     *splits, last = steps or [{}]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        return False
-    patterns = [step.get("pattern", {}).get("Regex") for step in splits]
+        return None
     if any(
         step.get("type") != "Split" or step.get("behavior") != "Isolated" or step.get("invert")
         for step in splits
     ):
-        return False
-    if last.get("use_regex", True):
-        patterns.append(_GPT2)
-    return bool(patterns) and all(pattern in _KNOWN_PATTERNS for pattern in patterns)
+        return None
+    patterns = [step.get("pattern", {}).get("Regex") for step in splits]
+    return [*patterns, GPT2_PATTERN] if last.get("use_regex", True) else patterns
 
 
 def pieces_of_long_text(text: str, *, piece_chars: int = LONG_TEXT_CHARS) -> list[str]:

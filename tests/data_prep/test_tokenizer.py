@@ -145,7 +145,11 @@ def test_a_vocabulary_too_small_for_all_bytes_is_refused(tmp_path: Path) -> None
         train_tokenizer(["text"], algorithm="bpe", vocab_size=100, to=tmp_path / "t")
 
 
-PATTERNS = {"gpt2": long_text._GPT2, "llama3": long_text._LLAMA3, "qwen2": long_text._QWEN2}
+PATTERNS = {
+    "gpt2": long_text.GPT2_PATTERN,
+    "llama3": long_text.LLAMA3_PATTERN,
+    "qwen2": long_text.QWEN2_PATTERN,
+}
 WHITE = [" ", "  ", "\n", "\n", "\n   ", "\n\n", "\t", "\r\n", "\r", "\u2028", "\xa0", "\x85"]
 BLACK = ["a", "Word", "1", "12345", "!", "...", "'s", "'S", "e\u0301", "\u0301", "汉", "<eos>"]
 OTHER = ["<tool>", "_", "\x1c", "\u200b"]
