@@ -73,7 +73,7 @@ def staged_folder(out: Path, *, keeps_unfinished: bool = False) -> Iterator[Path
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}.building")
     staging.mkdir(exist_ok=True)
-    lock = os.open(staging / _LOCK_NAME, os.O_RDWR | os.O_CREAT)
+    lock = os.open(staging / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
+from data_prep.packing.mixture import Mixture, describe
 
-__all__ = ["Corpus", "Origin", "PackIndex", "PackedSample", "open_corpus"]
+__all__ = ["Corpus", "Mixture", "Origin", "PackIndex", "PackedSample", "describe", "open_corpus"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Corpus:
         """The input file that document `i` came from, and its place there."""
         opened, row = self._find(i, split)
         file, place = opened.origins[row].tolist()
-        paths = self._input_paths()
+        paths = self._input_paths
         if not 0 <= file < len(paths):
             raise ValueError(
                 f"{opened.shard.origins.name}: damaged: document {row} is from input {file}, "
@@ -148,8 +150,9 @@ class Corpus:
             )
         return self._open[shard.name]
 
+    @cached_property
     def _input_paths(self) -> Sequence[str]:
-        """Paths of the input files, read anew: people ask for few origins."""
+        """Paths of the input files, read when an origin is first asked for."""
         path = checked_path(self.folder, self.manifest.inputs)
         try:
             with path.open(encoding="utf-8") as lines:

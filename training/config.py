@@ -41,6 +41,22 @@ class Model:
 
 
 @dataclass(config=_STRICT)
+class DomainWeight:
+    """How much of a domain an epoch takes: exactly one of the two."""
+
+    epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Times that an epoch goes through the domain; 0 leaves it out."""
+    proportion: Fraction | None = None
+    """Share of the epoch's tokens."""
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> DomainWeight:
+        if (self.epochs is None) == (self.proportion is None):
+            raise ValueError("set exactly one of epochs and proportion")
+        return self
+
+
+@dataclass(config=_STRICT)
 class Data:
     """Which packed corpus to train on."""
 
@@ -48,6 +64,9 @@ class Data:
     """Folder written by `python -m data_prep build`."""
     sequence_tokens: Positive
     """Tokens in a sample; `python -m data_prep pack CORPUS --seq-len` has made its index."""
+    mixture: dict[str, DomainWeight] | None = None
+    """By domain, how much of it an epoch takes: `{notes: {epochs: 4}, web: {proportion: 0.3}}`.
+    A domain not named is seen once; null takes the weights that `pack` was given."""
 
 
 @dataclass(config=_STRICT)
@@ -299,11 +318,22 @@ def _unknown_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"valid: {', '.join(known)}"
             mistakes.append(f"{prefix}{key}: unknown key; {hint}")
-        elif (nested := _section_of(hints[key])) is not None:
+        elif (nested := _section_of(hints[key])) is None:
+            continue
+        elif _holds_sections_by_name(hints[key]):
+            for name, part in value.items() if isinstance(value, dict) else ():
+                mistakes += _unknown_keys(nested, part, prefix=f"{prefix}{key}.{name}.")
+        else:
             mistakes += _unknown_keys(nested, value, prefix=f"{prefix}{key}.")
     return mistakes
 
 
 def _section_of(hint: Any) -> Any | None:
-    candidates = (hint, *get_args(hint)) if get_origin(hint) else (hint,)
-    return next((c for c in candidates if isinstance(c, type) and is_dataclass(c)), None)
+    """The dataclass in a type such as `Section`, `Section | None`, `dict[str, Section] | None`."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return hint
+    return next((found for part in get_args(hint) if (found := _section_of(part))), None)
+
+
+def _holds_sections_by_name(hint: Any) -> bool:
+    return any(get_origin(part) is dict for part in (hint, *get_args(hint)))

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.shards import PackIndex
+from data_prep.shards import PackedSample, PackIndex
 from training.attention import DocumentLayout, find_documents
 from training.dist import Layout
+from training.sample_order import SampleOrder
 
 IGNORE = -100
-_NUM_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -46,49 +46,13 @@ class MicroBatch:
         return self.targets_BS != IGNORE
 
 
-class EpochOrder:
-    """A pseudorandom permutation of the samples for each epoch, evaluated at any index in O(1).
-
-    A Feistel network over the smallest even number of bits that holds all samples is a
-    bijection; outputs beyond the last sample are walked on until they fall inside (cycle
-    walking: Black, Rogaway: Ciphers with arbitrary finite domains, 2002).
-    """
-
-    def __init__(self, num_samples: int, *, seed: int) -> None:
-        self.num_samples = num_samples
-        self.seed = seed
-        self._half_bits = max(1, (max(num_samples - 1, 1).bit_length() + 1) // 2)
-
-    def sample_at(self, index: int, *, epoch: int) -> int:
-        """The sample at position `index` of `epoch`.
-
-        Args:
-            index: in [0, num_samples).
-        """
-        state = np.random.SeedSequence((self.seed, epoch)).generate_state(_NUM_ROUNDS, np.uint64)
-        keys = [int(key) for key in state]
-        value = index
-        while True:
-            value = self._permute(value, keys)
-            if value < self.num_samples:
-                return value
-
-    def _permute(self, value: int, keys: list[int]) -> int:
-        mask = (1 << self._half_bits) - 1
-        left, right = value >> self._half_bits, value & mask
-        for key in keys:
-            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-            left, right = right, left ^ ((mixed >> 32) & mask)
-        return left << self._half_bits | right
-
-
 @dataclass(frozen=True)
 class SampleStream:
     """The run's samples in global order, cut into steps, micro-steps and ranks.
 
-    The order is one stream of epochs, each a permutation, and does not know the layout:
-    sample j of step k is number `k * samples_per_step + j`. A step may straddle two epochs, so
-    each epoch is exact. The last step is filled up with rows that have no targets.
+    The order is one stream of epochs and does not know the layout: sample j of step k is number
+    `k * samples_per_step + j`. A step may straddle two epochs, so each epoch is exact. The last
+    step is filled up with rows that have no targets.
     """
 
     pack: PackIndex
@@ -97,7 +61,7 @@ class SampleStream:
     total_samples: int
     samples_per_step: int
     micro_batch_samples: int
-    order: EpochOrder | None = None
+    order: SampleOrder | None = None
     """None keeps the order of the pack, as evaluation does."""
 
     @property
@@ -145,30 +109,25 @@ class SampleStream:
         length, num_samples = self.pack.seq_len, self.pack.num_samples(self.split)
         if number >= self.total_samples:
             no_targets = np.full(length, IGNORE, dtype=np.int64)
-            return np.zeros(length, np.int64), np.arange(length), no_targets, 0, number, -1
-        epoch, index = divmod(number, num_samples)
-        sample_id = self.order.sample_at(index, epoch=epoch) if self.order else index
+            unique = self.total_samples - number - 1  # below every number of a sample
+            return np.zeros(length, np.int64), np.arange(length), no_targets, 0, unique, -1
+        sample_id, times_seen = self.order.sample_at(number) if self.order else (number, 0)
         sample = self.pack.sample(sample_id, self.split)
-        targets = next_token_targets(sample.ids, sample.position_ids, sample.num_tokens)
-        unique = epoch * num_samples + sample_id
+        targets = next_token_targets(sample)
+        unique = times_seen * num_samples + sample_id
         return sample.ids, sample.position_ids, targets, sample.num_tokens, unique, sample_id
 
 
-def next_token_targets(
-    ids: NDArray[np.int64], position_ids: NDArray[np.int64], num_tokens: int
-) -> NDArray[np.int64]:
-    """Target of each position: the next token, when it belongs to the same document.
-
-    Args:
-        ids: `[T]`, padding behind `num_tokens`.
-        position_ids: `[T]`, 0 at each document's first token.
+def next_token_targets(sample: PackedSample) -> NDArray[np.int64]:
+    """Target of each position, `[T]`: the next token, when it is of the same document and learnt.
 
     Example: position ids 0 1 2 0 1 and ids a b c d e give the targets b c - e -.
     """
-    targets = np.full_like(ids, IGNORE)
-    inner = slice(0, max(num_tokens - 1, 0))
-    after = slice(1, max(num_tokens, 1))
-    targets[inner] = np.where(position_ids[after] != 0, ids[after], IGNORE)
+    targets = np.full_like(sample.ids, IGNORE)
+    inner = slice(0, max(sample.num_tokens - 1, 0))
+    after = slice(1, max(sample.num_tokens, 1))
+    is_target = (sample.position_ids[after] != 0) & sample.is_learnt[after]
+    targets[inner] = np.where(is_target, sample.ids[after], IGNORE)
     return targets
 
 

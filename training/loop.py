@@ -10,16 +10,17 @@ from typing import Any
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from data_prep.shards import PackIndex, open_corpus
+from data_prep.shards import Mixture, PackIndex, describe, open_corpus
 from training.checkpoint import Progress, load_checkpoint, newest_complete, save_checkpoint
 from training.config import Recipe, dump_recipe
-from training.data import EpochOrder, SampleStream
+from training.data import SampleStream
 from training.dist import agree, init_layout, raise_together
 from training.engine import Engine, build_engine, training_dtype
 from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config
-from training.plan import Plan, derive_plan, run_identity
+from training.plan import Plan, choose_mixture, derive_plan, run_identity
+from training.sample_order import SampleOrder
 from training.step import train_step
 from training.token_dropout import check_mask_token
 
@@ -36,7 +37,8 @@ def train(recipe: Recipe) -> Path:
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
-    plan = derive_plan(recipe, pack, layout)
+    mixture = choose_mixture(recipe, pack)
+    plan = derive_plan(recipe, pack, mixture, layout)
     if recipe.evaluation.every_steps is not None:
         heldout_stream(pack, recipe, layout)  # an empty split is refused before weights exist
     dtype = training_dtype(recipe)
@@ -59,13 +61,13 @@ def train(recipe: Recipe) -> Path:
     # not before here: a start that is refused leaves an existing run as it was
     raise_together(_describe_run(run_dir, recipe, model_config) if layout.is_main else None)
     if layout.is_main:
-        _print_start(recipe, facts, progress)
+        _print_start(recipe, facts, mixture, progress)
     with MetricsWriter(
         run_dir, total_steps=plan.total_steps, start_step=progress.step, enabled=layout.is_main
     ) as metrics:
         if progress.step == 0:
             metrics.log_run(facts)
-        run = _Run(recipe, plan, engine, pack, metrics, identity)
+        run = _Run(recipe, plan, engine, pack, mixture, metrics, identity)
         _run_steps(run, progress)
     dist.barrier()
     return run_dir
@@ -79,6 +81,7 @@ class _Run:
     plan: Plan
     engine: Engine
     pack: PackIndex
+    mixture: Mixture
     metrics: MetricsWriter
     identity: dict[str, Any]
 
@@ -92,7 +95,7 @@ def _run_steps(run: _Run, progress: Progress) -> None:
         total_samples=plan.total_samples,
         samples_per_step=plan.samples_per_step,
         micro_batch_samples=recipe.train.micro_batch_samples,
-        order=EpochOrder(plan.samples_per_epoch, seed=recipe.seed),
+        order=SampleOrder(run.mixture, seed=recipe.seed),
     )
     bands = None
     if recipe.evaluation.every_steps is not None:
@@ -175,9 +178,14 @@ def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig)
     return None
 
 
-def _print_start(recipe: Recipe, facts: dict[str, Any], progress: Progress) -> None:
+def _print_start(
+    recipe: Recipe, facts: dict[str, Any], mixture: Mixture, progress: Progress
+) -> None:
     where = f"resumed after step {progress.step}" if progress.step else "from the start"
     print(f"{recipe.run_dir}: {where}; the resolved recipe is kept there", flush=True)
     for name, value in facts.items():
         shown = f"{value:,}" if isinstance(value, int) else value
         print(f"  {name.replace('_', ' '):24} {shown}", flush=True)
+    if len(mixture) > 1:
+        for line in describe(mixture):
+            print(f"  {'domain':24} {line}", flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data_prep.shards import PackIndex
+from data_prep.shards import Mixture, PackIndex
 from training.config import Recipe
 from training.data import batch_shape
 from training.dist import Layout
@@ -34,11 +34,23 @@ class Plan:
     targets_per_epoch: int
 
 
-def derive_plan(recipe: Recipe, pack: PackIndex, layout: Layout) -> Plan:
+def choose_mixture(recipe: Recipe, pack: PackIndex) -> Mixture:
+    """What an epoch takes of each domain: as the recipe says, else as `pack` was told."""
+    if pack.num_targets("train") == 0:
+        raise ValueError(
+            f"data.corpus {recipe.data.corpus}: the train split has nothing to train on"
+        )
+    try:
+        return pack.mixture(recipe.data.mixture)
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from None
+
+
+def derive_plan(recipe: Recipe, pack: PackIndex, mixture: Mixture, layout: Layout) -> Plan:
     """All numbers that follow from recipe, data and layout.
 
     Raises:
-        ValueError: for a batch that does not divide or a split that is empty.
+        ValueError: for a batch that does not divide or domains without a target.
     """
     samples_per_step, micro_steps = batch_shape(
         global_batch_tokens=recipe.train.global_batch_tokens,
@@ -46,12 +58,12 @@ def derive_plan(recipe: Recipe, pack: PackIndex, layout: Layout) -> Plan:
         micro_batch_samples=recipe.train.micro_batch_samples,
         dp_size=layout.dp_size,
     )
-    num_samples = pack.num_samples("train")
-    if pack.num_targets("train") == 0:
-        raise ValueError(
-            f"data.corpus {recipe.data.corpus}: the train split has nothing to train on"
-        )
-    total_samples = max(1, round(recipe.train.epochs * num_samples))
+    samples_per_epoch = sum(share.samples_per_epoch for share in mixture)
+    tokens_per_epoch = sum(share.tokens_per_epoch for share in mixture)
+    targets_per_epoch = sum(share.targets_per_epoch for share in mixture)
+    if targets_per_epoch == 0:
+        raise ValueError("data.mixture: the domains it takes have nothing to train on")
+    total_samples = max(1, round(recipe.train.epochs * samples_per_epoch))
     if recipe.train.max_steps is not None:
         total_samples = min(total_samples, recipe.train.max_steps * samples_per_step)
     return Plan(
@@ -60,12 +72,12 @@ def derive_plan(recipe: Recipe, pack: PackIndex, layout: Layout) -> Plan:
         sequence_parallel_size=layout.sp_size,
         samples_per_step=samples_per_step,
         micro_steps=micro_steps,
-        samples_per_epoch=num_samples,
+        samples_per_epoch=samples_per_epoch,
         total_samples=total_samples,
         total_steps=math.ceil(total_samples / samples_per_step),
-        planned_tokens=round(pack.num_tokens("train") * total_samples / num_samples),
-        tokens_per_epoch=pack.num_tokens("train"),
-        targets_per_epoch=pack.num_targets("train"),
+        planned_tokens=round(tokens_per_epoch * total_samples / samples_per_epoch),
+        tokens_per_epoch=tokens_per_epoch,
+        targets_per_epoch=targets_per_epoch,
     )
 
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field, model_validator
 
+from data_prep.cleaning.removals import removals_fingerprint
 from data_prep.ledger import SPLITS, Split
 from data_prep.mapped import checked_path, map_array
-from data_prep.record import Count, FileRecord, Record, Sha256, files_sha256, load_record
+from data_prep.packing.manifest import PACK_NAME, PIECE_FIELDS, PackManifest, pack_folder
+from data_prep.packing.mixture import Mixture, Weight, mix
+from data_prep.record import load_record
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
 
-PACK_NAME = "pack.json"
-PIECE_FIELDS = 3  # document, start, length
 INDEX_DTYPE = np.dtype("<i8")
-Policy = Literal["best_fit", "concat"]
 
 
 @dataclass(frozen=True)
@@ -29,54 +28,7 @@ class PackedSample:
     ids: np.ndarray  # [T] int64
     position_ids: np.ndarray  # [T] int64, from 0 in every piece
     num_tokens: int  # real tokens; what follows is padding
-
-
-class SplitPack(Record):
-    num_samples: Count
-    num_pieces: Count
-    num_tokens: Count
-    num_targets: Count
-    num_padding: Count
-    pieces: FileRecord
-    samples: FileRecord
-
-
-class PackManifest(Record):
-    schema_version: Literal[1]
-    seq_len: Annotated[int, Field(ge=2, le=2**31)]
-    policy: Policy
-    corpus_fingerprint: Sha256
-    splits: dict[Split, SplitPack]
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
-        if set(self.splits) != set(SPLITS):
-            raise ValueError(f"splits: expected {list(SPLITS)}, found {sorted(self.splits)}")
-        for split, part in self.splits.items():
-            expected = {
-                "num_targets": (part.num_targets, part.num_tokens - part.num_pieces),
-                "num_padding": (
-                    part.num_padding,
-                    part.num_samples * self.seq_len - part.num_tokens,
-                ),
-                "pieces bytes": (part.pieces.num_bytes, part.num_pieces * PIECE_FIELDS * 8),
-                "samples bytes": (part.samples.num_bytes, (part.num_samples + 1) * 8),
-            }
-            for what, (found, right) in expected.items():
-                if found != right:
-                    raise ValueError(f"{split} {what}: expected {right}, found {found}")
-        return self
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the corpus, the length or the packing: the identity of a sample number."""
-        files = [f for part in self.splits.values() for f in (part.pieces, part.samples)]
-        files.append(FileRecord(name="corpus", num_bytes=0, sha256=self.corpus_fingerprint))
-        return files_sha256(files)
-
-
-def pack_folder(corpus_folder: Path, *, seq_len: int) -> Path:
-    return corpus_folder / f"pack-{seq_len}"
+    is_learnt: np.ndarray  # [T] bool: not masked out of the loss; False in padding
 
 
 class PackIndex:
@@ -96,6 +48,11 @@ class PackIndex:
             raise ValueError(
                 f"{self.folder}: made for another corpus: expected fingerprint "
                 f"{corpus.fingerprint[:16]}, found {self.manifest.corpus_fingerprint[:16]}; "
+                f"run {how} --overwrite"
+            )
+        if self.manifest.removals_fingerprint != removals_fingerprint(corpus):
+            raise ValueError(
+                f"{self.folder}: packed before the lists in {corpus.folder / 'removals'} changed; "
                 f"run {how} --overwrite"
             )
         for split in SPLITS:
@@ -119,8 +76,15 @@ class PackIndex:
         return self.manifest.splits[split].num_tokens
 
     def num_targets(self, split: Split = "train") -> int:
-        """Tokens that can be predicted: all but the first of each piece."""
+        """Tokens that are learnt: neither the first of a piece nor masked out."""
         return self.manifest.splits[split].num_targets
+
+    def mixture(
+        self, weights: Mapping[str, Weight] | None = None, split: Split = "train"
+    ) -> Mixture:
+        """What an epoch takes of each domain; None stands for the weights given to `pack`."""
+        chosen = self.manifest.weights if weights is None else weights
+        return mix(self.manifest.splits[split].domains, chosen)
 
     def arrays(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Pieces `[P, 3]` (document, start, length) and sample bounds `[num_samples + 1]`."""
@@ -145,6 +109,7 @@ class PackIndex:
         """Put sample `i` together: one small copy out of the maps."""
         ids_T = np.full(self.seq_len, self._pad_id, dtype=np.int64)
         position_ids_T = np.empty(self.seq_len, dtype=np.int64)
+        is_learnt_T = np.zeros(self.seq_len, dtype=bool)
         filled = 0
         for document, start, length in self.pieces(i, split).tolist():
             if not 0 <= document < self._corpus.num_documents(split):
@@ -157,9 +122,15 @@ class PackIndex:
                 raise self._damaged(i, split, found=f"more than {self.seq_len} tokens")
             ids_T[filled : filled + length] = ids[start : start + length]
             position_ids_T[filled : filled + length] = np.arange(length)
+            mask = self._corpus.loss_mask(document, split)
+            is_learnt_T[filled : filled + length] = (
+                True if mask is None else mask[start : start + length]
+            )
             filled += length
         position_ids_T[filled:] = np.arange(self.seq_len - filled)
-        return PackedSample(ids=ids_T, position_ids=position_ids_T, num_tokens=filled)
+        return PackedSample(
+            ids=ids_T, position_ids=position_ids_T, num_tokens=filled, is_learnt=is_learnt_T
+        )
 
     def _damaged(self, i: int, split: Split, *, found: str) -> ValueError:
         return ValueError(f"{self.folder}: damaged sample {i} of {split}: {found}; pack again")

@@ -95,7 +95,12 @@ def _best_fit_samples(
     return sample_of_piece
 
 
-def concat(lengths: np.ndarray, *, seq_len: int) -> Packing:
+def concat(
+    lengths: np.ndarray,
+    *,
+    seq_len: int,
+    report: Callable[[int], object] = lambda num_pieces: None,
+) -> Packing:
     """Documents back to back in their order, cut where a sample ends; only the last is padded.
 
     Lengths [3, 4] at 5: (0, 0, 3), (1, 0, 2) | (1, 2, 2).
@@ -110,4 +115,5 @@ def concat(lengths: np.ndarray, *, seq_len: int) -> Packing:
     pieces = np.stack([document, starts - offsets[document], ends - starts], axis=1)
     borders = np.arange(-(-total // seq_len)) * seq_len
     samples = np.append(np.searchsorted(starts, borders), len(starts))
+    report(len(pieces))
     return Packing(pieces.astype(np.int64), samples.astype(np.int64))

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.checksums import check_checksums
+from data_prep.cleaning.removals import removed_documents
 from data_prep.ledger import SPLITS, Split
 from data_prep.packing.index import PackIndex
+from data_prep.record import must_agree
 from data_prep.shards import Corpus
 
 
@@ -23,8 +25,35 @@ def check_pack(corpus: Corpus, folder: Path, *, deep: bool) -> str:
         check_checksums(folder, files=[f for part in parts for f in (part.pieces, part.samples)])
     for split in SPLITS:
         _check_samples(index, split=split)
-        _check_cover(index, split=split, lengths=corpus.document_lengths(split))
-    return f"{index.num_samples('train'):,} + {index.num_samples('val'):,} samples, all tokens once"
+        removed = removed_documents(corpus, split)
+        _check_cover(index, split=split, lengths=corpus.document_lengths(split), removed=removed)
+        _check_domains(corpus, index, split=split, removed=removed)
+    counts = f"{index.num_samples('train'):,} + {index.num_samples('val'):,} samples"
+    return f"{counts}, all tokens once"
+
+
+def _check_domains(corpus: Corpus, index: PackIndex, *, split: Split, removed: np.ndarray) -> None:
+    """Samples of a domain hold documents of that domain, and its account is right."""
+    pieces, samples = index.arrays(split)
+    lengths = corpus.document_lengths(split)
+    first = 0
+    for domain in index.manifest.splits[split].domains:
+        what = f"{index.folder.name}: {split} {domain.name}"
+        documents = corpus.domain_documents(split)[domain.name]
+        own = pieces[samples[first] : samples[first + domain.num_samples]]
+        if np.any((own[:, 0] < documents.start) | (own[:, 0] >= documents.stop)):
+            raise ValueError(f"{what}: its samples hold documents of another domain")
+        gone = removed[(removed >= documents.start) & (removed < documents.stop)]
+        found = {
+            "documents": len(documents) - len(gone),
+            "documents_removed": len(gone),
+            "tokens": int(own[:, 2].sum()),
+            "tokens_removed": int(lengths[gone].sum()),
+            "pieces": len(own),
+        }
+        for name, number in found.items():
+            must_agree(f"{what} {name}", expected=getattr(domain, f"num_{name}"), found=number)
+        first += domain.num_samples
 
 
 def _check_samples(index: PackIndex, *, split: Split) -> None:
@@ -52,7 +81,9 @@ def _check_samples(index: PackIndex, *, split: Split) -> None:
         )
 
 
-def _check_cover(index: PackIndex, *, split: Split, lengths: np.ndarray) -> None:
+def _check_cover(
+    index: PackIndex, *, split: Split, lengths: np.ndarray, removed: np.ndarray
+) -> None:
     """In the order of (document, start) each piece begins where the last ended, none is missing.
 
     Documents of 5 and 2 tokens: (0, 0, 3), (0, 3, 2), (1, 0, 2) expects the starts 0, 3, 0.
@@ -60,9 +91,10 @@ def _check_cover(index: PackIndex, *, split: Split, lengths: np.ndarray) -> None
     pieces = index.arrays(split)[0]
     name = f"{index.folder.name}/{split}.pieces"
     found = np.unique(pieces[:, 0])
-    if not np.array_equal(found, np.arange(len(lengths))):
+    kept = np.delete(np.arange(len(lengths)), removed)
+    if not np.array_equal(found, kept):
         raise ValueError(
-            f"{name}: expected each of {len(lengths):,} documents, found {len(found):,}, "
+            f"{name}: expected each of {len(kept):,} documents, found {len(found):,}, "
             f"numbers {found[:1]} to {found[-1:]}"
         )
     document, start, length = pieces[np.lexsort((pieces[:, 1], pieces[:, 0]))].T
@@ -76,9 +108,10 @@ def _check_cover(index: PackIndex, *, split: Split, lengths: np.ndarray) -> None
             f"found one from {start[at]}"
         )
     ends = (start + length)[np.append(is_first[1:], True)[: len(document)]]
-    wrong = np.flatnonzero(ends != lengths)
+    wrong = np.flatnonzero(ends != lengths[kept])
     if len(wrong):
         at = int(wrong[0])
         raise ValueError(
-            f"{name}: document {at}: expected pieces up to token {lengths[at]}, found {ends[at]}"
+            f"{name}: document {kept[at]}: expected pieces up to token {lengths[kept[at]]}, "
+            f"found {ends[at]}"
         )

@@ -8,6 +8,8 @@ from pathlib import Path
 from data_prep.ledger import SPLITS
 from data_prep.manifest import Manifest
 from data_prep.packing.index import PackIndex
+from data_prep.packing.manifest import DomainPack
+from data_prep.packing.mixture import describe
 from data_prep.verify import Check
 
 _COMMAND = "python -m data_prep"
@@ -67,15 +69,39 @@ def _remarks(manifest: Manifest) -> list[str]:
 def pack_summary(index: PackIndex, *, corpus_folder: Path) -> str:
     lines = [f"pack       {index.folder} ({index.policy}, {index.seq_len:,} tokens a sample)"]
     for split in SPLITS:
-        part = index.manifest.splits[split]
-        share = part.num_padding / max(1, part.num_samples * index.seq_len)
-        lines.append(
-            f"{split:<10} {part.num_samples:,} samples of {part.num_pieces:,} pieces: "
-            f"{part.num_tokens:,} tokens (none lost), {part.num_targets:,} targets, "
-            f"{share:.2%} padding"
-        )
+        domains = index.manifest.splits[split].domains
+        lines += _packed(domains, head=split, seq_len=index.seq_len)
+        if len(domains) > 1:
+            for domain in domains:
+                lines += _packed([domain], head=f"  {domain.name}", seq_len=index.seq_len)
+    if len(index.manifest.splits["train"].domains) > 1 and index.num_samples("train"):
+        lines += [f"epoch      {line}" for line in describe(index.mixture())]
     lines.append(f"next       {_COMMAND} inspect {corpus_folder} --seq-len {index.seq_len}")
     return "\n".join(lines)
+
+
+def _packed(domains: Sequence[DomainPack], *, head: str, seq_len: int) -> list[str]:
+    """The account of some domains: what is kept, cut, learnt, removed and padded."""
+    counts = {
+        name: sum(getattr(domain, name) for domain in domains)
+        for name in DomainPack.model_fields
+        if name != "name"
+    }
+    padding = counts["num_padding"] / max(1, counts["num_samples"] * seq_len)
+    masked = counts["num_tokens"] - counts["num_pieces"] - counts["num_targets"]
+    lines = [
+        f"{head:<10} {counts['num_samples']:,} samples: {counts['num_tokens']:,} tokens (none "
+        f"lost), {counts['num_targets']:,} targets, {padding:.2%} padding; "
+        f"{counts['num_documents_cut']:,} of {counts['num_documents']:,} documents cut"
+    ]
+    if masked:
+        lines.append(f"{'':<10} {masked:,} tokens masked out of the loss")
+    if counts["num_documents_removed"]:
+        lines.append(
+            f"{'':<10} {counts['num_documents_removed']:,} documents, "
+            f"{counts['num_tokens_removed']:,} tokens left out by removal lists"
+        )
+    return lines
 
 
 def verify_summary(checks: Sequence[Check], *, folder: Path, deep: bool) -> str:

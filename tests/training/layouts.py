@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.packing.mixture import DomainShare
 from data_prep.shards import PackedSample
 from training.config import Recipe, parse_recipe
+from training.sample_order import SampleOrder
 
 VOCAB_SIZE = 101
 SEQUENCE_TOKENS = 32
@@ -35,7 +37,16 @@ class UnevenPack:
             position_ids[start : start + length] = np.arange(length)
             start += length
         position_ids[num_tokens:] = np.arange(self.seq_len - num_tokens)
-        return PackedSample(ids=ids, position_ids=position_ids, num_tokens=num_tokens)
+        is_learnt = (rng.random(self.seq_len) < 0.9) & (np.arange(self.seq_len) < num_tokens)
+        return PackedSample(
+            ids=ids, position_ids=position_ids, num_tokens=num_tokens, is_learnt=is_learnt
+        )
+
+
+def whole_epochs(num_samples: int, *, seed: int) -> SampleOrder:
+    """The order of a corpus of one domain, gone through once an epoch."""
+    samples = range(num_samples)
+    return SampleOrder((DomainShare("all", samples, num_samples, 0, 0),), seed=seed)
 
 
 def tiny_recipe(**changes: Any) -> Recipe:

@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 
-from tests.training.layouts import SEQUENCE_TOKENS, UnevenPack
-from training.data import IGNORE, EpochOrder, SampleStream, batch_shape, next_token_targets
+from data_prep.shards import PackedSample
+from tests.training.layouts import SEQUENCE_TOKENS, UnevenPack, whole_epochs
+from training.data import IGNORE, SampleStream, batch_shape, next_token_targets
 from training.dist import Layout
 
 
-@pytest.mark.parametrize("num_samples", [1, 2, 3, 7, 64, 1000])
-def test_every_epoch_is_a_permutation_of_the_samples(num_samples):
-    order = EpochOrder(num_samples, seed=3)
-    for epoch in range(3):
-        seen = [order.sample_at(i, epoch=epoch) for i in range(num_samples)]
-        assert sorted(seen) == list(range(num_samples))
-
-
-def test_order_changes_with_epoch_and_seed_and_mixes():
-    orders = {
-        (seed, epoch): [EpochOrder(500, seed=seed).sample_at(i, epoch=epoch) for i in range(500)]
-        for seed in (1, 2)
-        for epoch in (0, 1)
-    }
-    assert len({tuple(order) for order in orders.values()}) == 4
-    for order in orders.values():
-        # of a random permutation, about one in 500 is followed by its neighbour
-        assert sum(b - a == 1 for a, b in pairwise(order)) < 12
-        assert abs(np.corrcoef(order, range(500))[0, 1]) < 0.2
-
-
-def test_position_in_a_huge_epoch_is_found_at_once():
-    order = EpochOrder(10**12, seed=0)
-    seen = {order.sample_at(10**12 - 1 - i, epoch=10**6) for i in range(1000)}
-    assert len(seen) == 1000
-    assert all(0 <= sample < 10**12 for sample in seen)
+def make_sample(position_ids: list[int], *, num_tokens: int, masked: tuple = ()) -> PackedSample:
+    is_learnt = np.arange(len(position_ids)) < num_tokens
+    is_learnt[list(masked)] = False
+    ids = np.arange(10, 10 + len(position_ids))
+    return PackedSample(
+        ids=ids, position_ids=np.array(position_ids), num_tokens=num_tokens, is_learnt=is_learnt
+    )
 
 
 def test_targets_stay_within_a_document():
-    ids = np.array([10, 11, 12, 20, 21, 0, 0])
-    position_ids = np.array([0, 1, 2, 0, 1, 0, 1])
-    targets = next_token_targets(ids, position_ids, 5)
-    assert targets.tolist() == [11, 12, IGNORE, 21, IGNORE, IGNORE, IGNORE]
+    sample = make_sample([0, 1, 2, 0, 1, 0, 1], num_tokens=5)
+    expected = [11, 12, IGNORE, 14, IGNORE, IGNORE, IGNORE]
+    assert next_token_targets(sample).tolist() == expected
+
+
+def test_a_token_masked_out_is_read_but_never_a_target():
+    sample = make_sample([0, 1, 2, 0, 1, 0, 1], num_tokens=5, masked=(1, 3))
+    expected = [IGNORE, 12, IGNORE, 14, IGNORE, IGNORE, IGNORE]
+    assert next_token_targets(sample).tolist() == expected
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1])
 def test_a_sample_of_one_token_has_no_target(num_tokens):
-    targets = next_token_targets(np.arange(4), np.array([0, 0, 1, 2]), num_tokens)
+    targets = next_token_targets(make_sample([0, 0, 1, 2], num_tokens=num_tokens))
     assert (targets == IGNORE).all()
 
 
@@ -63,7 +48,7 @@ def make_stream(world_size: int, rank: int, sp_size: int, rows: int, total: int)
         total_samples=total,
         samples_per_step=4,
         micro_batch_samples=rows,
-        order=EpochOrder(7, seed=1),
+        order=whole_epochs(7, seed=1),
     )
 
 

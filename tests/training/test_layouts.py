@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.distributed import run_ranks
-from tests.training.layouts import UnevenPack, tiny_recipe
+from tests.training.layouts import UnevenPack, tiny_recipe, whole_epochs
 from training.config import Recipe
-from training.data import EpochOrder, SampleStream, batch_shape
+from training.data import SampleStream, batch_shape
 from training.dist import init_layout
 from training.engine import Engine, build_engine
 from training.model import resolve_model_config
@@ -74,7 +74,7 @@ def make_engine(recipe: Recipe, layout: Any) -> tuple[Any, SampleStream]:
         total_samples=3 * pack.num_samples(),
         samples_per_step=samples_per_step,
         micro_batch_samples=recipe.train.micro_batch_samples,
-        order=EpochOrder(pack.num_samples(), seed=recipe.seed),
+        order=whole_epochs(pack.num_samples(), seed=recipe.seed),
     )
     return CapturingEngine(**vars(engine)), stream
 
@@ -168,7 +168,8 @@ def drops_and_entropies() -> tuple[set[int], dict[int, float]]:
         for row, sample in enumerate(batch.sample_ids):
             ids = stream.pack.sample(sample)
             for position in range(1, ids.num_tokens):
-                if ids.position_ids[position] > 0:  # the first of a document is never predicted
+                # The first of a document is never predicted, a masked one never learnt.
+                if ids.position_ids[position] > 0 and ids.is_learnt[position]:
                     token = sample * stream.pack.seq_len + position
                     entropy_of_token[token] = float(entropy_BS[row, position - 1])
     return dropped_tokens(engine, stream, recipe), entropy_of_token

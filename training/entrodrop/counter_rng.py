@@ -25,8 +25,8 @@ def token_keys(token_index: Tensor, *, seed: int, stream: int) -> Tensor:
     """Hash of each token's index, int64 of the same shape, a bijection for given seed and stream.
 
     Args:
-        token_index: int64, unique for each (epoch, sample, position):
-            `(epoch * num_samples + sample) * sequence_tokens + position`.
+        token_index: int64, unique for each (times seen, sample, position):
+            `(times_seen * num_samples + sample) * sequence_tokens + position`.
         seed: the run's seed.
         stream: separates the uses (ties, drops, replacements) of one seed.
     """

@@ -1,0 +1,159 @@
+"""How much of each domain an epoch takes, in whole samples, and what that is in tokens."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+_TOLERANCE = 1e-6
+
+
+class Weight(Protocol):
+    """Exactly one of the two is set."""
+
+    @property
+    def epochs(self) -> float | None:
+        """Times that an epoch of the run goes through the domain; 0 leaves it out."""
+
+    @property
+    def proportion(self) -> float | None:
+        """Share of the epoch's tokens."""
+
+
+class DomainCounts(Protocol):
+    """What packing says of a domain."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_targets(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class DomainShare:
+    """One domain's part of every epoch."""
+
+    name: str
+    samples: range
+    """Numbers of its samples in the pack."""
+    samples_per_epoch: int
+    tokens_per_epoch: int
+    """Exact when an epoch goes through the domain a whole number of times, else the mean."""
+    targets_per_epoch: int
+
+    @property
+    def epochs(self) -> float:
+        """Times that an epoch of the run goes through the domain."""
+        return self.samples_per_epoch / max(len(self.samples), 1)
+
+
+Mixture = tuple[DomainShare, ...]
+
+
+def mix(domains: Sequence[DomainCounts], weights: Mapping[str, Weight]) -> Mixture:
+    """Whole samples of each domain in an epoch.
+
+    A domain without a weight is seen once. Domains weighted by `epochs` have their tokens; those
+    weighted by `proportion` p get the share p of the epoch, so that an epoch has the tokens of
+    the former / (1 - the sum of p). When all domains are weighted by proportion the epoch is as
+    long as one pass over those it takes.
+
+    Example: domains of 100 and 100 tokens, the second with proportion 0.75: the epoch takes 100
+    tokens of the first, 300 of the second.
+
+    Raises:
+        ValueError: for a name that is no domain, or weights that cannot be met.
+    """
+    check_weights([domain.name for domain in domains], weights)
+    # Left out either way: 0 times is a share of 0.
+    proportions = {
+        name: weight.proportion or 0.0 for name, weight in weights.items() if not weight.epochs
+    }
+    times = {d.name: _epochs_of(weights.get(d.name)) for d in domains if d.name not in proportions}
+    tokens_by_epochs = sum(d.num_tokens * times[d.name] for d in domains if d.name in times)
+    total = _epoch_tokens(domains, proportions=proportions, tokens_by_epochs=tokens_by_epochs)
+    shares, first = [], 0
+    for domain in domains:
+        if domain.name in times:
+            passes = times[domain.name]
+        else:
+            passes = _passes(domain, tokens=proportions[domain.name] * total)
+        shares.append(_share(domain, first=first, passes=passes))
+        first += domain.num_samples
+    if not any(share.samples_per_epoch for share in shares):
+        raise ValueError("the weights of the domains leave nothing to train on")
+    return tuple(shares)
+
+
+def check_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> None:
+    """Raise for a name that is no domain, or a weight that is none or two."""
+    for name, weight in weights.items():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise ValueError(f"mixture: no domain {name!r} in this corpus; {hint}")
+        if (weight.epochs is None) == (weight.proportion is None):
+            raise ValueError(f"mixture: {name}: set exactly one of epochs and proportion")
+
+
+def describe(mixture: Mixture) -> list[str]:
+    """Lines for people: what each weight means in tokens."""
+    total = max(1, sum(share.tokens_per_epoch for share in mixture))
+    width = max(len(share.name) for share in mixture)
+    return [
+        f"{share.name:<{width}}  {share.tokens_per_epoch:,} tokens an epoch "
+        f"({share.tokens_per_epoch / total:.1%}): {share.epochs:.4g} x its "
+        f"{len(share.samples):,} samples"
+        for share in mixture
+    ]
+
+
+def _epochs_of(weight: Weight | None) -> float:
+    return 1.0 if weight is None or weight.epochs is None else weight.epochs
+
+
+def _epoch_tokens(
+    domains: Sequence[DomainCounts], *, proportions: Mapping[str, float], tokens_by_epochs: float
+) -> float:
+    whole = math.fsum(proportions.values())
+    if len(proportions) == len(domains):
+        if abs(whole - 1) > _TOLERANCE:
+            raise ValueError(
+                f"mixture: every domain has a proportion and they sum to {whole:g}, not 1"
+            )
+        return sum(domain.num_tokens for domain in domains if proportions[domain.name])
+    if whole > 1 - _TOLERANCE:
+        rest = ", ".join(domain.name for domain in domains if domain.name not in proportions)
+        raise ValueError(
+            f"mixture: proportions sum to {whole:g}, which leaves nothing for {rest}; lower them, "
+            "or give those domains `proportion: 0`"
+        )
+    return tokens_by_epochs / (1 - whole)
+
+
+def _passes(domain: DomainCounts, *, tokens: float) -> float:
+    if tokens and not domain.num_tokens:
+        raise ValueError(f"mixture: {domain.name} has no tokens to make a share of the epoch of")
+    return tokens / max(domain.num_tokens, 1)
+
+
+def _share(domain: DomainCounts, *, first: int, passes: float) -> DomainShare:
+    samples_per_epoch = round(passes * domain.num_samples)
+
+    def of_an_epoch(count: int) -> int:
+        return round(count * samples_per_epoch / max(domain.num_samples, 1))
+
+    return DomainShare(
+        name=domain.name,
+        samples=range(first, first + domain.num_samples),
+        samples_per_epoch=samples_per_epoch,
+        tokens_per_epoch=of_an_epoch(domain.num_tokens),
+        targets_per_epoch=of_an_epoch(domain.num_targets),
+    )
