@@ -1,4 +1,4 @@
-"""tiktoken in place of the Hugging Face library: only where both give the same ids, for any text."""
+"""tiktoken in place of the Hugging Face library: only where both give the same ids."""
 
 from __future__ import annotations
 
