@@ -25,7 +25,15 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Each is a module of data_prep.commands with SUMMARY, DESCRIPTION, add_arguments and run. They
 # import what they need in run, so that --help and a slip of the pen answer at once.
-VERBS = ("build", "pack", "inspect", "verify", "import-megatron", "export-megatron")
+VERBS = (
+    "train-tokenizer",
+    "build",
+    "pack",
+    "inspect",
+    "verify",
+    "import-megatron",
+    "export-megatron",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

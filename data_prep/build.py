@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from data_prep.durable import (
     write_durable,
 )
 from data_prep.encode import SPLIT_HASH, EncodeSettings
-from data_prep.executor import num_usable_cores, open_pool
+from data_prep.executor import WorkerPool, num_usable_cores, open_pool
 from data_prep.journal import (
     Journal,
     differences,
@@ -36,7 +37,7 @@ from data_prep.reading.sources import DomainInput, find_domains, modified_ns, sp
 from data_prep.reading.texts import iter_texts
 from data_prep.record import FileRecord, files_sha256
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
-from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenizing.tokenizer import kind_of, load_once
 from data_prep.tokenizing.training import Algorithm, train_tokenizer
 from data_prep.write_corpus import write_corpus
 
@@ -173,53 +174,69 @@ def _same_tokenizer(staging: Path, *, options: BuildOptions) -> bool:
 
 def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOptions) -> Manifest:
     """Write the shards beside the tokenizer and describe the whole."""
-    tokenizer = load_tokenizer(staging / "tokenizer", fast=options.fast_path)
-    if any(domain.fields.kind == "text" for domain in domains):
-        print(f"encoding with {tokenizer.how}", file=sys.stderr)
-    record = _describe(tokenizer, options=options, folder=staging / "tokenizer")
-    eos = tokenizer.special_ids.eos
-    suffix = (eos,) if options.add_eos and eos is not None else ()
-    if options.split_on_eos:
-        domains = _split_on(eos, domains=domains)
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4")
-    settings = EncodeSettings(
-        tokenizer_folder=(staging / "tokenizer").resolve(),
-        tokenizer_sha256=record.sha256,
-        prefix=tokenizer.special_ids.document_prefix,
-        suffix=suffix,
-        val_frac=options.val_frac,
-        dtype=dtype,
-        fast=options.fast_path,
-    )
-    journal = Journal(staging)
-    done = sum(tally.num_documents for tally in journal.position.tallies.values())
-    if done:
-        print(f"going on behind {done:,} documents of the last run", file=sys.stderr)
-    try:
-        with open_pool(options.num_workers or num_usable_cores()) as pool:
-            write_corpus(
-                domains,
-                settings=settings,
-                on_error=options.on_error,
-                max_shard_bytes=int(options.shard_mib * 2**20),
-                pool=pool,
-                journal=journal,
-                into=staging,
-            )
-    finally:
-        journal.close()
+    folder = (staging / "tokenizer").resolve()
+    record = _describe(options=options, folder=folder)
+    with open_pool(options.num_workers or num_usable_cores()) as pool:
+        load = partial(load_once, folder, record.sha256, fast=options.fast_path)
+        pool.warm_up(load)
+        tokenizer = load()
+        if any(domain.fields.kind == "text" for domain in domains):
+            print(f"encoding with {tokenizer.how}", file=sys.stderr)
+        eos = tokenizer.special_ids.eos
+        if options.split_on_eos:
+            domains = _split_on(eos, domains=domains)
+        settings = EncodeSettings(
+            tokenizer_folder=folder,
+            tokenizer_sha256=record.sha256,
+            prefix=tokenizer.special_ids.document_prefix,
+            suffix=(eos,) if options.add_eos and eos is not None else (),
+            val_frac=options.val_frac,
+            dtype=np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4"),
+            fast=options.fast_path,
+        )
+        journal = _write_shards(
+            staging, domains=domains, settings=settings, options=options, pool=pool
+        )
     _refuse_changed(domains)
+    specials = tokenizer.special_ids.model_copy(update={"document_suffix": settings.suffix})
     return Manifest(
         schema_version=2,
         tokenizer=record,
         vocab_size=tokenizer.vocab_size,
-        token_dtype="uint16" if dtype.itemsize == 2 else "uint32",
-        special_ids=tokenizer.special_ids.model_copy(update={"document_suffix": suffix}),
+        token_dtype="uint16" if settings.dtype.itemsize == 2 else "uint32",
+        special_ids=specials,
         split=SplitRule(val_frac=float(options.val_frac), hash=SPLIT_HASH),
         domains=_domains(domains, journal=journal),
         inputs=_write_inputs(staging, domains=domains),
         shards=_in_order(journal.shards, domains=domains),
     )
+
+
+def _write_shards(
+    staging: Path,
+    *,
+    domains: Sequence[DomainInput],
+    settings: EncodeSettings,
+    options: BuildOptions,
+    pool: WorkerPool,
+) -> Journal:
+    journal = Journal(staging)
+    done = sum(tally.num_documents for tally in journal.position.tallies.values())
+    if done:
+        print(f"going on behind {done:,} documents of the last run", file=sys.stderr)
+    try:
+        write_corpus(
+            domains,
+            settings=settings,
+            on_error=options.on_error,
+            max_shard_bytes=int(options.shard_mib * 2**20),
+            pool=pool,
+            journal=journal,
+            into=staging,
+        )
+    finally:
+        journal.close()
+    return journal
 
 
 def _split_on(eos: int | None, *, domains: Sequence[DomainInput]) -> list[DomainInput]:
@@ -296,9 +313,9 @@ def _refuse_changed(domains: Sequence[DomainInput]) -> None:
                 raise ValueError(f"{file.path}: changed while it was read; build again")
 
 
-def _describe(tokenizer: Tokenizer, *, options: BuildOptions, folder: Path) -> TokenizerRecord:
+def _describe(*, options: BuildOptions, folder: Path) -> TokenizerRecord:
     files = describe_tokenizer_files(folder)
     source = options.tokenizer or f"{options.train_tokenizer} trained on this corpus"
     return TokenizerRecord(
-        kind=tokenizer.kind, source=source, sha256=files_sha256(files), files=files
+        kind=kind_of(folder), source=source, sha256=files_sha256(files), files=files
     )

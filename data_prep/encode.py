@@ -15,12 +15,13 @@ from data_prep.reading.documents import BadInput, Document, Fields, Messages
 from data_prep.reading.formats import read_part
 from data_prep.reading.parts import Item, Part
 from data_prep.shard_writer import Documents
-from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenizing.tokenizer import load_once
 
 TASK_BYTES = 1 << 19
 TASK_PARTS = 1024
 SPLIT_HASH = "blake2b-64 of the text after NFKC, case folding and removal of ASCII white space"
 _ASCII_SPACE = b" \t\n\r\x0b\x0c"
+_ASCII_LOWER = bytes(range(256)).lower()
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def tasks_of(parts: Iterable[Part], *, settings: EncodeSettings, fields: Fields)
 def encode_task(task: Task) -> Encoded:
     """Read, encode, put the special tokens around each document and say on which side it lies."""
     settings = task.settings
-    tokenizer = _tokenizer(settings.tokenizer_folder, settings.tokenizer_sha256, fast=settings.fast)
+    tokenizer = load_once(settings.tokenizer_folder, settings.tokenizer_sha256, fast=settings.fast)
     found = _collect(task, vocab_size=tokenizer.vocab_size)
     is_text = [isinstance(content, str) for content in found.contents]
     encoded = iter(tokenizer.encode([c for c in found.contents if isinstance(c, str)]))
@@ -205,7 +206,9 @@ def split_position(content: str | np.ndarray | Messages) -> float:
     """
     if isinstance(content, list):
         content = "\n".join(f"{turn['role']}\n{turn.get('content')}" for turn in content)
-    if isinstance(content, str):
+    if isinstance(content, str) and content.isascii():
+        key = content.encode().translate(_ASCII_LOWER, _ASCII_SPACE)  # the same, faster
+    elif isinstance(content, str):
         text = unicodedata.normalize("NFKC", content).casefold()
         key = text.encode("utf-8", "surrogatepass").translate(None, _ASCII_SPACE)
     else:
@@ -213,11 +216,6 @@ def split_position(content: str | np.ndarray | Messages) -> float:
     digest = hashlib.blake2b(key, digest_size=8).digest()
     # 53 bits, so that the quotient is exact and never rounds up to 1.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(folder: Path, sha256: str, *, fast: bool) -> Tokenizer:
-    return load_tokenizer(folder, fast=fast)
 
 
 @lru_cache(maxsize=1)

@@ -43,6 +43,15 @@ class WorkerPool:
         self._teams = teams
         self.num_workers = sum(team.num_workers for team in teams)
 
+    def warm_up(self, prepare: Callable[[], object]) -> None:
+        """Let every worker start, import and prepare while this process still has other work.
+
+        An error in it comes again, with the first task.
+        """
+        for team in self._teams:
+            for _ in range(team.num_workers):
+                team.executor.submit(prepare)
+
     def map_in_order(
         self, work: Callable[[Task], Result], tasks: Iterable[Task]
     ) -> Generator[Result, None, None]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_prep.commands.fields import add_field_arguments, fields_from
+from data_prep.commands.inputs import (
+    add_input_argument,
+    add_reading_arguments,
+    fields_from,
+    globs_from,
+)
 
 SUMMARY = "raw text to shards"
 DESCRIPTION = """\
@@ -30,13 +35,7 @@ whole; a build that was stopped or killed goes on where it was when it is asked 
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="[NAME=]PATH",
-        help="files, folders and hf: names, with the domain that they belong to",
-    )
+    add_input_argument(verb)
     verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
     verb.add_argument("--overwrite", action="store_true", help="replace an older corpus at --out")
     verb.add_argument(
@@ -67,38 +66,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a flat .npy of ids holds many documents, one behind each EOS",
     )
-    _add_reading(verb.add_argument_group("reading"))
+    add_reading_arguments(verb.add_argument_group("reading"))
     _add_writing(verb.add_argument_group("writing"))
-
-
-def _add_reading(reading: argparse._ArgumentGroup) -> None:
-    add_field_arguments(reading)
-    reading.add_argument(
-        "--include",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="in folders, read only such files (repeatable); with a slash: path inside the folder",
-    )
-    reading.add_argument(
-        "--exclude",
-        action="append",
-        default=[],
-        metavar="GLOB",
-        help="in folders, leave out such files and folders (repeatable)",
-    )
-    reading.add_argument(
-        "--no-ignore-files",
-        dest="heed_ignore_files",
-        action="store_false",
-        help="in folders, read also what a .gitignore names",
-    )
-    reading.add_argument(
-        "--on-error",
-        choices=["fail", "skip"],
-        default="fail",
-        help="a bad document stops the build (default), or is counted and left out",
-    )
 
 
 def _add_writing(writing: argparse._ArgumentGroup) -> None:
@@ -123,7 +92,6 @@ def run(options: argparse.Namespace) -> int:
     if serve_as_mpi_worker():
         return 0
     from data_prep.build import BuildOptions, build
-    from data_prep.reading.folders import Globs
     from data_prep.viewing.summary import build_summary
 
     fields, fields_of = fields_from(options)
@@ -136,11 +104,7 @@ def run(options: argparse.Namespace) -> int:
             train_vocab_size=options.vocab_size,
             fields=fields,
             fields_of=fields_of,
-            globs=Globs(
-                include=tuple(options.include),
-                exclude=tuple(options.exclude),
-                heed_ignore_files=options.heed_ignore_files,
-            ),
+            globs=globs_from(options),
             val_frac=options.val_frac,
             on_error=options.on_error,
             add_eos=options.eos,

@@ -13,6 +13,11 @@ encoded alone, in that order, since nothing outside takes part. It follows that
   the same two. So tiktoken never merges a pair that the list does not merge.
 
 Plain conversion ranks tokens by id instead, and goes wrong where two merges make one token.
+
+With `ignore_merges` (Llama 3) a whole word that is a token is taken as it is, sound or not; so
+does tiktoken. Tokens that are not sound then come last in rank. They are made only where no
+sound pair is left, so never on the way to a sound token, and a text whose ids show none of them
+was encoded as if they were not there. One that shows some is for the reference library.
 """
 
 from __future__ import annotations
@@ -47,7 +52,7 @@ class TiktokenPath:
         # Special ones are plain text to us; the others are cut out before words are split.
         added = settings.get("added_tokens") or []
         self._cut_out = [token["content"] for token in added if not token["special"]]
-        ids, self._encoding = _ranked(settings["model"], pattern=self.pattern)
+        ids, self._num_sound, self._encoding = _ranked(settings["model"], pattern=self.pattern)
         self._id_of_rank = np.array(ids, dtype=np.uint32)
 
     def encode(self, text: str) -> np.ndarray | None:
@@ -58,7 +63,14 @@ class TiktokenPath:
             text = self._normalizer.normalize_str(text)
             if self._has_cut_out(text):
                 return None
-        return self._id_of_rank[self._encoding.encode_ordinary(text)]
+        ranks = np.array(self._encoding.encode_ordinary(text), dtype=np.int64)
+        if (
+            self._num_sound < len(self._id_of_rank)
+            and len(ranks)
+            and ranks.max() >= self._num_sound
+        ):
+            return None
+        return self._id_of_rank[ranks]
 
     def _has_cut_out(self, text: str) -> bool:
         return any(token in text for token in self._cut_out)
@@ -82,8 +94,8 @@ def _splitting_pattern(settings: dict[str, Any]) -> str:
     return patterns[0]
 
 
-def _ranked(model: dict[str, Any], *, pattern: str) -> tuple[list[int], tiktoken.Encoding]:
-    """Ids by rank, and the encoding over ranks."""
+def _ranked(model: dict[str, Any], *, pattern: str) -> tuple[list[int], int, tiktoken.Encoding]:
+    """Ids by rank, how many ranks are of sound tokens, and the encoding over ranks."""
     if model.get("type") != "BPE":
         raise NotTheSame(f"its model is {model.get('type')}, not BPE")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -100,17 +112,18 @@ def _ranked(model: dict[str, Any], *, pattern: str) -> tuple[list[int], tiktoken
         raise NotTheSame(f"its vocabulary has {len(singles)} of the 256 bytes")
     longer = [text for text in tokens if len(text) > 1]
     sound = _sound_tokens(longer, model=model)
-    if model.get("ignore_merges") and len(sound) < len(longer):
-        raise NotTheSame(f"{len(longer) - len(sound)} of its tokens come of no merge")
     places = _last_merges(sound, model=model)
     by_rank = singles + sorted(sound, key=places.__getitem__)
+    num_sound = len(by_rank)
+    if model.get("ignore_merges"):
+        by_rank += [text for text in longer if text not in places]
     ranks = {
         bytes(byte_of[character] for character in text): rank for rank, text in enumerate(by_rank)
     }
     encoding = tiktoken.Encoding(
         "corpus", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
     )
-    return [tokens[text] for text in by_rank], encoding
+    return [tokens[text] for text in by_rank], num_sound, encoding
 
 
 def _sound_tokens(texts: list[str], *, model: dict[str, Any]) -> list[str]:

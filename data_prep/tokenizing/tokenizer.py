@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -51,14 +52,27 @@ def load_tokenizer(folder: Path, *, fast: bool = True) -> Tokenizer:
     Args:
         fast: let tiktoken encode where it is provably the same.
     """
-    if (folder / HF_NAME).is_file():
+    if kind_of(folder) == "huggingface":
         return HuggingFaceTokenizer(folder, fast=fast)
+    return SentencePieceTokenizer(folder)
+
+
+def kind_of(folder: Path) -> Kind:
+    """Which library reads the tokenizer of a folder."""
+    if (folder / HF_NAME).is_file():
+        return "huggingface"
     if (folder / SENTENCEPIECE_NAME).is_file():
-        return SentencePieceTokenizer(folder)
+        return "sentencepiece"
     raise ValueError(
         f"{folder}: no {HF_NAME} and no {SENTENCEPIECE_NAME}; convert the tokenizer with "
         "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
     )
+
+
+@lru_cache(maxsize=1)
+def load_once(folder: Path, sha256: str, *, fast: bool) -> Tokenizer:
+    """The tokenizer of this process, kept from task to task while the files are the same."""
+    return load_tokenizer(folder, fast=fast)
 
 
 class HuggingFaceTokenizer:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from data_prep.encode import split_position
 from data_prep.packing.pack import pack
 from data_prep.reading.documents import Fields
 from data_prep.shards import open_corpus
@@ -280,3 +285,13 @@ def test_the_manifest_is_plain_json_without_time_or_machine(
         "tokenizer",
         "vocab_size",
     ]
+
+
+@given(text=st.text(st.characters(max_codepoint=0x7F)))
+@settings(max_examples=200, deadline=None)
+def test_plain_text_takes_its_side_as_any_text_does(text: str) -> None:
+    """The short way for ASCII is the long one: ª is none, and is deleted with its neighbour."""
+    long_way = unicodedata.normalize("NFKC", text).casefold().encode()
+    key = long_way.translate(None, b" \t\n\r\x0b\x0c")
+    digest = hashlib.blake2b(key, digest_size=8).digest()
+    assert split_position(text) == (int.from_bytes(digest, "big") >> 11) / 2**53

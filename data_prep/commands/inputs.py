@@ -1,4 +1,4 @@
-"""Flags that say which fields of a record make up a document, for all domains or for one."""
+"""Flags that say what is read: inputs, the fields of a record, which files of a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,56 @@ import difflib
 from typing import Any
 
 from data_prep.reading.documents import ROLES, Fields
+from data_prep.reading.folders import Globs
+
+
+def add_input_argument(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]PATH",
+        help="files, folders and hf: names, with the domain that they belong to",
+    )
+
+
+def add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
+    """Fields, files of folders, and what to do with what is bad."""
+    add_field_arguments(reading)
+    reading.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in folders, read only such files (repeatable); with a slash: path inside the folder",
+    )
+    reading.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="GLOB",
+        help="in folders, leave out such files and folders (repeatable)",
+    )
+    reading.add_argument(
+        "--no-ignore-files",
+        dest="heed_ignore_files",
+        action="store_false",
+        help="in folders, read also what a .gitignore names",
+    )
+    reading.add_argument(
+        "--on-error",
+        choices=["fail", "skip"],
+        default="fail",
+        help="a bad document stops the work (default), or is left out and, by build, counted",
+    )
+
+
+def globs_from(options: argparse.Namespace) -> Globs:
+    return Globs(
+        include=tuple(options.include),
+        exclude=tuple(options.exclude),
+        heed_ignore_files=options.heed_ignore_files,
+    )
 
 
 def add_field_arguments(group: argparse._ArgumentGroup) -> None:

@@ -1,0 +1,224 @@
+"""Raw text to token shards: ours, its ceiling, and what others do, on the same corpus and cores.
+
+    python -m benchmarks.bench_data_prep --mb 110 --rounds 3
+
+Each way runs in a process of its own, in turn, and only its work is timed: imports are not. For
+datatrove: pip install --target DIR --no-deps datatrove loguru humanize, and PYTHONPATH=DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.text_corpus import read_texts, train_bpe, write_corpus
+
+CORES = os.cpu_count() or 1
+_BATCH = 256
+
+
+def ceiling(corpus: Path, tokenizer: Path, out: Path) -> float:
+    """The tokenizer's own library alone: texts in memory, ids left inside, nothing written."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    texts = read_texts(corpus)
+    began = time.perf_counter()
+    for start in range(0, len(texts), _BATCH):
+        backend.encode_batch_fast(texts[start : start + _BATCH], add_special_tokens=False)
+    return time.perf_counter() - began
+
+
+def ours(corpus: Path, tokenizer: Path, out: Path, *, fast_path: bool = True) -> float:
+    """`python -m data_prep build`: JSON lines to a finished, checked, durable folder."""
+    from data_prep.build import BuildOptions, build
+
+    options = BuildOptions(
+        inputs=(corpus,),
+        tokenizer=str(tokenizer),
+        out=out,
+        num_workers=CORES,
+        fast_path=fast_path,
+    )
+    began = time.perf_counter()
+    build(options)
+    return time.perf_counter() - began
+
+
+def ours_by_the_same_library(corpus: Path, tokenizer: Path, out: Path) -> float:
+    """The same with --no-fast-path."""
+    return ours(corpus, tokenizer, out, fast_path=False)
+
+
+_backend = None
+
+
+def _start_worker(path: str) -> None:
+    global _backend
+    from tokenizers import Tokenizer
+
+    _backend = Tokenizer.from_file(path)
+
+
+def _encode_line(line: str) -> list[int]:
+    assert _backend is not None
+    return _backend.encode(json.loads(line)["text"], add_special_tokens=False).ids
+
+
+def pool_imap(corpus: Path, tokenizer: Path, out: Path) -> float:
+    """The common script (Megatron-LM's preprocess_data): a Pool whose lists of ids are pickled."""
+    began = time.perf_counter()
+    out.mkdir()
+    path = str(tokenizer / "tokenizer.json")
+    lengths = []
+    with (
+        multiprocessing.Pool(CORES, _start_worker, (path,)) as pool,
+        corpus.open(encoding="utf-8") as lines,
+        (out / "tokens.bin").open("wb") as tokens,
+    ):
+        for ids in pool.imap(_encode_line, lines, 32):
+            tokens.write(np.array(ids, dtype=np.uint16).tobytes())
+            lengths.append(len(ids))
+        np.array(lengths).tofile(out / "tokens.idx")
+    return time.perf_counter() - began
+
+
+def datatrove(corpus: Path, tokenizer: Path, out: Path) -> float:
+    """Its DocumentTokenizer on as many local workers as cores, each with its part of the lines."""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    parts = out.with_name("parts")
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir()
+    lines = corpus.read_text(encoding="utf-8").splitlines(keepends=True)
+    for rank in range(CORES):  # it shares out files, not lines
+        (parts / f"{rank}.jsonl").write_text("".join(lines[rank::CORES]), encoding="utf-8")
+    writer = DocumentTokenizer(
+        output_folder=str(out),
+        tokenizer_name_or_path=str(tokenizer / "tokenizer.json"),
+        eos_token="<eos>",
+        shuffle_documents=False,
+    )
+    executor = LocalPipelineExecutor(
+        pipeline=[JsonlReader(str(parts)), writer],
+        tasks=CORES,
+        workers=CORES,
+        logging_dir=str(out.with_name("logs")),
+        skip_completed=False,
+    )
+    began = time.perf_counter()
+    executor.run()
+    return time.perf_counter() - began
+
+
+WAYS: dict[str, Callable[[Path, Path, Path], float]] = {
+    "ceiling": ceiling,
+    "ours, same library": ours_by_the_same_library,
+    "ours": ours,
+    "Pool.imap": pool_imap,
+    "datatrove": datatrove,
+}
+
+
+def measure(way: str, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
+    """Seconds of one way in a fresh process."""
+    for name in ("out", "parts", "logs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    paths = [str(corpus), str(tokenizer), str(folder / "out")]
+    command = [sys.executable, "-m", "benchmarks.bench_data_prep", "--way", way, "--paths", *paths]
+    threads = {"RAYON_NUM_THREADS": str(CORES), "TOKENIZERS_PARALLELISM": "true"}
+    # A worker of a pool has one core: its tokenizer must not start threads of its own.
+    environment = os.environ | (
+        threads if way == "ceiling" else {"TOKENIZERS_PARALLELISM": "false"}
+    )
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise SystemExit(f"{way} failed:\n{found.stderr[-3000:]}")
+    return float(found.stdout.split()[-1])
+
+
+def measure_mpi(ranks: int, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
+    """Seconds of a whole build by the command line under mpirun, Python's start included."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    build = ["-m", "data_prep", "build", "--input", corpus, "--tokenizer", tokenizer]
+    build += ["--out", folder / "out", "--no-fast-path"]
+    command = ["mpirun", "-n", str(ranks), sys.executable, *map(str, build)]
+    began = time.perf_counter()
+    subprocess.run(command, env=os.environ | root, capture_output=True, check=True)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mb", type=int, default=110, help="MB of text; default: 110")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vocab-size", type=int, default=32_000)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--paths", nargs=3, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print(WAYS[options.way](*options.paths))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        run(Path(name), options)
+
+
+def run(folder: Path, options: argparse.Namespace) -> None:
+    """Make the corpus, measure all ways in turn, print the tables."""
+    from benchmarks.machine import describe_machine
+    from data_prep.shards import open_corpus
+
+    corpus, tokenizer = folder / "corpus.jsonl", folder / "tokenizer"
+    num_documents = write_corpus(corpus, num_bytes=options.mb * 10**6)
+    train_bpe(corpus, vocab_size=options.vocab_size, to=tokenizer)
+    ways = [way for way in WAYS if way != "datatrove" or find_spec("datatrove")]
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    num_tokens = 0
+    for _ in range(options.rounds):
+        for way in ways:
+            spent = measure(way, corpus=corpus, tokenizer=tokenizer, folder=folder)
+            seconds[way].append(spent)
+            print(f"  {way}: {spent:.1f} s", file=sys.stderr, flush=True)
+            if way == "ours":
+                built = open_corpus(folder / "out")
+                num_tokens = built.num_tokens("train") + built.num_tokens("val")
+    print(f"{describe_machine()}; median of {options.rounds}")
+    print(f"{num_documents:,} documents, {options.mb} MB of text, {num_tokens:,} tokens\n")
+    print("| way | seconds | spread | M tokens/s | to the ceiling |")
+    print("|---|---|---|---|---|")
+    best = statistics.median(seconds["ceiling"])
+    for way, spent in seconds.items():
+        middle = statistics.median(spent)
+        print(
+            f"| {way} | {middle:.1f} | {min(spent):.1f} to {max(spent):.1f} "
+            f"| {num_tokens / middle / 1e6:.2f} | {best / middle:.2f} |"
+        )
+    if shutil.which("mpirun"):
+        paths = {"corpus": corpus, "tokenizer": tokenizer, "folder": folder}
+        one, two = (
+            statistics.median(measure_mpi(ranks, **paths) for _ in range(options.rounds))
+            for ranks in (1, 2)
+        )
+        print(f"\nMPI: 1 rank {one:.1f} s, 2 ranks {two:.1f} s: {one / two:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

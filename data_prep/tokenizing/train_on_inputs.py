@@ -1,0 +1,128 @@
+"""The train-tokenizer verb: inputs to a tokenizer, tried on its texts before it counts."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.durable import refuse_existing, staged_folder
+from data_prep.reading.documents import OnError
+from data_prep.reading.sources import DomainInput
+from data_prep.reading.texts import iter_texts
+from data_prep.tokenizing.files import SETTINGS_NAME
+from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME, Tokenizer, load_tokenizer
+from data_prep.tokenizing.training import Algorithm, train_tokenizer
+
+_NUM_TRIED = 256
+_TRIED_CHARS = 10_000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it."""
+
+    tokenizer: Tokenizer
+    num_texts: int
+    num_bytes: int
+    """Of the texts that it was trained on, in UTF-8."""
+    share: float
+    """Of the inputs that was taken, by a hash of each text; 1 is all."""
+    bytes_per_token: float
+    """On texts spread over the inputs, which it was trained on too."""
+    seconds: float
+
+
+def train_on_inputs(
+    domains: Sequence[DomainInput],
+    *,
+    algorithm: Algorithm,
+    vocab_size: int,
+    out: Path,
+    max_bytes: int,
+    on_error: OnError = "fail",
+    overwrite: bool = False,
+) -> Trained:
+    """Train on texts spread evenly over the inputs; the same inputs give the same bytes.
+
+    Args:
+        max_bytes: about how much text to train on, when the inputs have more.
+
+    Raises:
+        ValueError: for inputs without text, a vocabulary they cannot give, or a tokenizer that
+            does not give its own texts back.
+    """
+    marker = HF_NAME if algorithm == "bpe" else SENTENCEPIECE_NAME
+    refuse_existing(out, marker=marker, overwrite=overwrite)
+    for domain in domains:
+        if domain.fields.kind != "text":
+            raise ValueError(
+                f"{domain.name}: a tokenizer is made of text, not {domain.fields.kind}"
+            )
+    began = time.monotonic()
+    total = sum(domain.num_bytes for domain in domains)
+    share = min(1.0, max_bytes / total) if total else 1.0
+    sample = _Sample(iter_texts(domains, on_error=on_error), share=share)
+    with staged_folder(out) as staging:
+        folder = staging / "made"
+        train_tokenizer(sample, algorithm=algorithm, vocab_size=vocab_size, to=folder)
+        if not sample.num_texts:
+            raise ValueError("the inputs have no text to make a tokenizer of")
+        tokenizer = load_tokenizer(folder)
+        bytes_per_token = _try_out(tokenizer, texts=sample.to_try)
+        for name in (HF_NAME, SENTENCEPIECE_NAME, SETTINGS_NAME):
+            if (folder / name).is_file():
+                (folder / name).rename(staging / name)
+        folder.rmdir()
+    return Trained(
+        tokenizer=tokenizer,
+        num_texts=sample.num_texts,
+        num_bytes=sample.num_bytes,
+        share=share,
+        bytes_per_token=bytes_per_token,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Sample:
+    """The texts whose hash falls into the share, and a few of them kept to be tried."""
+
+    def __init__(self, texts: Iterator[str], *, share: float) -> None:
+        self._texts = texts
+        self._share = share
+        self._tried: list[tuple[int, str]] = []  # a heap of the greatest hashes
+        self.num_texts = 0
+        self.num_bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            content = text.encode("utf-8", "surrogatepass")
+            place = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+            if place >= self._share * 2**64 or not text:
+                continue
+            self.num_texts += 1
+            self.num_bytes += len(content)
+            heapq.heappush(self._tried, (place, text[:_TRIED_CHARS]))
+            if len(self._tried) > _NUM_TRIED:
+                heapq.heappop(self._tried)
+            yield text
+
+    @property
+    def to_try(self) -> list[str]:
+        return [text for _, text in sorted(self._tried)]
+
+
+def _try_out(tokenizer: Tokenizer, *, texts: Sequence[str]) -> float:
+    """Bytes a token over the texts, each of which must come back as it was."""
+    num_bytes = num_tokens = 0
+    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+        # sentencepiece writes a space as U+2581, so that one cannot come back as itself.
+        expected = text.replace("\u2581", " ") if tokenizer.kind == "sentencepiece" else text
+        if tokenizer.decode(ids.tolist()) != expected:
+            raise ValueError(f"the tokenizer does not give back the text {text[:80]!r}")
+        num_bytes += len(text.encode("utf-8", "surrogatepass"))
+        num_tokens += len(ids)
+    return num_bytes / max(num_tokens, 1)

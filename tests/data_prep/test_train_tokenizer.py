@@ -1,0 +1,127 @@
+"""The verb train-tokenizer: a folder that gives its texts back, the same for the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.tokenizing import train_on_inputs as module
+from data_prep.tokenizing.tokenizer import load_tokenizer
+
+Cli = Callable[..., tuple[int, str, str]]
+VOCAB = ("--vocab-size", 400)
+
+
+@pytest.fixture
+def source(tmp_path: Path, texts: list[str], tricky: tuple[str, ...], write_jsonl) -> Path:
+    return write_jsonl(tmp_path / "docs.jsonl", [*texts, *tricky])
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_same_inputs_give_the_same_bytes_and_texts_come_back(
+    algorithm: str, tmp_path: Path, source: Path, tricky: tuple[str, ...], run_cli: Cli, tree
+) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        code, out, error = run_cli(
+            *("train-tokenizer", "--input", source, "--algorithm", algorithm, *VOCAB),
+            *("--out", folder),
+        )
+        assert code == 0, error
+    assert "129 with" in out
+    assert "all of the inputs" in out
+    assert tree(folders[0]) == tree(folders[1])
+    tokenizer = load_tokenizer(folders[0])
+    for text, ids in zip(tricky, tokenizer.encode(tricky), strict=True):
+        expected = text.replace("▁", " ") if algorithm == "unigram" else text
+        assert tokenizer.decode(ids.tolist()) == expected
+
+
+def test_bpe_takes_the_fast_path_and_transformers_reads_it(
+    tmp_path: Path, source: Path, tricky: tuple[str, ...], run_cli: Cli
+) -> None:
+    from transformers import AutoTokenizer
+
+    out = run_cli("train-tokenizer", "--input", source, *VOCAB, "--out", tmp_path / "bpe")[1]
+    assert "encodes    with tiktoken, proven the same" in out
+    reference = AutoTokenizer.from_pretrained(str(tmp_path / "bpe"))
+    for text, ids in zip(tricky, load_tokenizer(tmp_path / "bpe").encode(tricky), strict=True):
+        assert ids.tolist() == reference(text, split_special_tokens=True).input_ids
+
+
+def test_a_part_is_spread_over_the_inputs_and_does_not_hang_on_their_order(
+    tmp_path: Path, texts: list[str], run_cli: Cli, write_jsonl, tree, monkeypatch
+) -> None:
+    seen: list[list[str]] = []
+    train = module.train_tokenizer
+
+    def spy(sample, **options):
+        seen.append(list(sample))
+        train(seen[-1], **options)
+
+    monkeypatch.setattr(module, "train_tokenizer", spy)
+    long = [text + " more" * 2000 for text in texts]
+    for name, contents in (("a", long), ("b", long[::-1])):
+        source = write_jsonl(tmp_path / f"{name}.jsonl", contents)
+        code, out, _ = run_cli(
+            *("train-tokenizer", "--input", source, *VOCAB, "--max-mb", 1),
+            *("--out", tmp_path / name),
+        )
+        assert code == 0
+        assert "texts come back as they were" in out
+    assert sorted(seen[0]) == sorted(seen[1])
+    places = [long.index(text) for text in seen[0]]
+    assert 60 < len(places) < 115  # 1 MB of 1.25
+    assert min(places) < 20 and max(places) > 100
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--vocab-size", 100), "--vocab-size 100: bpe needs at least 257"),
+        (("--vocab-size", 100, "--algorithm", "unigram"), "unigram needs at least 300"),
+        ((*VOCAB, "--max-mb", 0), "--max-mb 0: must be at least 1"),
+        ((*VOCAB, "--ids-key", "ids"), "a tokenizer is made of text, not ids"),
+        ((*VOCAB, "--text-key", "body"), "docs.jsonl"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, source: Path, run_cli: Cli, flags: tuple, message: str
+) -> None:
+    code, _, error = run_cli("train-tokenizer", "--input", source, "--out", tmp_path / "x", *flags)
+    assert code == 2
+    assert message in error.splitlines()[-1]
+    assert not list(tmp_path.glob("*x*"))
+
+
+def test_a_folder_with_another_tokenizer_is_kept(
+    tmp_path: Path, source: Path, run_cli: Cli
+) -> None:
+    arguments = ("train-tokenizer", "--input", source, *VOCAB, "--out", tmp_path / "kept")
+    assert run_cli(*arguments)[0] == 0
+    before = (tmp_path / "kept" / "tokenizer.json").read_bytes()
+    code, _, error = run_cli(*arguments)
+    assert code == 2 and "add --overwrite" in error
+    assert (tmp_path / "kept" / "tokenizer.json").read_bytes() == before
+    assert run_cli(*arguments, "--overwrite")[0] == 0
+
+
+def test_a_tokenizer_that_loses_text_is_refused(
+    tmp_path: Path, source: Path, run_cli: Cli, monkeypatch
+) -> None:
+    load = module.load_tokenizer
+
+    def forgetful(folder):
+        tokenizer = load(folder)
+        monkeypatch.setattr(tokenizer, "decode", lambda ids: "something else")
+        return tokenizer
+
+    monkeypatch.setattr(module, "load_tokenizer", forgetful)
+    code, _, error = run_cli(
+        "train-tokenizer", "--input", source, *VOCAB, "--out", tmp_path / "bad"
+    )
+    assert code == 2 and "does not give back the text" in error
+    assert not (tmp_path / "bad").exists()
