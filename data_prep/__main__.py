@@ -28,6 +28,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 VERBS = (
     "train-tokenizer",
     "build",
+    "dedup",
+    "decontaminate",
     "pack",
     "inspect",
     "verify",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -110,16 +112,16 @@ def write_removals(
     documents: Mapping[Split, np.ndarray],
     reasons: Mapping[Split, Iterator[dict[str, Any]]],
     overwrite: bool = False,
+    dry_run: bool = False,
 ) -> Removals:
-    """Write one pass whole or not at all.
+    """Write one pass whole or not at all; as a dry run, only say what it would be.
 
     Args:
         documents: numbers within each split, rising.
         reasons: for each of these documents, in their order, why it goes.
     """
     out = corpus.folder / FOLDER_NAME / name
-    refuse_existing(out, marker=RECORD_NAME, overwrite=overwrite)
-    with staged_folder(out) as staging:
+    with _scratch_folder() if dry_run else _new_folder(out, overwrite=overwrite) as staging:
         with (staging / REPORT_NAME).open("w", encoding="utf-8") as report:
             for split in SPLITS:
                 for number, reason in zip(documents[split].tolist(), reasons[split], strict=True):
@@ -143,6 +145,19 @@ def write_removals(
         )
         write_durable(staging / RECORD_NAME, removals.model_dump_json(indent=2).encode())
     return removals
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@contextmanager
+def _new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    refuse_existing(out, marker=RECORD_NAME, overwrite=overwrite)
+    with staged_folder(out) as staging:
+        yield staging
 
 
 def _passes_of(corpus: Corpus) -> list[Removals]:

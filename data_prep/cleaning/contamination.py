@@ -1,0 +1,195 @@
+"""Benchmark text in a corpus: documents that share n-grams of words with given files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_prep.cleaning.documents import iter_documents
+from data_prep.cleaning.near import hash_ngrams
+from data_prep.executor import WorkerPool
+from data_prep.progress import progress_bar
+from data_prep.reading.documents import BadInput, Document, Fields
+from data_prep.reading.folders import Globs
+from data_prep.reading.formats import cut_files, name_place, read_part
+from data_prep.reading.sources import find_domains
+from data_prep.shards import Corpus, open_corpus
+from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
+
+_WORD = re.compile(r"\w+")
+_TASK_DOCUMENTS = 256
+# A shorter text is too common to tell anything: "yes", "the answer is 4".
+MIN_WORDS = 8
+
+
+@dataclass
+class Benchmark:
+    """Words of the given texts, and a sorted table of the hashes of their n-grams.
+
+    It is held in memory: some 30 times the size of the benchmark's text.
+    """
+
+    places: list[str] = field(default_factory=list)
+    words: list[list[str]] = field(default_factory=list)
+    num_too_short: int = 0
+    hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    owners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    """Text and first word of each n-gram."""
+    lengths: tuple[int, ...] = ()
+    """Words of an n-gram: n, and the lengths of texts shorter than that."""
+
+
+class Match(NamedTuple):
+    """A document of the corpus that holds benchmark text."""
+
+    number: int
+    """In the order of precedence."""
+    num_matches: int
+    place: str
+    """File and row of the benchmark text that the first match is from."""
+    text: str
+    """The words that both have."""
+
+
+class Against(NamedTuple):
+    """What to read for a `Benchmark`; small enough to travel with every task."""
+
+    paths: tuple[str, ...]
+    keys: tuple[str, ...]
+    """Fields of a record; one may be absent from some files, not from all."""
+    n: int
+
+
+class _Task(NamedTuple):
+    folder: Path
+    start: int
+    end: int
+    against: Against
+
+
+def words_of(text: str) -> list[str]:
+    """Words without case, width or punctuation."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+@lru_cache(maxsize=1)
+def read_benchmark(against: Against) -> Benchmark:
+    """All texts of the given files."""
+    keys, n = against.keys, against.n
+    found = Benchmark()
+    owners, hashes = [], []
+    for place, text in _texts(against.paths, keys=keys):
+        words = words_of(text)
+        if len(words) < MIN_WORDS:
+            found.num_too_short += 1
+            continue
+        of_text = _hash_words(words, n=n)
+        owners.append(np.stack([np.full(len(of_text), len(found.words)), np.arange(len(of_text))]))
+        hashes.append(of_text)
+        found.places.append(place)
+        found.words.append(words)
+    if not hashes:
+        raise ValueError(
+            f"--against: no text of {MIN_WORDS} or more words under {' or '.join(keys)}; "
+            "name the field with --text-key"
+        )
+    found.hashes = np.concatenate(hashes)
+    order = np.argsort(found.hashes, kind="stable")
+    found.hashes = found.hashes[order]
+    found.owners = np.concatenate(owners, axis=1).T[order]
+    found.lengths = tuple(sorted({min(len(words), n) for words in found.words}))
+    return found
+
+
+def _texts(paths: Sequence[str], *, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for key in keys:
+        fields, num_found, first_bad = Fields(text=key), 0, ""
+        for domain in find_domains(paths, globs=Globs(), fields_of={}, default=fields):
+            for part in cut_files(domain.files, fields=fields):
+                for item in read_part(part, fields=fields):
+                    where = name_place(part.file, item.place)
+                    if isinstance(item, BadInput):
+                        first_bad = first_bad or item.sentence(where)
+                    elif isinstance(item, Document) and isinstance(item.content, str):
+                        num_found += 1
+                        yield where, item.content
+        if not num_found:
+            raise ValueError(f"--against: no text under {key!r}: {first_bad or 'no record'}")
+
+
+def find_contamination(
+    corpus: Corpus, against: Against, *, start: int, end: int, pool: WorkerPool
+) -> list[Match]:
+    """Documents `start` to `end`, in the order of precedence, that share an n-gram of words."""
+    tasks = (
+        _Task(corpus.folder, first, min(first + _TASK_DOCUMENTS, end), against)
+        for first in range(start, end, _TASK_DOCUMENTS)
+    )
+    matches = []
+    with (
+        progress_bar(end - start, what="compare", unit=" documents") as bar,
+        closing(pool.map_in_order(match_task, tasks)) as results,
+    ):
+        for number, found in enumerate(results):
+            matches += found
+            left = end - start - number * _TASK_DOCUMENTS
+            bar.update(min(_TASK_DOCUMENTS, left))
+    return matches
+
+
+def match_task(task: _Task) -> list[Match]:
+    corpus, tokenizer = _open(task.folder)
+    benchmark = read_benchmark(task.against)
+    matches = []
+    documents = iter_documents(corpus, start=task.start, end=task.end)
+    for number, ids in enumerate(documents, start=task.start):
+        words = words_of(tokenizer.decode(ids.tolist()))
+        found = _match(words, benchmark=benchmark)
+        if found:
+            num_matches, place, text = found
+            matches.append(Match(number, num_matches, place, text))
+    return matches
+
+
+@lru_cache(maxsize=1)
+def _open(folder: Path) -> tuple[Corpus, Tokenizer]:
+    corpus = open_corpus(folder)
+    return corpus, load_tokenizer(corpus.tokenizer_dir, fast=False)
+
+
+def _match(words: list[str], *, benchmark: Benchmark) -> tuple[int, str, str] | None:
+    """How many n-grams are shared, where the first is from, and its words."""
+    num_matches, first = 0, None
+    for length in benchmark.lengths:
+        if len(words) < length:
+            continue
+        hashes = _hash_words(words, n=length)
+        at = np.searchsorted(benchmark.hashes, hashes)
+        at = np.minimum(at, len(benchmark.hashes) - 1)
+        for start in np.flatnonzero(benchmark.hashes[at] == hashes).tolist():
+            text, word = benchmark.owners[at[start]].tolist()
+            same = benchmark.words[text][word : word + length]
+            # Words, not hashes, decide.
+            if same == words[start : start + length]:
+                num_matches += 1
+                first = first or (benchmark.places[text], " ".join(same))
+    return (num_matches, *first) if first else None
+
+
+def _hash_words(words: list[str], *, n: int) -> np.ndarray:
+    return hash_ngrams(np.array([_hash_word(word) for word in words], dtype=np.uint64), n=n)
+
+
+@lru_cache(maxsize=1 << 18)
+def _hash_word(word: str) -> int:
+    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

@@ -1,0 +1,63 @@
+"""Documents of both splits in one order of precedence: held out first, then by number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from data_prep.ledger import Split
+from data_prep.shards import Corpus
+
+# What is held out stays: a copy of it in train would be learnt by heart.
+PRECEDENCE: tuple[Split, ...] = ("val", "train")
+
+
+def num_documents(corpus: Corpus) -> int:
+    return sum(corpus.num_documents(split) for split in PRECEDENCE)
+
+
+def iter_documents(corpus: Corpus, *, start: int, end: int) -> Iterator[np.ndarray]:
+    """The ids of documents `start` to `end` in the order of precedence."""
+    first = 0
+    for split in PRECEDENCE:
+        for opened in corpus.open_shards(split):
+            last = first + opened.shard.num_documents
+            rows = slice(max(start - first, 0), max(min(end, last) - first + 1, 0))
+            for begins, stops in pairwise(opened.offsets[rows].tolist()):
+                yield opened.tokens[begins:stops]
+            first = last
+
+
+def place(corpus: Corpus, number: int) -> tuple[Split, int]:
+    """Split, and number in it, of a document in the order of precedence."""
+    num_held_out = corpus.num_documents("val")
+    return ("val", number) if number < num_held_out else ("train", number - num_held_out)
+
+
+def by_split(corpus: Corpus, numbers: np.ndarray) -> dict[Split, np.ndarray]:
+    """Numbers in the order of precedence, rising, as numbers within each split."""
+    num_held_out = corpus.num_documents("val")
+    return {
+        "val": numbers[numbers < num_held_out],
+        "train": numbers[numbers >= num_held_out] - num_held_out,
+    }
+
+
+def reasons_by_split(
+    corpus: Corpus, numbers: np.ndarray, reason: Callable[[int], Mapping[str, Any]]
+) -> dict[Split, Iterator[dict[str, Any]]]:
+    """For each split the reasons of its removals, made when they are written."""
+    parts = np.split(numbers, [np.searchsorted(numbers, corpus.num_documents("val"))])
+    return {
+        split: (dict(reason(number)) for number in part.tolist())
+        for split, part in zip(PRECEDENCE, parts, strict=True)
+    }
+
+
+def name_of(corpus: Corpus, number: int) -> dict[str, Any]:
+    """How a report names the document that stays."""
+    split, own = place(corpus, number)
+    return {"split": split, "document": own, "origin": str(corpus.origin(own, split))}

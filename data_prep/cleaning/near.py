@@ -1,0 +1,207 @@
+"""Near duplicates by MinHash: documents that share most of their n-grams of tokens.
+
+Broder: On the resemblance and containment of documents, 1997; banding as in Leskovec, Rajaraman,
+Ullman: Mining of Massive Datasets, chapter 3. Signatures are made by the library `rensa`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import rensa
+
+from data_prep.cleaning.documents import iter_documents, num_documents
+from data_prep.executor import WorkerPool
+from data_prep.progress import progress_bar
+from data_prep.shards import Corpus, open_corpus
+
+_SEED = 1
+_TASK_DOCUMENTS = 4096
+_RECALL = 0.995
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+class NearDuplicates(NamedTuple):
+    """In the order of precedence."""
+
+    removed: np.ndarray
+    """`[R]` int64, rising."""
+    kept: np.ndarray
+    """`[R]` int64: the first document of the group that each is in."""
+    similarity: np.ndarray
+    """`[R]` Jaccard similarity of the two, estimated from their signatures."""
+
+
+class _Task(NamedTuple):
+    folder: Path
+    start: int
+    end: int
+    ngram: int
+    num_perm: int
+
+
+def find_near_duplicates(
+    corpus: Corpus, *, threshold: float, ngram: int, num_perm: int, pool: WorkerPool
+) -> NearDuplicates:
+    """Group documents that are alike; all but the first of a group are to be left out.
+
+    Documents that share a band of their signatures are compared by the whole of them, each with
+    the first and the one before it in its bucket, and grouped if the estimate is at least
+    `threshold`. A group may so hold documents that are alike by way of a third.
+
+    Signatures lie in a scratch file (4 bytes a permutation and document), memory holds about 50
+    bytes a document.
+
+    Args:
+        threshold: Jaccard similarity of the sets of n-grams, in (0, 1].
+        ngram: tokens of an n-gram; a shorter document is one n-gram.
+        num_perm: length of a signature; the estimate errs by about 1 / sqrt(num_perm).
+    """
+    total = num_documents(corpus)
+    with tempfile.TemporaryFile(dir=corpus.folder) as scratch:
+        signatures = _sketch(
+            corpus, total=total, ngram=ngram, num_perm=num_perm, pool=pool, scratch=scratch
+        )
+        groups = _Groups(total)
+        rows = rows_of_band(threshold, num_perm=num_perm)
+        num_bands = num_perm // rows
+        with progress_bar(num_bands, what="compare", unit=" bands") as bar:
+            for band in range(num_bands):
+                for a, b in _pairs(signatures[:, band * rows : (band + 1) * rows]):
+                    if groups.root(a) != groups.root(b) and (
+                        _similarity(signatures, a, b) >= threshold
+                    ):
+                        groups.join(a, b)
+                bar.update(1)
+        roots = groups.roots()
+        removed = np.flatnonzero(roots != np.arange(total))
+        kept = roots[removed]
+        similarity = np.array(
+            [
+                _similarity(signatures, a, b)
+                for a, b in zip(removed.tolist(), kept.tolist(), strict=True)
+            ]
+        )
+    return NearDuplicates(removed, kept, similarity)
+
+
+def rows_of_band(threshold: float, *, num_perm: int) -> int:
+    """The longest band with which a pair at the threshold shares one in 995 of 1000 cases.
+
+    Longer bands put fewer strangers into one bucket. A pair of similarity t shares one of b
+    bands of r rows with the chance 1 - (1 - t^r)^b.
+    """
+    fitting = [
+        rows
+        for rows in range(1, num_perm + 1)
+        if 1 - (1 - threshold**rows) ** (num_perm // rows) >= _RECALL
+    ]
+    return max(fitting, default=1)
+
+
+def _sketch(
+    corpus: Corpus,
+    *,
+    total: int,
+    ngram: int,
+    num_perm: int,
+    pool: WorkerPool,
+    scratch: IO[bytes],
+) -> np.ndarray:
+    """Signatures of all documents, `[total, num_perm]` uint32 in the scratch file."""
+    scratch.truncate(total * num_perm * 4)
+    signatures = np.memmap(scratch, dtype=np.uint32, shape=(total, num_perm))
+    tasks = (
+        _Task(corpus.folder, start, min(start + _TASK_DOCUMENTS, total), ngram, num_perm)
+        for start in range(0, total, _TASK_DOCUMENTS)
+    )
+    with (
+        progress_bar(total, what="sketch", unit=" documents") as bar,
+        closing(pool.map_in_order(sketch_task, tasks)) as results,
+    ):
+        first = 0
+        for rows in results:
+            signatures[first : first + len(rows)] = rows
+            first += len(rows)
+            bar.update(len(rows))
+    return signatures
+
+
+def sketch_task(task: _Task) -> np.ndarray:
+    """Signatures of some documents, `[n, num_perm]` uint32."""
+    corpus = _corpus(task.folder)
+    documents = iter_documents(corpus, start=task.start, end=task.end)
+    hashes = [hash_ngrams(ids, n=task.ngram) for ids in documents]
+    bounds = np.cumsum([0, *map(len, hashes)]).astype(np.uint64)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+        np.concatenate(hashes), bounds, task.num_perm, _SEED
+    )
+    return np.array(matrix.to_rows(), dtype=np.uint32)
+
+
+@lru_cache(maxsize=1)
+def _corpus(folder: Path) -> Corpus:
+    return open_corpus(folder)
+
+
+def hash_ngrams(ids: np.ndarray, *, n: int) -> np.ndarray:
+    """A 64-bit hash of every n-gram, `[max(len - n + 1, 1)]` uint64; equal n-grams, equal hash."""
+    ids = ids.astype(np.uint64) + np.uint64(1)
+    n = min(n, len(ids))
+    length = len(ids) - n + 1
+    hashes = np.zeros(length, dtype=np.uint64)
+    for i in range(n):  # uint64 wraps around
+        hashes = (hashes ^ ids[i : i + length]) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    return hashes
+
+
+def _pairs(band: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Each document of a bucket with the first of it, and with the one before."""
+    hashes = np.zeros(len(band), dtype=np.uint64)
+    for column in band.T:
+        hashes = (hashes ^ column) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    order = np.argsort(hashes, kind="stable")
+    in_order = hashes[order]
+    is_first = np.append(True, in_order[1:] != in_order[:-1])[: len(order)]
+    members = np.flatnonzero(~is_first)
+    if not len(members):
+        return
+    firsts = np.flatnonzero(is_first)[np.cumsum(is_first) - 1][members]
+    yield from zip(order[firsts].tolist(), order[members].tolist(), strict=True)
+    others = members[members - 1 != firsts]
+    yield from zip(order[others - 1].tolist(), order[others].tolist(), strict=True)
+
+
+def _similarity(signatures: np.ndarray, a: int, b: int) -> float:
+    return float(np.mean(signatures[a] == signatures[b]))
+
+
+class _Groups:
+    """Disjoint sets of documents, each named by the first of it."""
+
+    def __init__(self, size: int) -> None:
+        self._parents = np.arange(size)
+
+    def root(self, number: int) -> int:
+        parents = self._parents
+        while parents[number] != number:
+            parents[number] = parents[parents[number]]
+            number = int(parents[number])
+        return number
+
+    def join(self, a: int, b: int) -> None:
+        first, second = sorted((self.root(a), self.root(b)))
+        self._parents[second] = first
+
+    def roots(self) -> np.ndarray:
+        while not np.array_equal(parents := self._parents[self._parents], self._parents):
+            self._parents = parents
+        return self._parents

@@ -1,0 +1,85 @@
+"""The verb `decontaminate`: documents that hold benchmark text, listed to be left out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_prep.commands.dedup import add_writing_arguments
+
+SUMMARY = "list documents that hold benchmark text"
+DESCRIPTION = """\
+Find documents that share n-grams of words with benchmark files and list them in DIR/removals. The
+shards stay as they are; pack leaves out what is listed.
+
+Words are compared without case, width or punctuation, documents as the tokenizer decodes them. A
+benchmark text of fewer words than an n-gram must occur as a whole; one of fewer than 8 words is
+too common to tell anything and is only counted.
+
+report.jsonl names every removal with its origin, the file and row it matched, and the words.
+
+  python -m data_prep decontaminate data/web --against gsm8k/test.jsonl --text-key question
+  python -m data_prep decontaminate data/web --against mmlu/ --text-key question --split both
+  python -m data_prep pack data/web --seq-len 2048 --overwrite
+"""
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
+    verb.add_argument(
+        "--against",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="benchmark files or folders, of any kind that build reads as text",
+    )
+    verb.add_argument(
+        "--text-key",
+        action="append",
+        metavar="KEY",
+        help="field of their records that holds text (repeatable; default: text)",
+    )
+    verb.add_argument(
+        "--ngram", type=int, default=13, metavar="N", help="words of an n-gram (default: 13)"
+    )
+    verb.add_argument(
+        "--min-matches",
+        type=int,
+        default=1,
+        metavar="M",
+        help="shared n-grams from which on a document goes (default: 1)",
+    )
+    verb.add_argument(
+        "--split",
+        choices=["train", "both"],
+        default="train",
+        help="where to look (default: train)",
+    )
+    verb.add_argument(
+        "--workers", type=int, metavar="W", help="processes that compare (default: one a core)"
+    )
+    add_writing_arguments(verb, default_name="decontaminate")
+
+
+def run(options: argparse.Namespace) -> int:
+    from data_prep.executor import serve_as_mpi_worker
+
+    if serve_as_mpi_worker():
+        return 0
+    from data_prep.cleaning.passes import decontaminate
+    from data_prep.viewing.removals import removals_summary
+
+    removals = decontaminate(
+        options.folder,
+        against=options.against,
+        keys=options.text_key or ["text"],
+        ngram=options.ngram,
+        min_matches=options.min_matches,
+        includes_val=options.split == "both",
+        num_workers=options.workers,
+        name=options.name or "decontaminate",
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+    )
+    print(removals_summary(removals, corpus_folder=options.folder, is_written=not options.dry_run))
+    return 0

@@ -1,0 +1,36 @@
+"""What a pass of cleaning says at its end: what would go, by split and domain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.cleaning.removals import FOLDER_NAME, REPORT_NAME, Removals
+from data_prep.ledger import SPLITS
+from data_prep.shards import open_corpus
+
+_COMMAND = "python -m data_prep"
+
+
+def removals_summary(removals: Removals, *, corpus_folder: Path, is_written: bool) -> str:
+    corpus = open_corpus(corpus_folder)
+    folder = corpus_folder / FOLDER_NAME / removals.name
+    settings = ", ".join(f"{name} {value}" for name, value in removals.parameters.items())
+    lines = [f"{removals.kind:<14} {settings or 'all tokens the same'}"]
+    for split in SPLITS:
+        documents = corpus.domain_documents(split)
+        for domain in removals.splits[split].domains:
+            of = len(documents[domain.name])
+            if not of:
+                continue
+            lines.append(
+                f"{split:<14} {domain.name}: {domain.num_documents:,} of {of:,} documents "
+                f"({domain.num_documents / of:.2%}), {domain.num_tokens:,} tokens"
+            )
+    if not is_written:
+        return "\n".join([*lines, "dry run        nothing was written"])
+    lines.append(f"report         {folder / REPORT_NAME} names each, with its origin")
+    packs = sorted(path.name.removeprefix("pack-") for path in corpus_folder.glob("pack-*"))
+    for seq_len in packs or ["2048"]:
+        flag = " --overwrite" if packs else ""
+        lines.append(f"next           {_COMMAND} pack {corpus_folder} --seq-len {seq_len}{flag}")
+    return "\n".join(lines)
