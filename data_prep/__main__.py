@@ -31,6 +31,7 @@ VERBS = (
     "dedup",
     "decontaminate",
     "pack",
+    "stats",
     "inspect",
     "verify",
     "import-megatron",

@@ -18,8 +18,18 @@ from data_prep.manifest import Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.mixture import Mixture, describe
+from data_prep.scores import Scores
 
-__all__ = ["Corpus", "Mixture", "Origin", "PackIndex", "PackedSample", "describe", "open_corpus"]
+__all__ = [
+    "Corpus",
+    "Mixture",
+    "Origin",
+    "PackIndex",
+    "PackedSample",
+    "Scores",
+    "describe",
+    "open_corpus",
+]
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,11 @@ class Corpus:
         start, end = _bounds(opened, row)
         return opened.tokens[start:end]
 
+    def span(self, i: int, split: Split = "train") -> tuple[Shard, int, int]:
+        """The shard that holds document `i`, its first token there and the one behind its last."""
+        opened, row = self._find(i, split)
+        return opened.shard, *_bounds(opened, row)
+
     def loss_mask(self, i: int, split: Split = "train") -> np.ndarray | None:
         """1 for each token of document `i` that is a target to learn; None when all are."""
         opened, row = self._find(i, split)
@@ -130,6 +145,10 @@ class Corpus:
     def open_pack(self, seq_len: int) -> PackIndex:
         """The samples of `seq_len` tokens that `python -m data_prep pack` made of this corpus."""
         return PackIndex(self, seq_len=seq_len)
+
+    def open_scores(self, name: str) -> Scores:
+        """The scores of tokens that `python -m data_prep score` put beside this corpus."""
+        return Scores(self, name=name)
 
     def _find(self, i: int, split: Split) -> tuple[MappedShard, int]:
         first_document = self._first_document[_known(split)]

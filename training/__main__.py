@@ -1,4 +1,4 @@
-"""Commands: train, evaluate, export, report."""
+"""Commands: train, evaluate, export, report, preview."""
 
 from __future__ import annotations
 
@@ -66,7 +66,37 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     report.add_argument("--out", type=Path, help="default: report/ in the first run")
+
+    preview = verbs.add_parser(
+        "preview",
+        help="say which tokens of some samples a recipe would drop",
+        description="Write, as JSON, which tokens of some samples drop in an epoch of the run, "
+        "given scores beside the corpus as entropies. `python -m data_prep inspect --drops` shows "
+        "them. No model is loaded.",
+        epilog="example: python -m training preview RECIPE.yaml --scores base --epoch 3 "
+        "--samples 0-3,17 --out drops.json",
+    )
+    preview.add_argument("recipe", help="YAML file")
+    preview.add_argument("overrides", nargs="*", metavar="a.b=c", help="as in train")
+    preview.add_argument("--scores", required=True, metavar="NAME", help="scores of the corpus")
+    preview.add_argument("--epoch", type=int, default=0, metavar="E", help="from 0 (default: 0)")
+    preview.add_argument(
+        "--samples", type=number_list, default=[0], metavar="N", help="as in 0-3,17 (default: 0)"
+    )
+    preview.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
     return parser
+
+
+def number_list(text: str) -> list[int]:
+    """The numbers that a text as `0-3,17` stands for."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            numbers += range(int(first), int(last if dash else first) + 1)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0-3,17") from None
+    return numbers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,6 +131,20 @@ def _run(arguments: argparse.Namespace) -> None:
         from training.export import export_run
 
         print(export_run(arguments.run, checkpoint=arguments.checkpoint, out=arguments.out))
+    elif arguments.verb == "preview":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        from training.config import load_recipe
+        from training.preview import write_preview
+
+        print(
+            write_preview(
+                load_recipe(arguments.recipe, arguments.overrides),
+                epoch=arguments.epoch,
+                samples=arguments.samples,
+                scores=arguments.scores,
+                out=arguments.out,
+            )
+        )
     else:
         from training.report import write_report
 

@@ -63,11 +63,23 @@ def plan_dropout(
         return None
     scored_MBS = torch.stack([_score(engine, batch, recipe.entropy.measure) for batch in batches])
     is_target_MBS = torch.stack([batch.is_target_BS for batch in batches])
-    index_MBS1 = torch.stack([batch.token_index_BS1 for batch in batches])
     # rows of all micro-batches cross the shard boundary in one exchange
     entropy_RS1 = token_entropies(
         scored_MBS.flatten(0, 1), is_target_MBS.flatten(0, 1), sp_group=engine.sp_group
     )
+    return choose_drops(entropy_RS1, batches, recipe, gamma=gamma)
+
+
+def choose_drops(
+    entropy_RS1: Tensor, batches: list[MicroBatch], recipe: Recipe, *, gamma: float
+) -> StepDropout:
+    """The drops of a step, given the entropies of its tokens.
+
+    Args:
+        entropy_RS1: fp32 `[R, S + 1]`, rows of all micro-batches; +inf at tokens that are no
+            target.
+    """
+    index_MBS1 = torch.stack([batch.token_index_BS1 for batch in batches])
     index_RS1 = index_MBS1.flatten(0, 1)
     low = select_low_tokens(
         entropy_RS1[:, 1:], index_RS1[:, 1:], q=recipe.dropout.quantile, seed=recipe.seed

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-SUMMARY = "print samples or documents"
+SUMMARY = "look at samples or documents, here or as a page"
 DESCRIPTION = """\
 Show what training will see: samples as text with a line wherever a document begins, or whole
-documents when no --seq-len is given.
+documents when no --seq-len is given. With --scores tokens are coloured by entropy; what is masked
+out of the loss is dim, what a recipe would drop is struck through.
+
+--html writes one page without anything to fetch, for a browser of any size.
 
   python -m data_prep inspect data/notes --seq-len 2048 --sample 0 17
-  python -m data_prep inspect data/notes --split val
+  python -m data_prep inspect data/notes --split val --html notes.html
+  python -m training preview RECIPE.yaml --scores base --epoch 3 --samples 0-3 --out drops.json
+  python -m data_prep inspect data/notes --seq-len 2048 --sample 0 1 2 3 --drops drops.json \
+      --html drops.html
 """
 
 
@@ -28,19 +35,40 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="I",
         help="numbers of samples, or of documents without --seq-len (default: 0)",
     )
+    verb.add_argument("--scores", metavar="NAME", help="colour by these scores of the corpus")
+    verb.add_argument(
+        "--drops", type=Path, metavar="FILE", help="what `python -m training preview` wrote"
+    )
+    verb.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    verb.add_argument(
+        "--color",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="on the terminal (default: when it is one, and NO_COLOR is not set)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    from data_prep.viewing.show import show
+    from data_prep.viewing.selection import Selection
 
-    lines = show(
-        options.folder,
+    selection = Selection(
+        folder=options.folder,
         seq_len=options.seq_len,
         split=options.split,
         numbers=options.sample,
-        in_colour=sys.stdout.isatty(),
+        scores=options.scores,
+        drops=options.drops,
     )
-    for line in lines:
+    if options.html:
+        from data_prep.viewing.html_page import write_page
+
+        print(write_page(selection, out=options.html))
+        return 0
+    from data_prep.viewing.show import show
+
+    wants_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    in_colour = wants_colour if options.color == "auto" else options.color == "always"
+    for line in show(selection, in_colour=in_colour):
         print(line)
     sys.stdout.flush()
     return 0

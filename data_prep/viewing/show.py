@@ -1,77 +1,71 @@
-"""The inspect verb: samples and documents as a person can read them."""
+"""The inspect verb on a terminal: samples and documents as a person can read them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
-from data_prep.ledger import SPLITS, Split
-from data_prep.packing.index import PackIndex
-from data_prep.shards import Corpus, open_corpus
-from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
+import numpy as np
+
+from data_prep.ledger import SPLITS
+from data_prep.viewing.colours import step_of, terminal_codes, top_of_scale
+from data_prep.viewing.selection import Piece, Selection, View, texts_of
 
 _RULE_COLUMNS = 96
-_BOLD, _DIM, _RESET = "\x1b[1;36m", "\x1b[2m", "\x1b[0m"
+_BOLD, _DIM, _RESET, _STRUCK = "\x1b[1;36m", "\x1b[2m", "\x1b[0m", "\x1b[9;31m"
 # A corpus may hold anything; what could move the cursor or set a title is shown, not sent.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def show(
-    folder: Path,
-    *,
-    seq_len: int | None,
-    split: Split,
-    numbers: Sequence[int],
-    in_colour: bool,
-) -> Iterator[str]:
-    """Lines to print: samples of a pack, or documents when `seq_len` is None."""
-    corpus = open_corpus(folder)
-    tokenizer = load_tokenizer(corpus.tokenizer_dir)
-    index = None if seq_len is None else corpus.open_pack(seq_len)
-    total = corpus.num_documents(split) if index is None else index.num_samples(split)
-    for number in numbers:
-        if not 0 <= number < total:
-            what = "documents" if index is None else "samples"
-            raise ValueError(f"--sample {number}: {split} has {total:,} {what}, from 0")
-    counts = ", ".join(f"{s} {corpus.num_documents(s):,} documents" for s in SPLITS)
-    yield f"{folder}: {counts}"
-    for number in numbers:
-        if index is None:
-            lines = _document(corpus, number=number, split=split, tokenizer=tokenizer)
-        else:
-            lines = _sample(corpus, index=index, number=number, split=split, tokenizer=tokenizer)
-        for is_rule, line in lines:
-            yield _rule(line, in_colour=in_colour) if is_rule else line
+def show(selection: Selection, *, in_colour: bool) -> Iterator[str]:
+    """Lines to print: samples of a pack, or documents."""
+    view = View(selection)
+    counts = ", ".join(f"{s} {view.corpus.num_documents(s):,} documents" for s in SPLITS)
+    yield f"{selection.folder}: {counts}"
+    shown = list(view)
+    scores = [p.scores for item in shown for p in item.pieces if p.scores is not None]
+    top = top_of_scale(scores)
+    if scores and in_colour:
+        yield _legend(top)
+    for item in shown:
+        if item.title:
+            yield item.title
+        for piece in item.pieces:
+            yield _rule(piece.title, in_colour)
+            yield _coloured(piece, view, top=top) if in_colour else _plain(piece, view)
+        if item.num_padding:
+            yield _rule(f"padding: {item.num_padding:,} tokens", in_colour)
 
 
-def _document(
-    corpus: Corpus, *, number: int, split: Split, tokenizer: Tokenizer
-) -> Iterator[tuple[bool, str]]:
-    ids = corpus.document(number, split)
-    yield True, f"document {number:,} of {split}: {len(ids):,} tokens"
-    yield False, printable(tokenizer.decode(ids.tolist()))
+def _plain(piece: Piece, view: View) -> str:
+    return printable(view.tokenizer.decode(piece.ids.tolist()))
 
 
-def _sample(
-    corpus: Corpus, *, index: PackIndex, number: int, split: Split, tokenizer: Tokenizer
-) -> Iterator[tuple[bool, str]]:
-    sample = index.sample(number, split)
-    pieces = index.pieces(number, split).tolist()
-    num_padding = index.seq_len - sample.num_tokens
-    yield (
-        False,
-        f"sample {number:,} of {split}: {sample.num_tokens:,} tokens in {len(pieces)} "
-        f"piece{'' if len(pieces) == 1 else 's'}, {num_padding:,} padding",
-    )
-    for document, start, length in pieces:
-        whole = len(corpus.document(document, split))
-        part = "" if length == whole else f", tokens {start:,} to {start + length - 1:,}"
-        yield True, f"document {document:,}: {length:,} of its {whole:,} tokens{part}"
-        ids = corpus.document(document, split)[start : start + length]
-        yield False, printable(tokenizer.decode(ids.tolist()))
-    if num_padding:
-        yield True, f"padding: {num_padding:,} tokens"
+def _coloured(piece: Piece, view: View, *, top: float) -> str:
+    """Background by entropy; masked out of the loss dim; dropped struck through."""
+    if piece.scores is None and piece.is_learnt.all() and not piece.is_dropped.any():
+        return _plain(piece, view)
+    codes, parts = terminal_codes(), []
+    scores = np.full(len(piece.ids), np.nan) if piece.scores is None else piece.scores
+    for text, score, is_learnt, is_dropped in zip(
+        texts_of(piece.ids, view.tokenizer),
+        scores.tolist(),
+        piece.is_learnt.tolist(),
+        piece.is_dropped.tolist(),
+        strict=True,
+    ):
+        step = step_of(score, top=top)
+        code = "" if step is None else codes[step]
+        code += ("" if is_learnt else _DIM) + (_STRUCK if is_dropped else "")
+        # A colour that runs over the end of a line would fill it.
+        text = printable(text).replace("\n", f"{_RESET}\n{code}") if code else printable(text)
+        parts.append(f"{code}{text}{_RESET}" if code else text)
+    return "".join(parts)
+
+
+def _legend(top: float) -> str:
+    blocks = "".join(f"{code}  " for code in terminal_codes())
+    return f"entropy 0 {blocks}{_RESET} {top:.1f} nats and more"
 
 
 def printable(text: str) -> str:
@@ -79,7 +73,7 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def _rule(text: str, *, in_colour: bool) -> str:
+def _rule(text: str, in_colour: bool) -> str:
     line = f"── {text} ".ljust(_RULE_COLUMNS, "─")
     colour = _DIM if text.startswith("padding") else _BOLD
     return f"{colour}{line}{_RESET}" if in_colour else line

@@ -1,0 +1,130 @@
+"""Scores of tokens beside a corpus: an entropy for every token of the shards, as float16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from data_prep.durable import refuse_existing, staged_folder, write_durable
+from data_prep.ledger import SPLITS, Split
+from data_prep.manifest import Shard
+from data_prep.mapped import checked_path, map_array
+from data_prep.packing.index import PackIndex
+from data_prep.record import FileRecord, Record, Sha256, load_record
+
+if TYPE_CHECKING:
+    from data_prep.shards import Corpus
+
+SCORES_NAME = "scores.json"
+_PREFIX = "scores-"
+_DTYPE = np.dtype("<f2")
+Measure = Literal["shannon", "nll"]
+
+
+class ScoresManifest(Record):
+    """Which model scored which corpus, and the files: one a shard, in the shards' order."""
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
+    measure: Measure
+    """shannon: entropy of the prediction of the token; nll: its own cross-entropy. In nats."""
+    model: str
+    seq_len: Annotated[int, Field(ge=1)]
+    """Longest context that a token was scored with."""
+    corpus_fingerprint: Sha256
+    files: tuple[FileRecord, ...]
+
+
+class Scores:
+    """Scores by document or sample; NaN where a token has none, as the first of a document."""
+
+    def __init__(self, corpus: Corpus, *, name: str) -> None:
+        self.folder = corpus.folder / f"{_PREFIX}{name}"
+        if not (self.folder / SCORES_NAME).is_file():
+            there = sorted(p.parent.name for p in corpus.folder.glob(f"{_PREFIX}*/{SCORES_NAME}"))
+            names = ", ".join(folder.removeprefix(_PREFIX) for folder in there) or "none"
+            raise ValueError(f"{corpus.folder}: no scores {name!r}; there are: {names}")
+        self.manifest = load_record(
+            ScoresManifest, self.folder / SCORES_NAME, made_by="`python -m data_prep score`"
+        )
+        if self.manifest.corpus_fingerprint != corpus.fingerprint:
+            raise ValueError(
+                f"{self.folder}: made for another corpus: expected fingerprint "
+                f"{corpus.fingerprint[:16]}, found {self.manifest.corpus_fingerprint[:16]}"
+            )
+        shards = corpus.manifest.shards
+        expected = [(f"{s.name}.f16", s.num_tokens * _DTYPE.itemsize) for s in shards]
+        found = [(file.name, file.num_bytes) for file in self.manifest.files]
+        if found != expected:
+            raise ValueError(f"{self.folder}: expected a file of 2 bytes a token for each shard")
+        for file in self.manifest.files:
+            checked_path(self.folder, file)
+        self._corpus = corpus
+        self._files = dict(zip((s.name for s in shards), self.manifest.files, strict=True))
+        self._open: dict[str, np.ndarray] = {}
+
+    def document(self, i: int, split: Split = "train") -> np.ndarray:
+        """Scores of the tokens of document `i`, float32 in nats."""
+        shard, start, end = self._corpus.span(i, split)
+        if shard.name not in self._open:
+            self._open[shard.name] = map_array(self.folder, self._files[shard.name], dtype=_DTYPE)
+        scores = self._open[shard.name][start:end].astype(np.float32)
+        if (scores < 0).any():
+            raise ValueError(f"{self.folder}: document {i} of {split}: damaged: a score below 0")
+        return scores
+
+    def sample(self, index: PackIndex, i: int, split: Split = "train") -> np.ndarray:
+        """Scores of the tokens of a packed sample, float32 `[S]`; NaN at the start of a piece.
+
+        The first token of a piece has no context in the sample, so no prediction to score.
+        """
+        scores = np.full(index.seq_len, np.nan, dtype=np.float32)
+        filled = 0
+        for document, start, length in index.pieces(i, split).tolist():
+            part = self.document(document, split)[start : start + length]
+            scores[filled + 1 : filled + length] = part[1:]
+            filled += length
+        return scores
+
+
+def write_scores(
+    corpus: Corpus,
+    score: Callable[[Shard], np.ndarray],
+    *,
+    name: str,
+    measure: Measure,
+    model: str,
+    seq_len: int,
+    overwrite: bool = False,
+) -> Scores:
+    """Write a score for every token of every shard, whole or not at all.
+
+    Args:
+        score: gives the scores of a shard, float `[tokens]`, in nats, NaN for none.
+    """
+    out = corpus.folder / f"{_PREFIX}{name}"
+    refuse_existing(out, marker=SCORES_NAME, overwrite=overwrite)
+    with staged_folder(out) as staging:
+        files = []
+        for split in SPLITS:
+            for shard in corpus.manifest.split_shards(split):
+                scores = np.asarray(score(shard)).astype(_DTYPE)
+                if scores.shape != (shard.num_tokens,) or (scores < 0).any():
+                    raise ValueError(
+                        f"{shard.name}: expected {shard.num_tokens} scores of 0 or more"
+                    )
+                files.append(write_durable(staging / f"{shard.name}.f16", scores.data))
+        manifest = ScoresManifest(
+            schema_version=1,
+            name=name,
+            measure=measure,
+            model=model,
+            seq_len=seq_len,
+            corpus_fingerprint=corpus.fingerprint,
+            files=tuple(files),
+        )
+        write_durable(staging / SCORES_NAME, manifest.model_dump_json(indent=2).encode())
+    return Scores(corpus, name=name)

@@ -1,0 +1,183 @@
+"""The stats verb: what a corpus is made of, by domain and split, in figures and a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from data_prep.ledger import SPLITS, Split
+from data_prep.progress import progress_bar
+from data_prep.record import Count, Record
+from data_prep.shards import Corpus, MappedShard
+from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
+from data_prep.viewing.show import printable
+
+_BLOCK_TOKENS = 1 << 22
+_SAMPLED_DOCUMENTS = 200
+_SAMPLED_TOKENS = 5000
+_BAR_COLUMNS = 40
+
+
+class TopToken(Record):
+    id: Count
+    text: str
+    count: Count
+
+
+class DomainStats(Record):
+    """One domain in one split."""
+
+    domain: str
+    split: Split
+    num_documents: Count
+    num_tokens: Count
+    num_masked_tokens: Count
+    """Kept out of the loss by a mask."""
+    num_duplicates: Count
+    """Documents whose tokens are those of an earlier one of the same domain and split."""
+    length_quantiles: dict[str, float]
+    """Of documents, in tokens."""
+    length_bins: dict[str, Count]
+    """Documents by length, "64" for lengths from 64 to 127."""
+    num_ids_used: Count
+    unigram_entropy_nats: float
+    """Of the distribution of ids: what guessing by frequency alone leaves unknown."""
+    bytes_per_token: float
+    """UTF-8 bytes of decoded text a token, over documents spread evenly."""
+    top_tokens: tuple[TopToken, ...]
+
+
+def corpus_stats(corpus: Corpus, *, num_top: int) -> list[DomainStats]:
+    """Read every token once; memory holds 8 bytes an id of the vocabulary, 24 a document."""
+    tokenizer = load_tokenizer(corpus.tokenizer_dir, fast=False)
+    found = []
+    total = sum(corpus.num_tokens(split) for split in SPLITS)
+    with progress_bar(total, what="read", unit=" tokens") as bar:
+        for split in SPLITS:
+            for domain, documents in corpus.domain_documents(split).items():
+                shards = [s for s in corpus.open_shards(split) if s.shard.domain == domain]
+                if not documents:
+                    continue
+                counts = np.zeros(corpus.vocab_size, dtype=np.int64)
+                for block in _blocks(shards):
+                    counts += np.bincount(block, minlength=corpus.vocab_size)
+                    bar.update(len(block))
+                found.append(
+                    DomainStats(
+                        domain=domain,
+                        split=split,
+                        num_documents=len(documents),
+                        num_tokens=int(counts.sum()),
+                        num_masked_tokens=sum(_num_masked(shard) for shard in shards),
+                        num_duplicates=_num_duplicates(shards),
+                        **_lengths(shards),
+                        **_ids(counts, tokenizer, num_top=num_top),
+                        bytes_per_token=_bytes_per_token(
+                            corpus, documents, split=split, tokenizer=tokenizer
+                        ),
+                    )
+                )
+    return found
+
+
+def stats_lines(stats: Sequence[DomainStats]) -> Iterator[str]:
+    """What a terminal shows."""
+    for part in stats:
+        yield f"{part.domain}, {part.split}"
+        masked = part.num_masked_tokens / max(part.num_tokens, 1)
+        yield (
+            f"  documents   {part.num_documents:,}, of them {part.num_duplicates:,} "
+            f"({part.num_duplicates / part.num_documents:.1%}) the same as an earlier one"
+        )
+        yield (
+            f"  tokens      {part.num_tokens:,}, {masked:.1%} masked out of the loss, "
+            f"{part.bytes_per_token:.2f} bytes each"
+        )
+        yield (
+            f"  vocabulary  {part.num_ids_used:,} ids occur; unigram entropy "
+            f"{part.unigram_entropy_nats:.3f} nats"
+        )
+        quantiles = ", ".join(
+            f"{name} {value:,.0f}" for name, value in part.length_quantiles.items()
+        )
+        yield f"  lengths     {quantiles}"
+        most = max(part.length_bins.values())
+        for first, count in part.length_bins.items():
+            bar = _bar(count / most)
+            yield f"  {int(first):>10,}  {bar:<{_BAR_COLUMNS}} {count:,}"
+        yield "  top tokens  " + "  ".join(
+            f"{token.text!r} {token.count / part.num_tokens:.1%}" for token in part.top_tokens
+        )
+
+
+def _bar(share: float) -> str:
+    eighths = max(round(share * _BAR_COLUMNS * 8), 1 if share else 0)
+    return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
+def _blocks(shards: Sequence[MappedShard]) -> Iterator[np.ndarray]:
+    for shard in shards:
+        for start in range(0, len(shard.tokens), _BLOCK_TOKENS):
+            yield shard.tokens[start : start + _BLOCK_TOKENS]
+
+
+def _num_masked(shard: MappedShard) -> int:
+    if shard.mask is None:
+        return 0
+    return sum(
+        int((shard.mask[start : start + _BLOCK_TOKENS] == 0).sum())
+        for start in range(0, len(shard.mask), _BLOCK_TOKENS)
+    )
+
+
+def _num_duplicates(shards: Sequence[MappedShard]) -> int:
+    digests = [
+        hashlib.blake2b(shard.tokens[start:end].data, digest_size=8).digest()
+        for shard in shards
+        for start, end in pairwise(shard.offsets.tolist())
+    ]
+    return len(digests) - len(np.unique(np.frombuffer(b"".join(digests), dtype=np.uint64)))
+
+
+def _lengths(shards: Sequence[MappedShard]) -> dict[str, Any]:
+    lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
+    names = {"shortest": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
+    quantiles = {name: float(np.quantile(lengths, q)) for name, q in names.items()}
+    powers = np.floor(np.log2(lengths)).astype(int)
+    bins = np.bincount(powers)
+    first = int(powers.min())
+    return {
+        "length_quantiles": quantiles | {"mean": float(lengths.mean())},
+        "length_bins": {str(2**i): int(bins[i]) for i in range(first, len(bins))},
+    }
+
+
+def _ids(counts: np.ndarray, tokenizer: Tokenizer, *, num_top: int) -> dict[str, Any]:
+    used = counts[counts > 0]
+    shares = used / used.sum()
+    top = np.argsort(-counts, kind="stable")[:num_top]
+    return {
+        "num_ids_used": len(used),
+        "unigram_entropy_nats": float(-(shares * np.log(shares)).sum()),
+        "top_tokens": tuple(
+            TopToken(id=token, text=printable(tokenizer.decode([token])), count=int(counts[token]))
+            for token in top.tolist()
+            if counts[token]
+        ),
+    }
+
+
+def _bytes_per_token(
+    corpus: Corpus, documents: range, *, split: Split, tokenizer: Tokenizer
+) -> float:
+    """Over the beginnings of documents; control tokens count as their names."""
+    num_bytes = num_tokens = 0
+    for document in documents[:: max(1, len(documents) // _SAMPLED_DOCUMENTS)]:
+        ids = corpus.document(document, split)[:_SAMPLED_TOKENS].tolist()
+        num_bytes += len(tokenizer.decode(ids).encode("utf-8", "replace"))
+        num_tokens += len(ids)
+    return num_bytes / max(num_tokens, 1)

@@ -1,0 +1,93 @@
+"""Scores beside a corpus: of the right tokens, and refused when damaged or foreign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.manifest import Shard
+from data_prep.scores import Scores, write_scores
+from data_prep.shards import Corpus, open_corpus
+
+
+def numbered(shard: Shard) -> np.ndarray:
+    """0, 1, 2, ... over the tokens of a shard; float16 holds them up to 2,048."""
+    return np.arange(shard.num_tokens) % 2048
+
+
+def score(corpus: Corpus, name: str = "base", **changes: object) -> Scores:
+    return write_scores(
+        corpus, numbered, name=name, measure="shannon", model="a-model", seq_len=64, **changes
+    )
+
+
+def test_documents_and_samples_get_the_scores_of_their_tokens(packed_corpus: Path) -> None:
+    corpus = open_corpus(packed_corpus)
+    scores = score(corpus)
+    for split in ("train", "val"):
+        assert len(corpus.manifest.split_shards(split)) > (split == "train")
+        for i in range(corpus.num_documents(split)):
+            shard, start, end = corpus.span(i, split)
+            assert shard.split == split
+            assert scores.document(i, split).tolist() == [t % 2048 for t in range(start, end)]
+        index = corpus.open_pack(64)
+        for i in range(index.num_samples(split)):
+            sample, found, at = index.sample(i, split), scores.sample(index, i, split), 0
+            for document, start, length in index.pieces(i, split).tolist():
+                expected = scores.document(document, split)[start : start + length]
+                assert np.isnan(found[at])
+                assert np.array_equal(found[at + 1 : at + length], expected[1:])
+                at += length
+            assert np.isnan(found[sample.num_tokens :]).all()
+
+
+def test_scores_that_are_not_there_name_those_that_are(packed_corpus: Path) -> None:
+    corpus = open_corpus(packed_corpus)
+    with pytest.raises(ValueError, match="no scores 'base'; there are: none"):
+        corpus.open_scores("base")
+    score(corpus, "one")
+    score(corpus, "two")
+    with pytest.raises(ValueError, match="no scores 'base'; there are: one, two"):
+        corpus.open_scores("base")
+    with pytest.raises(ValueError, match="exists already"):
+        score(corpus, "one")
+    score(corpus, "one", overwrite=True)
+
+
+def test_scores_of_another_corpus_or_a_truncated_file_are_refused(
+    packed_corpus: Path, build_corpus: Callable[..., Path], tmp_path: Path
+) -> None:
+    corpus = open_corpus(packed_corpus)
+    folder = score(corpus).folder
+    other = open_corpus(
+        build_corpus(tmp_path / "docs.jsonl", out=tmp_path / "other", add_eos=False)
+    )
+    (other.folder / "scores-base").symlink_to(folder)
+    with pytest.raises(ValueError, match="made for another corpus: expected fingerprint"):
+        other.open_scores("base")
+    path = folder / f"{corpus.manifest.shards[0].name}.f16"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"expected .* bytes, found"):
+        corpus.open_scores("base")
+
+
+def test_a_score_below_zero_is_refused_on_either_side(packed_corpus: Path) -> None:
+    corpus = open_corpus(packed_corpus)
+    with pytest.raises(ValueError, match=r"expected .* scores of 0 or more"):
+        write_scores(
+            corpus,
+            lambda shard: np.full(shard.num_tokens, -1.0),
+            name="base",
+            measure="nll",
+            model="m",
+            seq_len=8,
+        )
+    assert not list(packed_corpus.glob("*scores*"))
+    folder = score(corpus).folder
+    path = folder / f"{corpus.manifest.shards[0].name}.f16"
+    path.write_bytes(np.full(path.stat().st_size // 2, -1.0, dtype="<f2").tobytes())
+    with pytest.raises(ValueError, match="document 0 of train: damaged: a score below 0"):
+        corpus.open_scores("base").document(0)
