@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -94,11 +94,7 @@ def litdata(folder: Path, ids: np.ndarray) -> tuple[Read, int]:
 
 def mosaicml_streaming(folder: Path, ids: np.ndarray) -> tuple[Read, int]:
     """Its own shards (MDS) of rows of 4,096 ids, local."""
-    import torch
-
-    # It imports torchvision for images alone, whose build may not fit the torch at hand.
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _stand_in_for_torchvision()
     from streaming import MDSWriter, StreamingDataset
 
     count = len(ids) // SAMPLE_TOKENS
@@ -108,6 +104,23 @@ def mosaicml_streaming(folder: Path, ids: np.ndarray) -> tuple[Read, int]:
             writer.write({"ids": ids[i * SAMPLE_TOKENS : (i + 1) * SAMPLE_TOKENS]})
     opened = StreamingDataset(local=str(folder / "mds"), batch_size=1)
     return lambda i: opened[i]["ids"].astype(np.int64), count
+
+
+def _stand_in_for_torchvision() -> None:
+    """It is imported for images alone, and its build may not fit the torch at hand."""
+    import types
+
+    for name, members in (
+        ("torchvision", ()),
+        ("torchvision.datasets", ("VisionDataset",)),
+        ("torchvision.transforms", ()),
+        ("torchvision.transforms.functional", ("to_tensor",)),
+    ):
+        module = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        for member in members:
+            setattr(module, member, type(member, (), {}))
+        sys.modules[name] = module
 
 
 LOADERS: dict[str, Callable[[Path, np.ndarray], tuple[Read, int]]] = {
@@ -180,7 +193,7 @@ def make_sparse_corpus(folder: Path, *, num_tokens: int) -> None:
 
 def open_and_resume(corpus: Path) -> None:
     """In a fresh process: seconds to open, to find the place of a resume, and peak memory."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mib()
     began = time.perf_counter()
     from data_prep.shards import open_corpus
     from training.sample_order import SampleOrder
@@ -194,8 +207,13 @@ def open_and_resume(corpus: Path) -> None:
     for number in range(123_456, 123_456 + 32):  # a step somewhere in the middle
         index.sample(order.sample_at(number % index.num_samples())[0])
     resumed = time.perf_counter() - began
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([imported, opened, resumed, grown / 1024]))
+    print(json.dumps([imported, opened, resumed, _peak_mib() - before]))
+
+
+def _peak_mib() -> float:
+    """Of this program alone; getrusage would count what its parent had before it started."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> None:

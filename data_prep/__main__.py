@@ -16,6 +16,7 @@ Turn raw text into a corpus that training reads: token ids in shards, with a man
 accounts for every document and every token.
 
   python -m data_prep build   --input docs.jsonl --tokenizer Qwen/Qwen3-0.6B --out data/docs
+  python -m data_prep dedup   data/docs --near
   python -m data_prep pack    data/docs --seq-len 2048
   python -m data_prep inspect data/docs --seq-len 2048 --sample 0
   python -m data_prep verify  data/docs --deep

@@ -12,8 +12,8 @@ The shards stay as they are; pack leaves out what is listed. Held-out documents 
 of one in train is what goes.
 
 Without --near two documents are duplicates when all their tokens are the same. With it, when the
-sets of their n-grams of tokens are alike (Jaccard similarity, estimated by MinHash). Run it
-without --near first: that is faster, and leaves less to compare.
+sets of their n-grams of tokens are alike (Jaccard similarity, estimated by MinHash); that takes
+longer and finds the exact ones too.
 
 report.jsonl names every removal with its origin, and the document that stays.
 

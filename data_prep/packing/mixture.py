@@ -88,7 +88,7 @@ def mix(domains: Sequence[DomainCounts], weights: Mapping[str, Weight]) -> Mixtu
         shares.append(_share(domain, first=first, passes=passes))
         first += domain.num_samples
     if not any(share.samples_per_epoch for share in shares):
-        raise ValueError("the weights of the domains leave nothing to train on")
+        raise ValueError("mixture: the weights leave nothing to train on")
     return tuple(shares)
 
 
@@ -123,7 +123,7 @@ def _epoch_tokens(
     domains: Sequence[DomainCounts], *, proportions: Mapping[str, float], tokens_by_epochs: float
 ) -> float:
     whole = math.fsum(proportions.values())
-    if len(proportions) == len(domains):
+    if len(proportions) == len(domains) and whole:
         if abs(whole - 1) > _TOLERANCE:
             raise ValueError(
                 f"mixture: every domain has a proportion and they sum to {whole:g}, not 1"

@@ -74,7 +74,7 @@ def test_a_proportion_is_met_to_half_a_sample(sizes, share, times):
         ({"notse": by_epochs(2)}, "no domain 'notse' in this corpus; did you mean notes"),
         ({"notes": by_proportion(1.0)}, "leaves nothing for web"),
         ({"notes": by_proportion(0.5), "web": by_proportion(0.4)}, "sum to 0.9, not 1"),
-        ({"notes": by_epochs(0), "web": by_epochs(0)}, "sum to 0, not 1"),
+        ({"notes": by_epochs(0), "web": by_epochs(0)}, "leave nothing to train on"),
         ({"notes": PackWeight()}, "exactly one of epochs and proportion"),
         ({"notes": PackWeight(epochs=1, proportion=0.1)}, "exactly one"),
         ({"notes": by_epochs(0.001), "web": by_epochs(0.001)}, "leave nothing to train on"),
