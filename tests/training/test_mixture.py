@@ -107,7 +107,10 @@ def test_a_proportion_is_a_share_of_tokens(mixed):
     ("mixture", "message"),
     [
         ({"smal": {"epochs": 1}}, r"data\.mixture: no domain 'smal'.*did you mean small\?"),
-        ({"small": {"epochs": 0}, "large": {"epochs": 0}}, r"data\.mixture: the weights leave nothing"),
+        (
+            {"small": {"epochs": 0}, "large": {"epochs": 0}},
+            r"data\.mixture: the weights leave nothing",
+        ),
     ],
 )
 def test_a_mixture_that_does_not_fit_the_corpus_is_refused(mixed, mixture, message):
