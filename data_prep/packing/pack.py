@@ -102,7 +102,8 @@ def _pack_split(
     lengths = corpus.document_lengths(split)
     is_removed = np.zeros(len(lengths), dtype=bool)
     is_removed[removed_documents(corpus, split)] = True
-    num_pieces = int(np.sum(-(-lengths[~is_removed] // seq_len)))
+    # concat does not know how many before it is done, and is done at once.
+    num_pieces = int(np.sum(-(-lengths[~is_removed] // seq_len))) if policy == "best_fit" else None
     with progress_bar(num_pieces, what=f"pack {split}", unit=" pieces") as bar:
         packed = [
             _pack_domain(

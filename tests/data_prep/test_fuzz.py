@@ -14,7 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_prep.cleaning.removals import removed_documents, write_removals
 from data_prep.ledger import SPLITS
+from data_prep.packing.manifest import PackWeight
+from data_prep.packing.pack import pack
+from data_prep.scores import write_scores
 from data_prep.shards import open_corpus
 
 # One corpus is damaged and mended again and again; a deadline would only measure the disk.
@@ -23,6 +27,12 @@ _FUZZ = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+RECORDS = [
+    "manifest.json",
+    "pack-64/pack.json",
+    "removals/exact/removals.json",
+    "scores-base/scores.json",
+]
 _VALUES = st.one_of(
     st.none(),
     st.booleans(),
@@ -38,6 +48,26 @@ _VALUES = st.one_of(
 
 @pytest.fixture
 def damaged(packed_corpus: Path, tmp_path: Path) -> Path:
+    """With a list of removals, packs made after it, weights and scores."""
+    corpus = open_corpus(packed_corpus)
+    write_removals(
+        corpus,
+        name="exact",
+        kind="exact",
+        parameters={},
+        documents={"train": np.array([2, 5, 6]), "val": np.array([], dtype=np.int64)},
+        reasons={"train": iter([{}, {}, {}]), "val": iter([])},
+    )
+    pack(packed_corpus, seq_len=64, weights={"main": PackWeight(epochs=2)}, overwrite=True)
+    pack(packed_corpus, seq_len=256, policy="concat", overwrite=True)
+    write_scores(
+        corpus,
+        lambda shard: np.ones(shard.num_tokens),
+        name="base",
+        measure="nll",
+        model="m",
+        seq_len=64,
+    )
     return shutil.copytree(packed_corpus, tmp_path / "damaged")
 
 
@@ -55,6 +85,12 @@ def _read_everything(folder: Path) -> None:
         for split in SPLITS:
             for i in range(min(index.num_samples(split), 20)):
                 index.sample(i, split)
+        index.mixture()
+    scores = corpus.open_scores("base")
+    for split in SPLITS:
+        removed_documents(corpus, split)
+        for i in range(min(corpus.num_documents(split), 20)):
+            scores.document(i, split)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -76,7 +112,7 @@ def _replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "pack-64/pack.json"])
+@pytest.mark.parametrize("name", RECORDS)
 def test_any_value_anywhere_in_a_record_is_our_error_or_harmless(name: str, damaged: Path) -> None:
     whole = json.loads((damaged / name).read_text())
     places = list(_places(whole))
@@ -92,12 +128,12 @@ def test_any_value_anywhere_in_a_record_is_our_error_or_harmless(name: str, dama
     check()
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "pack-64/pack.json", "inputs.jsonl"])
+@pytest.mark.parametrize("name", [*RECORDS, "inputs.jsonl"])
 def test_bytes_that_are_no_record_are_our_error(name: str, damaged: Path) -> None:
     whole = (damaged / name).read_bytes()
 
     @_FUZZ
-    @given(content=st.one_of(st.binary(max_size=200), st.integers(0, len(whole) - 1)))
+    @given(content=st.one_of(st.binary(max_size=200), st.integers(0, len(whole) - 2)))
     def check(content: bytes | int) -> None:
         cut = whole[:content] if isinstance(content, int) else content
         (damaged / name).write_bytes(cut)
@@ -114,6 +150,7 @@ def test_bytes_that_are_no_record_are_our_error(name: str, damaged: Path) -> Non
         "shard-train-main-00000.origins",
         "pack-64/train.pieces",
         "pack-64/train.samples",
+        "removals/exact/docs.train",
     ],
 )
 def test_any_numbers_in_an_index_are_our_error_or_harmless(name: str, damaged: Path) -> None:

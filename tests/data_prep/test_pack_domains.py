@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from data_prep.build import BuildOptions, build
 from data_prep.cleaning.removals import write_removals
+from data_prep.encode import split_position
 from data_prep.ledger import SPLITS
 from data_prep.packing.pack import pack
 from data_prep.reading.documents import Fields
@@ -91,6 +92,10 @@ def test_tokens_in_are_tokens_out_and_the_ledger(
     policy: Any,
 ) -> None:
     folder = tmp_path_factory.mktemp("domains")
+    # A document on the train side, so that there is something to train on.
+    name = next(iter(domains))
+    sure = next(n for n in range(256) if split_position(np.array([n])) >= 0.3)
+    domains = {**domains, name: [*domains[name], ([sure], [1])]}
     corpus = build_domains(folder, domains, tokenizer=bpe_folder, masked=tuple(masked))
     removed = {
         split: removals.draw(
