@@ -32,6 +32,7 @@ VERBS = (
     "dedup",
     "decontaminate",
     "pack",
+    "score",
     "stats",
     "inspect",
     "verify",

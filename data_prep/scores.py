@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from data_prep.durable import refuse_existing, staged_folder, write_durable
+from data_prep.durable import (
+    clear_staged,
+    describe_file,
+    refuse_existing,
+    staged_folder,
+    write_durable,
+)
 from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import Shard
 from data_prep.mapped import checked_path, map_array
@@ -19,8 +30,10 @@ if TYPE_CHECKING:
     from data_prep.shards import Corpus
 
 SCORES_NAME = "scores.json"
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 _PREFIX = "scores-"
 _DTYPE = np.dtype("<f2")
+_BLOCK_TOKENS = 1 << 22
 Measure = Literal["shannon", "nll"]
 
 
@@ -28,7 +41,7 @@ class ScoresManifest(Record):
     """Which model scored which corpus, and the files: one a shard, in the shards' order."""
 
     schema_version: Literal[1]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
     measure: Measure
     """shannon: entropy of the prediction of the token; nll: its own cross-entropy. In nats."""
     model: str
@@ -66,6 +79,12 @@ class Scores:
         self._files = dict(zip((s.name for s in shards), self.manifest.files, strict=True))
         self._open: dict[str, np.ndarray] = {}
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the scores and what they mean."""
+        content = self.manifest.model_dump_json(exclude={"name", "schema_version"})
+        return hashlib.sha256(content.encode()).hexdigest()
+
     def document(self, i: int, split: Split = "train") -> np.ndarray:
         """Scores of the tokens of document `i`, float32 in nats."""
         shard, start, end = self._corpus.span(i, split)
@@ -88,6 +107,86 @@ class Scores:
             scores[filled + 1 : filled + length] = part[1:]
             filled += length
         return scores
+
+
+class ScoresWriter:
+    """Scores by sample of a pack, in any number of starts: what was committed is not done again."""
+
+    def __init__(self, corpus: Corpus, staging: Path, *, plan: dict[str, Any]) -> None:
+        """Go on with what lies in `staging`, if it was made by the same plan."""
+        self._corpus, self._staging = corpus, staging
+        self._plan_path = staging.parent / "plan.json"
+        self._position_path = staging.parent / "position.json"
+        content = json.dumps(plan, sort_keys=True).encode()
+        if not self._plan_path.is_file() or self._plan_path.read_bytes() != content:
+            clear_staged(staging)
+            for shard in corpus.manifest.shards:
+                _fill_with_nan(staging / f"{shard.name}.f16", num_tokens=shard.num_tokens)
+            write_durable(self._plan_path, content)
+        self._maps = {
+            shard.name: np.memmap(staging / f"{shard.name}.f16", dtype=_DTYPE, mode="r+")
+            for shard in corpus.manifest.shards
+            if shard.num_tokens
+        }
+
+    @property
+    def num_done(self) -> int:
+        """Samples committed so far, of train and then of val."""
+        if not self._position_path.is_file():
+            return 0
+        return int(json.loads(self._position_path.read_bytes())["num_done"])
+
+    def put_sample(self, index: PackIndex, i: int, split: Split, values: np.ndarray) -> None:
+        """Keep what a sample's positions predicted.
+
+        Args:
+            values: `[S]`, in nats; position p scores the token at p + 1. NaN for no score.
+        """
+        filled = 0
+        for document, start, length in index.pieces(i, split).tolist():
+            shard, first, _ = self._corpus.span(document, split)
+            begin = first + start
+            part = values[filled : filled + length - 1]
+            self._maps[shard.name][begin + 1 : begin + length] = part.astype(_DTYPE)
+            filled += length
+
+    def commit(self, num_done: int) -> None:
+        """Make all that was put durable, and then the count that promises it."""
+        for mapped in self._maps.values():
+            mapped.flush()
+        content = json.dumps({"num_done": num_done}).encode()
+        write_durable(self._position_path, content)
+
+
+@contextmanager
+def open_scores_writer(
+    corpus: Corpus, *, name: str, measure: Measure, model: str, seq_len: int, overwrite: bool
+) -> Iterator[ScoresWriter]:
+    """A writer whose scores appear when the block ends well; else the next start goes on."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ValueError(f"--name {name!r}: letters, digits, '_', '-' and '.', 64 at most")
+    out = corpus.folder / f"{_PREFIX}{name}"
+    refuse_existing(out, marker=SCORES_NAME, overwrite=overwrite)
+    facts: dict[str, Any] = {
+        "name": name,
+        "measure": measure,
+        "model": model,
+        "seq_len": seq_len,
+        "corpus_fingerprint": corpus.fingerprint,
+    }
+    with staged_folder(out, keeps_unfinished=True) as staging:
+        yield ScoresWriter(corpus, staging, plan=facts)
+        shards = corpus.manifest.shards
+        files = tuple(describe_file(staging / f"{shard.name}.f16") for shard in shards)
+        manifest = ScoresManifest(schema_version=1, files=files, **facts)
+        write_durable(staging / SCORES_NAME, manifest.model_dump_json(indent=2).encode())
+
+
+def _fill_with_nan(path: Path, *, num_tokens: int) -> None:
+    block = np.full(min(num_tokens, _BLOCK_TOKENS), np.nan, dtype=_DTYPE)
+    with path.open("wb") as file:
+        for start in range(0, num_tokens, _BLOCK_TOKENS):
+            file.write(block[: num_tokens - start].data)
 
 
 def write_scores(

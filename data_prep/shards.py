@@ -18,7 +18,7 @@ from data_prep.manifest import Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.mixture import Mixture, describe
-from data_prep.scores import Scores
+from data_prep.scores import Scores, ScoresWriter, open_scores_writer
 
 __all__ = [
     "Corpus",
@@ -27,8 +27,10 @@ __all__ = [
     "PackIndex",
     "PackedSample",
     "Scores",
+    "ScoresWriter",
     "describe",
     "open_corpus",
+    "open_scores_writer",
 ]
 
 

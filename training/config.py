@@ -122,8 +122,11 @@ class Schedule:
 class Entropy:
     """Where token entropies come from."""
 
-    source: Literal["online"] = "online"
-    """online: a forward pass without gradient over the step's own batch, unmasked."""
+    source: Literal["online", "reference"] = "online"
+    """online: a forward pass without gradient over the step's own batch, unmasked. reference:
+    scores of a frozen model beside the corpus, by `python -m data_prep score`."""
+    scores: str = "reference"
+    """reference only: which scores of the corpus."""
     measure: Literal["shannon", "nll"] = "shannon"
     """shannon: entropy of the predictive distribution; nll: the token's own cross-entropy."""
 

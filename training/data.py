@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class MicroBatch:
     """The next token of the same document, `IGNORE` where there is none."""
     token_index_BS1: Tensor
     """Unique number of each token of the shard and of the one behind it, over the whole run."""
+    is_target_token_BS1: Tensor
+    """Whether each of these tokens is one to predict: a target, at its own place."""
     documents: DocumentLayout
     """Of the whole rows: attention sees the gathered sequence."""
     sample_ids: tuple[int, ...]
@@ -91,6 +94,7 @@ class SampleStream:
         start = self.layout.sp_rank * shard
         index_B1 = torch.tensor([[row[4]] for row in rows], dtype=torch.int64)
         token_index_BS1 = index_B1 * length + torch.arange(start, start + shard + 1)
+        is_target_token_BT1 = F.pad(targets_BT != IGNORE, (1, 0))
         device = self.layout.device
         own = slice(start, start + shard)
         return MicroBatch(
@@ -98,6 +102,7 @@ class SampleStream:
             position_ids_BS=position_ids_BT[:, own].contiguous().to(device),
             targets_BS=targets_BT[:, own].to(device),
             token_index_BS1=token_index_BS1.to(device),
+            is_target_token_BS1=is_target_token_BT1[:, start : start + shard + 1].to(device),
             documents=find_documents(position_ids_BT, device=device),
             sample_ids=tuple(row[5] for row in rows),
             num_targets=int((targets_BT[:, own] != IGNORE).sum()),

@@ -16,6 +16,7 @@ from training.config import Recipe, dump_recipe
 from training.data import SampleStream
 from training.dist import agree, init_layout, raise_together
 from training.engine import Engine, build_engine, training_dtype
+from training.entropy_source import EntropySource, Online, Reference, open_scores
 from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config
@@ -38,6 +39,7 @@ def train(recipe: Recipe) -> Path:
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     mixture = choose_mixture(recipe, pack)
+    scores = open_scores(recipe.entropy, pack) if recipe.regulariser == "entrodrop" else None
     plan = derive_plan(recipe, pack, mixture, layout)
     if recipe.evaluation.every_steps is not None:
         heldout_stream(pack, recipe, layout)  # an empty split is refused before weights exist
@@ -53,7 +55,7 @@ def train(recipe: Recipe) -> Path:
     raise_together(_make_run_folder(run_dir) if layout.is_main else None)
 
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
-    identity = run_identity(recipe, pack, layout, dtype=dtype)
+    identity = run_identity(recipe, pack, layout, dtype=dtype, scores=scores)
     progress = Progress(step=0, tokens=0)
     if newest:
         progress = load_checkpoint(engine, newest, identity=identity)
@@ -67,7 +69,12 @@ def train(recipe: Recipe) -> Path:
     ) as metrics:
         if progress.step == 0:
             metrics.log_run(facts)
-        run = _Run(recipe, plan, engine, pack, mixture, metrics, identity)
+        source = (
+            Reference(pack, scores, layout)
+            if scores is not None
+            else Online(engine, measure=recipe.entropy.measure)
+        )
+        run = _Run(recipe, plan, engine, source, pack, mixture, metrics, identity)
         _run_steps(run, progress)
     dist.barrier()
     return run_dir
@@ -80,6 +87,7 @@ class _Run:
     recipe: Recipe
     plan: Plan
     engine: Engine
+    source: EntropySource
     pack: PackIndex
     mixture: Mixture
     metrics: MetricsWriter
@@ -132,6 +140,7 @@ def _one_step(run: _Run, stream: SampleStream, progress: Progress) -> Progress:
         run.recipe,
         run.engine,
         stream,
+        source=run.source,
         step=progress.step,
         done_frac=progress.tokens / run.plan.planned_tokens,
     )

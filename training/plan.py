@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data_prep.shards import Mixture, PackIndex
+from data_prep.shards import Mixture, PackIndex, Scores
 from training.config import Recipe
 from training.data import batch_shape
 from training.dist import Layout
@@ -82,7 +82,12 @@ def derive_plan(recipe: Recipe, pack: PackIndex, mixture: Mixture, layout: Layou
 
 
 def run_identity(
-    recipe: Recipe, pack: PackIndex, layout: Layout, *, dtype: torch.dtype
+    recipe: Recipe,
+    pack: PackIndex,
+    layout: Layout,
+    *,
+    dtype: torch.dtype,
+    scores: Scores | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint and its resume must share for the numbers to go on as they would have."""
     kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
@@ -91,6 +96,7 @@ def run_identity(
     return {
         "recipe": kept,
         "pack": pack.fingerprint,
+        "scores": scores and scores.fingerprint,
         "world_size": layout.world_size,
         "dtype": str(dtype),
     }

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from data_prep.shards import Mixture, PackIndex, Scores, open_corpus
+from data_prep.shards import Mixture, PackIndex, open_corpus
 from training.config import Recipe
-from training.data import MicroBatch, SampleStream
+from training.data import SampleStream
 from training.dist import Layout
+from training.entropy_source import Reference
 from training.plan import Plan, choose_mixture, derive_plan
 from training.sample_order import SampleOrder
 from training.token_dropout import StepDropout, choose_drops, gamma_at
@@ -54,14 +53,13 @@ def write_preview(
         micro_batch_samples=1,
         order=SampleOrder(mixture, seed=recipe.seed),
     )
-    found = corpus.open_scores(scores)
+    source = Reference(pack, corpus.open_scores(scores), layout)
     shown = []
     for sample, number in sorted(places.items()):
         step, row = divmod(number, plan.samples_per_step)
         batches = stream.step(step)
         gamma = gamma_at(recipe, progress=step * plan.samples_per_step / plan.total_samples)
-        entropy_RS1 = torch.cat([_entropies(batch, pack, found) for batch in batches])
-        drops = choose_drops(entropy_RS1, batches, recipe, gamma=gamma)
+        drops = choose_drops(source.of_step(batches), batches, recipe, gamma=gamma)
         shown.append(_describe(drops, sample=sample, step=step, row=row))
     content = {
         "pack": pack.fingerprint,
@@ -108,19 +106,6 @@ def _places(
     if missing := sorted(wanted - set(places)):
         raise ValueError(f"--samples {missing[0]}: epoch {epoch} of the run does not come to it")
     return places
-
-
-def _entropies(batch: MicroBatch, pack: PackIndex, scores: Scores) -> Tensor:
-    """Of the tokens of each row and the one behind it, fp32 `[B, T + 1]`; +inf at no targets."""
-    rows = []
-    for sample, is_target_T in zip(batch.sample_ids, batch.is_target_BS, strict=True):
-        scores_T = scores.sample(pack, sample) if sample >= 0 else np.full(len(is_target_T), np.nan)
-        entropy_T1 = torch.full((len(is_target_T) + 1,), torch.inf)
-        entropy_T1[1:-1] = torch.where(
-            is_target_T[:-1], torch.from_numpy(scores_T[1:]).float(), torch.inf
-        )
-        rows.append(torch.nan_to_num(entropy_T1, nan=torch.inf, posinf=torch.inf))
-    return torch.stack(rows)
 
 
 def _describe(drops: StepDropout, *, sample: int, step: int, row: int) -> dict[str, Any]:

@@ -15,16 +15,24 @@ from training.config import Recipe
 from training.data import MicroBatch, SampleStream
 from training.dist import sum_over_ranks
 from training.engine import Engine
+from training.entropy_source import EntropySource
 from training.schedule import learning_rate
 from training.token_dropout import StepDropout, masked_input, plan_dropout
 
 
 def train_step(
-    recipe: Recipe, engine: Engine, stream: SampleStream, *, step: int, done_frac: float
+    recipe: Recipe,
+    engine: Engine,
+    stream: SampleStream,
+    *,
+    source: EntropySource,
+    step: int,
+    done_frac: float,
 ) -> tuple[dict[str, Any], int]:
     """One optimizer step on this rank's part of the global batch.
 
     Args:
+        source: of the entropies that decide what drops.
         step: 0-based.
         done_frac: trained tokens / planned tokens, which drives the curriculum.
 
@@ -37,7 +45,7 @@ def train_step(
         device=engine.layout.device,
     )
     num_targets, num_tokens = sum_over_ranks(counts)
-    dropout = plan_dropout(engine, batches, recipe, progress=done_frac)
+    dropout = plan_dropout(source, batches, recipe, progress=done_frac)
     divisor = loss_divisor(recipe, num_targets, dropout)
     lr = learning_rate(
         step, peak=recipe.optimizer.lr, total_steps=stream.num_steps, **asdict(recipe.schedule)

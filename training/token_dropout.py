@@ -12,11 +12,10 @@ from torch import Tensor
 
 from training.config import Recipe
 from training.data import MicroBatch
-from training.engine import Engine
 from training.entrodrop.counter_rng import REPLACE_STREAM, integers_from_keys, token_keys
 from training.entrodrop.curriculum import curriculum_strength
-from training.entrodrop.entropy import token_entropies
 from training.entrodrop.mask import draw_drops, select_low_tokens
+from training.entropy_source import EntropySource
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ def gamma_at(recipe: Recipe, *, progress: float) -> float:
 
 
 def plan_dropout(
-    engine: Engine, batches: list[MicroBatch], recipe: Recipe, *, progress: float
+    source: EntropySource, batches: list[MicroBatch], recipe: Recipe, *, progress: float
 ) -> StepDropout | None:
-    """Decide a step's drops from the model's entropies on the unmasked batch.
+    """Decide a step's drops before its forward pass.
 
     The population is the optimizer step's whole global batch. Returns None while gamma is 0;
     that depends on progress alone, so every rank takes the same branch.
@@ -61,13 +60,7 @@ def plan_dropout(
     gamma = gamma_at(recipe, progress=progress)
     if gamma == 0.0:
         return None
-    scored_MBS = torch.stack([_score(engine, batch, recipe.entropy.measure) for batch in batches])
-    is_target_MBS = torch.stack([batch.is_target_BS for batch in batches])
-    # rows of all micro-batches cross the shard boundary in one exchange
-    entropy_RS1 = token_entropies(
-        scored_MBS.flatten(0, 1), is_target_MBS.flatten(0, 1), sp_group=engine.sp_group
-    )
-    return choose_drops(entropy_RS1, batches, recipe, gamma=gamma)
+    return choose_drops(source.of_step(batches), batches, recipe, gamma=gamma)
 
 
 def choose_drops(
@@ -93,11 +86,6 @@ def choose_drops(
         threshold_nats=threshold if low.quantile.num_low else None,
         dropped_BS1=list(dropped_RS1.view(index_MBS1.shape).unbind(0)),
     )
-
-
-def _score(engine: Engine, batch: MicroBatch, measure: str) -> Tensor:
-    nll_BS, entropy_BS = engine.probe(batch)
-    return nll_BS if measure == "nll" else entropy_BS
 
 
 def check_mask_token(recipe: Recipe, *, vocab_size: int) -> None:

@@ -61,13 +61,13 @@ class PackIndex:
         self.seq_len = seq_len
         self.policy = self.manifest.policy
         self.fingerprint = self.manifest.fingerprint
-        self._corpus = corpus
+        self.corpus = corpus
         # Padding is never a target and never attended to, so any id will do.
         self._pad_id = corpus.manifest.special_ids.pad or 0
         self._arrays: dict[Split, tuple[np.ndarray, np.ndarray]] = {}
 
     def __reduce__(self) -> tuple[object, tuple[Corpus, int]]:
-        return _reopen, (self._corpus, self.seq_len)
+        return _reopen, (self.corpus, self.seq_len)
 
     def num_samples(self, split: Split = "train") -> int:
         return self.manifest.splits[split].num_samples
@@ -112,9 +112,9 @@ class PackIndex:
         is_learnt_T = np.zeros(self.seq_len, dtype=bool)
         filled = 0
         for document, start, length in self.pieces(i, split).tolist():
-            if not 0 <= document < self._corpus.num_documents(split):
+            if not 0 <= document < self.corpus.num_documents(split):
                 raise self._damaged(i, split, found=f"document {document}")
-            ids = self._corpus.document(document, split)
+            ids = self.corpus.document(document, split)
             if start < 0 or length < 1 or start + length > len(ids):
                 found = f"tokens [{start}, {start + length}) of {len(ids)} of document {document}"
                 raise self._damaged(i, split, found=found)
@@ -122,7 +122,7 @@ class PackIndex:
                 raise self._damaged(i, split, found=f"more than {self.seq_len} tokens")
             ids_T[filled : filled + length] = ids[start : start + length]
             position_ids_T[filled : filled + length] = np.arange(length)
-            mask = self._corpus.loss_mask(document, split)
+            mask = self.corpus.loss_mask(document, split)
             is_learnt_T[filled : filled + length] = (
                 True if mask is None else mask[start : start + length]
             )

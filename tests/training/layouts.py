@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.packing.mixture import DomainShare
 from data_prep.shards import PackedSample
 from training.config import Recipe, parse_recipe
+from training.entropy_source import Online, Reference
 from training.sample_order import SampleOrder
 
 VOCAB_SIZE = 101
@@ -41,6 +42,23 @@ class UnevenPack:
         return PackedSample(
             ids=ids, position_ids=position_ids, num_tokens=num_tokens, is_learnt=is_learnt
         )
+
+
+class RandomScores:
+    """Scores of the samples of an `UnevenPack`, with ties and some that are not there."""
+
+    def sample(self, pack: UnevenPack, i: int, split: str = "train") -> np.ndarray:
+        rng = np.random.default_rng((7, i))
+        scores = rng.gamma(1.0, 1.0, pack.seq_len).round(1).astype(np.float16)
+        scores[rng.random(pack.seq_len) < 0.05] = np.nan
+        return scores.astype(np.float32)
+
+
+def make_source(recipe: Recipe, engine: Any, pack: Any) -> Any:
+    """The source of entropies that a recipe names, scores being those of `RandomScores`."""
+    if recipe.entropy.source == "reference":
+        return Reference(pack, RandomScores(), engine.layout)  # type: ignore[arg-type]
+    return Online(engine, measure=recipe.entropy.measure)
 
 
 def whole_epochs(num_samples: int, *, seed: int) -> SampleOrder:

@@ -46,6 +46,7 @@ def packed_row(layout: Layout, *, changed: bool, one_document: bool = False) -> 
         position_ids_BS=position_ids_BT[:, own].contiguous(),
         targets_BS=ids_BS,
         token_index_BS1=torch.zeros(1, shard + 1, dtype=torch.int64),
+        is_target_token_BS1=torch.ones(1, shard + 1, dtype=torch.bool),
         documents=documents,
         sample_ids=(0,),
         num_tokens=shard,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.distributed import run_ranks
-from tests.training.layouts import UnevenPack, tiny_recipe, whole_epochs
+from tests.training.layouts import RandomScores, UnevenPack, make_source, tiny_recipe, whole_epochs
 from training.config import Recipe
 from training.data import SampleStream, batch_shape
 from training.dist import init_layout
@@ -38,6 +39,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
         "dropout__replace": "random_token",
         "entropy__measure": "nll",
     },
+    "both_by_reference": {"dropout__where": "both", "entropy__source": "reference"},
 }
 
 
@@ -101,12 +103,14 @@ class CapturingEngine(Engine):
 
 
 def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> Any:
-    return train_step(recipe, engine, stream, step=0, done_frac=0.5)
+    source = make_source(recipe, engine, stream.pack)
+    return train_step(recipe, engine, stream, source=source, step=0, done_frac=0.5)
 
 
 def dropped_tokens(engine: Any, stream: SampleStream, recipe: Recipe) -> set[int]:
     batches = stream.step(0)
-    dropout = plan_dropout(engine, batches, recipe, progress=0.5)
+    source = make_source(recipe, engine, stream.pack)
+    dropout = plan_dropout(source, batches, recipe, progress=0.5)
     if dropout is None:
         return set()
     return {
@@ -150,7 +154,7 @@ def test_loss_and_gradients_agree_with_one_process(measured, layout, dropout):
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
 def test_the_same_tokens_drop_bit_for_bit(measured, layout):
-    for dropout in ("input", "loss", "both_by_nll_random_token"):
+    for dropout in DROPOUTS.keys() - {"off"}:
         expected = measured["one_process"][0][dropout]["dropped"]
         assert len(expected) > 20
         found = set().union(*(rank[dropout]["dropped"] for rank in measured[layout]))
@@ -181,6 +185,38 @@ def test_the_tokens_that_drop_are_those_whose_own_prediction_was_surest():
     count = math.ceil(0.3 * len(entropy_of_token))
     surest = sorted(entropy_of_token, key=entropy_of_token.__getitem__)[:count]
     assert dropped == set(surest)
+
+
+def dropped_by_reference() -> tuple[set[int], list[tuple[float, int]]]:
+    """At rate 1: the tokens that drop, and (score, number) of each that could."""
+    layout = init_layout(sp_size=1)
+    recipe = tiny_recipe(
+        train__micro_batch_samples=4,
+        dropout__max_rate=1.0,
+        dropout__quantile=0.3,
+        entropy__source="reference",
+    )
+    engine, stream = make_engine(recipe, layout)
+    scored = []
+    for batch in stream.step(0):
+        for sample in batch.sample_ids:
+            ids, scores = stream.pack.sample(sample), RandomScores().sample(stream.pack, sample)
+            is_target = (ids.position_ids > 0) & ids.is_learnt & ~np.isnan(scores)
+            is_target[ids.num_tokens :] = False
+            for position in np.flatnonzero(is_target).tolist():
+                token = sample * stream.pack.seq_len + position
+                scored.append((float(scores[position]), token))
+    return dropped_tokens(engine, stream, recipe), scored
+
+
+def test_reference_scores_drop_the_lowest_of_the_tokens_that_have_one():
+    ((dropped, scored),) = run_ranks(dropped_by_reference, world_size=1)
+    assert len(dropped) == math.ceil(0.3 * len(scored))
+    score_of = {token: score for score, token in scored}
+    highest = max(score_of[token] for token in dropped)
+    # All below the threshold, none above it; ties at it (scores have one decimal) by a hash.
+    assert {token for score, token in scored if score < highest} <= dropped
+    assert dropped <= {token for score, token in scored if score <= highest}
 
 
 def test_dropout_changes_what_it_should(measured):

@@ -1,0 +1,79 @@
+"""The verb `score`: entropies of a corpus's tokens by a frozen model."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+SUMMARY = "entropies of all tokens by a frozen model, beside the shards"
+DESCRIPTION = """\
+Run a model over every sample of a pack and keep the entropy (or the cross-entropy) of each token
+in DIR/scores-NAME. Training reads it with entropy.source: reference, so that EntroDrop costs no
+forward pass; inspect colours by it.
+
+Under torchrun or deepspeed every process runs this command, with ZeRO-3 and sequence parallelism as
+in training; the scores do not depend on how many there are. Killed, it goes on when asked again.
+
+  python -m data_prep score data/notes --model Qwen/Qwen3-0.6B --seq-len 2048
+  torchrun --nproc-per-node=8 -m data_prep score data/notes --model ./Qwen3-8B --seq-len 8192 \\
+      --sequence-parallel-size 4
+"""
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
+    verb.add_argument("--model", required=True, help="hub name or folder of a causal LM")
+    verb.add_argument(
+        "--seq-len", type=int, required=True, metavar="S", help="contexts: samples of the pack of S"
+    )
+    verb.add_argument(
+        "--name", default="reference", help="what to call the scores (default: reference)"
+    )
+    verb.add_argument(
+        "--measure",
+        choices=["shannon", "nll"],
+        default="shannon",
+        help="entropy of the prediction (default), or the token's own cross-entropy",
+    )
+    verb.add_argument(
+        "--micro-batch-samples", type=int, default=1, metavar="B", help="at once (default: 1)"
+    )
+    verb.add_argument(
+        "--sequence-parallel-size", type=int, default=1, metavar="P", help="default: 1"
+    )
+    verb.add_argument(
+        "--deepspeed", default="ds_configs/zero3.json", metavar="JSON", help="as in a recipe"
+    )
+    verb.add_argument(
+        "--trust-remote-code", action="store_true", help="run code that the model brings along"
+    )
+    verb.add_argument("--overwrite", action="store_true", help="replace older scores of that name")
+
+
+def run(options: argparse.Namespace) -> int:
+    from training.score import ScoreOptions, score_corpus
+
+    folder = score_corpus(
+        ScoreOptions(
+            corpus=options.folder,
+            model=options.model,
+            sequence_tokens=options.seq_len,
+            name=options.name,
+            measure=options.measure,
+            micro_batch_samples=options.micro_batch_samples,
+            sequence_parallel_size=options.sequence_parallel_size,
+            deepspeed=options.deepspeed,
+            trust_remote_code=options.trust_remote_code,
+            overwrite=options.overwrite,
+        )
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(f"scores     {folder}")
+    if "RANK" in os.environ:
+        # As in training: gloo's threads may abort a process that is taken down slowly.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0

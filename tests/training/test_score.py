@@ -1,0 +1,223 @@
+"""Scores of a corpus: those of a plain forward pass, on any layout, after any kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from data_prep.build import BuildOptions, build
+from data_prep.packing.pack import pack
+from data_prep.shards import Corpus, open_corpus
+from tests.distributed import run_ranks
+from training import score
+from training.score import ScoreOptions, score_corpus
+
+ROOT = Path(__file__).parents[2]
+SEQ_LEN = 64
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen3 with weights large enough that its entropies differ well."""
+    folder = tmp_path_factory.mktemp("model")
+    config = AutoConfig.for_model(
+        "qwen3",
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pieces of Python's json package, some longer than a sample, in some 50 samples."""
+    folder = tmp_path_factory.mktemp("scored")
+    text = Path(json.decoder.__file__).read_text()
+    rows = [text[start : start + 60 + start % 300] for start in range(0, 8000, 200)]
+    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(lines)
+    build(
+        BuildOptions(
+            inputs=(folder / "rows.jsonl",),
+            out=folder / "corpus",
+            train_tokenizer="bpe",
+            train_vocab_size=512,
+            val_frac=0.2,
+            num_workers=1,
+        )
+    )
+    pack(folder / "corpus", seq_len=SEQ_LEN)
+    return folder / "corpus"
+
+
+@pytest.fixture
+def corpus(built: Path, tmp_path: Path) -> Corpus:
+    return open_corpus(shutil.copytree(built, tmp_path / "corpus"))
+
+
+def options_for(corpus: Corpus, model: Path, **changes: object) -> ScoreOptions:
+    values = {
+        "corpus": corpus.folder,
+        "model": str(model),
+        "sequence_tokens": SEQ_LEN,
+        "deepspeed": "ds_configs/zero3_fp32.json",
+        **changes,
+    }
+    return ScoreOptions(**values)  # type: ignore[arg-type]
+
+
+def all_scores(corpus: Corpus, name: str = "reference") -> list[np.ndarray]:
+    scores = corpus.open_scores(name)
+    return [
+        scores.document(i, split)
+        for split in ("train", "val")
+        for i in range(corpus.num_documents(split))
+    ]
+
+
+@torch.no_grad()
+def plain_entropies(corpus: Corpus, model: Path) -> dict[tuple[str, int, int], tuple[float, float]]:
+    """(split, document, token): entropy and nll, by transformers alone, piece by piece."""
+    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    index, found = corpus.open_pack(SEQ_LEN), {}
+    for split in ("train", "val"):
+        for i in range(0, index.num_samples(split), 3):
+            for document, start, length in index.pieces(i, split).tolist():
+                ids = corpus.document(document, split)[start : start + length].astype(np.int64)
+                log_probs = lm(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
+                for t in range(1, length):
+                    row = log_probs[t - 1]
+                    entropy = -(row.exp() * row).sum()
+                    found[split, document, start + t] = (float(entropy), -float(row[ids[t]]))
+    return found
+
+
+def test_scores_are_those_of_a_plain_forward_pass_at_their_own_token(
+    corpus: Corpus, model_folder: Path
+) -> None:
+    for measure, place in (("shannon", 0), ("nll", 1)):
+        options = options_for(corpus, model_folder, name=measure, measure=measure)
+        run_ranks(score_corpus, options, world_size=1)
+        scores = corpus.open_scores(measure)
+        expected = plain_entropies(corpus, model_folder)
+        assert len(expected) > 300
+        for (split, document, token), values in expected.items():
+            found = float(scores.document(document, split)[token])
+            assert found == pytest.approx(values[place], rel=2e-3, abs=1e-3)  # float16
+        assert all(math.isnan(document[0]) for document in all_scores(corpus, measure))
+
+
+def test_scores_do_not_depend_on_the_layout(corpus: Corpus, model_folder: Path) -> None:
+    kept = []
+    for world_size, sp_size, rows in ((1, 1, 3), (2, 1, 2), (2, 2, 1), (4, 2, 2)):
+        changes = {"sequence_parallel_size": sp_size, "micro_batch_samples": rows}
+        options = options_for(corpus, model_folder, overwrite=True, **changes)
+        run_ranks(score_corpus, options, world_size=world_size)
+        kept.append(np.concatenate(all_scores(corpus)))
+    for found in kept[1:]:
+        assert np.array_equal(np.isnan(found), np.isnan(kept[0]))
+        # A last bit of float16 may differ where fp32 rounds to the other side.
+        assert np.nanmax(np.abs(found - kept[0])) < 5e-3
+        has_score = ~np.isnan(found)
+        assert (found == kept[0])[has_score].mean() > 0.99
+
+
+def score_until(options: ScoreOptions, last_step: int) -> None:
+    """Stop as a kill would, after a commit and some more."""
+    score.COMMIT_SECONDS = 0.0
+    keep, num_kept = score._keep, 0
+
+    def keep_some(*args: object, **kwargs: object) -> str | None:
+        nonlocal num_kept
+        num_kept += 1
+        if num_kept == last_step:
+            os._exit(9)
+        return keep(*args, **kwargs)  # type: ignore[arg-type]
+
+    score._keep = keep_some
+    score_corpus(options)
+
+
+def test_a_killed_start_is_gone_on_with(
+    corpus: Corpus, model_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = options_for(corpus, model_folder, name="whole")
+    run_ranks(score_corpus, whole, world_size=1)
+    options = options_for(corpus, model_folder, micro_batch_samples=2)
+    with pytest.raises(AssertionError):
+        run_ranks(score_until, options, 9, world_size=1)
+    with pytest.raises(ValueError, match="no scores 'reference'; there are: whole"):
+        corpus.open_scores("reference")
+    position = corpus.folder / ".scores-reference.building" / "position.json"
+    assert '"num_done": 16' in position.read_text()
+    run_ranks(score_corpus, options, world_size=2)  # on other ranks than before
+    found, expected = (np.concatenate(all_scores(corpus, n)) for n in ("reference", "whole"))
+    assert np.array_equal(np.isnan(found), np.isnan(expected))
+    assert np.nanmax(np.abs(found - expected)) < 5e-3
+    assert not position.exists()
+
+
+def test_the_verb_scores_under_a_launcher_and_refuses_what_does_not_fit(
+    corpus: Corpus, model_folder: Path
+) -> None:
+    def run(*flags: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "data_prep", "score"]
+        return subprocess.run(
+            [*command, str(corpus.folder), "--model", str(model_folder), *flags],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        )
+
+    flags = ("--seq-len", str(SEQ_LEN), "--deepspeed", "ds_configs/zero3_fp32.json")
+    done = run(*flags, "--micro-batch-samples", "4", ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "scores     " in done.stdout
+    assert len(all_scores(corpus)) > 3
+    for wrong, message in (
+        (flags, "exists already"),
+        ((*flags, "--name", "../x"), "--name '../x': letters, digits"),
+        (("--seq-len", "63"), "not packed for 63 tokens; run"),
+    ):
+        refused = run(*wrong)
+        assert refused.returncode == 2
+        assert message in refused.stderr.splitlines()[-1]
+
+
+def test_a_vocabulary_that_is_too_small_is_refused(
+    corpus: Corpus, tmp_path: Path, write_small_model: Callable[[Path], Path]
+) -> None:
+    options = options_for(corpus, write_small_model(tmp_path / "small"))
+    with pytest.raises(AssertionError, match="smaller than the corpus's"):
+        run_ranks(score_corpus, options, world_size=1)
+    assert not list(corpus.folder.glob("*scores*"))
+
+
+@pytest.fixture
+def write_small_model() -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        AutoConfig.for_model("qwen3", vocab_size=100).save_pretrained(folder)
+        return folder
+
+    return write
