@@ -172,6 +172,19 @@ class Dropout:
 
 
 @dataclass(config=_STRICT)
+class Baseline:
+    """Strengths of the usual regularisers; only that of the one chosen is used."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 1.0
+    """regulariser: weight_decay takes this in place of optimizer.weight_decay."""
+    label_smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """regulariser: label_smoothing. Share of each target that is spread over the vocabulary."""
+    neftune_alpha: Annotated[float, Field(gt=0)] = 5.0
+    """regulariser: neftune. Uniform noise on embeddings, up to alpha / sqrt(L D) for L tokens of
+    the document and D channels."""
+
+
+@dataclass(config=_STRICT)
 class Evaluation:
     """Held-out loss, whole and by entropy band."""
 
@@ -206,11 +219,21 @@ class Recipe:
     seed: NonNegative = 1234
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest complete checkpoint in run_dir, if there is one."""
-    regulariser: Literal["none", "entrodrop"] = "entrodrop"
+    regulariser: Literal[
+        "none",
+        "entrodrop",
+        "random_token_dropout",
+        "label_smoothing",
+        "neftune",
+        "weight_decay",
+    ] = "entrodrop"
+    """entrodrop and its baselines. random_token_dropout drops any target with the mean rate that
+    EntroDrop would have (gamma * quantile), by the same `dropout.*` keys."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     entropy: Entropy = Field(default_factory=Entropy)
     dropout: Dropout = Field(default_factory=Dropout)
+    baseline: Baseline = Field(default_factory=Baseline)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
 

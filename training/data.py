@@ -35,6 +35,8 @@ class MicroBatch:
     """Unique number of each token of the shard and of the one behind it, over the whole run."""
     is_target_token_BS1: Tensor
     """Whether each of these tokens is one to predict: a target, at its own place."""
+    document_tokens_BS: Tensor
+    """Length of the piece of a document that each token is in."""
     documents: DocumentLayout
     """Of the whole rows: attention sees the gathered sequence."""
     sample_ids: tuple[int, ...]
@@ -103,6 +105,9 @@ class SampleStream:
             targets_BS=targets_BT[:, own].to(device),
             token_index_BS1=token_index_BS1.to(device),
             is_target_token_BS1=is_target_token_BT1[:, start : start + shard + 1].to(device),
+            document_tokens_BS=torch.from_numpy(
+                np.stack([piece_lengths(row[1])[own] for row in rows])
+            ).to(device),
             documents=find_documents(position_ids_BT, device=device),
             sample_ids=tuple(row[5] for row in rows),
             num_targets=int((targets_BT[:, own] != IGNORE).sum()),
@@ -134,6 +139,13 @@ def next_token_targets(sample: PackedSample) -> NDArray[np.int64]:
     is_target = (sample.position_ids[after] != 0) & sample.is_learnt[after]
     targets[inner] = np.where(is_target, sample.ids[after], IGNORE)
     return targets
+
+
+def piece_lengths(position_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Length of the piece that each position is in: 0 1 2 0 1 gives 3 3 3 2 2."""
+    starts = np.append(np.flatnonzero(position_ids == 0), len(position_ids))
+    lengths = np.diff(starts)
+    return np.repeat(lengths, lengths)
 
 
 def batch_shape(

@@ -44,7 +44,12 @@ class Engine:
         return self.ds.module
 
     def forward(
-        self, batch: MicroBatch, *, ids_BS: Tensor | None = None, zeroed_BS: Tensor | None = None
+        self,
+        batch: MicroBatch,
+        *,
+        ids_BS: Tensor | None = None,
+        zeroed_BS: Tensor | None = None,
+        noise_BSD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """nll and entropy of a micro-batch, fp32 `[B, S]`, in nats."""
         return self.ds(
@@ -53,6 +58,7 @@ class Engine:
             batch.targets_BS,
             batch.documents,
             zeroed_BS,
+            noise_BSD,
         )
 
     @torch.no_grad()
@@ -138,11 +144,9 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
     offloads = zero.get("offload_optimizer", {}).get("device", "none") != "none"
     adam = {"lr": opt.lr, "betas": [opt.beta1, opt.beta2], "eps": opt.eps}
     # with offload DeepSpeed's own CPU Adam; elsewhere torch's, which needs no compiler
-    adam |= (
-        {"weight_decay": opt.weight_decay}
-        if offloads
-        else {"weight_decay": opt.weight_decay, "torch_adam": True, "fused": True}
-    )
+    adam |= {"weight_decay": weight_decay_of(recipe)}
+    if not offloads:
+        adam |= {"torch_adam": True, "fused": True}
     if not has_gpu:
         zero.pop("overlap_comm", None)
     return config | {
@@ -170,7 +174,14 @@ def build_engine(
     ds_config = join_ds_config(
         recipe, num_micro_steps=num_micro_steps, has_gpu=layout.device.type == "cuda"
     )
-    model = build_model(recipe.model, model_config, ds_config=ds_config, seed=recipe.seed)
+    smooths = recipe.regulariser == "label_smoothing"
+    model = build_model(
+        recipe.model,
+        model_config,
+        ds_config=ds_config,
+        seed=recipe.seed,
+        label_smoothing=recipe.baseline.label_smoothing if smooths else 0.0,
+    )
     mpu = shard_attention(
         model.lm,
         sp_size=layout.sp_size,
@@ -181,9 +192,7 @@ def build_engine(
         ds_config.pop("optimizer")
     ds_engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=(
-            _parameter_groups(model, recipe.optimizer.weight_decay) if trains else None
-        ),
+        model_parameters=(_parameter_groups(model, weight_decay_of(recipe)) if trains else None),
         config=ds_config,
         mpu=mpu,
     )
@@ -194,6 +203,13 @@ def build_engine(
         num_micro_steps=num_micro_steps,
         num_parameters=sum(_whole_shape(p).numel() for p in model.parameters()),
     )
+
+
+def weight_decay_of(recipe: Recipe) -> float:
+    """The optimizer's own, unless weight decay is the regulariser that is tried."""
+    if recipe.regulariser == "weight_decay":
+        return recipe.baseline.weight_decay
+    return recipe.optimizer.weight_decay
 
 
 def _whole_shape(parameter: torch.nn.Parameter) -> torch.Size:

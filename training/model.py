@@ -28,13 +28,17 @@ from training.entrodrop.head import linear_cross_entropy_with_entropy
 class EntropyHead(nn.Module):
     """The output layer. ZeRO-3 gathers `weight` around this module's forward and backward."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.weight = weight
+        self.label_smoothing = label_smoothing
 
     def forward(self, hidden_BSD: Tensor, targets_BS: Tensor) -> tuple[Tensor, Tensor]:
         nll_N, entropy_N = linear_cross_entropy_with_entropy(
-            hidden_BSD.flatten(0, 1), self.weight, targets_BS.flatten()
+            hidden_BSD.flatten(0, 1),
+            self.weight,
+            targets_BS.flatten(),
+            label_smoothing=self.label_smoothing if self.training else 0.0,
         )
         return nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
 
@@ -42,9 +46,10 @@ class EntropyHead(nn.Module):
 class CausalLMWithEntropy(nn.Module):
     """Embed, replace dropped inputs, run the layers, and score each target."""
 
-    def __init__(self, lm: PreTrainedModel) -> None:
+    def __init__(self, lm: PreTrainedModel, *, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        lm.set_output_embeddings(EntropyHead(lm.get_output_embeddings().weight))
+        weight = lm.get_output_embeddings().weight
+        lm.set_output_embeddings(EntropyHead(weight, label_smoothing=label_smoothing))
         self.lm = lm
 
     def forward(
@@ -54,6 +59,7 @@ class CausalLMWithEntropy(nn.Module):
         targets_BS: Tensor,
         documents: DocumentLayout,
         zeroed_BS: Tensor | None = None,
+        noise_BSD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and entropy at each position of the shard.
 
@@ -63,13 +69,16 @@ class CausalLMWithEntropy(nn.Module):
             targets_BS: int64 `[B, S]`, -100 where there is none.
             documents: of the whole rows.
             zeroed_BS: bool `[B, S]`, tokens whose embedding becomes 0.
+            noise_BSD: fp32 `[B, S, D]`, added to the embeddings.
 
         Returns:
-            nll and entropy, fp32 `[B, S]`, in nats.
+            nll (smoothed in training, if the head is to) and entropy, fp32 `[B, S]`, in nats.
         """
         embeds_BSD = self.lm.get_input_embeddings()(ids_BS)
         if zeroed_BS is not None:
             embeds_BSD = embeds_BSD * (~zeroed_BS)[..., None].to(embeds_BSD.dtype)
+        if noise_BSD is not None:
+            embeds_BSD = embeds_BSD + noise_BSD.to(embeds_BSD.dtype)
         hidden_BSD = self.lm.base_model(
             inputs_embeds=embeds_BSD,
             position_ids=position_ids_BS,
@@ -175,7 +184,12 @@ def check_heads(config: PretrainedConfig, *, sp_size: int) -> None:
 
 
 def build_model(
-    model: Model, config: PretrainedConfig, *, ds_config: Mapping[str, Any], seed: int
+    model: Model,
+    config: PretrainedConfig,
+    *,
+    ds_config: Mapping[str, Any],
+    seed: int,
+    label_smoothing: float = 0.0,
 ) -> CausalLMWithEntropy:
     """Create or load the weights, partitioned by ZeRO-3 from the start.
 
@@ -184,6 +198,7 @@ def build_model(
             partitions while it initialises; `deepspeed.zero.Init` around `from_config` would
             leave the weights at torch's defaults.
         seed: of the initial weights; rank 0's are broadcast.
+        label_smoothing: of the loss in training.
     """
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -206,4 +221,4 @@ def build_model(
         raise ValueError("model: an output layer with a bias is not supported")
     if model.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return CausalLMWithEntropy(lm)
+    return CausalLMWithEntropy(lm, label_smoothing=label_smoothing)

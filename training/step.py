@@ -16,6 +16,7 @@ from training.data import MicroBatch, SampleStream
 from training.dist import sum_over_ranks
 from training.engine import Engine
 from training.entropy_source import EntropySource
+from training.input_noise import neftune_noise
 from training.schedule import learning_rate
 from training.token_dropout import StepDropout, masked_input, plan_dropout
 
@@ -101,7 +102,11 @@ def _forward(
             )
         if recipe.dropout.where in ("loss", "both"):
             kept_BS = kept_BS & ~target_drops_BS
-    nll_BS, entropy_BS = engine.forward(batch, ids_BS=ids_BS, zeroed_BS=zeroed_BS)
+    num_channels = engine.model.lm.config.get_text_config().hidden_size
+    noise_BSD = neftune_noise(batch, recipe, num_channels=num_channels)
+    nll_BS, entropy_BS = engine.forward(
+        batch, ids_BS=ids_BS, zeroed_BS=zeroed_BS, noise_BSD=noise_BSD
+    )
     return nll_BS * kept_BS, kept_BS, entropy_BS, num_dropped
 
 

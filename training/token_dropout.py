@@ -40,8 +40,8 @@ class StepDropout:
 
 
 def gamma_at(recipe: Recipe, *, progress: float) -> float:
-    """Drop probability of low tokens at a point of the run; 0 without EntroDrop."""
-    if recipe.regulariser == "none":
+    """Drop probability of low tokens at a point of the run; 0 where no token drops."""
+    if recipe.regulariser not in ("entrodrop", "random_token_dropout"):
         return 0.0
     curve = recipe.dropout.curriculum
     return recipe.dropout.max_rate * curriculum_strength(
@@ -60,7 +60,25 @@ def plan_dropout(
     gamma = gamma_at(recipe, progress=progress)
     if gamma == 0.0:
         return None
+    if recipe.regulariser == "random_token_dropout":
+        return _drop_at_random(batches, recipe, gamma=gamma)
     return choose_drops(source.of_step(batches), batches, recipe, gamma=gamma)
+
+
+def _drop_at_random(batches: list[MicroBatch], recipe: Recipe, *, gamma: float) -> StepDropout:
+    """The baseline: any target, whatever its entropy, at EntroDrop's mean rate."""
+    rate = gamma * recipe.dropout.quantile
+    return StepDropout(
+        gamma=gamma,
+        rate_asked=rate,
+        threshold_nats=None,
+        dropped_BS1=[
+            draw_drops(
+                batch.is_target_token_BS1, batch.token_index_BS1, rate=rate, seed=recipe.seed
+            )
+            for batch in batches
+        ],
+    )
 
 
 def choose_drops(

@@ -137,7 +137,7 @@ def _item(item: Shown, view: View, *, top: float) -> str:
 def _piece(piece: Piece, view: View, *, top: float) -> str:
     scores = np.full(len(piece.ids), np.nan) if piece.scores is None else piece.scores
     tokens = "".join(
-        _token(text, position=piece.first + i, piece=piece, i=i, score=score, top=top)
+        _token(text, piece=piece, i=i, score=score, top=top, view=view)
         for i, (text, score) in enumerate(
             zip(texts_of(piece.ids, view.tokenizer), scores.tolist(), strict=True)
         )
@@ -148,8 +148,12 @@ def _piece(piece: Piece, view: View, *, top: float) -> str:
     )
 
 
-def _token(text: str, *, position: int, piece: Piece, i: int, score: float, top: float) -> str:
-    classes, about = ["t"], [f"token {position}, id {int(piece.ids[i])}, {text!r}"]
+def _token(text: str, *, piece: Piece, i: int, score: float, top: float, view: View) -> str:
+    token = int(piece.ids[i])
+    classes, about = ["t"], [f"token {piece.first + i}, id {token}, {text!r}"]
+    part = view.part_bytes.get(token, b"").hex(" ").upper()
+    if part:
+        about.append(f"bytes {part}")
     step = step_of(score, top=top)
     if step is not None:
         classes.append(f"e{step}")
@@ -161,14 +165,14 @@ def _token(text: str, *, position: int, piece: Piece, i: int, score: float, top:
         classes.append("d")
         about.append("dropped")
     # A direction mark in one token must not turn the page around.
-    shown = f"<bdi>{_visible(text)}</bdi>"
+    shown = f"<bdi>{_visible(text, part)}</bdi>"
     title = escape(printable("; ".join(about)), quote=True)
     return f'<span class="{" ".join(classes)}" title="{title}">{shown}</span>'
 
 
-def _visible(text: str) -> str:
-    """Escaped, with marks where a reader would see nothing."""
-    if not text:
-        return '<span class="n">·</span>'  # the first part of a character that ends further on
+def _visible(text: str, part: str) -> str:
+    """Escaped, with marks where a reader would see nothing and bytes where there is no text."""
+    if not text.strip("\ufffd"):  # not a character, or one that ends in a later token
+        return f'<span class="n">{part or "·" * (not text) or text}</span>'
     shown = escape(printable(text))
     return shown.replace("\n", '<span class="n">⏎</span>\n').replace("\t", "\u2192\t")

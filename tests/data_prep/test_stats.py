@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from data_prep.progress import progress_bar
 from data_prep.reading.documents import Fields
 from data_prep.shards import Corpus, open_corpus
 from data_prep.viewing import stats
@@ -77,3 +81,38 @@ def test_the_verb_prints_a_picture_and_writes_the_same_as_json(
     bytes_per_token = next(p["bytes_per_token"] for p in parts if p["domain"] == "words")
     assert 1.5 < bytes_per_token < 6
     assert run_cli("stats", corpus.folder, "--top", 0)[0] == 2
+
+
+def test_an_id_outside_the_vocabulary_is_named(corpus: Corpus, run_cli: Cli) -> None:
+    shard = corpus.manifest.shards[0]
+    path = corpus.folder / shard.tokens.name
+    content = bytearray(path.read_bytes())
+    content[:2] = b"\xff\xff"
+    path.write_bytes(content)
+    code, _, error = run_cli("stats", corpus.folder)
+    assert code == 2
+    expected = f"{shard.tokens.name}: damaged: expected ids below {corpus.vocab_size}, found 65535"
+    assert expected in error
+
+
+def test_finding_duplicates_holds_16_bytes_a_document() -> None:
+    num_documents = 100_000
+    tokens = np.arange(2 * num_documents, dtype="<u4")
+    tokens[-2:] = tokens[:2]  # the last document is the first
+    offsets = np.arange(0, 2 * num_documents + 1, 2)
+    shard = SimpleNamespace(tokens=tokens, offsets=offsets)
+    with progress_bar(None, what="test", unit=" tokens") as bar:
+        tracemalloc.start()
+        assert stats._num_duplicates([shard], bar=bar) == 1
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    # A block of offsets as Python numbers comes on top, whatever the size of the corpus.
+    assert peak < 16 * num_documents + 2 * 2**20
+
+
+def test_lengths_at_powers_of_two_fall_into_their_bins() -> None:
+    lengths = [1, 2, 3, 4, 127, 128, 2**40 - 1, 2**40]
+    shard = SimpleNamespace(offsets=np.concatenate([[0], np.cumsum(lengths)]))
+    bins = stats._lengths([shard])["length_bins"]
+    found = {int(first): count for first, count in bins.items() if count}
+    assert found == {1: 1, 2: 2, 4: 1, 64: 1, 128: 1, 2**39: 1, 2**40: 1}

@@ -47,6 +47,7 @@ def packed_row(layout: Layout, *, changed: bool, one_document: bool = False) -> 
         targets_BS=ids_BS,
         token_index_BS1=torch.zeros(1, shard + 1, dtype=torch.int64),
         is_target_token_BS1=torch.ones(1, shard + 1, dtype=torch.bool),
+        document_tokens_BS=torch.ones_like(ids_BS),
         documents=documents,
         sample_ids=(0,),
         num_tokens=shard,

@@ -19,6 +19,7 @@ _MASK = (1 << 64) - 1
 TIE_STREAM = 1
 DROP_STREAM = 2
 REPLACE_STREAM = 3
+NOISE_STREAM = 4
 
 
 def token_keys(token_index: Tensor, *, seed: int, stream: int) -> Tensor:

@@ -56,6 +56,28 @@ def test_head_agrees_with_plain_logits(dtype, bound, chunk_tokens):
         assert relative_difference(gradient, reference) < bound
 
 
+@pytest.mark.parametrize("chunk_tokens", [1, 8, None])
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+def test_label_smoothing_is_that_of_torch(smoothing, chunk_tokens):
+    hidden, weight, targets, upstream = make_inputs(torch.float32)
+    loss, entropy = linear_cross_entropy_with_entropy(
+        hidden, weight, targets, chunk_tokens=chunk_tokens, label_smoothing=smoothing
+    )
+    found = torch.autograd.grad((loss * upstream).sum(), (hidden, weight))
+    expected_loss = cross_entropy(
+        hidden @ weight.T,
+        targets,
+        ignore_index=IGNORE,
+        reduction="none",
+        label_smoothing=smoothing,
+    )
+    expected = torch.autograd.grad((expected_loss * upstream).sum(), (hidden, weight))
+    assert relative_difference(loss, expected_loss) < 1e-6
+    assert relative_difference(entropy, plain_head(hidden, weight, targets)[1]) < 1e-6
+    for gradient, reference in zip(found, expected, strict=True):
+        assert relative_difference(gradient, reference) < 1e-5
+
+
 def test_ignored_targets_have_no_loss_and_no_gradient():
     hidden, weight, targets, _ = make_inputs(torch.float32)
     nll, entropy = linear_cross_entropy_with_entropy(hidden, weight, targets)

@@ -1,0 +1,122 @@
+"""The usual regularisers, each against a plain reference."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from tests.training.layouts import SEQUENCE_TOKENS, UnevenPack, tiny_recipe
+from training.data import MicroBatch, SampleStream, piece_lengths
+from training.dist import Layout
+from training.engine import join_ds_config, weight_decay_of
+from training.entropy_source import EntropySource
+from training.input_noise import neftune_noise
+from training.token_dropout import plan_dropout
+
+D = 16
+
+
+def batches_of_rank(rank: int, sp_size: int, *, num_samples: int = 8) -> list[MicroBatch]:
+    stream = SampleStream(
+        pack=UnevenPack(num=num_samples),  # type: ignore[arg-type]
+        split="train",
+        layout=Layout(rank, sp_size, sp_size, torch.device("cpu")),
+        total_samples=num_samples,
+        samples_per_step=num_samples,
+        micro_batch_samples=num_samples,
+    )
+    return stream.step(0)
+
+
+class NoSource(EntropySource):
+    """Random dropout must not pay for entropies."""
+
+    def of_step(self, batches: list[MicroBatch]) -> torch.Tensor:
+        raise AssertionError("entropies were asked for")
+
+
+def test_random_dropout_takes_any_target_at_the_mean_rate_of_the_method() -> None:
+    recipe = tiny_recipe(
+        regulariser="random_token_dropout", dropout__max_rate=0.6, dropout__quantile=0.5
+    )
+    (batch,) = batches_of_rank(0, 1, num_samples=400)
+    dropout = plan_dropout(NoSource(), [batch], recipe, progress=0.5)
+    assert dropout is not None
+    assert dropout.rate_asked == pytest.approx(0.3)
+    (dropped,) = dropout.dropped_BS1
+    assert not (dropped & ~batch.is_target_token_BS1).any()
+    # Each target is counted once: at the tokens of the shard, which is the whole row here.
+    own = batch.is_target_token_BS1[:, :-1]
+    rate = float(dropped[:, :-1][own].double().mean())
+    assert abs(rate - 0.3) < 4 * math.sqrt(0.3 * 0.7 / int(own.sum()))
+
+
+def test_the_same_tokens_drop_at_random_on_any_layout() -> None:
+    recipe = tiny_recipe(regulariser="random_token_dropout")
+    found = []
+    for sp_size in (1, 2):
+        dropped: set[int] = set()
+        for rank in range(sp_size):
+            batches = batches_of_rank(rank, sp_size)
+            dropout = plan_dropout(NoSource(), batches, recipe, progress=0.5)
+            assert dropout is not None
+            for batch, drops in zip(batches, dropout.dropped_BS1, strict=True):
+                dropped |= set(batch.token_index_BS1[drops].tolist())
+        found.append(dropped)
+    assert found[0] == found[1]
+    assert len(found[0]) > 10
+
+
+def test_targets_at_their_own_place_are_the_targets_moved_by_one() -> None:
+    (whole,) = batches_of_rank(0, 1)
+    assert torch.equal(whole.is_target_token_BS1[:, 1:], whole.is_target_BS)
+    assert not whole.is_target_token_BS1[:, 0].any()
+    shards = [batches_of_rank(rank, 2)[0].is_target_token_BS1 for rank in range(2)]
+    half = SEQUENCE_TOKENS // 2
+    assert torch.equal(shards[0], whole.is_target_token_BS1[:, : half + 1])
+    assert torch.equal(shards[1], whole.is_target_token_BS1[:, half:])
+
+
+def test_noise_is_uniform_and_scaled_by_each_document_of_its_own() -> None:
+    recipe = tiny_recipe(regulariser="neftune", baseline__neftune_alpha=8.0)
+    (batch,) = batches_of_rank(0, 1, num_samples=200)
+    noise = neftune_noise(batch, recipe, num_channels=D)
+    assert noise is not None
+    assert noise.shape == (200, SEQUENCE_TOKENS, D)
+    pack = UnevenPack(num=200)
+    for row in range(5):  # lengths by a plain loop over positions
+        positions = pack.sample(row).position_ids.tolist()
+        starts = [i for i, position in enumerate(positions) if position == 0] + [len(positions)]
+        for start, end in pairwise(starts):
+            assert (batch.document_tokens_BS[row, start:end] == end - start).all()
+    unit = noise / (8.0 / (batch.document_tokens_BS * D).sqrt())[..., None]
+    assert unit.abs().max() <= 1.0
+    assert abs(float(unit.mean())) < 0.01
+    assert float(unit.var()) == pytest.approx(1 / 3, rel=0.02)  # of a uniform in [-1, 1]
+    assert len(torch.unique(unit)) > 0.9 * unit.numel()
+
+
+def test_noise_does_not_depend_on_the_layout() -> None:
+    recipe = tiny_recipe(regulariser="neftune")
+    (whole,) = batches_of_rank(0, 1)
+    expected = neftune_noise(whole, recipe, num_channels=D)
+    shards = [neftune_noise(batches_of_rank(r, 2)[0], recipe, num_channels=D) for r in range(2)]
+    assert expected is not None
+    assert torch.equal(torch.cat([s for s in shards if s is not None], dim=1), expected)
+    assert neftune_noise(whole, tiny_recipe(), num_channels=D) is None
+
+
+def test_weight_decay_as_the_regulariser_takes_the_place_of_the_optimizers() -> None:
+    recipe = tiny_recipe(regulariser="weight_decay", baseline__weight_decay=3.0)
+    assert weight_decay_of(recipe) == 3.0
+    config = join_ds_config(recipe, num_micro_steps=1, has_gpu=False)
+    assert config["optimizer"]["params"]["weight_decay"] == 3.0
+    assert weight_decay_of(tiny_recipe(baseline__weight_decay=3.0)) == 0.1
+
+
+def test_lengths_of_pieces() -> None:
+    positions = torch.tensor([0, 1, 2, 0, 1, 0]).numpy()
+    assert piece_lengths(positions).tolist() == [3, 3, 3, 2, 2, 1]
