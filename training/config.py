@@ -126,7 +126,7 @@ class Entropy:
     """online: a forward pass without gradient over the step's own batch, unmasked. reference:
     scores of a frozen model beside the corpus, by `python -m data_prep score`."""
     scores: str = "reference"
-    """reference only: which scores of the corpus."""
+    """reference, and the baseline rho1: which scores of the corpus."""
     measure: Literal["shannon", "nll"] = "shannon"
     """shannon: entropy of the predictive distribution; nll: the token's own cross-entropy."""
 
@@ -148,8 +148,8 @@ class Dropout:
 
     where: Literal["input", "loss", "both"] = "input"
     """input: the embedding is replaced; loss: the term leaves the loss."""
-    replace: Literal["zero", "mask_token", "random_token"] = "zero"
-    """What takes the place of a dropped token's embedding."""
+    replace: Literal["zero", "mean", "mask_token", "random_token"] = "zero"
+    """What takes the place of a dropped token's embedding; mean: that of the whole vocabulary."""
     mask_token_id: NonNegative | None = None
     """Token id for replace: mask_token."""
     quantile: Fraction = 0.5
@@ -179,6 +179,9 @@ class Baseline:
     """regulariser: weight_decay takes this in place of optimizer.weight_decay."""
     label_smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """regulariser: label_smoothing. Share of each target that is spread over the vocabulary."""
+    rho1_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """regulariser: rho1. Share of the targets that is trained on: those whose loss exceeds that of
+    `entropy.scores` (of measure nll) most. Costs a forward pass without gradient."""
     neftune_alpha: Annotated[float, Field(gt=0)] = 5.0
     """regulariser: neftune. Uniform noise on embeddings, up to alpha / sqrt(L D) for L tokens of
     the document and D channels."""
@@ -225,6 +228,7 @@ class Recipe:
         "random_token_dropout",
         "label_smoothing",
         "neftune",
+        "rho1",
         "weight_decay",
     ] = "entrodrop"
     """entrodrop and its baselines. random_token_dropout drops any target with the mean rate that

@@ -48,7 +48,7 @@ class Engine:
         batch: MicroBatch,
         *,
         ids_BS: Tensor | None = None,
-        zeroed_BS: Tensor | None = None,
+        replaced_BS: Tensor | None = None,
         noise_BSD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """nll and entropy of a micro-batch, fp32 `[B, S]`, in nats."""
@@ -57,7 +57,7 @@ class Engine:
             batch.position_ids_BS,
             batch.targets_BS,
             batch.documents,
-            zeroed_BS,
+            replaced_BS,
             noise_BSD,
         )
 
@@ -181,6 +181,7 @@ def build_engine(
         ds_config=ds_config,
         seed=recipe.seed,
         label_smoothing=recipe.baseline.label_smoothing if smooths else 0.0,
+        replaces_by_mean=recipe.dropout.replace == "mean",
     )
     mpu = shard_attention(
         model.lm,

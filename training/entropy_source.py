@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from data_prep.shards import PackIndex, Scores
-from training.config import Entropy
+from training.config import Recipe
 from training.data import MicroBatch
 from training.dist import Layout
 from training.engine import Engine
@@ -79,13 +79,44 @@ class Reference:
         return row
 
 
-def open_scores(entropy: Entropy, pack: PackIndex) -> Scores | None:
+class ExcessLoss:
+    """How much worse the model predicts each token than the reference did: nll - its nll.
+
+    Lin et al.: Rho-1: Not All Tokens Are What You Need, 2024, equation 3.
+    """
+
+    def __init__(self, online: Online, reference: Reference) -> None:
+        self._online = online
+        self._reference = reference
+
+    def of_step(self, batches: list[MicroBatch]) -> Tensor:
+        nll_RS1, reference_RS1 = self._online.of_step(batches), self._reference.of_step(batches)
+        is_known_RS1 = nll_RS1.isfinite() & reference_RS1.isfinite()
+        return torch.where(is_known_RS1, nll_RS1 - reference_RS1, math.inf)
+
+
+def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
     """The scores that a recipe names, checked against its measure; None when it needs none."""
-    if entropy.source != "reference":
+    uses_reference = recipe.regulariser == "entrodrop" and recipe.entropy.source == "reference"
+    if not uses_reference and recipe.regulariser != "rho1":
         return None
-    scores = pack.corpus.open_scores(entropy.scores)
-    if scores.manifest.measure != entropy.measure:
+    measure = "nll" if recipe.regulariser == "rho1" else recipe.entropy.measure
+    scores = pack.corpus.open_scores(recipe.entropy.scores)
+    if scores.manifest.measure != measure:
         raise ValueError(
-            f"entropy.measure {entropy.measure}: {scores.folder} holds {scores.manifest.measure}"
+            f"entropy.scores: {scores.folder} holds {scores.manifest.measure}, this recipe needs "
+            f"{measure}; make others with `python -m data_prep score ... --measure {measure}`"
         )
     return scores
+
+
+def choose_source(
+    recipe: Recipe, engine: Engine, pack: PackIndex, scores: Scores | None
+) -> EntropySource:
+    """Where a run's entropies come from."""
+    if scores is None:
+        return Online(engine, measure=recipe.entropy.measure)
+    reference = Reference(pack, scores, engine.layout)
+    if recipe.regulariser == "rho1":
+        return ExcessLoss(Online(engine, measure="nll"), reference)
+    return reference

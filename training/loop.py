@@ -16,7 +16,7 @@ from training.config import Recipe, dump_recipe
 from training.data import SampleStream
 from training.dist import agree, init_layout, raise_together
 from training.engine import Engine, build_engine, training_dtype
-from training.entropy_source import EntropySource, Online, Reference, open_scores
+from training.entropy_source import EntropySource, choose_source, open_scores
 from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config
@@ -39,7 +39,7 @@ def train(recipe: Recipe) -> Path:
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     mixture = choose_mixture(recipe, pack)
-    scores = open_scores(recipe.entropy, pack) if recipe.regulariser == "entrodrop" else None
+    scores = open_scores(recipe, pack)
     plan = derive_plan(recipe, pack, mixture, layout)
     if recipe.evaluation.every_steps is not None:
         heldout_stream(pack, recipe, layout)  # an empty split is refused before weights exist
@@ -69,11 +69,7 @@ def train(recipe: Recipe) -> Path:
     ) as metrics:
         if progress.step == 0:
             metrics.log_run(facts)
-        source = (
-            Reference(pack, scores, layout)
-            if scores is not None
-            else Online(engine, measure=recipe.entropy.measure)
-        )
+        source = choose_source(recipe, engine, pack, scores)
         run = _Run(recipe, plan, engine, source, pack, mixture, metrics, identity)
         _run_steps(run, progress)
     dist.barrier()

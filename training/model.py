@@ -46,11 +46,31 @@ class EntropyHead(nn.Module):
 class CausalLMWithEntropy(nn.Module):
     """Embed, replace dropped inputs, run the layers, and score each target."""
 
-    def __init__(self, lm: PreTrainedModel, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        *,
+        label_smoothing: float = 0.0,
+        replaces_by_mean: bool = False,
+    ) -> None:
         super().__init__()
         weight = lm.get_output_embeddings().weight
         lm.set_output_embeddings(EntropyHead(weight, label_smoothing=label_smoothing))
         self.lm = lm
+        self.replaces_by_mean = replaces_by_mean
+        self._mean_D: Tensor | None = None
+        # Registered before DeepSpeed's own hook, which lets go of the gathered weight.
+        lm.get_input_embeddings().register_forward_hook(self._keep_mean)
+
+    def _keep_mean(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self.replaces_by_mean:
+            weight_VD: Tensor = module.weight  # type: ignore[assignment]
+            self._mean_D = weight_VD.detach().float().mean(dim=0)
+
+    def _replace(self, embeds_BSD: Tensor, replaced_BS: Tensor) -> Tensor:
+        if self._mean_D is None:
+            return embeds_BSD * (~replaced_BS)[..., None].to(embeds_BSD.dtype)
+        return torch.where(replaced_BS[..., None], self._mean_D.to(embeds_BSD.dtype), embeds_BSD)
 
     def forward(
         self,
@@ -58,7 +78,7 @@ class CausalLMWithEntropy(nn.Module):
         position_ids_BS: Tensor,
         targets_BS: Tensor,
         documents: DocumentLayout,
-        zeroed_BS: Tensor | None = None,
+        replaced_BS: Tensor | None = None,
         noise_BSD: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and entropy at each position of the shard.
@@ -68,15 +88,15 @@ class CausalLMWithEntropy(nn.Module):
             position_ids_BS: int64 `[B, S]`, global positions that restart in each document.
             targets_BS: int64 `[B, S]`, -100 where there is none.
             documents: of the whole rows.
-            zeroed_BS: bool `[B, S]`, tokens whose embedding becomes 0.
+            replaced_BS: bool `[B, S]`, tokens whose embedding becomes 0, or the mean of all.
             noise_BSD: fp32 `[B, S, D]`, added to the embeddings.
 
         Returns:
             nll (smoothed in training, if the head is to) and entropy, fp32 `[B, S]`, in nats.
         """
         embeds_BSD = self.lm.get_input_embeddings()(ids_BS)
-        if zeroed_BS is not None:
-            embeds_BSD = embeds_BSD * (~zeroed_BS)[..., None].to(embeds_BSD.dtype)
+        if replaced_BS is not None:
+            embeds_BSD = self._replace(embeds_BSD, replaced_BS)
         if noise_BSD is not None:
             embeds_BSD = embeds_BSD + noise_BSD.to(embeds_BSD.dtype)
         hidden_BSD = self.lm.base_model(
@@ -190,6 +210,7 @@ def build_model(
     ds_config: Mapping[str, Any],
     seed: int,
     label_smoothing: float = 0.0,
+    replaces_by_mean: bool = False,
 ) -> CausalLMWithEntropy:
     """Create or load the weights, partitioned by ZeRO-3 from the start.
 
@@ -199,6 +220,7 @@ def build_model(
             leave the weights at torch's defaults.
         seed: of the initial weights; rank 0's are broadcast.
         label_smoothing: of the loss in training.
+        replaces_by_mean: dropped embeddings become the vocabulary's mean, not 0.
     """
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -221,4 +243,6 @@ def build_model(
         raise ValueError("model: an output layer with a bias is not supported")
     if model.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return CausalLMWithEntropy(lm, label_smoothing=label_smoothing)
+    return CausalLMWithEntropy(
+        lm, label_smoothing=label_smoothing, replaces_by_mean=replaces_by_mean
+    )

@@ -88,24 +88,24 @@ def _forward(
     micro_step: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Kept losses `[B, S]`, kept targets bool `[B, S]`, entropies `[B, S]`, dropped tokens."""
-    ids_BS, zeroed_BS, kept_BS = batch.ids_BS, None, batch.is_target_BS
+    ids_BS, replaced_BS, kept_BS = batch.ids_BS, None, batch.is_target_BS
     num_dropped = torch.zeros((), device=engine.layout.device)
     if dropout is not None:
         target_drops_BS = dropout.target_drops_BS(micro_step)
         num_dropped = target_drops_BS.sum()
-        if recipe.dropout.where in ("input", "both"):
-            ids_BS, zeroed_BS = masked_input(
+        if dropout.where in ("input", "both"):
+            ids_BS, replaced_BS = masked_input(
                 batch,
                 dropout.input_drops_BS(micro_step),
                 recipe,
                 vocab_size=engine.model.lm.config.vocab_size,
             )
-        if recipe.dropout.where in ("loss", "both"):
+        if dropout.where in ("loss", "both"):
             kept_BS = kept_BS & ~target_drops_BS
     num_channels = engine.model.lm.config.get_text_config().hidden_size
     noise_BSD = neftune_noise(batch, recipe, num_channels=num_channels)
     nll_BS, entropy_BS = engine.forward(
-        batch, ids_BS=ids_BS, zeroed_BS=zeroed_BS, noise_BSD=noise_BSD
+        batch, ids_BS=ids_BS, replaced_BS=replaced_BS, noise_BSD=noise_BSD
     )
     return nll_BS * kept_BS, kept_BS, entropy_BS, num_dropped
 
@@ -117,6 +117,6 @@ def loss_divisor(recipe: Recipe, num_targets: int, dropout: StepDropout | None) 
     `1 - quantile * gamma` that is expected to stay, as inverted dropout does.
     """
     divisor = float(max(num_targets, 1))
-    if dropout and recipe.dropout.where != "input" and recipe.dropout.renormalise:
+    if dropout and dropout.where != "input" and recipe.dropout.renormalise:
         divisor *= 1.0 - dropout.rate_asked
     return divisor

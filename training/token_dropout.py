@@ -6,6 +6,7 @@ B rows, S tokens of this rank's sequence shard.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from training.entropy_source import EntropySource
 class StepDropout:
     """Which tokens of the step drop, in each of this rank's micro-batches."""
 
+    where: Literal["input", "loss", "both"]
     gamma: float
     """Drop probability of a low token at this point of the curriculum."""
     rate_asked: float
@@ -57,6 +59,8 @@ def plan_dropout(
     The population is the optimizer step's whole global batch. Returns None while gamma is 0;
     that depends on progress alone, so every rank takes the same branch.
     """
+    if recipe.regulariser == "rho1":
+        return _keep_greatest_excess(source, batches, recipe)
     gamma = gamma_at(recipe, progress=progress)
     if gamma == 0.0:
         return None
@@ -69,6 +73,7 @@ def _drop_at_random(batches: list[MicroBatch], recipe: Recipe, *, gamma: float) 
     """The baseline: any target, whatever its entropy, at EntroDrop's mean rate."""
     rate = gamma * recipe.dropout.quantile
     return StepDropout(
+        where=recipe.dropout.where,
         gamma=gamma,
         rate_asked=rate,
         threshold_nats=None,
@@ -81,27 +86,60 @@ def _drop_at_random(batches: list[MicroBatch], recipe: Recipe, *, gamma: float) 
     )
 
 
+def _keep_greatest_excess(
+    source: EntropySource, batches: list[MicroBatch], recipe: Recipe
+) -> StepDropout:
+    """The baseline rho1: only the share of greatest excess loss stays in the loss."""
+    dropped_share = 1.0 - recipe.baseline.rho1_share
+    return _drop_lowest(
+        source.of_step(batches),
+        batches,
+        where="loss",
+        quantile=dropped_share,
+        gamma=1.0,
+        seed=recipe.seed,
+    )
+
+
 def choose_drops(
     entropy_RS1: Tensor, batches: list[MicroBatch], recipe: Recipe, *, gamma: float
 ) -> StepDropout:
-    """The drops of a step, given the entropies of its tokens.
+    """The drops of a step of EntroDrop, given the entropies of its tokens.
 
     Args:
         entropy_RS1: fp32 `[R, S + 1]`, rows of all micro-batches; +inf at tokens that are no
             target.
     """
+    return _drop_lowest(
+        entropy_RS1,
+        batches,
+        where=recipe.dropout.where,
+        quantile=recipe.dropout.quantile,
+        gamma=gamma,
+        seed=recipe.seed,
+    )
+
+
+def _drop_lowest(
+    value_RS1: Tensor,
+    batches: list[MicroBatch],
+    *,
+    where: Literal["input", "loss", "both"],
+    quantile: float,
+    gamma: float,
+    seed: int,
+) -> StepDropout:
+    """Each of the share `quantile` of lowest values, over the whole step, drops with `gamma`."""
     index_MBS1 = torch.stack([batch.token_index_BS1 for batch in batches])
     index_RS1 = index_MBS1.flatten(0, 1)
-    low = select_low_tokens(
-        entropy_RS1[:, 1:], index_RS1[:, 1:], q=recipe.dropout.quantile, seed=recipe.seed
-    )
-    is_low_RS1 = low.contains(entropy_RS1, index_RS1)
-    dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=recipe.seed)
-    threshold = low.quantile.threshold
+    low = select_low_tokens(value_RS1[:, 1:], index_RS1[:, 1:], q=quantile, seed=seed)
+    is_low_RS1 = low.contains(value_RS1, index_RS1)
+    dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=seed)
     return StepDropout(
+        where=where,
         gamma=gamma,
-        rate_asked=gamma * recipe.dropout.quantile,
-        threshold_nats=threshold if low.quantile.num_low else None,
+        rate_asked=gamma * quantile,
+        threshold_nats=low.quantile.threshold if low.quantile.num_low else None,
         dropped_BS1=list(dropped_RS1.view(index_MBS1.shape).unbind(0)),
     )
 
@@ -122,9 +160,9 @@ def check_mask_token(recipe: Recipe, *, vocab_size: int) -> None:
 def masked_input(
     batch: MicroBatch, drops_BS: Tensor, recipe: Recipe, *, vocab_size: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Token ids to embed, and which embeddings become 0, for the chosen replacement."""
+    """Token ids to embed, and which embeddings the model itself replaces (by 0 or the mean)."""
     replace = recipe.dropout.replace
-    if replace == "zero":
+    if replace in ("zero", "mean"):
         return batch.ids_BS, drops_BS
     if replace == "mask_token":
         return batch.ids_BS.masked_fill(drops_BS, recipe.dropout.mask_token_id or 0), None

@@ -40,6 +40,7 @@ h3 { font-size: .82rem; font-weight: 600; margin: 0; padding: .45rem .8rem; colo
 .m { color: var(--soft); opacity: .65; font-style: italic }
 .d { text-decoration: line-through 2px var(--drop); box-shadow: inset 0 -2px var(--drop) }
 .n { color: var(--soft); font-size: .85em }
+.b { border: 1px solid var(--line); border-radius: 3px; margin: 0 1px; padding: 0 2px }
 .padding { color: var(--soft); border-style: dashed; padding: .5rem .8rem; font-size: .85rem }
 #about { position: fixed; inset: auto 0 0 0; padding: .6rem 1rem; background: var(--ink);
   color: var(--page); font: 13px/1.4 ui-monospace, monospace; white-space: pre-wrap;
@@ -173,6 +174,7 @@ def _token(text: str, *, piece: Piece, i: int, score: float, top: float, view: V
 def _visible(text: str, part: str) -> str:
     """Escaped, with marks where a reader would see nothing and bytes where there is no text."""
     if not text.strip("\ufffd"):  # not a character, or one that ends in a later token
-        return f'<span class="n">{part or "·" * (not text) or text}</span>'
+        shown = part or text or "·"
+        return f'<span class="n{" b" if part else ""}">{shown}</span>'
     shown = escape(printable(text))
     return shown.replace("\n", '<span class="n">⏎</span>\n').replace("\t", "\u2192\t")

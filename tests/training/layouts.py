@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.packing.mixture import DomainShare
 from data_prep.shards import PackedSample
 from training.config import Recipe, parse_recipe
-from training.entropy_source import Online, Reference
+from training.entropy_source import choose_source
 from training.sample_order import SampleOrder
 
 VOCAB_SIZE = 101
@@ -56,9 +56,9 @@ class RandomScores:
 
 def make_source(recipe: Recipe, engine: Any, pack: Any) -> Any:
     """The source of entropies that a recipe names, scores being those of `RandomScores`."""
-    if recipe.entropy.source == "reference":
-        return Reference(pack, RandomScores(), engine.layout)  # type: ignore[arg-type]
-    return Online(engine, measure=recipe.entropy.measure)
+    uses_scores = recipe.entropy.source == "reference" or recipe.regulariser == "rho1"
+    scores: Any = RandomScores() if uses_scores else None
+    return choose_source(recipe, engine, pack, scores)
 
 
 def whole_epochs(num_samples: int, *, seed: int) -> SampleOrder:

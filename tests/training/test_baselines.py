@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.training.layouts import SEQUENCE_TOKENS, UnevenPack, tiny_recipe
 from training.data import MicroBatch, SampleStream, piece_lengths
 from training.dist import Layout
 from training.engine import join_ds_config, weight_decay_of
-from training.entropy_source import EntropySource
+from training.entropy_source import EntropySource, ExcessLoss
 from training.input_noise import neftune_noise
+from training.model import CausalLMWithEntropy
+from training.step import loss_divisor
 from training.token_dropout import plan_dropout
 
 D = 16
@@ -120,3 +124,57 @@ def test_weight_decay_as_the_regulariser_takes_the_place_of_the_optimizers() -> 
 def test_lengths_of_pieces() -> None:
     positions = torch.tensor([0, 1, 2, 0, 1, 0]).numpy()
     assert piece_lengths(positions).tolist() == [3, 3, 3, 2, 2, 1]
+
+
+class Given:
+    """Entropies, or losses, that a test chose."""
+
+    def __init__(self, values_RS1: torch.Tensor) -> None:
+        self.values_RS1 = values_RS1
+
+    def of_step(self, batches: list[MicroBatch]) -> torch.Tensor:
+        return self.values_RS1
+
+
+def test_rho1_trains_on_the_greatest_excess_alone() -> None:
+    recipe = tiny_recipe(regulariser="rho1", baseline__rho1_share=0.25)
+    (batch,) = batches_of_rank(0, 1)
+    own = batch.is_target_token_BS1
+    generator = torch.Generator().manual_seed(0)
+    nll, reference = (torch.rand(own.shape, generator=generator) * 5 for _ in range(2))
+    reference[0, 3:6] = torch.inf  # tokens that the reference did not score
+    source = ExcessLoss(
+        Given(torch.where(own, nll, torch.inf)),  # type: ignore[arg-type]
+        Given(torch.where(own, reference, torch.inf)),  # type: ignore[arg-type]
+    )
+    dropout = plan_dropout(source, [batch], recipe, progress=0.0)
+    assert dropout is not None
+    assert dropout.where == "loss"
+    known = own & reference.isfinite()
+    excess = sorted((nll - reference)[known].tolist())
+    num_dropped = math.ceil(0.75 * len(excess))
+    (dropped,) = dropout.dropped_BS1
+    assert sorted((nll - reference)[dropped].tolist()) == excess[:num_dropped]
+    assert not dropped[~known].any()
+    assert dropout.rate_asked == pytest.approx(0.75)
+    assert loss_divisor(recipe, 100, dropout) == pytest.approx(25.0)
+
+
+def test_a_dropped_embedding_becomes_the_mean_of_the_vocabulary() -> None:
+    config = AutoConfig.for_model("qwen3", vocab_size=50, hidden_size=16, num_hidden_layers=1)
+    model = CausalLMWithEntropy(AutoModelForCausalLM.from_config(config), replaces_by_mean=True)
+    seen: list[torch.Tensor] = []
+    model.lm.base_model.forward = (  # type: ignore[method-assign]
+        lambda inputs_embeds, **_: (
+            seen.append(inputs_embeds) or SimpleNamespace(last_hidden_state=inputs_embeds)
+        )
+    )
+    ids = torch.arange(6).reshape(1, 6)
+    replaced = torch.tensor([[False, True, False, True, True, False]])
+    model(ids, ids, ids, None, replaced)
+    weight = model.lm.get_input_embeddings().weight
+    expected = torch.where(replaced[..., None], weight.mean(0), weight[ids])
+    assert torch.allclose(seen[0], expected, atol=1e-7)
+    model.replaces_by_mean, model._mean_D = False, None
+    model(ids, ids, ids, None, replaced)
+    assert torch.equal(seen[1], weight[ids] * ~replaced[..., None])

@@ -42,7 +42,12 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     "random_loss": {"regulariser": "random_token_dropout", "dropout__where": "loss"},
     "neftune": {"regulariser": "neftune"},
     "label_smoothing": {"regulariser": "label_smoothing"},
-    "both_by_reference": {"dropout__where": "both", "entropy__source": "reference"},
+    "both_by_reference_mean": {
+        "dropout__where": "both",
+        "dropout__replace": "mean",
+        "entropy__source": "reference",
+    },
+    "rho1": {"regulariser": "rho1"},
 }
 
 
@@ -58,6 +63,8 @@ def measure(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> di
         changed = tiny_recipe(**base, **change)
         smooths = changed.regulariser == "label_smoothing"
         head = engine.model.lm.get_output_embeddings()
+        engine.model.replaces_by_mean = changed.dropout.replace == "mean"
+        engine.model._mean_D = None
         head.label_smoothing = changed.baseline.label_smoothing if smooths else 0.0
         results[name] = {"dropped": dropped_tokens(engine, stream, changed)}
         row, num_tokens = step_without_update(changed, engine, stream)
