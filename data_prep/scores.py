@@ -91,8 +91,10 @@ class Scores:
         if shard.name not in self._open:
             self._open[shard.name] = map_array(self.folder, self._files[shard.name], dtype=_DTYPE)
         scores = self._open[shard.name][start:end].astype(np.float32)
-        if (scores < 0).any():
-            raise ValueError(f"{self.folder}: document {i} of {split}: damaged: a score below 0")
+        if (scores < 0).any() or np.isinf(scores).any():
+            raise ValueError(
+                f"{self.folder}: document {i} of {split}: damaged: a score below 0 or infinite"
+            )
         return scores
 
     def sample(self, index: PackIndex, i: int, split: Split = "train") -> np.ndarray:
@@ -146,8 +148,8 @@ class ScoresWriter:
         for document, start, length in index.pieces(i, split).tolist():
             shard, first, _ = self._corpus.span(document, split)
             begin = first + start
-            part = values[filled : filled + length - 1]
-            self._maps[shard.name][begin + 1 : begin + length] = part.astype(_DTYPE)
+            part = _narrowed(values[filled : filled + length - 1], what=f"sample {i} of {split}")
+            self._maps[shard.name][begin + 1 : begin + length] = part
             filled += length
 
     def commit(self, num_done: int) -> None:
@@ -182,6 +184,13 @@ def open_scores_writer(
         write_durable(staging / SCORES_NAME, manifest.model_dump_json(indent=2).encode())
 
 
+def _narrowed(scores: np.ndarray, *, what: str) -> np.ndarray:
+    """As float16, which ends at 65,504: a score beyond it is no entropy of any vocabulary."""
+    if (scores < 0).any() or (scores > np.finfo(_DTYPE).max).any():
+        raise ValueError(f"{what}: expected scores of 0 or more, and below 65,504")
+    return scores.astype(_DTYPE)
+
+
 def _fill_with_nan(path: Path, *, num_tokens: int) -> None:
     block = np.full(min(num_tokens, _BLOCK_TOKENS), np.nan, dtype=_DTYPE)
     with path.open("wb") as file:
@@ -210,11 +219,9 @@ def write_scores(
         files = []
         for split in SPLITS:
             for shard in corpus.manifest.split_shards(split):
-                scores = np.asarray(score(shard)).astype(_DTYPE)
-                if scores.shape != (shard.num_tokens,) or (scores < 0).any():
-                    raise ValueError(
-                        f"{shard.name}: expected {shard.num_tokens} scores of 0 or more"
-                    )
+                scores = _narrowed(np.asarray(score(shard)), what=shard.name)
+                if scores.shape != (shard.num_tokens,):
+                    raise ValueError(f"{shard.name}: expected {shard.num_tokens} scores")
                 files.append(write_durable(staging / f"{shard.name}.f16", scores.data))
         manifest = ScoresManifest(
             schema_version=1,

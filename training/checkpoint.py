@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from training.dist import raise_together
 from training.engine import Engine
+from training.lagged_dropout import LaggedThreshold
 
 ENGINE_TAG = "zero3"
 """Folder of DeepSpeed's own files within a checkpoint."""
@@ -31,6 +32,8 @@ class Progress:
     """Optimizer steps done."""
     tokens: int
     """Tokens of documents trained, padding left out."""
+    threshold: LaggedThreshold | None = None
+    """Of the last step, for recipes whose next step drops by it."""
 
 
 def save_checkpoint(
@@ -113,7 +116,12 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, identity: dict[str, Any
     loaded, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     raise_together(None if loaded else f"{checkpoint}: DeepSpeed found nothing to load")
     _restore_random_state(checkpoint, engine.layout.rank)
-    return Progress(step=marker["step"], tokens=marker["tokens"])
+    threshold = marker.get("threshold")
+    return Progress(
+        step=marker["step"],
+        tokens=marker["tokens"],
+        threshold=LaggedThreshold(**threshold) if threshold else None,
+    )
 
 
 def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -174,6 +182,7 @@ def _mark_and_publish(
     marker = {
         "step": progress.step,
         "tokens": progress.tokens,
+        "threshold": progress.threshold and asdict(progress.threshold),
         "identity": identity,
         "files": files,
     }

@@ -127,6 +127,9 @@ class Entropy:
     scores of a frozen model beside the corpus, by `python -m data_prep score`."""
     scores: str = "reference"
     """reference, and the baseline rho1: which scores of the corpus."""
+    threshold: Literal["step", "lagged"] = "step"
+    """step: the quantile of the step's own tokens. lagged: that of the step before, against the
+    training forward's own entropies, which costs no pass; for source: online with where: loss."""
     measure: Literal["shannon", "nll"] = "shannon"
     """shannon: entropy of the predictive distribution; nll: the token's own cross-entropy."""
 
@@ -240,6 +243,18 @@ class Recipe:
     baseline: Baseline = Field(default_factory=Baseline)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+
+    @model_validator(mode="after")
+    def _lagged_fits(self) -> Recipe:
+        if self.entropy.threshold == "lagged" and (
+            self.entropy.source != "online" or self.dropout.where != "loss"
+        ):
+            raise ValueError(
+                "entropy.threshold: lagged needs entropy.source: online and dropout.where: loss "
+                f"(are {self.entropy.source} and {self.dropout.where}): an input is dropped before "
+                "its entropy is known"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Recipe:

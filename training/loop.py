@@ -18,6 +18,7 @@ from training.dist import agree, init_layout, raise_together
 from training.engine import Engine, build_engine, training_dtype
 from training.entropy_source import EntropySource, choose_source, open_scores
 from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
+from training.lagged_dropout import LaggedDropout, lagged_dropout
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config
 from training.plan import Plan, choose_mixture, derive_plan, run_identity
@@ -70,7 +71,8 @@ def train(recipe: Recipe) -> Path:
         if progress.step == 0:
             metrics.log_run(facts)
         source = choose_source(recipe, engine, pack, scores)
-        run = _Run(recipe, plan, engine, source, pack, mixture, metrics, identity)
+        lagged = lagged_dropout(recipe, threshold=progress.threshold)
+        run = _Run(recipe, plan, engine, source, lagged, pack, mixture, metrics, identity)
         _run_steps(run, progress)
     dist.barrier()
     return run_dir
@@ -84,6 +86,7 @@ class _Run:
     plan: Plan
     engine: Engine
     source: EntropySource
+    lagged: LaggedDropout | None
     pack: PackIndex
     mixture: Mixture
     metrics: MetricsWriter
@@ -137,11 +140,13 @@ def _one_step(run: _Run, stream: SampleStream, progress: Progress) -> Progress:
         run.engine,
         stream,
         source=run.source,
+        lagged=run.lagged,
         step=progress.step,
         done_frac=progress.tokens / run.plan.planned_tokens,
     )
     seconds = time.monotonic() - began
-    progress = Progress(progress.step + 1, progress.tokens + num_tokens)
+    threshold = run.lagged.threshold if run.lagged else None
+    progress = Progress(progress.step + 1, progress.tokens + num_tokens, threshold)
     speed = {"tokens_per_second": num_tokens / seconds, "seconds": seconds}
     run.metrics.log_step(_position(run.plan, progress) | row | speed)
     return progress

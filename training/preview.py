@@ -72,7 +72,9 @@ def write_preview(
         "samples": shown,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside = out.with_name(f".{out.name}.tmp")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.replace(out)
     return out
 
 

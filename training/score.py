@@ -154,7 +154,10 @@ def _score_step(
     (batch,) = stream.step(step)
     nll_BS, entropy_BS = engine.probe(batch)
     scored_BS = (nll_BS if measure == "nll" else entropy_BS).float()
-    scored_BS = torch.where(batch.is_target_BS, scored_BS, torch.nan).contiguous()
+    # A model that gives no number must not pass for tokens without a score.
+    broken_BS = batch.is_target_BS & ~scored_BS.isfinite()
+    scored_BS = torch.where(batch.is_target_BS, scored_BS, torch.nan)
+    scored_BS = scored_BS.masked_fill(broken_BS, -1.0).contiguous()
     gathered = [torch.empty_like(scored_BS) for _ in range(engine.layout.world_size)]
     dist.all_gather(gathered, scored_BS)
     return _rows_in_order(gathered, engine.layout)
@@ -179,6 +182,8 @@ def _keep(
     num_done: int | None,
 ) -> str | None:
     """Write the rows; the text of a mistake, if there is one, for all ranks to raise."""
+    if (values_RT < 0).any():
+        return f"the model gives NaN or infinity in samples {first} and on of {split}"
     try:
         for row, values_T in enumerate(values_RT.cpu().numpy()):
             if first + row < pack.num_samples(split):

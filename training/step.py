@@ -17,6 +17,7 @@ from training.dist import sum_over_ranks
 from training.engine import Engine
 from training.entropy_source import EntropySource
 from training.input_noise import neftune_noise
+from training.lagged_dropout import LaggedDropout
 from training.schedule import learning_rate
 from training.token_dropout import StepDropout, masked_input, plan_dropout
 
@@ -27,6 +28,7 @@ def train_step(
     stream: SampleStream,
     *,
     source: EntropySource,
+    lagged: LaggedDropout | None = None,
     step: int,
     done_frac: float,
 ) -> tuple[dict[str, Any], int]:
@@ -34,6 +36,7 @@ def train_step(
 
     Args:
         source: of the entropies that decide what drops.
+        lagged: decides it instead, after each forward pass.
         step: 0-based.
         done_frac: trained tokens / planned tokens, which drives the curriculum.
 
@@ -46,7 +49,10 @@ def train_step(
         device=engine.layout.device,
     )
     num_targets, num_tokens = sum_over_ranks(counts)
-    dropout = plan_dropout(source, batches, recipe, progress=done_frac)
+    if lagged is None:
+        dropout = plan_dropout(source, batches, recipe, progress=done_frac)
+    else:
+        dropout = lagged.begin_step(progress=done_frac)
     divisor = loss_divisor(recipe, num_targets, dropout)
     lr = learning_rate(
         step, peak=recipe.optimizer.lr, total_steps=stream.num_steps, **asdict(recipe.schedule)
@@ -54,7 +60,7 @@ def train_step(
     grad_norm, sums = None, torch.zeros(4, dtype=torch.float64, device=engine.layout.device)
     for micro_step, batch in enumerate(batches):
         loss_BS, kept_BS, entropy_BS, num_dropped = _forward(
-            recipe, engine, batch, dropout, micro_step
+            recipe, engine, batch, dropout, lagged, micro_step
         )
         grad_norm = engine.backward_and_step(loss_BS.sum(), divisor=divisor, lr=lr)
         sums += torch.stack(
@@ -65,6 +71,8 @@ def train_step(
                 num_dropped.double(),
             ]
         )
+    if lagged is not None:
+        lagged.end_step()
     loss_sum, num_kept, entropy_sum, dropped = sum_over_ranks(sums)
     row = {
         "loss": loss_sum / max(num_kept, 1),
@@ -85,12 +93,13 @@ def _forward(
     engine: Engine,
     batch: MicroBatch,
     dropout: StepDropout | None,
+    lagged: LaggedDropout | None,
     micro_step: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Kept losses `[B, S]`, kept targets bool `[B, S]`, entropies `[B, S]`, dropped tokens."""
     ids_BS, replaced_BS, kept_BS = batch.ids_BS, None, batch.is_target_BS
     num_dropped = torch.zeros((), device=engine.layout.device)
-    if dropout is not None:
+    if dropout is not None and lagged is None:
         target_drops_BS = dropout.target_drops_BS(micro_step)
         num_dropped = target_drops_BS.sum()
         if dropout.where in ("input", "both"):
@@ -107,6 +116,10 @@ def _forward(
     nll_BS, entropy_BS = engine.forward(
         batch, ids_BS=ids_BS, replaced_BS=replaced_BS, noise_BSD=noise_BSD
     )
+    if lagged is not None:
+        target_drops_BS = lagged.target_drops_BS(batch, nll_BS, entropy_BS)
+        num_dropped = target_drops_BS.sum()
+        kept_BS = kept_BS & ~target_drops_BS
     return nll_BS * kept_BS, kept_BS, entropy_BS, num_dropped
 
 

@@ -74,12 +74,13 @@ def test_scores_of_another_corpus_or_a_truncated_file_are_refused(
         corpus.open_scores("base")
 
 
-def test_a_score_below_zero_is_refused_on_either_side(packed_corpus: Path) -> None:
+@pytest.mark.parametrize("value", [-1.0, np.inf, 1e6])
+def test_what_is_no_entropy_is_refused_on_either_side(packed_corpus: Path, value: float) -> None:
     corpus = open_corpus(packed_corpus)
-    with pytest.raises(ValueError, match=r"expected .* scores of 0 or more"):
+    with pytest.raises(ValueError, match="expected scores of 0 or more"):
         write_scores(
             corpus,
-            lambda shard: np.full(shard.num_tokens, -1.0),
+            lambda shard: np.full(shard.num_tokens, value),
             name="base",
             measure="nll",
             model="m",
@@ -88,6 +89,6 @@ def test_a_score_below_zero_is_refused_on_either_side(packed_corpus: Path) -> No
     assert not list(packed_corpus.glob("*scores*"))
     folder = score(corpus).folder
     path = folder / f"{corpus.manifest.shards[0].name}.f16"
-    path.write_bytes(np.full(path.stat().st_size // 2, -1.0, dtype="<f2").tobytes())
-    with pytest.raises(ValueError, match="document 0 of train: damaged: a score below 0"):
+    path.write_bytes(np.full(path.stat().st_size // 2, -1.0 if value < 0 else np.inf, "<f2").tobytes())
+    with pytest.raises(ValueError, match="document 0 of train: damaged: a score below 0 or inf"):
         corpus.open_scores("base").document(0)

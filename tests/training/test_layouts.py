@@ -15,6 +15,7 @@ from training.config import Recipe
 from training.data import SampleStream, batch_shape
 from training.dist import init_layout
 from training.engine import Engine, build_engine
+from training.lagged_dropout import lagged_dropout
 from training.model import resolve_model_config
 from training.step import train_step
 from training.token_dropout import plan_dropout
@@ -48,6 +49,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
         "entropy__source": "reference",
     },
     "rho1": {"regulariser": "rho1"},
+    "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
 }
 
 
@@ -117,7 +119,10 @@ class CapturingEngine(Engine):
 
 def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> Any:
     source = make_source(recipe, engine, stream.pack)
-    return train_step(recipe, engine, stream, source=source, step=0, done_frac=0.5)
+    lagged = lagged_dropout(recipe)
+    if lagged is not None:  # as if the step before had been this very one
+        train_step(recipe, engine, stream, source=source, lagged=lagged, step=0, done_frac=0.5)
+    return train_step(recipe, engine, stream, source=source, lagged=lagged, step=0, done_frac=0.5)
 
 
 def dropped_tokens(engine: Any, stream: SampleStream, recipe: Recipe) -> set[int]:
@@ -172,6 +177,19 @@ def test_the_same_tokens_drop_bit_for_bit(measured, layout):
         assert len(expected) > 20
         found = set().union(*(rank[dropout]["dropped"] for rank in measured[layout]))
         assert found == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_lagged_threshold_of_the_same_step_drops_what_the_probe_would(measured, layout):
+    """Weights stay, so the step before has this step's entropies: only the way there differs."""
+    for rank in measured[layout]:
+        probed, lagged = rank["loss"], rank["loss_lagged"]
+        for key in ("loss", "objective", "grad_norm", "drop_rate_realised", "drop_rate_asked"):
+            assert lagged["row"][key] == pytest.approx(probed["row"][key], rel=1e-6), key
+        assert lagged["row"]["drop_rate_realised"] > 0.2
+        for name, expected in probed["gradients"].items():
+            found = lagged["gradients"][name]
+            assert (found - expected).norm() <= 1e-5 * expected.norm(), name
 
 
 def drops_and_entropies() -> tuple[set[int], dict[int, float]]:

@@ -205,6 +205,18 @@ def test_the_verb_scores_under_a_launcher_and_refuses_what_does_not_fit(
         assert message in refused.stderr.splitlines()[-1]
 
 
+def test_a_model_that_gives_no_number_is_no_source_of_scores(
+    corpus: Corpus, model_folder: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(model_folder, tmp_path / "broken")
+    lm = AutoModelForCausalLM.from_pretrained(broken)
+    with torch.no_grad():
+        lm.get_input_embeddings().weight[:, 0] = torch.nan
+    lm.save_pretrained(broken)
+    with pytest.raises(AssertionError, match="the model gives NaN or infinity in samples 0 and on"):
+        run_ranks(score_corpus, options_for(corpus, broken), world_size=2)
+
+
 def test_a_vocabulary_that_is_too_small_is_refused(
     corpus: Corpus, tmp_path: Path, write_small_model: Callable[[Path], Path]
 ) -> None:

@@ -1,0 +1,96 @@
+"""Loss dropout without a pass of its own: this step's entropies against the last step's threshold.
+
+B rows, S tokens of this rank's sequence shard.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.config import Recipe
+from training.data import MicroBatch
+from training.entrodrop.mask import LowSet, draw_drops, select_low_tokens
+from training.entrodrop.quantile import Quantile
+from training.token_dropout import StepDropout, gamma_at
+
+
+@dataclass(frozen=True)
+class LaggedThreshold:
+    """What a checkpoint keeps of the step before: who was low."""
+
+    nats: float
+    last_tie_key: int
+
+
+class LaggedDropout:
+    """Decides what leaves the loss when the training forward has given its entropies.
+
+    In the first step of a run there is no step before, and nothing drops. The share that drops is
+    about the one asked: it is exact only if entropies stay as they were.
+    """
+
+    def __init__(self, recipe: Recipe, *, threshold: LaggedThreshold | None) -> None:
+        self._recipe = recipe
+        self._low: LowSet | None = None
+        if threshold is not None:
+            quantile = Quantile(threshold.nats, 0, 0, 0, 0)
+            self._low = LowSet(quantile, threshold.last_tie_key, recipe.seed)
+        self._gamma = 0.0
+        self._values_BS: list[Tensor] = []
+        self._index_BS: list[Tensor] = []
+
+    @property
+    def threshold(self) -> LaggedThreshold | None:
+        """Of the step that ended last."""
+        if self._low is None:
+            return None
+        return LaggedThreshold(self._low.quantile.threshold, self._low.last_tie_key)
+
+    def begin_step(self, *, progress: float) -> StepDropout | None:
+        """What is known before the step's passes; None when nothing drops in it."""
+        self._values_BS, self._index_BS = [], []
+        self._gamma = 0.0 if self._low is None else gamma_at(self._recipe, progress=progress)
+        if self._low is None or self._gamma == 0.0:
+            return None
+        return StepDropout(
+            where="loss",
+            gamma=self._gamma,
+            rate_asked=self._gamma * self._recipe.dropout.quantile,
+            threshold_nats=self._low.quantile.threshold,
+            dropped_BS1=[],
+        )
+
+    def target_drops_BS(self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor) -> Tensor:
+        """Positions whose target leaves the loss, bool `[B, S]`."""
+        value_BS = nll_BS if self._recipe.entropy.measure == "nll" else entropy_BS
+        value_BS = torch.where(batch.is_target_BS, value_BS.detach().float(), math.inf)
+        # A position's entropy belongs to the token behind it, and so do the identity and draw.
+        index_BS = batch.token_index_BS1[:, 1:]
+        self._values_BS.append(value_BS)
+        self._index_BS.append(index_BS)
+        if self._low is None or self._gamma == 0.0:
+            return torch.zeros_like(batch.is_target_BS)
+        is_low_BS = self._low.contains(value_BS, index_BS)
+        return draw_drops(is_low_BS, index_BS, rate=self._gamma, seed=self._recipe.seed)
+
+    def end_step(self) -> None:
+        """Find the threshold for the next step; every rank calls it, in every step."""
+        self._low = select_low_tokens(
+            torch.stack(self._values_BS).flatten(),
+            torch.stack(self._index_BS).flatten(),
+            q=self._recipe.dropout.quantile,
+            seed=self._recipe.seed,
+        )
+
+
+def lagged_dropout(
+    recipe: Recipe, *, threshold: LaggedThreshold | None = None
+) -> LaggedDropout | None:
+    """For recipes with `entropy.threshold: lagged`; None for others."""
+    if recipe.regulariser != "entrodrop" or recipe.entropy.threshold != "lagged":
+        return None
+    return LaggedDropout(recipe, threshold=threshold)
