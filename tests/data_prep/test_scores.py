@@ -89,6 +89,7 @@ def test_what_is_no_entropy_is_refused_on_either_side(packed_corpus: Path, value
     assert not list(packed_corpus.glob("*scores*"))
     folder = score(corpus).folder
     path = folder / f"{corpus.manifest.shards[0].name}.f16"
-    path.write_bytes(np.full(path.stat().st_size // 2, -1.0 if value < 0 else np.inf, "<f2").tobytes())
+    stored = np.full(path.stat().st_size // 2, -1.0 if value < 0 else np.inf, dtype="<f2")
+    path.write_bytes(stored.tobytes())
     with pytest.raises(ValueError, match="document 0 of train: damaged: a score below 0 or inf"):
         corpus.open_scores("base").document(0)
