@@ -10,8 +10,9 @@ import numpy as np
 from data_prep.durable import write_durable
 from data_prep.ledger import SPLITS
 from data_prep.viewing.colours import NUM_STEPS, css_colours, step_of, top_of_scale
-from data_prep.viewing.selection import Piece, Selection, Shown, View, texts_of
+from data_prep.viewing.selection import Piece, Selection, Shown, View
 from data_prep.viewing.show import printable
+from data_prep.viewing.token_texts import texts_of
 
 _STYLE = """\
 :root { color-scheme: light dark; --page: #fbfbf9; --ink: #1d1f23; --soft: #666b73;

@@ -9,7 +9,8 @@ import numpy as np
 
 from data_prep.ledger import SPLITS
 from data_prep.viewing.colours import step_of, terminal_codes, top_of_scale
-from data_prep.viewing.selection import Piece, Selection, View, texts_of
+from data_prep.viewing.selection import Piece, Selection, View
+from data_prep.viewing.token_texts import texts_of
 
 _RULE_COLUMNS = 96
 _BOLD, _DIM, _RESET, _STRUCK = "\x1b[1;36m", "\x1b[2m", "\x1b[0m", "\x1b[9;31m"

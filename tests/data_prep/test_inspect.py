@@ -17,7 +17,7 @@ from data_prep.scores import write_scores
 from data_prep.shards import Corpus, open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.viewing.colours import css_colours
-from data_prep.viewing.selection import texts_of
+from data_prep.viewing.token_texts import texts_of
 from tests.browser import built_page, picture, share_of_colour
 
 Cli = Callable[..., tuple[int, str, str]]

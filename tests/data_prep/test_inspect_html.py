@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
-from data_prep.viewing.selection import part_bytes, texts_of
+from data_prep.viewing.token_texts import part_bytes, texts_of
 from tests.browser import built_page
 
 Cli = Callable[..., tuple[int, str, str]]
