@@ -182,6 +182,8 @@ class Baseline:
     """regulariser: weight_decay takes this in place of optimizer.weight_decay."""
     label_smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """regulariser: label_smoothing. Share of each target that is spread over the vocabulary."""
+    hidden_dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """regulariser: hidden_dropout. Rate at which channels are dropped behind every layer."""
     rho1_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """regulariser: rho1. Share of the targets that is trained on: those whose loss exceeds that of
     `entropy.scores` (of measure nll) most. Costs a forward pass without gradient."""
@@ -229,6 +231,7 @@ class Recipe:
         "none",
         "entrodrop",
         "random_token_dropout",
+        "hidden_dropout",
         "label_smoothing",
         "neftune",
         "rho1",

@@ -59,6 +59,7 @@ class Engine:
             batch.documents,
             replaced_BS,
             noise_BSD,
+            batch.token_index_BS1[:, :-1],
         )
 
     @torch.no_grad()
@@ -175,6 +176,7 @@ def build_engine(
         recipe, num_micro_steps=num_micro_steps, has_gpu=layout.device.type == "cuda"
     )
     smooths = recipe.regulariser == "label_smoothing"
+    drops_hidden = recipe.regulariser == "hidden_dropout"
     model = build_model(
         recipe.model,
         model_config,
@@ -182,6 +184,7 @@ def build_engine(
         seed=recipe.seed,
         label_smoothing=recipe.baseline.label_smoothing if smooths else 0.0,
         replaces_by_mean=recipe.dropout.replace == "mean",
+        hidden_dropout=recipe.baseline.hidden_dropout if drops_hidden else 0.0,
     )
     mpu = shard_attention(
         model.lm,

@@ -23,6 +23,7 @@ from transformers import (
 from training.attention import ATTENTION_NAME, DocumentLayout, register_attention
 from training.config import Model
 from training.entrodrop.head import linear_cross_entropy_with_entropy
+from training.hidden_dropout import HiddenDropout
 
 
 class EntropyHead(nn.Module):
@@ -52,11 +53,14 @@ class CausalLMWithEntropy(nn.Module):
         *,
         label_smoothing: float = 0.0,
         replaces_by_mean: bool = False,
+        hidden_dropout: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         weight = lm.get_output_embeddings().weight
         lm.set_output_embeddings(EntropyHead(weight, label_smoothing=label_smoothing))
         self.lm = lm
+        self.hidden_dropout = HiddenDropout(_layers(lm), rate=hidden_dropout, seed=seed)
         self.replaces_by_mean = replaces_by_mean
         self._mean_D: Tensor | None = None
         # Registered before DeepSpeed's own hook, which lets go of the gathered weight.
@@ -80,6 +84,7 @@ class CausalLMWithEntropy(nn.Module):
         documents: DocumentLayout,
         replaced_BS: Tensor | None = None,
         noise_BSD: Tensor | None = None,
+        token_index_BS: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and entropy at each position of the shard.
 
@@ -90,10 +95,12 @@ class CausalLMWithEntropy(nn.Module):
             documents: of the whole rows.
             replaced_BS: bool `[B, S]`, tokens whose embedding becomes 0, or the mean of all.
             noise_BSD: fp32 `[B, S, D]`, added to the embeddings.
+            token_index_BS: int64 `[B, S]`, who each token is, for hidden dropout.
 
         Returns:
             nll (smoothed in training, if the head is to) and entropy, fp32 `[B, S]`, in nats.
         """
+        self.hidden_dropout.begin(token_index_BS)
         embeds_BSD = self.lm.get_input_embeddings()(ids_BS)
         if replaced_BS is not None:
             embeds_BSD = self._replace(embeds_BSD, replaced_BS)
@@ -106,6 +113,15 @@ class CausalLMWithEntropy(nn.Module):
             document_layout=documents,
         ).last_hidden_state
         return self.lm.get_output_embeddings()(hidden_BSD, targets_BS)
+
+
+def _layers(lm: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers, whatever the architecture calls them."""
+    count = lm.config.get_text_config().num_hidden_layers
+    for module in lm.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"model: no list of {count} layers in {type(lm.base_model).__name__}")
 
 
 def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -> PretrainedConfig:
@@ -211,6 +227,7 @@ def build_model(
     seed: int,
     label_smoothing: float = 0.0,
     replaces_by_mean: bool = False,
+    hidden_dropout: float = 0.0,
 ) -> CausalLMWithEntropy:
     """Create or load the weights, partitioned by ZeRO-3 from the start.
 
@@ -221,6 +238,7 @@ def build_model(
         seed: of the initial weights; rank 0's are broadcast.
         label_smoothing: of the loss in training.
         replaces_by_mean: dropped embeddings become the vocabulary's mean, not 0.
+        hidden_dropout: rate behind every layer.
     """
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -244,5 +262,9 @@ def build_model(
     if model.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     return CausalLMWithEntropy(
-        lm, label_smoothing=label_smoothing, replaces_by_mean=replaces_by_mean
+        lm,
+        label_smoothing=label_smoothing,
+        replaces_by_mean=replaces_by_mean,
+        hidden_dropout=hidden_dropout,
+        seed=seed,
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -20,12 +22,19 @@ EOS = "<eos>"
 MIN_VOCAB_SIZE: dict[Algorithm, int] = {"bpe": 257, "unigram": 300}
 _MAX_LINE_CHARS = 1024
 _MAX_UNIGRAM_LINES = 2_000_000
+# The time of BPE grows with the square of a word: one of 300,000 letters takes half a minute.
+_WORD_CHARS = 1024
+_LONG_WORD = re.compile(rf"\S{{{_WORD_CHARS}}}|\s{{{_WORD_CHARS}}}")
+_TOO_FEW = re.compile(r"smaller than required_chars. \d+ vs (\d+)")
 
 
 def train_tokenizer(
     texts: Iterable[str], *, algorithm: Algorithm, vocab_size: int, to: Path
 ) -> None:
-    """Train on `texts` and write a folder that `load_tokenizer` reads."""
+    """Train on `texts` and write a folder that `load_tokenizer` reads.
+
+    Texts that give fewer entries than `vocab_size` are no error: the vocabulary is smaller then.
+    """
     if vocab_size < MIN_VOCAB_SIZE[algorithm]:
         raise ValueError(
             f"--vocab-size {vocab_size}: {algorithm} needs at least {MIN_VOCAB_SIZE[algorithm]}"
@@ -48,7 +57,8 @@ def _train_bpe(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    parts = (part for text in texts for part in parts_of_long_words(text))
+    tokenizer.train_from_iterator(parts, trainer)
     tokenizer.save(str(to / HF_NAME))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -61,11 +71,16 @@ def _train_bpe(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
 
 def _train_unigram(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
     """No normalisation and byte fallback: what goes in comes out, U+2581 excepted."""
+    failures: list[BaseException] = []
+    lines = _lines(_keep_failure(texts, failures=failures))
+    first = next(lines, None)
+    if first is None:
+        raise ValueError("unigram: the texts have no letters to make a tokenizer of")
     sentencepiece.set_random_generator_seed(0)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(texts),
+            sentence_iterator=chain([first], lines),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -87,8 +102,29 @@ def _train_unigram(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"--train-tokenizer unigram: {error}") from None
+        if failures:
+            raise failures[0] from None
+        raise ValueError(_reason(str(error), vocab_size=vocab_size)) from None
     (to / SENTENCEPIECE_NAME).write_bytes(model.getvalue())
+
+
+def _keep_failure(texts: Iterable[str], *, failures: list[BaseException]) -> Iterator[str]:
+    """What goes wrong in reading; sentencepiece turns that into an error of its own."""
+    try:
+        yield from texts
+    except (Exception, KeyboardInterrupt) as error:
+        failures.append(error)
+        raise
+
+
+def _reason(message: str, *, vocab_size: int) -> str:
+    found = _TOO_FEW.search(message)
+    if found is None:
+        return f"unigram: sentencepiece cannot make it: {message}"
+    return (
+        f"--vocab-size {vocab_size}: unigram needs at least {found[1]} for the characters of these "
+        "texts; bpe would need 257 for any text"
+    )
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
@@ -97,3 +133,15 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
         for line in text.replace("\0", "").split("\n"):
             for start in range(0, len(line), _MAX_LINE_CHARS):
                 yield line[start : start + _MAX_LINE_CHARS]
+
+
+def parts_of_long_words(text: str) -> list[str]:
+    """The text cut inside words, or blanks, of more than 2,047 characters, so that none is left.
+
+    So long a word holds a whole block, wherever blocks begin; most blocks are told by a few
+    characters.
+    """
+    blocks = range(0, len(text) - _WORD_CHARS + 1, _WORD_CHARS)
+    ends = [start for start in blocks if _LONG_WORD.match(text, start)]
+    cuts = sorted({0, *ends, *(end + _WORD_CHARS for end in ends), len(text)})
+    return [text[start:end] for start, end in pairwise(cuts)]

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import trainers as make
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_prep.tokenizing.long_text import KNOWN_PATTERNS
 from data_prep.tokenizing.tokenizer import load_tokenizer
@@ -28,6 +28,7 @@ HARD = (
     "12345 ١٢٣٤ ²³ ½ Ⅷ 一二三",
     "It's WE'LL they'RE \u0131'S \u0130 \u017f '\u017f \u212a",
     "<s> </s> <|endoftext|> <|im_start|> [CLS] [SEP] <unk> <0x0A> ▁ Ġ",
+    "a<sep>b <sep> <think>x</think>\n<think> é<think>e\u0301",
     "\ufb01 \u00c5 \u212b が か\u3099 ㌀ \uff46\uff55\uff4c\uff4c ª",
     "y" * 100_000,
     "ab " * 20_000,
@@ -80,7 +81,10 @@ def _llama3(corpus: list[str]) -> Tokenizer:
 
 
 def _qwen2(corpus: list[str]) -> Tokenizer:
-    return _byte_level(corpus, pattern=QWEN2, normalizer=normalizers.NFC())
+    """Marks that are not special, as <think>, are taken out of any text."""
+    tokenizer = _byte_level(corpus, pattern=QWEN2, normalizer=normalizers.NFC())
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return tokenizer
 
 
 def _bert(corpus: list[str]) -> Tokenizer:
@@ -126,13 +130,22 @@ FAMILIES: dict[str, Callable[[list[str]], Tokenizer]] = {
 }
 
 
+NAMES: dict[str, dict[str, str]] = {
+    "gpt2": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    "llama3": {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"},
+    "qwen2": {"eos_token": "<|im_start|>", "pad_token": "<|endoftext|>"},
+    "bert": {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"},
+    "llama2": {"bos_token": "<s>", "eos_token": "</s>"},
+}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_huggingface_families_equal_transformers(
     family: str, corpus: list[str], tricky: tuple[str, ...], tmp_path: Path
 ) -> None:
     backend = FAMILIES[family](corpus)
-    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
-    reference = PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
+    PreTrainedTokenizerFast(tokenizer_object=backend, **NAMES[family]).save_pretrained(tmp_path)
+    reference = AutoTokenizer.from_pretrained(str(tmp_path))
     ours = load_tokenizer(tmp_path)
     assert ours.how.startswith("tiktoken") == (family in ("gpt2", "llama3", "qwen2"))
     for text in (*tricky, *HARD):
@@ -144,6 +157,10 @@ def test_huggingface_families_equal_transformers(
     prefix = with_specials[: with_specials.index(alone[0])]
     assert list(ours.special_ids.document_prefix) == prefix
     assert bool(prefix) == (family in ("llama3", "bert"))
+    for role in ("bos", "eos", "pad"):
+        expected_id = getattr(reference, f"{role}_token_id")
+        assert getattr(ours.special_ids, role) == expected_id
+        assert (expected_id is not None) == (f"{role}_token" in NAMES[family])
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +227,24 @@ def test_sentencepiece_families_equal_their_library(
         assert getattr(ours.special_ids, role) == (token if token >= 0 else None)
     bos = (reference.bos_id(),) if adds_bos and reference.bos_id() >= 0 else ()
     assert ours.special_ids.document_prefix == bos
+
+
+@pytest.mark.parametrize("adds_bos", [None, False, True])
+def test_a_sentencepiece_model_gets_the_bos_that_transformers_adds(
+    adds_bos: bool | None, train_sentencepiece: Callable[..., None], tmp_path: Path
+) -> None:
+    train_sentencepiece(tmp_path, **SENTENCEPIECE["llama2"])
+    settings: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer"}
+    if adds_bos is not None:
+        settings["add_bos_token"] = adds_bos
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    reference = AutoTokenizer.from_pretrained(str(tmp_path))
+    ours = load_tokenizer(tmp_path)
+    text = "the entropy of tokens"
+    whole = [*ours.special_ids.document_prefix, *ours.encode([text])[0].tolist()]
+    assert whole == reference(text).input_ids
+    special = ours.special_ids
+    assert (special.bos, special.eos) == (reference.bos_token_id, reference.eos_token_id)
 
 
 def test_bytes_come_back_through_fallback(

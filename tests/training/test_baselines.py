@@ -178,3 +178,34 @@ def test_a_dropped_embedding_becomes_the_mean_of_the_vocabulary() -> None:
     model.replaces_by_mean, model._mean_D = False, None
     model(ids, ids, ids, None, replaced)
     assert torch.equal(seen[1], weight[ids] * ~replaced[..., None])
+
+
+def test_hidden_dropout_acts_behind_every_layer_in_training_alone() -> None:
+    config = AutoConfig.for_model("qwen3", vocab_size=50, hidden_size=64, num_hidden_layers=3)
+    lm = AutoModelForCausalLM.from_config(config)
+    seen: list[torch.Tensor] = []
+    for layer in lm.base_model.layers:  # before the hooks of ours: what the layer itself gives
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model = CausalLMWithEntropy(lm, hidden_dropout=0.25, seed=5)
+    after: list[torch.Tensor] = []
+    for layer in lm.base_model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: after.append(output))
+    index = torch.arange(40).reshape(2, 20) + 1000
+    embeds = torch.randn(2, 20, 64)
+    model.hidden_dropout.begin(index)
+    model.train()
+    lm.base_model(inputs_embeds=embeds)
+    is_kept = [found != 0 for found in after]
+    for number, (given, found) in enumerate(zip(seen, after, strict=True)):
+        assert torch.allclose(found, given * is_kept[number] / 0.75)
+        assert float(is_kept[number].double().mean()) == pytest.approx(0.75, abs=0.03)
+    assert (is_kept[0] != is_kept[1]).double().mean() > 0.2  # a draw of its own for each layer
+    half = model.hidden_dropout
+    half.begin(index[:, 10:])  # the second of two sequence shards
+    assert torch.equal(half.apply(seen[0][:, 10:], layer=0), after[0][:, 10:])
+    seen.clear()
+    after.clear()
+    model.eval()
+    lm.base_model(inputs_embeds=embeds)
+    for given, found in zip(seen, after, strict=True):
+        assert torch.equal(given, found)

@@ -51,7 +51,7 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
     [
         ("train.global_batch_tokens=1000", "nearest that work: 896, 1024"),
         ("train.sequence_parallel_size=3", "does not divide"),
-        ("regulariser=entrodrop2", "'none' or 'entrodrop'"),
+        ("regulariser=entrodrop2", "'none', 'entrodrop', 'random_token_dropout'"),
         ("model.pretrained=some/model", "exactly one of"),
         ("dropout.replace=mask_token", "mask_token_id"),
         ("seed", "not of the form a.b=c"),

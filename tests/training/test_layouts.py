@@ -42,6 +42,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     },
     "random_loss": {"regulariser": "random_token_dropout", "dropout__where": "loss"},
     "neftune": {"regulariser": "neftune"},
+    "hidden_dropout": {"regulariser": "hidden_dropout"},
     "label_smoothing": {"regulariser": "label_smoothing"},
     "both_by_reference_mean": {
         "dropout__where": "both",
@@ -67,6 +68,9 @@ def measure(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> di
         head = engine.model.lm.get_output_embeddings()
         engine.model.replaces_by_mean = changed.dropout.replace == "mean"
         engine.model._mean_D = None
+        drops_hidden = changed.regulariser == "hidden_dropout"
+        rate = changed.baseline.hidden_dropout if drops_hidden else 0.0
+        engine.model.hidden_dropout.rate = rate
         head.label_smoothing = changed.baseline.label_smoothing if smooths else 0.0
         results[name] = {"dropped": dropped_tokens(engine, stream, changed)}
         row, num_tokens = step_without_update(changed, engine, stream)
@@ -172,7 +176,7 @@ def test_loss_and_gradients_agree_with_one_process(measured, layout, dropout):
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
 def test_the_same_tokens_drop_bit_for_bit(measured, layout):
-    for dropout in DROPOUTS.keys() - {"off", "neftune", "label_smoothing"}:
+    for dropout in DROPOUTS.keys() - {"off", "neftune", "label_smoothing", "hidden_dropout"}:
         expected = measured["one_process"][0][dropout]["dropped"]
         assert len(expected) > 20
         found = set().union(*(rank[dropout]["dropped"] for rank in measured[layout]))

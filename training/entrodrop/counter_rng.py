@@ -20,6 +20,7 @@ TIE_STREAM = 1
 DROP_STREAM = 2
 REPLACE_STREAM = 3
 NOISE_STREAM = 4
+HIDDEN_STREAM = 5
 
 
 def token_keys(token_index: Tensor, *, seed: int, stream: int) -> Tensor:
