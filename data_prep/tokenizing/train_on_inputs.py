@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_prep.durable import refuse_existing, staged_folder
 from data_prep.reading.documents import OnError
-from data_prep.reading.sources import DomainInput
+from data_prep.reading.sources import COMPRESSION_SUFFIXES, DomainInput
 from data_prep.reading.texts import iter_texts
 from data_prep.tokenizing.files import SETTINGS_NAME
 from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME, Tokenizer, load_tokenizer
@@ -30,7 +30,7 @@ class Trained:
     num_bytes: int
     """Of the texts that it was trained on, in UTF-8."""
     share: float
-    """Of the inputs that was taken, by a hash of each text; 1 is all."""
+    """Of the bytes of text read that were taken, by a hash of each text; 1 is all."""
     bytes_per_token: float
     """On texts spread over the inputs, which it was trained on too."""
     seconds: float
@@ -63,9 +63,8 @@ def train_on_inputs(
                 f"{domain.name}: a tokenizer is made of text, not {domain.fields.kind}"
             )
     began = time.monotonic()
-    total = sum(domain.num_bytes for domain in domains)
-    share = min(1.0, max_bytes / total) if total else 1.0
-    sample = _Sample(iter_texts(domains, on_error=on_error), share=share)
+    texts = iter_texts(domains, on_error=on_error)
+    sample = _Sample(texts, max_bytes=max_bytes, total_bytes=_bytes_of_text(domains))
     with staged_folder(out) as staging:
         folder = staging / "made"
         train_tokenizer(sample, algorithm=algorithm, vocab_size=vocab_size, to=folder)
@@ -81,34 +80,71 @@ def train_on_inputs(
         tokenizer=tokenizer,
         num_texts=sample.num_texts,
         num_bytes=sample.num_bytes,
-        share=share,
+        share=sample.num_bytes / sample.num_bytes_read,
         bytes_per_token=bytes_per_token,
         seconds=time.monotonic() - began,
     )
 
 
-class _Sample:
-    """The texts whose hash falls into the share, and a few of them kept to be tried."""
+def _bytes_of_text(domains: Sequence[DomainInput]) -> int | None:
+    """About how much text the inputs hold; None where sizes on disk do not tell."""
+    files = [file for domain in domains for file in domain.files]
+    if any(
+        file.kind not in ("lines", "text") or file.path.endswith(COMPRESSION_SUFFIXES)
+        for file in files
+    ):
+        return None
+    return sum(file.num_bytes for file in files)
 
-    def __init__(self, texts: Iterator[str], *, share: float) -> None:
+
+class _Sample:
+    """The texts whose hash falls into a share, and a few of them kept to be tried.
+
+    Of inputs whose size is known the share is too, and texts pass by; of others as many texts are
+    held as the bound allows, those of the lowest hashes.
+    """
+
+    def __init__(self, texts: Iterator[str], *, max_bytes: int, total_bytes: int | None) -> None:
         self._texts = texts
-        self._share = share
+        self._max_bytes = max_bytes
+        self._total_bytes = total_bytes
         self._tried: list[tuple[int, str]] = []  # a heap of the greatest hashes
         self.num_texts = 0
         self.num_bytes = 0
+        self.num_bytes_read = 0
 
     def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            content = text.encode("utf-8", "surrogatepass")
-            place = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
-            if place >= self._share * 2**64 or not text:
-                continue
+        chosen = self._held() if self._total_bytes is None else self._passing(self._total_bytes)
+        for place, content in chosen:
+            text = content.decode()
             self.num_texts += 1
             self.num_bytes += len(content)
             heapq.heappush(self._tried, (place, text[:_TRIED_CHARS]))
             if len(self._tried) > _NUM_TRIED:
                 heapq.heappop(self._tried)
             yield text
+
+    def _placed(self) -> Iterator[tuple[int, bytes]]:
+        for text in filter(None, self._texts):
+            content = text.encode()
+            self.num_bytes_read += len(content)
+            digest = hashlib.blake2b(content, digest_size=8).digest()
+            yield int.from_bytes(digest, "big"), content
+
+    def _passing(self, total_bytes: int) -> Iterator[tuple[int, bytes]]:
+        share = min(1.0, self._max_bytes / max(total_bytes, 1))
+        return (item for item in self._placed() if item[0] < share * 2**64)
+
+    def _held(self) -> Iterator[tuple[int, bytes]]:
+        held: list[tuple[int, bytes]] = []  # a heap; negative, so that the greatest goes first
+        num_bytes = 0
+        for place, content in self._placed():
+            heapq.heappush(held, (-place, content))
+            num_bytes += len(content)
+            while num_bytes > self._max_bytes and len(held) > 1:
+                num_bytes -= len(heapq.heappop(held)[1])
+        held.sort(reverse=True)
+        return ((-place, content) for place, content in held)
 
     @property
     def to_try(self) -> list[str]:

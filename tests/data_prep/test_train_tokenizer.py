@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -220,3 +221,21 @@ def test_a_tokenizer_that_loses_text_is_refused(
     )
     assert code == 2 and "does not give back the text" in error
     assert not (tmp_path / "bad").exists()
+
+
+def test_the_bound_holds_for_inputs_whose_size_on_disk_says_little(
+    tmp_path: Path, texts: list[str], run_cli: Cli, write_jsonl, tree
+) -> None:
+    for name, contents in (("a", texts), ("b", texts[::-1])):
+        plain = write_jsonl(
+            tmp_path / f"{name}.jsonl", [text + " more" * 3000 for text in contents]
+        )
+        source = tmp_path / f"{name}.jsonl.gz"
+        source.write_bytes(gzip.compress(plain.read_bytes()))
+        code, out, _ = run_cli(
+            *("train-tokenizer", "--input", source, *VOCAB, "--max-mb", 1),
+            *("--out", tmp_path / name),
+        )
+        assert code == 0
+        assert re.search(r"with (1\.0|0\.9) MB, 5\d\.\d% of the", out), out
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
