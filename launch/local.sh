@@ -54,7 +54,7 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 sequence_parallel_size=$("$PYTHON" - "$recipe" "${overrides[@]}" <<'PYTHON'
 import sys
 
-from training.config import load_recipe
+from training.recipe_file import load_recipe
 
 try:
     recipe = load_recipe(sys.argv[1], sys.argv[2:])

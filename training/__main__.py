@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> None:
     # imports here: --help and a mistake in the recipe answer before torch is loaded
     if arguments.verb == "train":
-        from training.config import load_recipe
+        from training.recipe_file import load_recipe
 
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         from training.loop import train
@@ -133,8 +133,8 @@ def _run(arguments: argparse.Namespace) -> None:
         print(export_run(arguments.run, checkpoint=arguments.checkpoint, out=arguments.out))
     elif arguments.verb == "preview":
         os.environ["DS_ACCELERATOR"] = "cpu"
-        from training.config import load_recipe
         from training.preview import write_preview
+        from training.recipe_file import load_recipe
 
         print(
             write_preview(

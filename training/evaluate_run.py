@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards import open_corpus
-from training.config import load_recipe
 from training.dist import init_layout
 from training.engine import build_engine, training_dtype
 from training.evaluation import evaluate, heldout_stream, load_bands
 from training.model import check_heads, resolve_model_config
+from training.recipe_file import load_recipe
 
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:

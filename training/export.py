@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import open_corpus
 from training.checkpoint import ENGINE_TAG, damage, newest_complete
-from training.config import Recipe, parse_recipe
+from training.config import Recipe
+from training.recipe_file import parse_recipe
 
 _WRAPPER_PREFIX = "lm."
 

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from data_prep.shards import Mixture, PackIndex, describe, open_corpus
 from training.checkpoint import Progress, load_checkpoint, newest_complete, save_checkpoint
-from training.config import Recipe, dump_recipe
+from training.config import Recipe
 from training.data import SampleStream
 from training.dist import agree, init_layout, raise_together
 from training.engine import Engine, build_engine, training_dtype
@@ -22,6 +22,7 @@ from training.lagged_dropout import LaggedDropout, lagged_dropout
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config
 from training.plan import Plan, choose_mixture, derive_plan, run_identity
+from training.recipe_file import dump_recipe
 from training.sample_order import SampleOrder
 from training.step import train_step
 from training.token_dropout import check_mask_token

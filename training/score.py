@@ -6,7 +6,7 @@ B rows, S tokens of this rank's sequence shard, T tokens of a sample.
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.shards import PackIndex, ScoresWriter, open_corpus, open_scores_writer
-from training.config import parse_recipe
 from training.data import SampleStream
 from training.dist import Layout, agree, init_layout, raise_together, sum_over_ranks
 from training.engine import Engine, build_engine, training_dtype
 from training.model import check_heads, resolve_model_config
+from training.recipe_file import parse_recipe
 
 COMMIT_SECONDS = 30.0
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -91,7 +91,14 @@ def score_corpus(options: ScoreOptions) -> Path:
         seq_len=options.sequence_tokens,
         overwrite=options.overwrite,
     )
-    with writing if layout.is_main else nullcontext() as writer:
+    with ExitStack() as open_files:
+        writer, error = None, None
+        if layout.is_main:
+            try:
+                writer = open_files.enter_context(writing)
+            except (ValueError, OSError) as mistake:
+                error = str(mistake)
+        raise_together(error)  # else the other ranks would wait for the first
         num_done = agree(writer.num_done if writer else 0)
         engine = build_engine(recipe, config, layout=layout, num_micro_steps=1, trains=False)
         _score_splits(engine, pack, options, writer=writer, num_done=num_done)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks, links
-from training.config import parse_recipe
+from training.recipe_file import parse_recipe
 
 README = REPO_ROOT / "README.md"
 

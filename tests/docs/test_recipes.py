@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from training.config import load_recipe
+from training.recipe_file import load_recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPO_ROOT / "training" / "recipes").glob("*.yaml"))

@@ -9,8 +9,9 @@ import numpy as np
 
 from data_prep.packing.mixture import DomainShare
 from data_prep.shards import PackedSample
-from training.config import Recipe, parse_recipe
+from training.config import Recipe
 from training.entropy_source import choose_source
+from training.recipe_file import parse_recipe
 from training.sample_order import SampleOrder
 
 VOCAB_SIZE = 101

@@ -14,12 +14,13 @@ import torch
 from data_prep.scores import write_scores
 from data_prep.shards import open_corpus
 from training.__main__ import main, number_list
-from training.config import Recipe, parse_recipe
+from training.config import Recipe
 from training.data import SampleStream
 from training.dist import Layout
 from training.entrodrop.counter_rng import DROP_STREAM, token_keys, uniform_from_keys
 from training.plan import choose_mixture
 from training.preview import write_preview
+from training.recipe_file import parse_recipe
 from training.sample_order import SampleOrder
 
 SEQ_LEN = 64

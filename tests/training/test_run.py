@@ -16,7 +16,8 @@ import torch
 from tests.distributed import run_ranks
 from tests.training.layouts import tiny_recipe
 from training.checkpoint import newest_complete
-from training.config import Recipe, dump_recipe
+from training.config import Recipe
+from training.recipe_file import dump_recipe
 
 ROOT = Path(__file__).parents[2]
 SEQUENCE_TOKENS = 64

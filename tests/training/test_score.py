@@ -141,6 +141,25 @@ def test_scores_do_not_depend_on_the_layout(corpus: Corpus, model_folder: Path) 
         assert (found == kept[0])[has_score].mean() > 0.99
 
 
+def test_scores_that_are_there_already_are_refused_on_every_rank(
+    corpus: Corpus, model_folder: Path
+) -> None:
+    """The first rank alone opens the files; the others must not wait for it for ever."""
+    options = options_for(corpus, model_folder)
+    run_ranks(score_corpus, options, world_size=1)
+    messages = run_ranks(message_of_refusal, options, world_size=2, timeout_seconds=60)
+    assert len(messages) == 2
+    assert all("exists already" in message for message in messages)
+
+
+def message_of_refusal(options: ScoreOptions) -> str:
+    try:
+        score_corpus(options)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("not refused")
+
+
 def score_until(options: ScoreOptions, last_step: int) -> None:
     """Stop as a kill would, after a commit and some more."""
     score.COMMIT_SECONDS = 0.0
