@@ -1,24 +1,30 @@
 """The exact global quantile beside all-gather and sort: milliseconds and bytes sent, 2 processes.
 
-    python -m benchmarks.bench_quantile --ranks 2 --log2-values 14 17 20
+    python -m benchmarks.bench_quantile --ranks 2 --log2-values 14 17 20 --simulate 64 1024 8192
 
-Gloo on one machine, so the figures say how the work grows, not how fast a cluster's network is.
+Gloo on one machine, so the figures say how the work grows, not how fast a cluster's network is. A
+second table is of many simulated ranks, one after the other in one process: each rank's own work
+and bytes, and no network at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.machine import describe_machine
 from tests.distributed import run_ranks
-from training.entrodrop.quantile import global_quantile
+from training.entrodrop import quantile
+from training.entrodrop.quantile import Quantile, global_quantile
 
 Q = 0.5
 
@@ -62,14 +68,86 @@ def timed(function: Callable[[Tensor], float], values: Tensor, seconds: list[flo
     return result
 
 
+class WaitsForOthersError(Exception):
+    """A simulated rank came to an all-reduce whose sum is not known yet."""
+
+    def __init__(self, counts: Tensor) -> None:
+        super().__init__()
+        self.counts = counts
+
+
+def run_rank(values: Tensor, sums: list[Tensor]) -> tuple[Quantile | Tensor, float]:
+    """What one rank finds, or brings to the first all-reduce beyond `sums`; and its seconds."""
+    known = iter(sums)
+
+    def all_reduce(counts: Tensor, group: dist.ProcessGroup | None) -> None:
+        total = next(known, None)
+        if total is None:
+            raise WaitsForOthersError(counts)
+        counts.copy_(total)
+
+    with mock.patch.object(quantile, "_all_reduce", all_reduce):
+        began = time.perf_counter()
+        try:
+            outcome: Quantile | Tensor = global_quantile(values, Q)
+        except WaitsForOthersError as waiting:
+            outcome = waiting.counts
+        return outcome, time.perf_counter() - began
+
+
+def run_simulated_ranks(values_RN: Tensor) -> tuple[list[Quantile], list[float], int]:
+    """What each of R ranks finds, its seconds, and the bytes that it contributes.
+
+    Ranks run one after the other and cannot wait, so all begin anew for each all-reduce and stop
+    where its sum is missing. Once every sum is known all run through; that round is timed.
+    """
+    sums: list[Tensor] = []
+    while True:
+        outcomes, seconds = zip(*(run_rank(values_N, sums) for values_N in values_RN), strict=True)
+        if isinstance(outcomes[0], Quantile):
+            return list(outcomes), list(seconds), sum(counts.nbytes for counts in sums)
+        sums.append(torch.stack(outcomes).sum(0))
+
+
+def print_simulation(numbers_of_ranks: list[int], tokens: int) -> None:
+    """One row for each number of ranks; every rank must find what a sort of all values gives."""
+    print(
+        f"\nsimulated ranks of {tokens:,} tokens; own work is the median over ranks, no network\n"
+    )
+    print("| ranks | tokens a rank | own work, ms | our bytes | all-gather's bytes | ratio |")
+    print("|---|---|---|---|---|---|")
+    for num_ranks in numbers_of_ranks:
+        torch.manual_seed(num_ranks)
+        values_RN = torch.rand(num_ranks, tokens)
+        found, seconds, num_bytes = run_simulated_ranks(values_RN)
+        middle = math.ceil(Q * values_RN.numel()) - 1
+        assert {of_rank.threshold for of_rank in found} == {
+            float(np.sort(values_RN.numpy(), axis=None)[middle])
+        }
+        gathered_bytes = 4 * tokens * num_ranks
+        print(
+            f"| {num_ranks:,} | {tokens:,} | {statistics.median(seconds) * 1e3:.2f} "
+            f"| {num_bytes:,} | {gathered_bytes:,} | {gathered_bytes / num_bytes:,.1f} |"
+        )
+
+
 def main() -> None:
-    """Measure and print one table."""
+    """Measure and print two tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--log2-values", type=int, nargs="+", default=[14, 17, 20])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--simulate",
+        type=int,
+        nargs="*",
+        default=[64, 1024, 8192],
+        metavar="RANKS",
+        help="numbers of ranks to simulate in one process; none: leave the second table out",
+    )
+    parser.add_argument("--simulate-tokens", type=int, default=8192, help="of each such rank")
     options = parser.parse_args()
     measured = run_ranks(
         seconds_on_rank, options.log2_values, options.rounds, world_size=options.ranks
@@ -88,6 +166,9 @@ def main() -> None:
             f"| {slowest['ours'] / slowest['all_gather']:.2f} | {bytes_ours:,} "
             f"| {4 * (options.ranks - 1) << log2:,} |"
         )
+    if options.simulate:
+        torch.set_num_threads(1)  # as each real process has
+        print_simulation(options.simulate, options.simulate_tokens)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,9 @@ class Train:
     """Ranks that share each sample (Ulysses)."""
     gradient_clipping: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the whole gradient; null turns clipping off."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Factor of the square of each token's ln(sum of e^logits) in the loss, which keeps logits from
+    drifting (PaLM: 1e-4). It is in the training loss that is logged, not in held-out ones."""
     stop_after_steps: Positive | None = None
     """Save and stop after this many steps; a later start goes on. The horizon stays as it is."""
 

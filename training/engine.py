@@ -50,8 +50,13 @@ class Engine:
         ids_BS: Tensor | None = None,
         replaced_BS: Tensor | None = None,
         noise_BSD: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """nll and entropy of a micro-batch, fp32 `[B, S]`, in nats."""
+        token_weights_BS: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """nll and entropy of a micro-batch, fp32 `[B, S]`, in nats.
+
+        With token weights, known before the pass: their loss, nll and entropy. The loss alone is
+        then differentiable, and the head computes its logits once (`CausalLMWithEntropy`).
+        """
         return self.ds(
             batch.ids_BS if ids_BS is None else ids_BS,
             batch.position_ids_BS,
@@ -60,6 +65,7 @@ class Engine:
             replaced_BS,
             noise_BSD,
             batch.token_index_BS1[:, :-1],
+            token_weights_BS,
         )
 
     @torch.no_grad()
@@ -67,7 +73,8 @@ class Engine:
         """`forward` on unmasked inputs, without gradient and without the model's own dropout."""
         self.ds.eval()
         try:
-            return self.forward(batch)
+            nll_BS, entropy_BS = self.forward(batch)
+            return nll_BS, entropy_BS
         finally:
             self.ds.train()
 
@@ -183,6 +190,7 @@ def build_engine(
         ds_config=ds_config,
         seed=recipe.seed,
         label_smoothing=recipe.baseline.label_smoothing if smooths else 0.0,
+        z_loss=recipe.train.z_loss,
         replaces_by_mean=recipe.dropout.replace == "mean",
         hidden_dropout=recipe.baseline.hidden_dropout if drops_hidden else 0.0,
     )

@@ -22,26 +22,44 @@ from transformers import (
 
 from training.attention import ATTENTION_NAME, DocumentLayout, register_attention
 from training.config import Model
-from training.entrodrop.head import linear_cross_entropy_with_entropy
+from training.entrodrop.head import (
+    linear_cross_entropy_with_entropy,
+    weighted_linear_cross_entropy,
+)
 from training.hidden_dropout import HiddenDropout
 
 
 class EntropyHead(nn.Module):
     """The output layer. ZeRO-3 gathers `weight` around this module's forward and backward."""
 
-    def __init__(self, weight: nn.Parameter, *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, weight: nn.Parameter, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> None:
         super().__init__()
         self.weight = weight
         self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
 
-    def forward(self, hidden_BSD: Tensor, targets_BS: Tensor) -> tuple[Tensor, Tensor]:
-        nll_N, entropy_N = linear_cross_entropy_with_entropy(
-            hidden_BSD.flatten(0, 1),
+    def forward(
+        self, hidden_BSD: Tensor, targets_BS: Tensor, token_weights_BS: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """(nll, entropy), or with token weights (their loss, nll, entropy) in one pass."""
+        hidden_ND, targets_N = hidden_BSD.flatten(0, 1), targets_BS.flatten()
+        smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)
+        if token_weights_BS is None:
+            nll_N, entropy_N = linear_cross_entropy_with_entropy(
+                hidden_ND, self.weight, targets_N, label_smoothing=smoothing, z_loss=z_loss
+            )
+            return nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
+        loss, nll_N, entropy_N = weighted_linear_cross_entropy(
+            hidden_ND,
             self.weight,
-            targets_BS.flatten(),
-            label_smoothing=self.label_smoothing if self.training else 0.0,
+            targets_N,
+            token_weights_BS.flatten(),
+            label_smoothing=smoothing,
+            z_loss=z_loss,
         )
-        return nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
+        return loss, nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
 
 
 class CausalLMWithEntropy(nn.Module):
@@ -52,13 +70,15 @@ class CausalLMWithEntropy(nn.Module):
         lm: PreTrainedModel,
         *,
         label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
         replaces_by_mean: bool = False,
         hidden_dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         weight = lm.get_output_embeddings().weight
-        lm.set_output_embeddings(EntropyHead(weight, label_smoothing=label_smoothing))
+        head = EntropyHead(weight, label_smoothing=label_smoothing, z_loss=z_loss)
+        lm.set_output_embeddings(head)
         self.lm = lm
         self.hidden_dropout = HiddenDropout(_layers(lm), rate=hidden_dropout, seed=seed)
         self.replaces_by_mean = replaces_by_mean
@@ -85,7 +105,8 @@ class CausalLMWithEntropy(nn.Module):
         replaced_BS: Tensor | None = None,
         noise_BSD: Tensor | None = None,
         token_index_BS: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        token_weights_BS: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Loss and entropy at each position of the shard.
 
         Args:
@@ -96,9 +117,13 @@ class CausalLMWithEntropy(nn.Module):
             replaced_BS: bool `[B, S]`, tokens whose embedding becomes 0, or the mean of all.
             noise_BSD: fp32 `[B, S, D]`, added to the embeddings.
             token_index_BS: int64 `[B, S]`, who each token is, for hidden dropout.
+            token_weights_BS: fp32 `[B, S]`, factors of the tokens' losses where these are known
+                before: the head then computes logits once, not twice.
 
         Returns:
-            nll (smoothed in training, if the head is to) and entropy, fp32 `[B, S]`, in nats.
+            nll (in training with smoothing and z-loss, if the head is to) and entropy, fp32
+            `[B, S]`, in nats; with token weights before them their loss, the only one that is
+            then differentiable.
         """
         self.hidden_dropout.begin(token_index_BS)
         embeds_BSD = self.lm.get_input_embeddings()(ids_BS)
@@ -112,7 +137,7 @@ class CausalLMWithEntropy(nn.Module):
             use_cache=False,
             document_layout=documents,
         ).last_hidden_state
-        return self.lm.get_output_embeddings()(hidden_BSD, targets_BS)
+        return self.lm.get_output_embeddings()(hidden_BSD, targets_BS, token_weights_BS)
 
 
 def _layers(lm: PreTrainedModel) -> nn.ModuleList:
@@ -226,6 +251,7 @@ def build_model(
     ds_config: Mapping[str, Any],
     seed: int,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     replaces_by_mean: bool = False,
     hidden_dropout: float = 0.0,
 ) -> CausalLMWithEntropy:
@@ -236,7 +262,7 @@ def build_model(
             partitions while it initialises; `deepspeed.zero.Init` around `from_config` would
             leave the weights at torch's defaults.
         seed: of the initial weights; rank 0's are broadcast.
-        label_smoothing: of the loss in training.
+        label_smoothing, z_loss: of the loss in training.
         replaces_by_mean: dropped embeddings become the vocabulary's mean, not 0.
         hidden_dropout: rate behind every layer.
     """
@@ -264,6 +290,7 @@ def build_model(
     return CausalLMWithEntropy(
         lm,
         label_smoothing=label_smoothing,
+        z_loss=z_loss,
         replaces_by_mean=replaces_by_mean,
         hidden_dropout=hidden_dropout,
         seed=seed,

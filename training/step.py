@@ -6,7 +6,7 @@ B rows, S tokens of this rank's sequence shard.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,16 +59,14 @@ def train_step(
     )
     grad_norm, sums = None, torch.zeros(4, dtype=torch.float64, device=engine.layout.device)
     for micro_step, batch in enumerate(batches):
-        loss_BS, kept_BS, entropy_BS, num_dropped = _forward(
-            recipe, engine, batch, dropout, lagged, micro_step
-        )
-        grad_norm = engine.backward_and_step(loss_BS.sum(), divisor=divisor, lr=lr)
+        done = _forward(recipe, engine, batch, dropout, lagged, micro_step)
+        grad_norm = engine.backward_and_step(done.loss_sum, divisor=divisor, lr=lr)
         sums += torch.stack(
             [
-                loss_BS.detach().double().sum(),
-                kept_BS.double().sum(),
-                (entropy_BS * batch.is_target_BS).double().sum(),
-                num_dropped.double(),
+                (done.nll_BS.detach() * done.is_kept_BS).double().sum(),
+                done.is_kept_BS.double().sum(),
+                (done.entropy_BS * batch.is_target_BS).double().sum(),
+                done.num_dropped.double(),
             ]
         )
     if lagged is not None:
@@ -88,6 +86,18 @@ def train_step(
     return row, num_tokens
 
 
+class _Forward(NamedTuple):
+    """What a micro-batch's forward pass gave."""
+
+    loss_sum: Tensor
+    """Of the kept targets; what backward starts from."""
+    nll_BS: Tensor
+    is_kept_BS: Tensor
+    """Targets whose term is in the loss."""
+    entropy_BS: Tensor
+    num_dropped: Tensor
+
+
 def _forward(
     recipe: Recipe,
     engine: Engine,
@@ -95,9 +105,8 @@ def _forward(
     dropout: StepDropout | None,
     lagged: LaggedDropout | None,
     micro_step: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Kept losses `[B, S]`, kept targets bool `[B, S]`, entropies `[B, S]`, dropped tokens."""
-    ids_BS, replaced_BS, kept_BS = batch.ids_BS, None, batch.is_target_BS
+) -> _Forward:
+    ids_BS, replaced_BS, is_kept_BS = batch.ids_BS, None, batch.is_target_BS
     num_dropped = torch.zeros((), device=engine.layout.device)
     if dropout is not None and lagged is None:
         target_drops_BS = dropout.target_drops_BS(micro_step)
@@ -110,17 +119,25 @@ def _forward(
                 vocab_size=engine.model.lm.config.vocab_size,
             )
         if dropout.where in ("loss", "both"):
-            kept_BS = kept_BS & ~target_drops_BS
+            is_kept_BS = is_kept_BS & ~target_drops_BS
     num_channels = engine.model.lm.config.get_text_config().hidden_size
     noise_BSD = neftune_noise(batch, recipe, num_channels=num_channels)
-    nll_BS, entropy_BS = engine.forward(
-        batch, ids_BS=ids_BS, replaced_BS=replaced_BS, noise_BSD=noise_BSD
-    )
-    if lagged is not None:
+    inputs: dict[str, Any] = {
+        "ids_BS": ids_BS,
+        "replaced_BS": replaced_BS,
+        "noise_BSD": noise_BSD,
+    }
+    if lagged is None:
+        loss_sum, nll_BS, entropy_BS = engine.forward(
+            batch, **inputs, token_weights_BS=is_kept_BS.float()
+        )
+    else:  # which targets stay is known only now, so the head needs its second pass
+        nll_BS, entropy_BS = engine.forward(batch, **inputs)
         target_drops_BS = lagged.target_drops_BS(batch, nll_BS, entropy_BS)
         num_dropped = target_drops_BS.sum()
-        kept_BS = kept_BS & ~target_drops_BS
-    return nll_BS * kept_BS, kept_BS, entropy_BS, num_dropped
+        is_kept_BS = is_kept_BS & ~target_drops_BS
+        loss_sum = (nll_BS * is_kept_BS).sum()
+    return _Forward(loss_sum, nll_BS, is_kept_BS, entropy_BS, num_dropped)
 
 
 def loss_divisor(recipe: Recipe, num_targets: int, dropout: StepDropout | None) -> float:

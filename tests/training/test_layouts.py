@@ -43,7 +43,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     "random_loss": {"regulariser": "random_token_dropout", "dropout__where": "loss"},
     "neftune": {"regulariser": "neftune"},
     "hidden_dropout": {"regulariser": "hidden_dropout"},
-    "label_smoothing": {"regulariser": "label_smoothing"},
+    "label_smoothing": {"regulariser": "label_smoothing", "train__z_loss": 1e-2},
     "both_by_reference_mean": {
         "dropout__where": "both",
         "dropout__replace": "mean",
@@ -72,6 +72,7 @@ def measure(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> di
         rate = changed.baseline.hidden_dropout if drops_hidden else 0.0
         engine.model.hidden_dropout.rate = rate
         head.label_smoothing = changed.baseline.label_smoothing if smooths else 0.0
+        head.z_loss = changed.train.z_loss
         results[name] = {"dropped": dropped_tokens(engine, stream, changed)}
         row, num_tokens = step_without_update(changed, engine, stream)
         results[name] |= {"row": row, "num_tokens": num_tokens, "gradients": engine.captured}

@@ -5,13 +5,18 @@ N tokens, D hidden, V vocabulary, C tokens of one chunk.
 
 from __future__ import annotations
 
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Numbers of one chunk: forward holds two such fp32 buffers, 2 * 2^23 * 4 bytes = 64 MiB.
-_CHUNK_LOGITS = 1 << 23
+from training.entrodrop import softmax_rows
+from training.entrodrop.softmax_rows import RowStatistics
+
+# Logits of one chunk, the only buffer that counts: 2^24 * 4 bytes = 64 MiB in fp32.
+_CHUNK_LOGITS = 1 << 24
+_HAS_TRITON = find_spec("triton") is not None  # comes with torch's builds for CUDA on Linux
 
 
 def linear_cross_entropy_with_entropy(
@@ -22,6 +27,7 @@ def linear_cross_entropy_with_entropy(
     ignore_index: int = -100,
     chunk_tokens: int | None = None,
     label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each target and entropy of each prediction, in nats.
 
@@ -29,105 +35,189 @@ def linear_cross_entropy_with_entropy(
         hidden: `[N, D]`, fp32, bf16 or fp16.
         weight: `[V, D]` of the same dtype.
         targets: int64 `[N]`; `ignore_index` marks positions without a target.
-        chunk_tokens: tokens whose logits are held at a time; by default as many as fit twice
-            into 64 MiB of fp32.
+        chunk_tokens: tokens whose logits are held at a time; by default as many as fit into
+            64 MiB of fp32.
         label_smoothing: share of each target that is spread over the vocabulary, as in
             `torch.nn.functional.cross_entropy`; nll is then the smoothed loss.
+        z_loss: coefficient of `(ln sum e^logits)^2`, which is added to nll (Chowdhery et al.:
+            PaLM, 2022, section 5).
 
     Returns:
         nll fp32 `[N]`, 0 where ignored, differentiable with any upstream gradient per token;
         entropy fp32 `[N]`, of every position, without gradient.
 
-    The backward pass computes the logits again and leaves out rows whose upstream gradient is
-    zero. Peak memory over the inputs: twice the fp32 logits of a chunk, and the gradients.
+    Two passes: the backward pass computes the logits again, and leaves out rows whose upstream
+    gradient is zero. Memory over the inputs: the logits of a chunk, and the gradients.
     """
-    num_tokens, vocab_size = hidden.shape[0], weight.shape[0]
-    chunk = chunk_tokens or max(1, _CHUNK_LOGITS // vocab_size)
-    return _LinearCrossEntropy.apply(
-        hidden, weight, targets, ignore_index, min(chunk, max(num_tokens, 1)), label_smoothing
-    )
+    terms = _Terms(ignore_index, _chunk(chunk_tokens, hidden, weight), label_smoothing, z_loss)
+    nll, entropy = _TwoPasses.apply(hidden, weight, targets, terms)
+    return nll, entropy
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+def weighted_linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor,
+    *,
+    ignore_index: int = -100,
+    chunk_tokens: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in one pass, for token weights that are known before: gradients come with the loss.
+
+    Args:
+        token_weights: fp32 `[N]`, the factor of each token's nll in the loss.
+        hidden, weight, targets, ignore_index, chunk_tokens, label_smoothing, z_loss: as above.
+
+    Returns:
+        loss fp32, `sum(token_weights * nll)`, the only one that is differentiable; nll and
+        entropy, fp32 `[N]`.
+
+    Logits are computed once: three matrix products where two passes take four. From forward to
+    backward it holds the gradients of `hidden` and `weight`, in their own dtypes.
+    """
+    terms = _Terms(ignore_index, _chunk(chunk_tokens, hidden, weight), label_smoothing, z_loss)
+    loss, nll, entropy = _OnePass.apply(hidden, weight, targets, token_weights, terms)
+    return loss, nll, entropy
+
+
+class _Terms(NamedTuple):
+    """What the loss of a token is made of, and how many are computed at a time."""
+
+    ignore_index: int
+    chunk_tokens: int
+    label_smoothing: float
+    z_loss: float
+
+
+def _chunk(chunk_tokens: int | None, hidden_ND: Tensor, weight_VD: Tensor) -> int:
+    return chunk_tokens or max(1, _CHUNK_LOGITS // weight_VD.shape[0])
+
+
+class _TwoPasses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: _Terms
+    ) -> tuple[Tensor, Tensor]:
+        statistics_N = _empty_statistics(hidden_ND)
+        for start in range(0, hidden_ND.shape[0], terms.chunk_tokens):
+            rows = slice(start, start + terms.chunk_tokens)
+            logits_CV = hidden_ND[rows] @ weight_VD.T
+            _keep(statistics_N, rows, _statistics(logits_CV, targets_N[rows]))
+        is_ignored_N = targets_N == terms.ignore_index
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, is_ignored_N, *statistics_N)
+        ctx.terms = terms
+        ctx.mark_non_differentiable(statistics_N.entropy)
+        return _nll(statistics_N, terms).masked_fill_(is_ignored_N, 0.0), statistics_N.entropy
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, weight_VD, targets_N, is_ignored_N, *statistics = ctx.saved_tensors
+        statistics_N = RowStatistics(*statistics)
+        upstream_N = upstream[0].masked_fill(is_ignored_N, 0.0)
+        grad_hidden_ND, grad_weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
+        rows_M = upstream_N.nonzero()[:, 0]  # a number of rows of ours alone; nothing collective
+        for rows_C in rows_M.split(ctx.terms.chunk_tokens):
+            hidden_CD = hidden_ND[rows_C]
+            logits_CV = hidden_CD @ weight_VD.T
+            statistics_C = RowStatistics(*(column[rows_C] for column in statistics_N))
+            _logits_to_gradient_(
+                logits_CV, targets_N[rows_C], statistics_C, upstream_N[rows_C], ctx.terms
+            )
+            grad_hidden_ND[rows_C] = logits_CV @ weight_VD
+            grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
+        return grad_hidden_ND, grad_weight_VD, None, None
+
+
+class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
         targets_N: Tensor,
-        ignore: int,
-        chunk: int,
-        smoothing: float,
-    ) -> tuple[Tensor, Tensor]:
-        nll_N = hidden_ND.new_empty(hidden_ND.shape[0], dtype=torch.float32)
-        entropy_N = torch.empty_like(nll_N)
-        for start in range(0, hidden_ND.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            nll_N[rows], entropy_N[rows] = _chunk_statistics(
-                hidden_ND[rows], weight_VD, targets_N[rows].clamp(min=0), smoothing
-            )
-        is_ignored_N = targets_N == ignore
-        nll_N.masked_fill_(is_ignored_N, 0.0)
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, is_ignored_N)
-        ctx.chunk, ctx.smoothing = chunk, smoothing
-        ctx.mark_non_differentiable(entropy_N)
-        return nll_N, entropy_N
+        token_weights_N: Tensor,
+        terms: _Terms,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        statistics_N = _empty_statistics(hidden_ND)
+        is_ignored_N = targets_N == terms.ignore_index
+        token_weights_N = token_weights_N.float().masked_fill(is_ignored_N, 0.0)
+        grad_hidden_ND, grad_weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
+        is_weighted_N = token_weights_N != 0.0
+        for rows_C in is_weighted_N.nonzero()[:, 0].split(terms.chunk_tokens):
+            hidden_CD, targets_C = hidden_ND[rows_C], targets_N[rows_C]
+            logits_CV = hidden_CD @ weight_VD.T
+            statistics_C = _statistics(logits_CV, targets_C)
+            _keep(statistics_N, rows_C, statistics_C)
+            _logits_to_gradient_(logits_CV, targets_C, statistics_C, token_weights_N[rows_C], terms)
+            grad_hidden_ND[rows_C] = logits_CV @ weight_VD
+            grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
+        for rows_C in (~is_weighted_N).nonzero()[:, 0].split(terms.chunk_tokens):
+            logits_CV = hidden_ND[rows_C] @ weight_VD.T
+            _keep(statistics_N, rows_C, _statistics(logits_CV, targets_N[rows_C]))
+        nll_N = _nll(statistics_N, terms).masked_fill_(is_ignored_N, 0.0)
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.mark_non_differentiable(nll_N, statistics_N.entropy)
+        return token_weights_N @ nll_N, nll_N, statistics_N.entropy
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, targets_N, is_ignored_N = ctx.saved_tensors
-        upstream_N = upstream[0].masked_fill(is_ignored_N, 0.0)
-        rows_M = upstream_N.nonzero()[:, 0]  # a number of rows of ours alone; nothing collective
-        grad_hidden_ND = torch.zeros_like(hidden_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        for rows_C in rows_M.split(ctx.chunk):
-            hidden_CD = hidden_ND[rows_C]
-            grad_logits_CV = _chunk_grad_logits(
-                hidden_CD, weight_VD, targets_N[rows_C], upstream_N[rows_C], ctx.smoothing
-            )
-            grad_hidden_ND[rows_C] = grad_logits_CV @ weight_VD
-            if weight_VD.dtype == torch.float32:
-                grad_weight_VD.addmm_(grad_logits_CV.T, hidden_CD)
-            else:  # the sum over chunks stays in fp32
-                grad_weight_VD += grad_logits_CV.T @ hidden_CD
-        return grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype), None, None, None, None
+        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
+        # In place: a copy would double them. A second backward is refused by torch for it.
+        return grad_hidden_ND.mul_(upstream[0]), grad_weight_VD.mul_(upstream[0]), None, None, None
 
 
-def _chunk_statistics(
-    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """nll = ln s - z_target and H = ln s - sum(z e^z) / s, with z = logits - max, s = sum e^z.
-
-    Smoothed by a share a: (1 - a) nll + a (ln s - mean z).
-    """
-    shifted_CV = (hidden_CD @ weight_VD.T).float()
-    shifted_CV -= shifted_CV.amax(dim=1, keepdim=True)
-    exp_CV = shifted_CV.exp()
-    total_C = exp_CV.sum(dim=1)
-    log_total_C = total_C.log()
-    nll_C = log_total_C - shifted_CV.gather(1, targets_C[:, None])[:, 0]
-    if smoothing:
-        nll_C = torch.lerp(nll_C, log_total_C - shifted_CV.mean(dim=1), smoothing)
-    mean_shifted_C = exp_CV.mul_(shifted_CV).sum(dim=1) / total_C
-    return nll_C, (log_total_C - mean_shifted_C).clamp_(min=0.0)  # rounding can go below 0
+def _empty_statistics(hidden_ND: Tensor) -> RowStatistics:
+    num_tokens = hidden_ND.shape[0]
+    return RowStatistics(
+        *(hidden_ND.new_empty(num_tokens, dtype=torch.float32) for _ in RowStatistics._fields)
+    )
 
 
-def _chunk_grad_logits(
-    hidden_CD: Tensor,
-    weight_VD: Tensor,
+def _keep(statistics_N: RowStatistics, rows: Tensor | slice, statistics_C: RowStatistics) -> None:
+    for whole, part in zip(statistics_N, statistics_C, strict=True):
+        whole[rows] = part
+
+
+def _nll(statistics: RowStatistics, terms: _Terms) -> Tensor:
+    """(1 - a) nll + a mean nll + b (ln sum e^z)^2, with smoothing a and z-loss b."""
+    nll = torch.lerp(statistics.target_nll, statistics.mean_nll, terms.label_smoothing)
+    if terms.z_loss:
+        nll += terms.z_loss * (statistics.largest + statistics.log_total).square()
+    return nll
+
+
+def _statistics(logits_CV: Tensor, targets_C: Tensor) -> RowStatistics:
+    statistics: RowStatistics = _rows_on(logits_CV).row_statistics(logits_CV, targets_C.clamp(0))
+    return statistics
+
+
+def _logits_to_gradient_(
+    logits_CV: Tensor,
     targets_C: Tensor,
+    statistics_C: RowStatistics,
     upstream_C: Tensor,
-    smoothing: float,
-) -> Tensor:
-    """d nll / d logits = (softmax - onehot(target)) * upstream, in the dtype of the weight.
+    terms: _Terms,
+) -> None:
+    """d nll / d logits = (p (1 + 2 b ln sum e^z) - (1 - a) onehot - a / V) * upstream, in place."""
+    smoothing = terms.label_smoothing
+    log_sum_C = statistics_C.largest + statistics_C.log_total
+    _rows_on(logits_CV).row_gradient_(
+        logits_CV,
+        targets_C,
+        statistics_C,
+        prob_scale_C=upstream_C * (1.0 + 2.0 * terms.z_loss * log_sum_C),
+        target_scale_C=upstream_C * (1.0 - smoothing),
+        uniform_C=upstream_C * (smoothing / logits_CV.shape[1]),
+    )
 
-    Smoothed by a share a, the target is (1 - a) onehot + a / V.
-    """
-    probs_CV = (hidden_CD @ weight_VD.T).float()
-    # softmax in place: torch.softmax would hold a second buffer
-    probs_CV.sub_(probs_CV.amax(dim=1, keepdim=True)).exp_()
-    probs_CV.div_(probs_CV.sum(dim=1, keepdim=True))
-    probs_CV[torch.arange(len(targets_C), device=targets_C.device), targets_C] -= 1.0 - smoothing
-    if smoothing:
-        probs_CV -= smoothing / probs_CV.shape[1]
-    return probs_CV.mul_(upstream_C[:, None]).to(weight_VD.dtype)
+
+def _rows_on(tensor: Tensor) -> Any:
+    """The implementation for the device of a tensor: Triton's on CUDA, torch's elsewhere."""
+    if tensor.is_cuda and _HAS_TRITON:
+        from training.entrodrop import softmax_rows_triton
+
+        return softmax_rows_triton
+    return softmax_rows

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from training.entrodrop.head import linear_cross_entropy_with_entropy
+from training.entrodrop.head import (
+    linear_cross_entropy_with_entropy,
+    weighted_linear_cross_entropy,
+)
 
 IGNORE = -100
 
@@ -56,26 +59,62 @@ def test_head_agrees_with_plain_logits(dtype, bound, chunk_tokens):
         assert relative_difference(gradient, reference) < bound
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 8, None])
-@pytest.mark.parametrize("smoothing", [0.1, 0.9])
-def test_label_smoothing_is_that_of_torch(smoothing, chunk_tokens):
-    hidden, weight, targets, upstream = make_inputs(torch.float32)
-    loss, entropy = linear_cross_entropy_with_entropy(
-        hidden, weight, targets, chunk_tokens=chunk_tokens, label_smoothing=smoothing
+@pytest.mark.parametrize("chunk_tokens", [1, 8, 37, 100, None])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_one_pass_gives_what_two_passes_give(dtype, bound, chunk_tokens):
+    """Loss and gradients for weights known before, some of them zero, under a later factor."""
+    hidden, weight, targets, token_weights = make_inputs(dtype)
+    expected_nll, expected_entropy = plain_head(hidden, weight, targets)
+    expected_loss = (expected_nll * token_weights).sum()
+    expected = torch.autograd.grad(expected_loss * 7.0, (hidden, weight))
+    loss, nll, entropy = weighted_linear_cross_entropy(
+        hidden, weight, targets, token_weights, chunk_tokens=chunk_tokens
     )
-    found = torch.autograd.grad((loss * upstream).sum(), (hidden, weight))
-    expected_loss = cross_entropy(
-        hidden @ weight.T,
-        targets,
-        ignore_index=IGNORE,
-        reduction="none",
-        label_smoothing=smoothing,
-    )
-    expected = torch.autograd.grad((expected_loss * upstream).sum(), (hidden, weight))
-    assert relative_difference(loss, expected_loss) < 1e-6
-    assert relative_difference(entropy, plain_head(hidden, weight, targets)[1]) < 1e-6
+    assert loss.requires_grad and not nll.requires_grad and not entropy.requires_grad
+    assert loss.dtype == nll.dtype == entropy.dtype == torch.float32
+    found = torch.autograd.grad(loss * 7.0, (hidden, weight))
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=10 * bound)
+    assert relative_difference(nll, expected_nll) < bound
+    assert relative_difference(entropy, expected_entropy) < bound
     for gradient, reference in zip(found, expected, strict=True):
-        assert relative_difference(gradient, reference) < 1e-5
+        assert gradient.dtype == dtype
+        assert relative_difference(gradient, reference) < bound
+
+
+def test_a_second_backward_of_one_pass_is_refused():
+    """Its gradients are scaled in place: a second use would scale them twice."""
+    hidden, weight, targets, token_weights = make_inputs(torch.float32)
+    loss, _, _ = weighted_linear_cross_entropy(hidden, weight, targets, token_weights)
+    torch.autograd.grad(loss, hidden, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, hidden)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 8, None])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.1, 0.0), (0.9, 0.0), (0.0, 1e-2), (0.1, 0.1)])
+def test_label_smoothing_and_z_loss_are_those_of_torch(smoothing, z_loss, chunk_tokens):
+    hidden, weight, targets, upstream = make_inputs(torch.float32)
+    terms = {"chunk_tokens": chunk_tokens, "label_smoothing": smoothing, "z_loss": z_loss}
+    logits = hidden @ weight.T
+    expected_nll = cross_entropy(
+        logits, targets, ignore_index=IGNORE, reduction="none", label_smoothing=smoothing
+    )
+    expected_nll = expected_nll + z_loss * (targets != IGNORE) * logits.logsumexp(1).square()
+    expected = torch.autograd.grad((expected_nll * upstream).sum(), (hidden, weight))
+
+    nll, entropy = linear_cross_entropy_with_entropy(hidden, weight, targets, **terms)
+    found = torch.autograd.grad((nll * upstream).sum(), (hidden, weight))
+    loss, nll_once, entropy_once = weighted_linear_cross_entropy(
+        hidden, weight, targets, upstream, **terms
+    )
+    found_once = torch.autograd.grad(loss, (hidden, weight))
+    for value in (nll, nll_once):
+        assert relative_difference(value, expected_nll) < 1e-6
+    for value in (entropy, entropy_once):
+        assert relative_difference(value, plain_head(hidden, weight, targets)[1]) < 1e-6
+    for gradients in (found, found_once):
+        for gradient, reference in zip(gradients, expected, strict=True):
+            assert relative_difference(gradient, reference) < 1e-5
 
 
 def test_ignored_targets_have_no_loss_and_no_gradient():
@@ -118,6 +157,9 @@ def test_no_tokens_are_no_trouble():
     nll, entropy = linear_cross_entropy_with_entropy(hidden, weight, torch.zeros(0).long())
     nll.sum().backward()
     assert nll.shape == entropy.shape == (0,)
+    loss, *_ = weighted_linear_cross_entropy(hidden, weight, torch.zeros(0).long(), torch.zeros(0))
+    loss.backward()
+    assert loss == 0
     assert (weight.grad == 0).all()
 
 

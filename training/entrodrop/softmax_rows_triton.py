@@ -1,0 +1,127 @@
+"""`softmax_rows` as Triton kernels: each reads a chunk of logits once, in its own dtype.
+
+C rows of a chunk, V vocabulary. One program a row; sums and exponentials in fp32. With
+TRITON_INTERPRET=1 in the environment the kernels run on a CPU, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from training.entrodrop.softmax_rows import RowStatistics
+
+_BLOCK_COLUMNS = 4096
+_NUM_WARPS = 8
+
+
+def row_statistics(logits_CV: Tensor, targets_C: Tensor) -> RowStatistics:
+    """See `softmax_rows.row_statistics`."""
+    num_rows, vocab_size = logits_CV.shape
+    statistics_5C = torch.empty(5, num_rows, dtype=torch.float32, device=logits_CV.device)
+    if num_rows:
+        _statistics_kernel[(num_rows,)](
+            logits_CV,
+            logits_CV.stride(0),
+            targets_C,
+            statistics_5C,
+            num_rows,
+            vocab_size,
+            BLOCK=min(_BLOCK_COLUMNS, triton.next_power_of_2(vocab_size)),
+            num_warps=_NUM_WARPS,
+        )
+    return RowStatistics(*statistics_5C)
+
+
+def row_gradient_(
+    logits_CV: Tensor,
+    targets_C: Tensor,
+    statistics: RowStatistics,
+    *,
+    prob_scale_C: Tensor,
+    target_scale_C: Tensor,
+    uniform_C: Tensor,
+) -> None:
+    """See `softmax_rows.row_gradient_`."""
+    num_rows, vocab_size = logits_CV.shape
+    factor_C = prob_scale_C * torch.exp(-statistics.log_total)
+    if num_rows:
+        _gradient_kernel[(num_rows,)](
+            logits_CV,
+            logits_CV.stride(0),
+            targets_C,
+            statistics.largest.contiguous(),
+            factor_C,
+            target_scale_C.contiguous(),
+            uniform_C.contiguous(),
+            vocab_size,
+            BLOCK=min(_BLOCK_COLUMNS, triton.next_power_of_2(vocab_size)),
+            num_warps=_NUM_WARPS,
+        )
+
+
+@triton.jit
+def _statistics_kernel(
+    logits_ptr, stride, targets_ptr, out_ptr, num_rows, vocab_size, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * stride
+    first = tl.load(row_ptr).to(tl.float32)
+    # y = z - largest. When a larger one comes, with d = old - new: y becomes y + d, so that
+    # sum e^y -> e^d sum e^y  and  sum y e^y -> e^d (sum y e^y + d sum e^y).
+    largest = first
+    total = tl.zeros((), dtype=tl.float32)
+    weighted = tl.zeros((), dtype=tl.float32)
+    from_first = tl.zeros((), dtype=tl.float32)  # sum (z - z[0]): keeps digits of the mean
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        is_inside = columns < vocab_size
+        logits = tl.load(row_ptr + columns, mask=is_inside, other=float("-inf")).to(tl.float32)
+        new_largest = tl.maximum(largest, tl.max(logits, axis=0))
+        moved = largest - new_largest
+        scale = tl.exp(moved)
+        shifted = logits - new_largest
+        exp = tl.exp(shifted)
+        weighted = scale * (weighted + moved * total)
+        weighted += tl.sum(tl.where(is_inside, exp * shifted, 0.0), axis=0)
+        total = scale * total + tl.sum(exp, axis=0)
+        from_first += tl.sum(tl.where(is_inside, logits - first, 0.0), axis=0)
+        largest = new_largest
+    log_total = tl.log(total)
+    target_logit = tl.load(row_ptr + tl.load(targets_ptr + row)).to(tl.float32)
+    mean_logit = first + from_first / vocab_size
+    tl.store(out_ptr + row, largest)
+    tl.store(out_ptr + num_rows + row, log_total)
+    tl.store(out_ptr + 2 * num_rows + row, tl.maximum(log_total - weighted / total, 0.0))
+    tl.store(out_ptr + 3 * num_rows + row, log_total - (target_logit - largest))
+    tl.store(out_ptr + 4 * num_rows + row, log_total - (mean_logit - largest))
+
+
+@triton.jit
+def _gradient_kernel(
+    logits_ptr,
+    stride,
+    targets_ptr,
+    largest_ptr,
+    factor_ptr,
+    target_scale_ptr,
+    uniform_ptr,
+    vocab_size,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * stride
+    target = tl.load(targets_ptr + row)
+    largest = tl.load(largest_ptr + row)
+    factor = tl.load(factor_ptr + row)
+    target_scale = tl.load(target_scale_ptr + row)
+    uniform = tl.load(uniform_ptr + row)
+    for start in range(0, vocab_size, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        is_inside = columns < vocab_size
+        logits = tl.load(row_ptr + columns, mask=is_inside, other=0.0).to(tl.float32)
+        gradient = tl.exp(logits - largest) * factor - uniform
+        gradient = tl.where(columns == target, gradient - target_scale, gradient)
+        tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), mask=is_inside)
