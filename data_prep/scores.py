@@ -57,8 +57,7 @@ class Scores:
     def __init__(self, corpus: Corpus, *, name: str) -> None:
         self.folder = corpus.folder / f"{_PREFIX}{name}"
         if not (self.folder / SCORES_NAME).is_file():
-            there = sorted(p.parent.name for p in corpus.folder.glob(f"{_PREFIX}*/{SCORES_NAME}"))
-            names = ", ".join(folder.removeprefix(_PREFIX) for folder in there) or "none"
+            names = ", ".join(score_names(corpus.folder)) or "none"
             raise ValueError(f"{corpus.folder}: no scores {name!r}; there are: {names}")
         self.manifest = load_record(
             ScoresManifest, self.folder / SCORES_NAME, made_by="`python -m data_prep score`"
@@ -109,6 +108,12 @@ class Scores:
             scores[filled + 1 : filled + length] = part[1:]
             filled += length
         return scores
+
+
+def score_names(corpus_folder: Path) -> list[str]:
+    """The scores beside a corpus, in alphabetical order."""
+    there = sorted(path.parent.name for path in corpus_folder.glob(f"{_PREFIX}*/{SCORES_NAME}"))
+    return [folder.removeprefix(_PREFIX) for folder in there]
 
 
 class ScoresWriter:

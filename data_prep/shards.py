@@ -18,7 +18,7 @@ from data_prep.manifest import Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.mixture import Mixture, describe
-from data_prep.scores import Scores, ScoresWriter, open_scores_writer
+from data_prep.scores import Scores, ScoresWriter, open_scores_writer, score_names
 
 __all__ = [
     "Corpus",
@@ -147,6 +147,10 @@ class Corpus:
     def open_pack(self, seq_len: int) -> PackIndex:
         """The samples of `seq_len` tokens that `python -m data_prep pack` made of this corpus."""
         return PackIndex(self, seq_len=seq_len)
+
+    def score_names(self) -> list[str]:
+        """What `open_scores` knows."""
+        return score_names(self.folder)
 
     def open_scores(self, name: str) -> Scores:
         """The scores of tokens that `python -m data_prep score` put beside this corpus."""

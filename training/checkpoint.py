@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from training.dist import raise_together
+from training.dist import Layout, raise_together
 from training.engine import Engine
-from training.lagged_dropout import LaggedThreshold
+from training.entropy_cache import EntropyCache
+from training.token_dropout import KeptThreshold
 
 ENGINE_TAG = "zero3"
 """Folder of DeepSpeed's own files within a checkpoint."""
 _MARKER = "complete.json"
+_CACHE = "entropy_cache.f16"
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,25 @@ class Progress:
     """Optimizer steps done."""
     tokens: int
     """Tokens of documents trained, padding left out."""
-    threshold: LaggedThreshold | None = None
-    """Of the last step, for recipes whose next step drops by it."""
+    threshold: KeptThreshold | None = None
+    """For recipes whose next step drops by one that was found before."""
 
 
 def save_checkpoint(
-    engine: Engine, root: Path, *, progress: Progress, identity: dict[str, Any], keep_last: int
+    engine: Engine,
+    root: Path,
+    *,
+    progress: Progress,
+    identity: dict[str, Any],
+    keep_last: int,
+    cache: EntropyCache | None = None,
 ) -> Path:
     """Write `root/step-<step>`; it appears under that name only when every rank has finished.
 
     Args:
         identity: what a resume must find unchanged: recipe, data, layout.
         keep_last: older checkpoints beyond so many are removed afterwards.
+        cache: the run's entropies, copied as they are now.
 
     Raises:
         ValueError: on every rank when writing failed on any; older checkpoints stay.
@@ -56,7 +66,10 @@ def save_checkpoint(
             shutil.rmtree(left_over)
     dist.barrier()
     engine.ds.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
-    raise_together(_save_random_state(staging, engine.layout.rank))
+    raise_together(
+        _save_random_state(staging, engine.layout.rank)
+        or (_copy_cache(cache.save, staging / _CACHE, engine.layout) if cache else None)
+    )
     if engine.layout.is_main:
         for script in staging.glob("*.py"):  # DeepSpeed's converters; export does their work
             script.unlink()
@@ -99,8 +112,14 @@ def read_marker(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))
 
 
-def load_checkpoint(engine: Engine, checkpoint: Path, *, identity: dict[str, Any]) -> Progress:
-    """Bring weights, optimizer and random state back, exactly.
+def load_checkpoint(
+    engine: Engine,
+    checkpoint: Path,
+    *,
+    identity: dict[str, Any],
+    cache: EntropyCache | None = None,
+) -> Progress:
+    """Bring weights, optimizer, random state and the run's entropies back, exactly.
 
     Raises:
         ValueError: when the run's identity has changed, with the differences.
@@ -116,11 +135,13 @@ def load_checkpoint(engine: Engine, checkpoint: Path, *, identity: dict[str, Any
     loaded, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     raise_together(None if loaded else f"{checkpoint}: DeepSpeed found nothing to load")
     _restore_random_state(checkpoint, engine.layout.rank)
+    if cache is not None:
+        raise_together(_copy_cache(cache.load, checkpoint / _CACHE, engine.layout))
     threshold = marker.get("threshold")
     return Progress(
         step=marker["step"],
         tokens=marker["tokens"],
-        threshold=LaggedThreshold(**threshold) if threshold else None,
+        threshold=KeptThreshold(**threshold) if threshold else None,
     )
 
 
@@ -158,6 +179,14 @@ def _save_random_state(folder: Path, rank: int) -> str | None:
         torch.save(state, folder / f"random_state-rank{rank:05d}.pt")
     except (OSError, RuntimeError) as error:
         return f"checkpoint {folder}: {error}"
+    return None
+
+
+def _copy_cache(copy: Callable[..., None], path: Path, layout: Layout) -> str | None:
+    try:
+        copy(path, rank=layout.rank, world_size=layout.world_size)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
     return None
 
 

@@ -121,11 +121,19 @@ class Schedule:
 class Entropy:
     """Where token entropies come from."""
 
-    source: Literal["online", "reference"] = "online"
+    source: Literal["online", "reference", "cache"] = "online"
     """online: a forward pass without gradient over the step's own batch, unmasked. reference:
-    scores of a frozen model beside the corpus, by `python -m data_prep score`."""
+    scores of a frozen model beside the corpus, by `python -m data_prep score`. cache: what the
+    training forward itself measured when it last saw the sample, which costs no pass."""
     scores: str = "reference"
-    """reference, and the baseline rho1: which scores of the corpus."""
+    """reference, and the baseline rho1: which scores of the corpus. cache: where it has no value
+    yet these stand in, if they are there; without them nothing drops in the first epoch."""
+    cache_keeps: Literal["clean", "latest"] = "clean"
+    """cache: which of a token's measurements. clean: the last one with no dropped input before it
+    in its document, else the last; latest: the last one."""
+    scope: Literal["batch", "corpus"] = "batch"
+    """Whose quantile is the threshold. batch: the tokens of the optimizer step; corpus: those of
+    all samples, found anew at each epoch's start (reference and cache)."""
     threshold: Literal["step", "lagged"] = "step"
     """step: the quantile of the step's own tokens. lagged: that of the step before, against the
     training forward's own entropies, which costs no pass; for source: online with where: loss."""
@@ -255,6 +263,22 @@ class Recipe:
                 "entropy.threshold: lagged needs entropy.source: online and dropout.where: loss "
                 f"(are {self.entropy.source} and {self.dropout.where}): an input is dropped before "
                 "its entropy is known"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _entropies_fit(self) -> Recipe:
+        entropy = self.entropy
+        if entropy.scope == "corpus" and entropy.source == "online":
+            raise ValueError(
+                "entropy.scope: corpus needs entropy.source: reference or cache (is online): "
+                "entropies of the whole corpus are not at hand"
+            )
+        measures_in_training = entropy.source == "cache" or entropy.threshold == "lagged"
+        if measures_in_training and entropy.measure == "nll" and self.train.z_loss:
+            raise ValueError(
+                f"entropy.measure: nll of the training forward would contain train.z_loss "
+                f"{self.train.z_loss}; take measure: shannon, or train.z_loss: 0"
             )
         return self
 

@@ -33,6 +33,8 @@ class MicroBatch:
     """The next token of the same document, `IGNORE` where there is none."""
     token_index_BS1: Tensor
     """Unique number of each token of the shard and of the one behind it, over the whole run."""
+    corpus_index_BS1: Tensor
+    """Number of each of these tokens in the corpus, the same at every visit."""
     is_target_token_BS1: Tensor
     """Whether each of these tokens is one to predict: a target, at its own place."""
     document_tokens_BS: Tensor
@@ -41,6 +43,8 @@ class MicroBatch:
     """Of the whole rows: attention sees the gathered sequence."""
     sample_ids: tuple[int, ...]
     """Which sample each row is, -1 for a row that only fills the batch."""
+    visits: tuple[int, ...]
+    """Number of each row that no other row of the run has; negative for one that only fills."""
     num_tokens: int
     """Tokens of documents in this shard, padding left out."""
     num_targets: int
@@ -82,6 +86,27 @@ class SampleStream:
         """This rank's micro-batches of an optimizer step."""
         return [self._micro_batch(step, micro_step) for micro_step in range(self.num_micro_steps)]
 
+    def epoch_of(self, step: int) -> int:
+        """In which epoch a step begins."""
+        if self.order is None:
+            return 0
+        return step * self.samples_per_step // self.order.samples_per_epoch
+
+    def superseded(self, step: int) -> frozenset[int]:
+        """`visits` of a step, over all ranks, whose sample comes again later in the same step."""
+        first = step * self.samples_per_step
+        numbers = range(first, min(first + self.samples_per_step, self.total_samples))
+        if self.order is None or not self.order.may_repeat(numbers):
+            return frozenset()
+        came: dict[int, int] = {}
+        again = set()
+        for number in numbers:
+            sample, times_seen = self.order.sample_at(number)
+            if sample in came:
+                again.add(came[sample])
+            came[sample] = times_seen * self.pack.num_samples(self.split) + sample
+        return frozenset(again)
+
     def _micro_batch(self, step: int, micro_step: int) -> MicroBatch:
         first = step * self.samples_per_step + self.micro_batch_samples * (
             micro_step * self.layout.dp_size + self.layout.dp_rank
@@ -94,8 +119,10 @@ class SampleStream:
         length = self.pack.seq_len
         shard = length // self.layout.sp_size
         start = self.layout.sp_rank * shard
-        index_B1 = torch.tensor([[row[4]] for row in rows], dtype=torch.int64)
-        token_index_BS1 = index_B1 * length + torch.arange(start, start + shard + 1)
+        visit_B1, sample_B1 = (
+            torch.tensor([[row[i]] for row in rows], dtype=torch.int64) for i in (4, 5)
+        )
+        place_S1 = torch.arange(start, start + shard + 1)
         is_target_token_BT1 = F.pad(targets_BT != IGNORE, (1, 0))
         device = self.layout.device
         own = slice(start, start + shard)
@@ -103,13 +130,15 @@ class SampleStream:
             ids_BS=ids_BT[:, own].to(device),
             position_ids_BS=position_ids_BT[:, own].contiguous().to(device),
             targets_BS=targets_BT[:, own].to(device),
-            token_index_BS1=token_index_BS1.to(device),
+            token_index_BS1=(visit_B1 * length + place_S1).to(device),
+            corpus_index_BS1=(sample_B1 * length + place_S1).to(device),
             is_target_token_BS1=is_target_token_BT1[:, start : start + shard + 1].to(device),
             document_tokens_BS=torch.from_numpy(
                 np.stack([piece_lengths(row[1])[own] for row in rows])
             ).to(device),
             documents=find_documents(position_ids_BT, device=device),
             sample_ids=tuple(row[5] for row in rows),
+            visits=tuple(row[4] for row in rows),
             num_targets=int((targets_BT[:, own] != IGNORE).sum()),
             num_tokens=int((num_tokens_B - start).clip(0, shard).sum()),
         )

@@ -1,36 +1,82 @@
-"""Where the entropies of a step's tokens come from: the model itself, or scores beside the corpus.
+"""Where the entropies of a step's tokens come from: the model itself, or values kept before.
 
-B rows, S tokens of this rank's sequence shard, R rows of all micro-batches.
+B rows, S tokens of this rank's sequence shard, R rows of all micro-batches, T tokens of a sample.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.shards import PackIndex, Scores
 from training.config import Recipe
-from training.data import MicroBatch
+from training.data import MicroBatch, SampleStream
 from training.dist import Layout
 from training.engine import Engine
 from training.entrodrop.entropy import token_entropies
+from training.entrodrop.mask import masked_contexts
+from training.entropy_cache import EntropyCache
 
 
-class EntropySource(Protocol):
+class EntropySource:
     """Gives the entropies of a step's tokens before its forward pass."""
 
     def of_step(self, batches: list[MicroBatch]) -> Tensor:
         """fp32 `[R, S + 1]`: each shard's tokens and the one behind it, in nats.
 
-        +inf at tokens that are no target or have no score; those never drop.
+        +inf at tokens that are no target or have no value; those never drop.
         """
+        raise NotImplementedError
+
+    def observe(
+        self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor, input_drops_BS: Tensor | None
+    ) -> None:
+        """Take note of what the training forward of a micro-batch measured."""
+
+    def end_step(self, stream: SampleStream, step: int) -> None:
+        """Keep what was noted. Every rank calls it in every step, before the next one begins."""
 
 
-class Online:
+class KeptEntropies(EntropySource):
+    """Values that lie beside the samples: read, not computed."""
+
+    def __init__(self, pack: PackIndex, layout: Layout) -> None:
+        self._pack = pack
+        self._layout = layout
+
+    def rows(self, samples: tuple[int, ...], *, first: int, count: int) -> NDArray[np.float32]:
+        """`[rows, count]` of the samples' tokens from `first` on; NaN where there is no value.
+
+        Args:
+            samples: numbers in the pack; -1 is a row without values.
+            first, count: may reach one beyond the sample's end.
+        """
+        raise NotImplementedError
+
+    def of_step(self, batches: list[MicroBatch]) -> Tensor:
+        return torch.cat([self._of_batch(batch) for batch in batches])
+
+    def _of_batch(self, batch: MicroBatch) -> Tensor:
+        rows_BS1 = self.rows(batch.sample_ids, first=self._first, count=self._shard + 1)
+        entropy_BS1 = torch.from_numpy(rows_BS1).to(batch.ids_BS.device)
+        has_value_BS1 = batch.is_target_token_BS1 & ~entropy_BS1.isnan()
+        return entropy_BS1.masked_fill(~has_value_BS1, math.inf)
+
+    @property
+    def _shard(self) -> int:
+        return self._pack.seq_len // self._layout.sp_size
+
+    @property
+    def _first(self) -> int:
+        return self._layout.sp_rank * self._shard
+
+
+class Online(EntropySource):
     """A forward pass without gradient over the step's own batch, unmasked."""
 
     def __init__(self, engine: Engine, *, measure: str) -> None:
@@ -52,34 +98,100 @@ class Online:
         return nll_BS if self._measure == "nll" else entropy_BS
 
 
-class Reference:
-    """Scores that a frozen model left beside the corpus: read, not computed."""
+class Reference(KeptEntropies):
+    """Scores that a frozen model left beside the corpus."""
 
     def __init__(self, pack: PackIndex, scores: Scores, layout: Layout) -> None:
-        self._pack = pack
+        super().__init__(pack, layout)
         self._scores = scores
-        self._layout = layout
 
-    def of_step(self, batches: list[MicroBatch]) -> Tensor:
-        return torch.cat([self._of_batch(batch) for batch in batches])
-
-    def _of_batch(self, batch: MicroBatch) -> Tensor:
-        shard = self._pack.seq_len // self._layout.sp_size
-        start = self._layout.sp_rank * shard
-        rows = [self._row(sample)[start : start + shard + 1] for sample in batch.sample_ids]
-        entropy_BS1 = torch.from_numpy(np.stack(rows)).to(batch.ids_BS.device)
-        has_score_BS1 = batch.is_target_token_BS1 & ~entropy_BS1.isnan()
-        return entropy_BS1.masked_fill(~has_score_BS1, math.inf)
-
-    def _row(self, sample: int) -> np.ndarray:
-        """Of the sample's tokens and one that is not there, fp32 `[T + 1]`."""
-        row = np.full(self._pack.seq_len + 1, np.nan, dtype=np.float32)
-        if sample >= 0:
-            row[:-1] = self._scores.sample(self._pack, sample)
-        return row
+    def rows(self, samples: tuple[int, ...], *, first: int, count: int) -> NDArray[np.float32]:
+        values = np.full((len(samples), self._pack.seq_len + 1), np.nan, dtype=np.float32)
+        for row, sample in enumerate(samples):
+            if sample >= 0:
+                values[row, :-1] = self._scores.sample(self._pack, sample)
+        return values[:, first : first + count]
 
 
-class ExcessLoss:
+class Cached(KeptEntropies):
+    """What the training forward itself measured when it last saw the sample.
+
+    A token without a value of its own has that of the reference, if there is one. With
+    `keeps_clean` a value measured behind a dropped input never takes the place of one that was
+    not, the reference's included.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pack: PackIndex,
+        cache: EntropyCache,
+        *,
+        reference: Reference | None,
+        measure: str,
+        keeps_clean: bool,
+    ) -> None:
+        super().__init__(pack, engine.layout)
+        self.cache = cache
+        self._sp_group = engine.sp_group
+        self._reference = reference
+        self._measure = measure
+        self._keeps_clean = keeps_clean
+        self._noted: list[tuple[MicroBatch, Tensor, Tensor]] = []
+
+    def rows(self, samples: tuple[int, ...], *, first: int, count: int) -> NDArray[np.float32]:
+        values = self.cache.read(samples, first=first, count=count)
+        if self._reference is not None:
+            is_weaker = np.isnan(values) | (np.signbit(values) & self._keeps_clean)
+            reference = self._reference.rows(samples, first=first, count=count)
+            values = np.where(is_weaker & ~np.isnan(reference), reference, values)
+        return np.abs(values)
+
+    def observe(
+        self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor, input_drops_BS: Tensor | None
+    ) -> None:
+        value_BS = nll_BS if self._measure == "nll" else entropy_BS
+        if input_drops_BS is None:
+            input_drops_BS = torch.zeros_like(batch.is_target_BS)
+        self._noted.append((batch, value_BS.detach().float(), input_drops_BS))
+
+    def end_step(self, stream: SampleStream, step: int) -> None:
+        # one exchange for the rows of all micro-batches
+        is_masked_RS = masked_contexts(
+            torch.cat([drops_BS for _, _, drops_BS in self._noted]),
+            torch.cat([batch.position_ids_BS for batch, _, _ in self._noted]),
+            sp_group=self._sp_group,
+        )
+        superseded = stream.superseded(step)
+        num_rows = self._noted[0][1].shape[0]
+        for (batch, value_BS, _), is_masked_BS in zip(
+            self._noted, is_masked_RS.split(num_rows), strict=True
+        ):
+            samples = tuple(
+                -1 if visit in superseded else sample
+                for sample, visit in zip(batch.sample_ids, batch.visits, strict=True)
+            )
+            self._write(samples, batch.is_target_BS, value_BS, is_masked_BS)
+        self._noted = []
+
+    def _write(
+        self,
+        samples: tuple[int, ...],
+        is_target_BS: Tensor,
+        value_BS: Tensor,
+        is_masked_BS: Tensor,
+    ) -> None:
+        """A position's value belongs to the token behind it."""
+        first = self._first + 1
+        old_BS = self.cache.read(samples, first=first, count=self._shard)
+        new_BS = torch.where(is_masked_BS, -value_BS, value_BS).cpu().numpy()
+        is_kept_BS = ~is_target_BS.cpu().numpy() | ~np.isfinite(new_BS)
+        if self._keeps_clean:
+            is_kept_BS |= np.signbit(new_BS) & ~np.signbit(old_BS) & ~np.isnan(old_BS)
+        self.cache.write(samples, np.where(is_kept_BS, old_BS, new_BS), first=first)
+
+
+class ExcessLoss(EntropySource):
     """How much worse the model predicts each token than the reference did: nll - its nll.
 
     Lin et al.: Rho-1: Not All Tokens Are What You Need, 2024, equation 3.
@@ -97,8 +209,10 @@ class ExcessLoss:
 
 def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
     """The scores that a recipe names, checked against its measure; None when it needs none."""
-    uses_reference = recipe.regulariser == "entrodrop" and recipe.entropy.source == "reference"
-    if not uses_reference and recipe.regulariser != "rho1":
+    uses = recipe.entropy.source if recipe.regulariser == "entrodrop" else recipe.regulariser
+    if uses not in ("reference", "cache", "rho1"):
+        return None
+    if uses == "cache" and recipe.entropy.scores not in pack.corpus.score_names():
         return None
     measure = "nll" if recipe.regulariser == "rho1" else recipe.entropy.measure
     scores = pack.corpus.open_scores(recipe.entropy.scores)
@@ -110,13 +224,34 @@ def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
     return scores
 
 
+def open_cache(recipe: Recipe, pack: PackIndex, *, path: Path) -> EntropyCache | None:
+    """The cache of a run; None when the recipe needs none."""
+    if recipe.regulariser != "entrodrop" or recipe.entropy.source != "cache":
+        return None
+    return EntropyCache(path, num_samples=pack.num_samples("train"), sample_tokens=pack.seq_len)
+
+
 def choose_source(
-    recipe: Recipe, engine: Engine, pack: PackIndex, scores: Scores | None
+    recipe: Recipe,
+    engine: Engine,
+    pack: PackIndex,
+    *,
+    scores: Scores | None,
+    cache: EntropyCache | None,
 ) -> EntropySource:
     """Where a run's entropies come from."""
-    if scores is None:
+    reference = Reference(pack, scores, engine.layout) if scores else None
+    if cache is not None:
+        return Cached(
+            engine,
+            pack,
+            cache,
+            reference=reference,
+            measure=recipe.entropy.measure,
+            keeps_clean=recipe.entropy.cache_keeps == "clean",
+        )
+    if reference is None:
         return Online(engine, measure=recipe.entropy.measure)
-    reference = Reference(pack, scores, engine.layout)
     if recipe.regulariser == "rho1":
         return ExcessLoss(Online(engine, measure="nll"), reference)
     return reference

@@ -6,24 +6,14 @@ B rows, S tokens of this rank's sequence shard.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from training.config import Recipe
 from training.data import MicroBatch
-from training.entrodrop.mask import LowSet, draw_drops, select_low_tokens
-from training.entrodrop.quantile import Quantile
-from training.token_dropout import StepDropout, gamma_at
-
-
-@dataclass(frozen=True)
-class LaggedThreshold:
-    """What a checkpoint keeps of the step before: who was low."""
-
-    nats: float
-    last_tie_key: int
+from training.entrodrop.mask import draw_drops, select_low_tokens
+from training.token_dropout import KeptThreshold, StepDropout, gamma_at
 
 
 class LaggedDropout:
@@ -33,22 +23,17 @@ class LaggedDropout:
     about the one asked: it is exact only if entropies stay as they were.
     """
 
-    def __init__(self, recipe: Recipe, *, threshold: LaggedThreshold | None) -> None:
+    def __init__(self, recipe: Recipe, *, threshold: KeptThreshold | None) -> None:
         self._recipe = recipe
-        self._low: LowSet | None = None
-        if threshold is not None:
-            quantile = Quantile(threshold.nats, 0, 0, 0, 0)
-            self._low = LowSet(quantile, threshold.last_tie_key, recipe.seed)
+        self._low = threshold.low_set(seed=recipe.seed) if threshold else None
         self._gamma = 0.0
         self._values_BS: list[Tensor] = []
         self._index_BS: list[Tensor] = []
 
     @property
-    def threshold(self) -> LaggedThreshold | None:
-        """Of the step that ended last."""
-        if self._low is None:
-            return None
-        return LaggedThreshold(self._low.quantile.threshold, self._low.last_tie_key)
+    def threshold(self) -> KeptThreshold | None:
+        """Of the step that ended last; for a checkpoint."""
+        return KeptThreshold.of(self._low) if self._low else None
 
     def begin_step(self, *, progress: float) -> StepDropout | None:
         """What is known before the step's passes; None when nothing drops in it."""
@@ -88,7 +73,7 @@ class LaggedDropout:
 
 
 def lagged_dropout(
-    recipe: Recipe, *, threshold: LaggedThreshold | None = None
+    recipe: Recipe, *, threshold: KeptThreshold | None = None
 ) -> LaggedDropout | None:
     """For recipes with `entropy.threshold: lagged`; None for others."""
     if recipe.regulariser != "entrodrop" or recipe.entropy.threshold != "lagged":

@@ -13,10 +13,12 @@ from transformers import PretrainedConfig
 from data_prep.shards import Mixture, PackIndex, describe, open_corpus
 from training.checkpoint import Progress, load_checkpoint, newest_complete, save_checkpoint
 from training.config import Recipe
+from training.corpus_threshold import CorpusThreshold, corpus_threshold
 from training.data import SampleStream
 from training.dist import agree, init_layout, raise_together
 from training.engine import Engine, build_engine, training_dtype
-from training.entropy_source import EntropySource, choose_source, open_scores
+from training.entropy_cache import EntropyCache
+from training.entropy_source import EntropySource, choose_source, open_cache, open_scores
 from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.lagged_dropout import LaggedDropout, lagged_dropout
 from training.metrics import MetricsWriter
@@ -59,8 +61,11 @@ def train(recipe: Recipe) -> Path:
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
     identity = run_identity(recipe, pack, layout, dtype=dtype, scores=scores)
     progress = Progress(step=0, tokens=0)
+    cache = open_cache(recipe, pack, path=run_dir / "entropy_cache.f16")
+    if cache:
+        raise_together(_clear(cache) if layout.is_main else None)
     if newest:
-        progress = load_checkpoint(engine, newest, identity=identity)
+        progress = load_checkpoint(engine, newest, identity=identity, cache=cache)
     facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
     # not before here: a start that is refused leaves an existing run as it was
     raise_together(_describe_run(run_dir, recipe, model_config) if layout.is_main else None)
@@ -71,9 +76,22 @@ def train(recipe: Recipe) -> Path:
     ) as metrics:
         if progress.step == 0:
             metrics.log_run(facts)
-        source = choose_source(recipe, engine, pack, scores)
-        lagged = lagged_dropout(recipe, threshold=progress.threshold)
-        run = _Run(recipe, plan, engine, source, lagged, pack, mixture, metrics, identity)
+        source = choose_source(recipe, engine, pack, scores=scores, cache=cache)
+        run = _Run(
+            recipe=recipe,
+            plan=plan,
+            engine=engine,
+            source=source,
+            lagged=lagged_dropout(recipe, threshold=progress.threshold),
+            corpus=corpus_threshold(
+                recipe, source, pack, mixture, layout, threshold=progress.threshold
+            ),
+            cache=cache,
+            pack=pack,
+            mixture=mixture,
+            metrics=metrics,
+            identity=identity,
+        )
         _run_steps(run, progress)
     dist.barrier()
     return run_dir
@@ -88,6 +106,8 @@ class _Run:
     engine: Engine
     source: EntropySource
     lagged: LaggedDropout | None
+    corpus: CorpusThreshold | None
+    cache: EntropyCache | None
     pack: PackIndex
     mixture: Mixture
     metrics: MetricsWriter
@@ -131,6 +151,7 @@ def _run_steps(run: _Run, progress: Progress) -> None:
                 progress=progress,
                 identity=run.identity,
                 keep_last=recipe.checkpoint.keep_last,
+                cache=run.cache,
             )
 
 
@@ -142,11 +163,13 @@ def _one_step(run: _Run, stream: SampleStream, progress: Progress) -> Progress:
         stream,
         source=run.source,
         lagged=run.lagged,
+        corpus=run.corpus,
         step=progress.step,
         done_frac=progress.tokens / run.plan.planned_tokens,
     )
     seconds = time.monotonic() - began
-    threshold = run.lagged.threshold if run.lagged else None
+    keeper = run.lagged or run.corpus
+    threshold = keeper.threshold if keeper else None
     progress = Progress(progress.step + 1, progress.tokens + num_tokens, threshold)
     speed = {"tokens_per_second": num_tokens / seconds, "seconds": seconds}
     run.metrics.log_step(_position(run.plan, progress) | row | speed)
@@ -173,6 +196,15 @@ def _make_run_folder(run_dir: Path) -> str | None:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"run_dir {run_dir}: {error.strerror}"
+    return None
+
+
+def _clear(cache: EntropyCache) -> str | None:
+    """The text of a mistake, if there is one."""
+    try:
+        cache.clear()
+    except OSError as error:
+        return f"{cache.path}: {error.strerror}"
     return None
 
 

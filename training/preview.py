@@ -59,7 +59,13 @@ def write_preview(
         step, row = divmod(number, plan.samples_per_step)
         batches = stream.step(step)
         gamma = gamma_at(recipe, progress=step * plan.samples_per_step / plan.total_samples)
-        drops = choose_drops(source.of_step(batches), batches, recipe, gamma=gamma)
+        drops = choose_drops(
+            source.of_step(batches),
+            batches,
+            recipe,
+            gamma=gamma,
+            num_targets=sum(batch.num_targets for batch in batches),
+        )
         shown.append(_describe(drops, sample=sample, step=step, row=row))
     content = {
         "pack": pack.fingerprint,

@@ -58,12 +58,22 @@ class SampleOrder:
         self._shares = [share for share in mixture if share.samples_per_epoch]
         self._starts = [0, *accumulate(share.samples_per_epoch for share in self._shares)]
         self.samples_per_epoch = self._starts[-1]
+        self._repeats_within_epoch = any(
+            share.samples_per_epoch != len(share.samples) for share in self._shares
+        )
         # A trailing 0 in a key would change nothing, so domains count from 1.
         self._slots = Permutations(self.samples_per_epoch, key=(seed,))
         self._domains = [
             Permutations(len(share.samples), key=(seed, number))
             for number, share in enumerate(self._shares, start=1)
         ]
+
+    def may_repeat(self, numbers: range) -> bool:
+        """Whether a sample can come twice at these places; false where that is known at once."""
+        if self._repeats_within_epoch:
+            return True
+        first_epoch = numbers.start // self.samples_per_epoch
+        return bool(numbers) and numbers[-1] // self.samples_per_epoch > first_epoch
 
     def sample_at(self, number: int) -> tuple[int, int]:
         """The sample at a place of the order, and how often it came before.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from training.config import Recipe
+from training.corpus_threshold import CorpusThreshold
 from training.data import MicroBatch, SampleStream
 from training.dist import sum_over_ranks
 from training.engine import Engine
@@ -29,6 +30,7 @@ def train_step(
     *,
     source: EntropySource,
     lagged: LaggedDropout | None = None,
+    corpus: CorpusThreshold | None = None,
     step: int,
     done_frac: float,
 ) -> tuple[dict[str, Any], int]:
@@ -37,6 +39,7 @@ def train_step(
     Args:
         source: of the entropies that decide what drops.
         lagged: decides it instead, after each forward pass.
+        corpus: says who is low, if not the step's own quantile does.
         step: 0-based.
         done_frac: trained tokens / planned tokens, which drives the curriculum.
 
@@ -50,7 +53,15 @@ def train_step(
     )
     num_targets, num_tokens = sum_over_ranks(counts)
     if lagged is None:
-        dropout = plan_dropout(source, batches, recipe, progress=done_frac)
+        low = corpus.low_set(stream, step) if corpus else None
+        dropout = plan_dropout(
+            source,
+            batches,
+            recipe,
+            progress=done_frac,
+            num_targets=num_targets,
+            corpus_low=low,
+        )
     else:
         dropout = lagged.begin_step(progress=done_frac)
     divisor = loss_divisor(recipe, num_targets, dropout)
@@ -60,6 +71,7 @@ def train_step(
     grad_norm, sums = None, torch.zeros(4, dtype=torch.float64, device=engine.layout.device)
     for micro_step, batch in enumerate(batches):
         done = _forward(recipe, engine, batch, dropout, lagged, micro_step)
+        source.observe(batch, done.nll_BS, done.entropy_BS, done.input_drops_BS)
         grad_norm = engine.backward_and_step(done.loss_sum, divisor=divisor, lr=lr)
         sums += torch.stack(
             [
@@ -69,6 +81,7 @@ def train_step(
                 done.num_dropped.double(),
             ]
         )
+    source.end_step(stream, step)
     if lagged is not None:
         lagged.end_step()
     loss_sum, num_kept, entropy_sum, dropped = sum_over_ranks(sums)
@@ -95,6 +108,8 @@ class _Forward(NamedTuple):
     is_kept_BS: Tensor
     """Targets whose term is in the loss."""
     entropy_BS: Tensor
+    input_drops_BS: Tensor | None
+    """Tokens whose embedding was replaced; None for none."""
     num_dropped: Tensor
 
 
@@ -107,16 +122,15 @@ def _forward(
     micro_step: int,
 ) -> _Forward:
     ids_BS, replaced_BS, is_kept_BS = batch.ids_BS, None, batch.is_target_BS
+    input_drops_BS = None
     num_dropped = torch.zeros((), device=engine.layout.device)
     if dropout is not None and lagged is None:
         target_drops_BS = dropout.target_drops_BS(micro_step)
         num_dropped = target_drops_BS.sum()
         if dropout.where in ("input", "both"):
+            input_drops_BS = dropout.input_drops_BS(micro_step)
             ids_BS, replaced_BS = masked_input(
-                batch,
-                dropout.input_drops_BS(micro_step),
-                recipe,
-                vocab_size=engine.model.lm.config.vocab_size,
+                batch, input_drops_BS, recipe, vocab_size=engine.model.lm.config.vocab_size
             )
         if dropout.where in ("loss", "both"):
             is_kept_BS = is_kept_BS & ~target_drops_BS
@@ -137,7 +151,7 @@ def _forward(
         num_dropped = target_drops_BS.sum()
         is_kept_BS = is_kept_BS & ~target_drops_BS
         loss_sum = (nll_BS * is_kept_BS).sum()
-    return _Forward(loss_sum, nll_BS, is_kept_BS, entropy_BS, num_dropped)
+    return _Forward(loss_sum, nll_BS, is_kept_BS, entropy_BS, input_drops_BS, num_dropped)
 
 
 def loss_divisor(recipe: Recipe, num_targets: int, dropout: StepDropout | None) -> float:

@@ -5,6 +5,7 @@ B rows, S tokens of this rank's sequence shard.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +16,26 @@ from training.config import Recipe
 from training.data import MicroBatch
 from training.entrodrop.counter_rng import REPLACE_STREAM, integers_from_keys, token_keys
 from training.entrodrop.curriculum import curriculum_strength
-from training.entrodrop.mask import draw_drops, select_low_tokens
+from training.entrodrop.mask import LowSet, draw_drops, select_low_tokens
+from training.entrodrop.quantile import Quantile
 from training.entropy_source import EntropySource
+
+
+@dataclass(frozen=True)
+class KeptThreshold:
+    """Who was low, as a checkpoint keeps it."""
+
+    nats: float
+    last_tie_key: int
+
+    @classmethod
+    def of(cls, low: LowSet) -> KeptThreshold:
+        return cls(low.quantile.threshold, low.last_tie_key)
+
+    def low_set(self, *, seed: int) -> LowSet:
+        """The same tokens; how many there were is not kept."""
+        quantile = Quantile(self.nats, 0, 0, 0, 0)
+        return LowSet(quantile, self.last_tie_key, seed)
 
 
 @dataclass(frozen=True)
@@ -27,7 +46,7 @@ class StepDropout:
     gamma: float
     """Drop probability of a low token at this point of the curriculum."""
     rate_asked: float
-    """Share of all targets that drop on average: gamma * quantile."""
+    """Share of all targets that drop on average: gamma * quantile, of those with a value."""
     threshold_nats: float | None
     dropped_BS1: list[Tensor]
     """Bool `[B, S + 1]` a micro-batch: the shard's tokens and the one behind it."""
@@ -52,21 +71,111 @@ def gamma_at(recipe: Recipe, *, progress: float) -> float:
 
 
 def plan_dropout(
-    source: EntropySource, batches: list[MicroBatch], recipe: Recipe, *, progress: float
+    source: EntropySource,
+    batches: list[MicroBatch],
+    recipe: Recipe,
+    *,
+    progress: float,
+    num_targets: int,
+    corpus_low: LowSet | None = None,
 ) -> StepDropout | None:
     """Decide a step's drops before its forward pass.
 
-    The population is the optimizer step's whole global batch. Returns None while gamma is 0;
-    that depends on progress alone, so every rank takes the same branch.
+    Returns None while gamma is 0; that depends on progress alone, so every rank takes the same
+    branch.
+
+    Args:
+        num_targets: of the whole global batch, which is the population.
+        corpus_low: who is low among all samples; the population is then the corpus.
     """
-    if recipe.regulariser == "rho1":
-        return _keep_greatest_excess(source, batches, recipe)
+    if recipe.regulariser == "rho1":  # only the share of greatest excess loss stays in the loss
+        return _drop_lowest(
+            source.of_step(batches),
+            batches,
+            where="loss",
+            quantile=1.0 - recipe.baseline.rho1_share,
+            gamma=1.0,
+            seed=recipe.seed,
+            num_targets=num_targets,
+        )
     gamma = gamma_at(recipe, progress=progress)
     if gamma == 0.0:
         return None
     if recipe.regulariser == "random_token_dropout":
         return _drop_at_random(batches, recipe, gamma=gamma)
-    return choose_drops(source.of_step(batches), batches, recipe, gamma=gamma)
+    entropy_RS1 = source.of_step(batches)
+    if corpus_low is not None:
+        return _drop_low_of_corpus(entropy_RS1, batches, recipe, corpus_low, gamma=gamma)
+    return choose_drops(entropy_RS1, batches, recipe, gamma=gamma, num_targets=num_targets)
+
+
+def choose_drops(
+    entropy_RS1: Tensor,
+    batches: list[MicroBatch],
+    recipe: Recipe,
+    *,
+    gamma: float,
+    num_targets: int,
+) -> StepDropout:
+    """The drops of a step of EntroDrop, given the entropies of its tokens.
+
+    Args:
+        entropy_RS1: fp32 `[R, S + 1]`, rows of all micro-batches; +inf at tokens that are no
+            target or have no value.
+        num_targets: of the whole global batch.
+    """
+    return _drop_lowest(
+        entropy_RS1,
+        batches,
+        where=recipe.dropout.where,
+        quantile=recipe.dropout.quantile,
+        gamma=gamma,
+        seed=recipe.seed,
+        num_targets=num_targets,
+    )
+
+
+def _drop_lowest(
+    value_RS1: Tensor,
+    batches: list[MicroBatch],
+    *,
+    where: Literal["input", "loss", "both"],
+    quantile: float,
+    gamma: float,
+    seed: int,
+    num_targets: int,
+) -> StepDropout:
+    """Each of the share `quantile` of lowest values, over the whole step, drops with `gamma`."""
+    index_RS1 = torch.cat([batch.token_index_BS1 for batch in batches])
+    low = select_low_tokens(value_RS1[:, 1:], index_RS1[:, 1:], q=quantile, seed=seed)
+    is_low_RS1 = low.contains(value_RS1, index_RS1)
+    dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=seed)
+    share_known = low.quantile.population / max(num_targets, 1)
+    return StepDropout(
+        where=where,
+        gamma=gamma,
+        rate_asked=gamma * quantile * share_known,
+        threshold_nats=low.quantile.threshold if low.quantile.num_low else None,
+        dropped_BS1=list(dropped_RS1.split(len(batches[0].visits))),
+    )
+
+
+def _drop_low_of_corpus(
+    entropy_RS1: Tensor, batches: list[MicroBatch], recipe: Recipe, low: LowSet, *, gamma: float
+) -> StepDropout:
+    """Each token that is low among all of the corpus drops with `gamma`."""
+    is_low_RS1 = low.contains(entropy_RS1, torch.cat([batch.corpus_index_BS1 for batch in batches]))
+    index_RS1 = torch.cat([batch.token_index_BS1 for batch in batches])
+    dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=recipe.seed)
+    threshold = low.quantile.threshold
+    has_values = math.isfinite(threshold)  # a cache has none in the first epoch
+    return StepDropout(
+        where=recipe.dropout.where,
+        gamma=gamma,
+        rate_asked=gamma * recipe.dropout.quantile * has_values,
+        threshold_nats=threshold if has_values else None,
+        dropped_BS1=list(dropped_RS1.split(len(batches[0].visits))),
+    )
 
 
 def _drop_at_random(batches: list[MicroBatch], recipe: Recipe, *, gamma: float) -> StepDropout:
@@ -83,64 +192,6 @@ def _drop_at_random(batches: list[MicroBatch], recipe: Recipe, *, gamma: float) 
             )
             for batch in batches
         ],
-    )
-
-
-def _keep_greatest_excess(
-    source: EntropySource, batches: list[MicroBatch], recipe: Recipe
-) -> StepDropout:
-    """The baseline rho1: only the share of greatest excess loss stays in the loss."""
-    dropped_share = 1.0 - recipe.baseline.rho1_share
-    return _drop_lowest(
-        source.of_step(batches),
-        batches,
-        where="loss",
-        quantile=dropped_share,
-        gamma=1.0,
-        seed=recipe.seed,
-    )
-
-
-def choose_drops(
-    entropy_RS1: Tensor, batches: list[MicroBatch], recipe: Recipe, *, gamma: float
-) -> StepDropout:
-    """The drops of a step of EntroDrop, given the entropies of its tokens.
-
-    Args:
-        entropy_RS1: fp32 `[R, S + 1]`, rows of all micro-batches; +inf at tokens that are no
-            target.
-    """
-    return _drop_lowest(
-        entropy_RS1,
-        batches,
-        where=recipe.dropout.where,
-        quantile=recipe.dropout.quantile,
-        gamma=gamma,
-        seed=recipe.seed,
-    )
-
-
-def _drop_lowest(
-    value_RS1: Tensor,
-    batches: list[MicroBatch],
-    *,
-    where: Literal["input", "loss", "both"],
-    quantile: float,
-    gamma: float,
-    seed: int,
-) -> StepDropout:
-    """Each of the share `quantile` of lowest values, over the whole step, drops with `gamma`."""
-    index_MBS1 = torch.stack([batch.token_index_BS1 for batch in batches])
-    index_RS1 = index_MBS1.flatten(0, 1)
-    low = select_low_tokens(value_RS1[:, 1:], index_RS1[:, 1:], q=quantile, seed=seed)
-    is_low_RS1 = low.contains(value_RS1, index_RS1)
-    dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=seed)
-    return StepDropout(
-        where=where,
-        gamma=gamma,
-        rate_asked=gamma * quantile,
-        threshold_nats=low.quantile.threshold if low.quantile.num_low else None,
-        dropped_BS1=list(dropped_RS1.view(index_MBS1.shape).unbind(0)),
     )
 
 

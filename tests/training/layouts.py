@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.packing.mixture import DomainShare
 from data_prep.shards import PackedSample
 from training.config import Recipe
+from training.entropy_cache import EntropyCache
 from training.entropy_source import choose_source
 from training.recipe_file import parse_recipe
 from training.sample_order import SampleOrder
@@ -55,11 +56,13 @@ class RandomScores:
         return scores.astype(np.float32)
 
 
-def make_source(recipe: Recipe, engine: Any, pack: Any) -> Any:
+def make_source(
+    recipe: Recipe, engine: Any, pack: Any, *, cache: EntropyCache | None = None
+) -> Any:
     """The source of entropies that a recipe names, scores being those of `RandomScores`."""
     uses_scores = recipe.entropy.source == "reference" or recipe.regulariser == "rho1"
     scores: Any = RandomScores() if uses_scores else None
-    return choose_source(recipe, engine, pack, scores)
+    return choose_source(recipe, engine, pack, scores=scores, cache=cache)
 
 
 def whole_epochs(num_samples: int, *, seed: int) -> SampleOrder:

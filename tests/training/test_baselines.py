@@ -47,7 +47,7 @@ def test_random_dropout_takes_any_target_at_the_mean_rate_of_the_method() -> Non
         regulariser="random_token_dropout", dropout__max_rate=0.6, dropout__quantile=0.5
     )
     (batch,) = batches_of_rank(0, 1, num_samples=400)
-    dropout = plan_dropout(NoSource(), [batch], recipe, progress=0.5)
+    dropout = plan_dropout(NoSource(), [batch], recipe, progress=0.5, num_targets=1)
     assert dropout is not None
     assert dropout.rate_asked == pytest.approx(0.3)
     (dropped,) = dropout.dropped_BS1
@@ -65,7 +65,7 @@ def test_the_same_tokens_drop_at_random_on_any_layout() -> None:
         dropped: set[int] = set()
         for rank in range(sp_size):
             batches = batches_of_rank(rank, sp_size)
-            dropout = plan_dropout(NoSource(), batches, recipe, progress=0.5)
+            dropout = plan_dropout(NoSource(), batches, recipe, progress=0.5, num_targets=1)
             assert dropout is not None
             for batch, drops in zip(batches, dropout.dropped_BS1, strict=True):
                 dropped |= set(batch.token_index_BS1[drops].tolist())
@@ -147,7 +147,7 @@ def test_rho1_trains_on_the_greatest_excess_alone() -> None:
         Given(torch.where(own, nll, torch.inf)),  # type: ignore[arg-type]
         Given(torch.where(own, reference, torch.inf)),  # type: ignore[arg-type]
     )
-    dropout = plan_dropout(source, [batch], recipe, progress=0.0)
+    dropout = plan_dropout(source, [batch], recipe, progress=0.0, num_targets=100)
     assert dropout is not None
     assert dropout.where == "loss"
     known = own & reference.isfinite()
@@ -156,8 +156,9 @@ def test_rho1_trains_on_the_greatest_excess_alone() -> None:
     (dropped,) = dropout.dropped_BS1
     assert sorted((nll - reference)[dropped].tolist()) == excess[:num_dropped]
     assert not dropped[~known].any()
-    assert dropout.rate_asked == pytest.approx(0.75)
-    assert loss_divisor(recipe, 100, dropout) == pytest.approx(25.0)
+    # of the targets that have a reference value; the others stay
+    assert dropout.rate_asked == pytest.approx(0.75 * len(excess) / 100)
+    assert loss_divisor(recipe, 100, dropout) == pytest.approx(100 - 0.75 * len(excess))
 
 
 def test_a_dropped_embedding_becomes_the_mean_of_the_vocabulary() -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from data_prep.packing.mixture import DomainShare
 from tests.distributed import run_ranks
 from tests.training.layouts import RandomScores, UnevenPack, make_source, tiny_recipe, whole_epochs
 from training.config import Recipe
+from training.corpus_threshold import CorpusThreshold, corpus_threshold
 from training.data import SampleStream, batch_shape
 from training.dist import init_layout
 from training.engine import Engine, build_engine
+from training.entropy_cache import EntropyCache
 from training.lagged_dropout import lagged_dropout
 from training.model import resolve_model_config
 from training.step import train_step
@@ -50,6 +58,19 @@ DROPOUTS: dict[str, dict[str, Any]] = {
         "entropy__source": "reference",
     },
     "rho1": {"regulariser": "rho1"},
+    "input_by_reference_of_the_corpus": {
+        "entropy__source": "reference",
+        "entropy__scope": "corpus",
+    },
+    "input_by_reference": {"entropy__source": "reference"},
+    "both_by_cache": {"dropout__where": "both", "entropy__source": "cache"},
+    "loss_by_cache_of_the_corpus_nll": {
+        "dropout__where": "loss",
+        "entropy__source": "cache",
+        "entropy__scope": "corpus",
+        "entropy__measure": "nll",
+        "entropy__cache_keeps": "latest",
+    },
     "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
 }
 
@@ -73,9 +94,7 @@ def measure(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> di
         engine.model.hidden_dropout.rate = rate
         head.label_smoothing = changed.baseline.label_smoothing if smooths else 0.0
         head.z_loss = changed.train.z_loss
-        results[name] = {"dropped": dropped_tokens(engine, stream, changed)}
-        row, num_tokens = step_without_update(changed, engine, stream)
-        results[name] |= {"row": row, "num_tokens": num_tokens, "gradients": engine.captured}
+        results[name] = step_without_update(changed, engine, stream)
     return results
 
 
@@ -122,18 +141,66 @@ class CapturingEngine(Engine):
         return float(self.ds.get_global_grad_norm()) if ends_step else None
 
 
-def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> Any:
-    source = make_source(recipe, engine, stream.pack)
+def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> dict[str, Any]:
+    """What the step drops, its row, tokens and gradients, and what a cache holds behind it."""
+    cache = empty_cache(recipe, stream) if recipe.entropy.source == "cache" else None
+    source = make_source(recipe, engine, stream.pack, cache=cache)
     lagged = lagged_dropout(recipe)
-    if lagged is not None:  # as if the step before had been this very one
+    if lagged or cache:  # as if the step before had been this very one
         train_step(recipe, engine, stream, source=source, lagged=lagged, step=0, done_frac=0.5)
-    return train_step(recipe, engine, stream, source=source, lagged=lagged, step=0, done_frac=0.5)
+    corpus = whole_corpus(recipe, source, stream)
+    dropped = dropped_tokens(source, stream, recipe, corpus)
+    row, num_tokens = train_step(
+        recipe,
+        engine,
+        stream,
+        source=source,
+        lagged=lagged,
+        corpus=corpus,
+        step=0,
+        done_frac=0.5,
+    )
+    result = {"dropped": dropped, "row": row, "num_tokens": num_tokens}
+    if cache:
+        dist.barrier()  # as the first collective of a next step does
+        samples = range(stream.pack.num_samples())
+        result["cache"] = cache.read(samples, first=0, count=stream.pack.seq_len)
+    return result | {"gradients": engine.captured}
 
 
-def dropped_tokens(engine: Any, stream: SampleStream, recipe: Recipe) -> set[int]:
+def empty_cache(recipe: Recipe, stream: SampleStream) -> EntropyCache:
+    """In a file of this group of ranks and this recipe, which share it."""
+    name = f"cache-{os.environ['MASTER_PORT']}-{recipe.entropy.measure}"
+    cache = EntropyCache(
+        Path(tempfile.gettempdir()) / name,
+        num_samples=stream.pack.num_samples(),
+        sample_tokens=stream.pack.seq_len,
+    )
+    if dist.get_rank() == 0:
+        cache.clear()
+        atexit.register(cache.path.unlink, missing_ok=True)
+    dist.barrier()
+    return cache
+
+
+def whole_corpus(recipe: Recipe, source: Any, stream: SampleStream) -> CorpusThreshold | None:
+    samples = range(stream.pack.num_samples())
+    mixture = (DomainShare("all", samples, len(samples), 0, 0),)
+    return corpus_threshold(recipe, source, stream.pack, mixture, stream.layout)
+
+
+def dropped_tokens(
+    source: Any, stream: SampleStream, recipe: Recipe, corpus: CorpusThreshold | None = None
+) -> set[int]:
     batches = stream.step(0)
-    source = make_source(recipe, engine, stream.pack)
-    dropout = plan_dropout(source, batches, recipe, progress=0.5)
+    dropout = plan_dropout(
+        source,
+        batches,
+        recipe,
+        progress=0.5,
+        num_targets=1,
+        corpus_low=corpus.low_set(stream, 0) if corpus else None,
+    )
     if dropout is None:
         return set()
     return {
@@ -197,6 +264,36 @@ def test_a_lagged_threshold_of_the_same_step_drops_what_the_probe_would(measured
             assert (found - expected).norm() <= 1e-5 * expected.norm(), name
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_quantile_of_the_corpus_is_that_of_a_batch_which_is_the_corpus(measured, layout):
+    """Found by ranks that read samples, not shards of a batch: only the way there differs."""
+    for rank in measured[layout]:
+        batch, corpus = rank["input_by_reference"], rank["input_by_reference_of_the_corpus"]
+        assert corpus["dropped"] == batch["dropped"]
+        threshold = corpus["row"]["entropy_threshold_nats"]
+        assert threshold == batch["row"]["entropy_threshold_nats"]
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
+@pytest.mark.parametrize("dropout", ["both_by_cache", "loss_by_cache_of_the_corpus_nll"])
+def test_the_cache_holds_the_same_on_any_layout(measured, layout, dropout):
+    """To a last bit of float16, and with the same marks for values behind dropped inputs."""
+    expected = measured["one_process"][0][dropout]["cache"]
+    for rank in measured[layout]:
+        found = rank[dropout]["cache"]
+        assert np.array_equal(np.isnan(found), np.isnan(expected))
+        assert np.array_equal(np.signbit(found), np.signbit(expected))
+        assert np.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def test_a_cache_drops_what_a_probe_would(measured):
+    """Weights stay, so what the step before measured is what a probe measures, in float16."""
+    dropped = measured["one_process"][0]["both_by_cache"]["dropped"]
+    probed = measured["one_process"][0]["input"]["dropped"]
+    assert len(dropped ^ probed) <= 2  # rounding may swap neighbours at the threshold
+    assert len(dropped) > 20
+
+
 def drops_and_entropies() -> tuple[set[int], dict[int, float]]:
     """At rate 1: the tokens that drop, and the entropy of each token by a plain loop."""
     layout = init_layout(sp_size=1)
@@ -212,7 +309,8 @@ def drops_and_entropies() -> tuple[set[int], dict[int, float]]:
                 if ids.position_ids[position] > 0 and ids.is_learnt[position]:
                     token = sample * stream.pack.seq_len + position
                     entropy_of_token[token] = float(entropy_BS[row, position - 1])
-    return dropped_tokens(engine, stream, recipe), entropy_of_token
+    source = make_source(recipe, engine, stream.pack)
+    return dropped_tokens(source, stream, recipe), entropy_of_token
 
 
 def test_the_tokens_that_drop_are_those_whose_own_prediction_was_surest():
@@ -242,7 +340,8 @@ def dropped_by_reference() -> tuple[set[int], list[tuple[float, int]]]:
             for position in np.flatnonzero(is_target).tolist():
                 token = sample * stream.pack.seq_len + position
                 scored.append((float(scores[position]), token))
-    return dropped_tokens(engine, stream, recipe), scored
+    source = make_source(recipe, engine, stream.pack)
+    return dropped_tokens(source, stream, recipe), scored
 
 
 def test_reference_scores_drop_the_lowest_of_the_tokens_that_have_one():

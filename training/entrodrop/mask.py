@@ -73,6 +73,30 @@ def select_low_tokens(
     return LowSet(quantile, last_tie_key, seed)
 
 
+def masked_contexts(
+    dropped_BS: Tensor, position_ids_BS: Tensor, *, sp_group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """Bool `[B, S]`, whether a position's prediction rests on a dropped token of its document.
+
+    Args:
+        dropped_BS: bool `[B, S]`, tokens of this rank's shard whose embedding is replaced.
+        position_ids_BS: int64 `[B, S]`, positions that restart at 0 in each document.
+        sp_group: the ranks that share these rows, in sequence order; None when one has them all.
+
+    Communicates one number a row and rank: where the last dropped token is.
+    """
+    num_before = dropped_BS.shape[1] * (dist.get_rank(sp_group) if sp_group is not None else 0)
+    place_S = num_before + torch.arange(dropped_BS.shape[1], device=dropped_BS.device)
+    last_drop_BS = torch.where(dropped_BS, place_S, -1).cummax(dim=1).values
+    if sp_group is not None and dist.get_world_size(sp_group) > 1:
+        last_B = last_drop_BS[:, -1].contiguous()
+        gathered = [torch.empty_like(last_B) for _ in range(dist.get_world_size(sp_group))]
+        dist.all_gather(gathered, last_B, group=sp_group)
+        for earlier_B in gathered[: dist.get_rank(sp_group)]:
+            last_drop_BS = torch.maximum(last_drop_BS, earlier_B[:, None])
+    return last_drop_BS >= place_S - position_ids_BS
+
+
 def draw_drops(is_low: Tensor, token_index: Tensor, *, rate: float, seed: int) -> Tensor:
     """Bool: each low token drops with probability `rate`, by a draw of its own identity.
 

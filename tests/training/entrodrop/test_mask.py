@@ -17,7 +17,7 @@ from training.entrodrop.counter_rng import (
     token_keys,
     uniform_from_keys,
 )
-from training.entrodrop.mask import draw_drops, select_low_tokens
+from training.entrodrop.mask import draw_drops, masked_contexts, select_low_tokens
 
 
 @pytest.mark.parametrize("q", [0.0, 0.01, 1 / 3, 0.5, 0.77, 1.0])
@@ -135,3 +135,39 @@ def test_random_numbers_are_uniform():
     assert (histogram - 5000).abs().max() < 5 * math.sqrt(5000)
     integers = integers_from_keys(keys, high=7)
     assert (torch.bincount(integers, minlength=7) - 100_000 / 7).abs().max() < 600
+
+
+def make_masked() -> tuple[torch.Tensor, torch.Tensor]:
+    """Dropped tokens and positions of 6 rows of 24 tokens, documents of uneven length."""
+    generator = torch.Generator().manual_seed(2)
+    dropped = torch.rand(6, 24, generator=generator) < 0.08
+    positions = torch.empty(6, 24, dtype=torch.int64)
+    for row in range(6):
+        starts = torch.rand(24, generator=generator) < 0.1 * row
+        start = 0
+        for place in range(24):
+            start = place if starts[place] else start
+            positions[row, place] = place - start
+    return dropped, positions
+
+
+def masked_on_rank() -> torch.Tensor:
+    dist.init_process_group("gloo")
+    dropped, positions = make_masked()
+    shard = 24 // dist.get_world_size()
+    own = slice(dist.get_rank() * shard, (dist.get_rank() + 1) * shard)
+    return masked_contexts(dropped[:, own], positions[:, own], sp_group=dist.group.WORLD)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_context_is_masked_behind_a_drop_of_its_own_document(world_size):
+    dropped, positions = make_masked()
+    expected = torch.zeros(6, 24, dtype=torch.bool)
+    for row in range(6):
+        for place in range(24):
+            start = place - int(positions[row, place])
+            expected[row, place] = dropped[row, start : place + 1].any()
+    found = torch.cat(run_ranks(masked_on_rank, world_size=world_size), dim=1)
+    assert torch.equal(found, expected)
+    assert torch.equal(masked_contexts(dropped, positions), expected)
+    assert 20 < int(expected.sum()) < 120

@@ -1,0 +1,332 @@
+"""Whole optimizer steps: what the method costs over none, and ours beside the Hugging Face Trainer.
+
+    python -m benchmarks.bench_step --ranks 2 --rounds 9
+    python -m benchmarks.bench_step --ranks 2 --sp 2 --skip-trainer
+    python -m benchmarks.bench_step --modes off input_online --activation-checkpointing
+
+Prints four tables:
+- the seconds of a step of each mode. One engine runs them all, in an order that turns from round
+  to round; a ratio is that of two steps of the same round on the same samples, so that a machine
+  that slows down slows both. CPU seconds are of rank 0 and leave out what others take of the
+  machine, and waiting;
+- where the milliseconds of a step go, in steps of their own that the timers slow a little;
+- the bytes of each collective of a step, at two lengths of sequence: what is ours must not grow
+  with them, but for one value a row where ranks share a sequence;
+- tokens a second beside the Trainer, with the same model, data, DeepSpeed JSON and micro-batches:
+  both engines live in one process and step in turn, for the same reason. Our attention computes
+  nothing between documents, theirs masks it: with --one-document neither has an advantage.
+
+Weights are random and in fp32, on the CPU over gloo: the figures say how parts compare, not how
+fast a cluster is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.hf_trainer import trainer_steps
+from benchmarks.machine import describe_machine
+from benchmarks.step_meters import PHASES, CollectiveCounter, Took, median_took, phase_clock
+from benchmarks.step_workload import MODES, make_recipe, make_stream
+from tests.distributed import run_ranks
+from tests.training.layouts import make_source
+from training.dist import Layout, init_layout
+from training.engine import build_engine
+from training.lagged_dropout import lagged_dropout
+from training.model import resolve_model_config
+from training.step import train_step
+
+
+class Bench:
+    """One rank's engine, and what each mode needs to run steps on it."""
+
+    def __init__(self, options: argparse.Namespace, tokens: int) -> None:
+        layout = init_layout(sp_size=options.sp)
+        torch.set_num_threads(options.threads)
+        self.recipes = {mode: make_recipe(options, tokens, mode) for mode in options.modes}
+        recipe = next(iter(self.recipes.values()))
+        self.stream = make_stream(options, recipe, layout)
+        config = resolve_model_config(recipe.model, vocab_size=options.vocab, dtype=torch.float32)
+        self.engine = build_engine(
+            recipe, config, layout=layout, num_micro_steps=self.stream.num_micro_steps
+        )
+        self.sources = {
+            mode: make_source(recipe, self.engine, self.stream.pack)
+            for mode, recipe in self.recipes.items()
+        }
+        # kept over the rounds: the threshold is that of the mode's step before
+        self.lagged = {mode: lagged_dropout(recipe) for mode, recipe in self.recipes.items()}
+
+    def step(self, mode: str, number: int) -> tuple[Took, dict[str, Any]]:
+        """Seconds and metrics of one step; all ranks start it together."""
+        dist.barrier()
+        began = Took.now()
+        row, _ = train_step(
+            self.recipes[mode],
+            self.engine,
+            self.stream,
+            source=self.sources[mode],
+            lagged=self.lagged[mode],
+            step=number,
+            done_frac=0.5,
+        )
+        return Took.now().since(began), row
+
+
+@dataclass
+class Measured:
+    """What rank 0 found, by mode."""
+
+    machine: str
+    num_parameters: int
+    first_loss: float
+    """Of the first step of all, which is without dropout."""
+    rounds: dict[str, list[Took]]
+    drop_rate: dict[str, float]
+    phases: dict[str, dict[str, float]]
+    """Mean seconds of a step in each phase."""
+    collectives: dict[str, Counter[tuple[str, str, str]]]
+    """By (caller, collective, "calls" or "bytes"), of one step."""
+
+
+def measure(options: argparse.Namespace, tokens: int, num_rounds: int) -> Measured:
+    """On one rank: timed rounds, steps under the clock, and a step of counted collectives."""
+    bench = Bench(options, tokens)
+    rows, rounds = timed_rounds(bench, num_rounds)
+    has_phases = num_rounds and not options.skip_phases
+    return Measured(
+        machine=describe_machine(),
+        num_parameters=bench.engine.num_parameters,
+        first_loss=rows["off"][0]["loss"],
+        rounds=rounds,
+        drop_rate={mode: rows[mode][-1]["drop_rate_realised"] for mode in rows},
+        phases=phases_of_modes(bench, options.phase_steps) if has_phases else {},
+        collectives={} if options.skip_collectives else collectives_of_modes(bench),
+    )
+
+
+def timed_rounds(
+    bench: Bench, num_rounds: int
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[Took]]]:
+    """By mode, the metrics of every round, and the seconds of all but the first one."""
+    modes = list(bench.recipes)
+    rows: dict[str, list[dict[str, Any]]] = {mode: [] for mode in modes}
+    rounds: dict[str, list[Took]] = {mode: [] for mode in modes}
+    for number in range(num_rounds + 1):
+        turn = number % len(modes)
+        for mode in modes[turn:] + modes[:turn]:
+            took, row = bench.step(mode, number)
+            rows[mode].append(row)
+            if number > 0:  # in the first round DeepSpeed learns the order of the modules
+                rounds[mode].append(took)
+    return rows, rounds
+
+
+def phases_of_modes(bench: Bench, num_steps: int) -> dict[str, dict[str, float]]:
+    """Mean seconds of a step in each phase."""
+    phases = {}
+    for mode, source in bench.sources.items():
+        with phase_clock(bench.engine, source) as clock:
+            timed_step = clock.timed(bench.step, "rest")
+            for number in range(num_steps):
+                timed_step(mode, number)
+        phases[mode] = {name: clock.seconds[name] / num_steps for name in PHASES}
+    return phases
+
+
+def collectives_of_modes(bench: Bench) -> dict[str, Counter[tuple[str, str, str]]]:
+    collectives = {}
+    for mode in bench.recipes:
+        with CollectiveCounter() as counter:
+            bench.step(mode, 0)
+        collectives[mode] = counter.totals
+    return collectives
+
+
+@dataclass
+class Beside:
+    """Steps of ours and of the Trainer in turn, on rank 0."""
+
+    rounds: dict[str, list[Took]]
+    our_first_loss: float
+    their_first_loss: float
+
+
+def measure_beside_trainer(options: argparse.Namespace) -> Beside:
+    """On one rank: a step of the Trainer, each of ours on the same samples, and so on."""
+    bench = Bench(options, options.sequence_tokens)
+    rounds: dict[str, list[Took]] = {f"ours, {mode}": [] for mode in bench.recipes}
+    losses = []
+
+    def ours(number: int) -> None:
+        for mode in bench.recipes:
+            took, row = bench.step(mode, number)
+            rounds[f"ours, {mode}"].append(took)
+            losses.append(row["loss"])
+
+    rounds["Trainer"], their_first_loss = trainer_steps(
+        bench.recipes["off"],
+        bench.stream,
+        options.trainer_rounds + 1,
+        layout=bench.engine.layout,
+        between=ours,
+    )
+    warm = {name: taken[1:] for name, taken in rounds.items()}
+    return Beside(warm, losses[0], their_first_loss)
+
+
+def main() -> None:
+    """Measure what was asked for and print a table of each."""
+    options = parse_options()
+    sys.stderr.write(f"{', '.join(options.modes)}: {options.rounds} rounds after a warm-up\n")
+    found = on_ranks(options, measure, options, options.sequence_tokens, options.rounds)
+    print_head(options, found)
+    print_ratios(options, found)
+    if found.phases:
+        print_phases(found)
+    if found.collectives:
+        shorter = options.sequence_tokens // 2
+        print_collectives(options, found, on_ranks(options, measure, options, shorter, 0))
+    if options.skip_trainer or options.sp > 1:
+        return
+    kept = [mode for mode in ("off", "input_reference") if mode in options.modes]
+    beside = argparse.Namespace(**(vars(options) | {"modes": kept}))
+    print_trainer(options, on_ranks(options, measure_beside_trainer, beside))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+    def number(flag: str, default: int, meaning: str) -> None:
+        parser.add_argument(flag, type=int, default=default, help=f"{meaning} ({default})")
+
+    cores = os.cpu_count() or 1
+    number("--ranks", 2, "processes, on this machine")
+    number("--sp", 1, "ranks that share a sequence; above 1 without the Trainer")
+    parser.add_argument("--threads", type=int, help="of each process (cores / ranks)")
+    number("--layers", 6, "of the model, in the shape of Qwen3")
+    number("--hidden", 256, "channels")
+    number("--vocab", 8192, "tokens of the vocabulary")
+    number("--sequence-tokens", 512, "tokens of a sample")
+    number("--samples", 4, "samples in a step, over all ranks and micro-steps")
+    number("--micro-samples", 1, "samples in a forward pass of a rank")
+    parser.add_argument(
+        "--one-document", action="store_true", help="in a sample, in place of several random ones"
+    )
+    parser.add_argument("--activation-checkpointing", action="store_true", help="in all engines")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=list(MODES), help="off runs in any case (all)"
+    )
+    number("--rounds", 9, "timed steps of each mode")
+    number("--phase-steps", 3, "steps of each mode under the clock")
+    number("--trainer-rounds", 9, "timed steps beside the Trainer")
+    for part in ("phases", "collectives", "trainer"):
+        parser.add_argument(f"--skip-{part}", action="store_true", help="leave that table out")
+    options = parser.parse_args()
+    options.threads = options.threads or max(1, cores // options.ranks)
+    options.modes = ["off", *(mode for mode in options.modes if mode != "off")]
+    if options.ranks % options.sp or options.sequence_tokens % (2 * options.sp):
+        parser.error("--ranks and half of --sequence-tokens must be multiples of --sp")
+    layout = Layout(0, options.ranks, options.sp, torch.device("cpu"))
+    try:
+        make_stream(options, make_recipe(options, options.sequence_tokens, "off"), layout)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+def on_ranks(options: argparse.Namespace, function: Callable[..., Any], *args: Any) -> Any:
+    """What rank 0 returns."""
+    return run_ranks(function, *args, world_size=options.ranks, timeout_seconds=3600)[0]
+
+
+def print_head(options: argparse.Namespace, found: Measured) -> None:
+    others = ", ".join(f"{name} {version(name)}" for name in ("deepspeed", "transformers"))
+    print(f"{found.machine}, {others}")
+    print(
+        f"{options.ranks} processes over gloo, {options.sp} to a sequence; "
+        f"{options.layers} layers, D={options.hidden} V={options.vocab}, "
+        f"{found.num_parameters / 1e6:.1f} M parameters; {options.samples} samples of "
+        f"{options.sequence_tokens} tokens a step, {options.micro_samples} in a forward pass, "
+        f"{'one document' if options.one_document else 'several documents'} in a sample"
+        f"{', activation checkpointing' if options.activation_checkpointing else ''}"
+    )
+
+
+def print_ratios(options: argparse.Namespace, found: Measured) -> None:
+    print(f"\nMedians of {options.rounds} rounds; the ratio is to `off` of the same round.\n")
+    print("| mode | seconds a step | ratio to off | least and most | by CPU seconds | drop rate |")
+    print("|---|---|---|---|---|---|")
+    for mode, rounds in found.rounds.items():
+        print(
+            f"| {mode} | {median_took(rounds).wall:.3f} "
+            f"| {ratio_cells(rounds, found.rounds['off'])} | {found.drop_rate[mode]:.3f} |"
+        )
+
+
+def ratio_cells(these: list[Took], those: list[Took]) -> str:
+    """Median, least and most of the ratios of pairs, and the median of those of CPU seconds."""
+    pairs = list(zip(these, those, strict=True))
+    wall = [a.wall / b.wall for a, b in pairs]
+    cpu = statistics.median(a.cpu / b.cpu for a, b in pairs)
+    return f"{statistics.median(wall):.3f} | {min(wall):.3f} {max(wall):.3f} | {cpu:.3f}"
+
+
+def print_phases(found: Measured) -> None:
+    print("\nMilliseconds of a step, by phase:")
+    print("; ".join(f"{name}: {meaning}" for name, meaning in PHASES.items() if meaning) + ".\n")
+    print("| mode | " + " | ".join(PHASES) + " | sum |")
+    print("|---" * (len(PHASES) + 2) + "|")
+    for mode, phases in found.phases.items():
+        cells = [*phases.values(), sum(phases.values())]
+        print(f"| {mode} | " + " | ".join(f"{1000 * cell:.1f}" for cell in cells) + " |")
+
+
+def print_collectives(options: argparse.Namespace, longer: Measured, shorter: Measured) -> None:
+    tokens = options.sequence_tokens
+    print(
+        f"\nCollectives of a step on one rank, samples of {tokens // 2} and {tokens} tokens. Bytes "
+        "are the longer of what\ngoes in and what comes out. Ours has six all-reduces more, of "
+        "80 KiB together, when tokens tie at the threshold.\n"
+    )
+    print(f"| mode | caller | collective | calls | bytes at {tokens // 2} | bytes at {tokens} |")
+    print("|---|---|---|---|---|---|")
+    for mode, totals in longer.collectives.items():
+        for who, name, what in sorted(totals, reverse=True):
+            if what == "bytes":
+                at_both = (m.collectives[mode][who, name, what] for m in (shorter, longer))
+                cells = " | ".join(f"{number:,}" for number in at_both)
+                print(f"| {mode} | {who} | {name} | {totals[who, name, 'calls']} | {cells} |")
+
+
+def print_trainer(options: argparse.Namespace, found: Beside) -> None:
+    tokens = options.samples * options.sequence_tokens
+    print(
+        f"\nBeside the Hugging Face Trainer, in turn in one process, medians of "
+        f"{options.trainer_rounds} rounds. It decays norms too,\nwhich ours does not; the rest is "
+        "the same. Loss of the first step, of the same weights: ours\n"
+        f"{found.our_first_loss:.6f}, its {found.their_first_loss:.6f}.\n"
+    )
+    print("| | tokens a second | speed to the Trainer's | least and most | by CPU seconds |")
+    print("|---|---|---|---|---|")
+    theirs = found.rounds["Trainer"]
+    for name, taken in found.rounds.items():
+        speed = tokens / median_took(taken).wall
+        print(f"| {name} | {speed:,.0f} | {ratio_cells(theirs, taken)} |")
+
+
+if __name__ == "__main__":
+    main()

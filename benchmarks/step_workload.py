@@ -1,0 +1,99 @@
+"""What the benchmark of a step runs: its modes, a random model and in-memory samples."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_prep.shards import PackedSample
+from tests.training.layouts import tiny_recipe, whole_epochs
+from training.config import Recipe
+from training.data import SampleStream, batch_shape
+from training.dist import Layout
+
+# name: what its recipe changes. The method acts from the first step: see `make_recipe`.
+MODES: dict[str, dict[str, Any]] = {
+    "off": {"regulariser": "none"},
+    "input_reference": {"entropy__source": "reference"},
+    "input_online": {"entropy__source": "online"},
+    "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
+    "input_random": {"regulariser": "random_token_dropout"},
+}
+
+
+@dataclass(frozen=True)
+class RandomPack:
+    """In-memory samples of random documents, without padding."""
+
+    seq_len: int
+    vocab_size: int
+    one_document: bool
+    """A sample each; else their lengths are uniform, from 1 to the sample's."""
+    num: int = 64
+
+    def num_samples(self, split: str = "train") -> int:
+        return self.num
+
+    def sample(self, i: int, split: str = "train") -> PackedSample:
+        rng = np.random.default_rng(i)
+        position_ids, start = np.empty(self.seq_len, np.int64), 0
+        while start < self.seq_len:
+            drawn = self.seq_len if self.one_document else int(rng.integers(1, self.seq_len + 1))
+            length = min(drawn, self.seq_len - start)
+            position_ids[start : start + length] = np.arange(length)
+            start += length
+        return PackedSample(
+            ids=rng.integers(0, self.vocab_size, self.seq_len),
+            position_ids=position_ids,
+            num_tokens=self.seq_len,
+            is_learnt=np.ones(self.seq_len, bool),
+        )
+
+
+def make_recipe(options: argparse.Namespace, tokens: int, mode: str) -> Recipe:
+    """Constant curriculum and a rate above 0, so that every step drops."""
+    shape = {
+        "vocab_size": options.vocab,
+        "hidden_size": options.hidden,
+        "intermediate_size": 3 * options.hidden,
+        "num_hidden_layers": options.layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": options.hidden // 4,
+        "initializer_range": 0.1,  # entropies differ well between tokens: few ties
+        "max_position_embeddings": tokens,
+    }
+    return tiny_recipe(
+        **{f"model__config__{key}": value for key, value in shape.items()},
+        model__activation_checkpointing=options.activation_checkpointing,
+        data__sequence_tokens=tokens,
+        train__global_batch_tokens=options.samples * tokens,
+        train__micro_batch_samples=options.micro_samples,
+        train__sequence_parallel_size=options.sp,
+        train__gradient_clipping=1.0,
+        optimizer__lr=1e-4,
+        dropout__max_rate=0.5,
+        **MODES[mode],
+    )
+
+
+def make_stream(options: argparse.Namespace, recipe: Recipe, layout: Layout) -> SampleStream:
+    pack: Any = RandomPack(recipe.data.sequence_tokens, options.vocab, options.one_document)
+    samples_per_step, _ = batch_shape(
+        global_batch_tokens=recipe.train.global_batch_tokens,
+        sequence_tokens=pack.seq_len,
+        micro_batch_samples=options.micro_samples,
+        dp_size=layout.dp_size,
+    )
+    return SampleStream(
+        pack=pack,
+        split="train",
+        layout=layout,
+        total_samples=10_000 * samples_per_step,
+        samples_per_step=samples_per_step,
+        micro_batch_samples=options.micro_samples,
+        order=whole_epochs(pack.num, seed=recipe.seed),
+    )
