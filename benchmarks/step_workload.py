@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from data_prep.shards import PackedSample
 from tests.training.layouts import tiny_recipe, whole_epochs
 from training.config import Recipe
 from training.data import SampleStream, batch_shape
 from training.dist import Layout
+from training.entropy_cache import EntropyCache
 
 # name: what its recipe changes. The method acts from the first step: see `make_recipe`.
 MODES: dict[str, dict[str, Any]] = {
     "off": {"regulariser": "none"},
     "input_reference": {"entropy__source": "reference"},
+    "input_cache": {"entropy__source": "cache"},
     "input_online": {"entropy__source": "online"},
     "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
     "input_random": {"regulariser": "random_token_dropout"},
@@ -78,6 +85,19 @@ def make_recipe(options: argparse.Namespace, tokens: int, mode: str) -> Recipe:
         dropout__max_rate=0.5,
         **MODES[mode],
     )
+
+
+def filled_cache(pack: Any, layout: Layout) -> EntropyCache:
+    """As after an epoch, with random values; a file that all ranks share."""
+    path = Path(tempfile.gettempdir()) / f"bench-step-cache-{os.environ['MASTER_PORT']}"
+    cache = EntropyCache(path, num_samples=pack.num, sample_tokens=pack.seq_len)
+    if layout.is_main:
+        cache.clear()
+        values = np.random.default_rng(0).gamma(1.0, 1.0, (pack.num, pack.seq_len))
+        cache.write(range(pack.num), values.astype(np.float32), first=0)
+        atexit.register(path.unlink, missing_ok=True)
+    dist.barrier()
+    return cache
 
 
 def make_stream(options: argparse.Namespace, recipe: Recipe, layout: Layout) -> SampleStream:

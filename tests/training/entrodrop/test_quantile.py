@@ -113,6 +113,35 @@ def test_last_key_inside_orders_signed_keys():
     assert found == ordered
 
 
+def spread_keys() -> dict[str, torch.Tensor]:
+    """Different keys: far apart, so that a digit tells them, and neighbours, which need all."""
+    generator = torch.Generator().manual_seed(4)
+    anywhere = torch.randint(-(2**63), 2**63 - 1, (5000,), generator=generator).unique()
+    return {"anywhere": anywhere, "neighbours": torch.arange(-20, 30) + 2**40, "one": anywhere[:1]}
+
+
+def keys_inside_on_rank() -> dict[str, list[int]]:
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    return {
+        name: [
+            last_key_inside(keys[rank::world_size], count)
+            for count in range(1, len(keys) + 1, max(1, len(keys) // 17))
+        ]
+        for name, keys in spread_keys().items()
+    }
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_last_key_inside_is_that_of_a_sort_over_ranks(world_size):
+    expected = {
+        name: keys.sort().values[:: max(1, len(keys) // 17)].tolist()
+        for name, keys in spread_keys().items()
+    }
+    for found in run_ranks(keys_inside_on_rank, world_size=world_size):
+        assert found == expected
+
+
 def collectives_of_a_quantile(num_values: int) -> list[int]:
     """Elements of each all-reduce that a quantile makes."""
     dist.init_process_group("gloo")
@@ -130,4 +159,4 @@ def collectives_of_a_quantile(num_values: int) -> list[int]:
 
 def test_traffic_does_not_grow_with_tokens():
     small, large = (run_ranks(collectives_of_a_quantile, n, world_size=2)[0] for n in (10, 100_000))
-    assert small == large == [2, 2048, 2048, 1024]
+    assert small == large == [2050, 2048, 1024]
