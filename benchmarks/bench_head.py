@@ -1,6 +1,9 @@
-"""The head beside plain logits and torch's linear cross-entropy: seconds and peak bytes.
+"""The head beside the ways of others, with and without entropies: seconds and peak bytes.
 
     python -m benchmarks.bench_head --tokens 1024 --hidden 512 --vocab 151936
+
+Peers that are not installed are left out; put them where PYTHONPATH finds them:
+`pip install --no-deps --target DIR trl cut-cross-entropy liger-kernel`. Liger needs a GPU.
 
 Each head runs forward and backward in a process of its own, so that its peak is its own; the
 rounds of all heads alternate. On a CPU the peak is that of the resident set over what it was with
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,12 +31,21 @@ from torch.nn import functional
 
 from benchmarks.machine import describe_machine
 from tests.training.entrodrop.test_head import plain_head
-from training.entrodrop.head import linear_cross_entropy_with_entropy
+from training.entrodrop.head import (
+    linear_cross_entropy_with_entropy,
+    weighted_linear_cross_entropy,
+)
 
 Head = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def one_pass(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    weights = torch.full(targets.shape, 1.0 / len(targets), device=targets.device)
+    loss, _, _ = weighted_linear_cross_entropy(hidden, weight, targets, weights)
+    return loss
+
+
+def two_passes(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     nll, _ = linear_cross_entropy_with_entropy(hidden, weight, targets)
     return nll.mean()
 
@@ -46,18 +59,63 @@ def plain_loss_only(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy((hidden @ weight.T).float(), targets)
 
 
+def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from trl.trainer.utils import entropy_from_logits
+
+    logits = hidden @ weight.T
+    with torch.no_grad():
+        entropy_from_logits(logits)
+    return functional.cross_entropy(logits.float(), targets)
+
+
 def torch_chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return functional.linear_cross_entropy(
         hidden, weight, targets, options=torch.nn.LinearCrossEntropyOptions()
     )
 
 
+def deepspeed_chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
+
+    return chunked_cross_entropy(hidden @ weight.T, targets)
+
+
+def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from cut_cross_entropy import linear_cross_entropy
+
+    # its kernels need a GPU; elsewhere it compiles the plain way
+    impl = "cce" if hidden.is_cuda else "torch_compile"
+    return linear_cross_entropy(hidden, weight, targets, impl=impl)
+
+
+def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss()(weight, hidden, targets)
+
+
+_BOTH, _LOSS = "loss of each token, entropy", "mean loss"
 HEADS: dict[str, tuple[Head, str]] = {
-    "ours": (ours, "loss of each token, entropy"),
-    "plain": (plain, "loss of each token, entropy"),
-    "plain_loss_only": (plain_loss_only, "mean loss"),
-    "torch_chunked": (torch_chunked, "mean loss"),
+    "one_pass": (one_pass, _BOTH),
+    "two_passes": (two_passes, _BOTH),
+    "plain": (plain, _BOTH),
+    "trl": (trl, "mean loss, entropy"),
+    "plain_loss_only": (plain_loss_only, _LOSS),
+    "torch_chunked": (torch_chunked, _LOSS),
+    "deepspeed_chunked": (deepspeed_chunked, _LOSS),
+    "cut_cross_entropy": (cut_cross_entropy, _LOSS),
+    "liger": (liger, _LOSS),
 }
+
+
+def is_at_hand(name: str) -> bool:
+    """Whether this machine has what a head needs."""
+    needs = {"trl": "trl", "cut_cross_entropy": "cut_cross_entropy", "liger": "liger_kernel"}
+    if name == "torch_chunked":
+        return hasattr(torch.nn, "LinearCrossEntropyOptions")  # torch 2.13 and later
+    if name == "liger" and not torch.cuda.is_available():
+        return False
+    return name not in needs or find_spec(needs[name]) is not None
 
 
 def main() -> None:
@@ -78,9 +136,7 @@ def main() -> None:
         return
     results: dict[str, list[dict[str, float]]] = {name: [] for name in options.heads}
     for done in range(options.rounds):
-        for name in options.heads:
-            if name == "torch_chunked" and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
-                continue  # torch before 2.13
+        for name in filter(is_at_hand, options.heads):
             timed = measure_in_process(name)
             memory = timed if torch.cuda.is_available() else measure_in_process(name, frees=True)
             results[name].append(timed | {"bytes": memory["bytes"]})
@@ -92,7 +148,7 @@ def measure_in_process(name: str, *, frees: bool = False) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.bench_head", *sys.argv[1:], "--head", name]
     environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if frees else {})}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    measured: dict[str, float] = json.loads(done.stdout)
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
@@ -108,7 +164,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     hidden.requires_grad_()
     weight.requires_grad_()
     head, _ = HEADS[options.head]
-    head(hidden[:8], weight, targets[:8])  # libraries loaded, threads started
+    head(hidden[:8], weight, targets[:8]).backward()  # libraries loaded, kernels compiled
+    hidden.grad = weight.grad = None
     before = reset_peak(device)
     began = time.perf_counter()
     loss = head(hidden, weight, targets)

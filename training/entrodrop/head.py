@@ -14,8 +14,9 @@ from torch import Tensor
 from training.entrodrop import softmax_rows
 from training.entrodrop.softmax_rows import RowStatistics
 
-# Logits of one chunk, the only buffer that counts: 2^24 * 4 bytes = 64 MiB in fp32.
-_CHUNK_LOGITS = 1 << 24
+# Logits of one chunk, the only buffer that counts: 2^25 * 4 bytes = 128 MiB in fp32. A matrix
+# product of fewer tokens waits for the weight to come from memory.
+_CHUNK_LOGITS = 1 << 25
 _HAS_TRITON = find_spec("triton") is not None  # comes with torch's builds for CUDA on Linux
 
 
@@ -36,7 +37,7 @@ def linear_cross_entropy_with_entropy(
         weight: `[V, D]` of the same dtype.
         targets: int64 `[N]`; `ignore_index` marks positions without a target.
         chunk_tokens: tokens whose logits are held at a time; by default as many as fit into
-            64 MiB of fp32.
+            128 MiB of fp32.
         label_smoothing: share of each target that is spread over the vocabulary, as in
             `torch.nn.functional.cross_entropy`; nll is then the smoothed loss.
         z_loss: coefficient of `(ln sum e^logits)^2`, which is added to nll (Chowdhery et al.:
@@ -93,7 +94,8 @@ class _Terms(NamedTuple):
 
 
 def _chunk(chunk_tokens: int | None, hidden_ND: Tensor, weight_VD: Tensor) -> int:
-    return chunk_tokens or max(1, _CHUNK_LOGITS // weight_VD.shape[0])
+    chunk_tokens = chunk_tokens or _CHUNK_LOGITS // weight_VD.shape[0]
+    return max(1, min(chunk_tokens, hidden_ND.shape[0]))
 
 
 class _TwoPasses(torch.autograd.Function):
@@ -102,9 +104,10 @@ class _TwoPasses(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: _Terms
     ) -> tuple[Tensor, Tensor]:
         statistics_N = _empty_statistics(hidden_ND)
+        logits_of = _Logits(weight_VD, terms)
         for start in range(0, hidden_ND.shape[0], terms.chunk_tokens):
             rows = slice(start, start + terms.chunk_tokens)
-            logits_CV = hidden_ND[rows] @ weight_VD.T
+            logits_CV = logits_of(hidden_ND[rows])
             _keep(statistics_N, rows, _statistics(logits_CV, targets_N[rows]))
         is_ignored_N = targets_N == terms.ignore_index
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, is_ignored_N, *statistics_N)
@@ -118,10 +121,11 @@ class _TwoPasses(torch.autograd.Function):
         statistics_N = RowStatistics(*statistics)
         upstream_N = upstream[0].masked_fill(is_ignored_N, 0.0)
         grad_hidden_ND, grad_weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
+        logits_of = _Logits(weight_VD, ctx.terms)
         rows_M = upstream_N.nonzero()[:, 0]  # a number of rows of ours alone; nothing collective
         for rows_C in rows_M.split(ctx.terms.chunk_tokens):
             hidden_CD = hidden_ND[rows_C]
-            logits_CV = hidden_CD @ weight_VD.T
+            logits_CV = logits_of(hidden_CD)
             statistics_C = RowStatistics(*(column[rows_C] for column in statistics_N))
             _logits_to_gradient_(
                 logits_CV, targets_N[rows_C], statistics_C, upstream_N[rows_C], ctx.terms
@@ -145,17 +149,18 @@ class _OnePass(torch.autograd.Function):
         is_ignored_N = targets_N == terms.ignore_index
         token_weights_N = token_weights_N.float().masked_fill(is_ignored_N, 0.0)
         grad_hidden_ND, grad_weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
+        logits_of = _Logits(weight_VD, terms)
         is_weighted_N = token_weights_N != 0.0
         for rows_C in is_weighted_N.nonzero()[:, 0].split(terms.chunk_tokens):
             hidden_CD, targets_C = hidden_ND[rows_C], targets_N[rows_C]
-            logits_CV = hidden_CD @ weight_VD.T
+            logits_CV = logits_of(hidden_CD)
             statistics_C = _statistics(logits_CV, targets_C)
             _keep(statistics_N, rows_C, statistics_C)
             _logits_to_gradient_(logits_CV, targets_C, statistics_C, token_weights_N[rows_C], terms)
             grad_hidden_ND[rows_C] = logits_CV @ weight_VD
             grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
         for rows_C in (~is_weighted_N).nonzero()[:, 0].split(terms.chunk_tokens):
-            logits_CV = hidden_ND[rows_C] @ weight_VD.T
+            logits_CV = logits_of(hidden_ND[rows_C])
             _keep(statistics_N, rows_C, _statistics(logits_CV, targets_N[rows_C]))
         nll_N = _nll(statistics_N, terms).masked_fill_(is_ignored_N, 0.0)
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
@@ -167,6 +172,17 @@ class _OnePass(torch.autograd.Function):
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         # In place: a copy would double them. A second backward is refused by torch for it.
         return grad_hidden_ND.mul_(upstream[0]), grad_weight_VD.mul_(upstream[0]), None, None, None
+
+
+class _Logits:
+    """Computes the logits of one chunk after the other into the same memory."""
+
+    def __init__(self, weight_VD: Tensor, terms: _Terms) -> None:
+        self._weight_VD = weight_VD
+        self._buffer_CV = weight_VD.new_empty(terms.chunk_tokens, weight_VD.shape[0])
+
+    def __call__(self, hidden_CD: Tensor) -> Tensor:
+        return torch.mm(hidden_CD, self._weight_VD.T, out=self._buffer_CV[: hidden_CD.shape[0]])
 
 
 def _empty_statistics(hidden_ND: Tensor) -> RowStatistics:
