@@ -78,7 +78,7 @@ class Bench:
         """Seconds and metrics of one step; all ranks start it together."""
         dist.barrier()
         began = Took.now()
-        row, _ = train_step(
+        done = train_step(
             self.recipes[mode],
             self.engine,
             self.stream,
@@ -87,7 +87,7 @@ class Bench:
             step=number,
             done_frac=0.5,
         )
-        return Took.now().since(began), row
+        return Took.now().since(began), done.row
 
 
 @dataclass

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 # a clean process that has imported the heavy packages once and forks each rank from itself
-_PRELOADED = ["torch", "transformers", "deepspeed", "training.engine", "training.loop"]
+PRELOADED = [
+    "torch",
+    "transformers",
+    "deepspeed",
+    "training.engine",
+    "training.loop",
+    # what these import at the first start of an engine: half of its seconds
+    "deepspeed.runtime.zero.muon.original_muon",
+    "torch.utils.tensorboard",
+    "transformers.models.qwen3.modeling_qwen3",
+]
 
 
 def run_ranks(
@@ -35,7 +45,7 @@ def run_ranks(
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload(PRELOADED)
     port = _free_port()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = [Path(folder) / f"rank{rank}.pickle" for rank in range(world_size)]

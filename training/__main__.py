@@ -39,6 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("recipe", help="YAML file; docs/recipes.md explains every key")
     train.add_argument("overrides", nargs="*", metavar="a.b=c", help="change keys of the recipe")
+    train.add_argument(
+        "--accept-changes",
+        nargs="+",
+        default=[],
+        metavar="FIELD",
+        help="go on with a run although these differ from its checkpoint, as in optimizer.lr",
+    )
 
     evaluate = verbs.add_parser(
         "evaluate",
@@ -87,6 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _as_kept(fields: list[str]) -> list[str]:
+    """Names of the recipe as a checkpoint keeps them: `optimizer.lr` is `recipe.optimizer.lr`."""
+    return [*fields, *(f"recipe.{field}" for field in fields)]
+
+
 def number_list(text: str) -> list[int]:
     """The numbers that a text as `0-3,17` stands for."""
     numbers: list[int] = []
@@ -119,7 +131,7 @@ def _run(arguments: argparse.Namespace) -> None:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         from training.loop import train
 
-        train(recipe)
+        train(recipe, accepted=_as_kept(arguments.accept_changes))
     elif arguments.verb == "evaluate":
         from training.evaluate_run import evaluate_run
 

@@ -1,30 +1,40 @@
-"""Checkpoints that are whole or absent: staged, marked complete, renamed; found and resumed."""
+"""Checkpoints that are whole or absent: staged, marked complete, renamed; and resumed exactly."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
 
-from training.dist import Layout, raise_together
+from training.checkpoint_files import (
+    CheckpointFiles,
+    FileRecord,
+    fsync_path,
+    only_data,
+    read_state,
+    record_file,
+)
+from training.checkpoint_marker import read_marker, write_marker
+from training.config import Checkpoint
+from training.dist import Layout, agree, raise_together
 from training.engine import Engine
 from training.entropy_cache import EntropyCache
+from training.random_state import random_state, random_state_path, set_random_state
+from training.relayout import LEFT_OVER, is_of_other_ranks, load_universal, universal_copy
+from training.retention import prune
 from training.token_dropout import KeptThreshold
 
 ENGINE_TAG = "zero3"
 """Folder of DeepSpeed's own files within a checkpoint."""
-_MARKER = "complete.json"
 _CACHE = "entropy_cache.f16"
+
+
+class SaveFailed(ValueError):
+    """A checkpoint could not be written; what was there before is untouched."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,18 @@ class Progress:
     """Tokens of documents trained, padding left out."""
     threshold: KeptThreshold | None = None
     """For recipes whose next step drops by one that was found before."""
+    heldout_loss: float | None = None
+    """Of the newest evaluation, in nats per token; it decides which checkpoints are the best."""
+    epoch_digest: int = 0
+    """Of the samples of the epoch that is under way (`epoch_proof`)."""
+    recent_losses: tuple[float, ...] = ()
+    """Of the steps that a next one is compared with (`loss_guard`)."""
+    recent_grad_norms: tuple[float, ...] = ()
+    """Likewise."""
+    left_out: tuple[int, ...] = ()
+    """Steps, from 0, whose batch is gone through without an update."""
+    num_bad_in_row: int = 0
+    """Steps before this one that were skipped or rolled back."""
 
 
 def save_checkpoint(
@@ -45,71 +67,50 @@ def save_checkpoint(
     *,
     progress: Progress,
     identity: dict[str, Any],
-    keep_last: int,
+    settings: Checkpoint,
     cache: EntropyCache | None = None,
 ) -> Path:
     """Write `root/step-<step>`; it appears under that name only when every rank has finished.
 
     Args:
         identity: what a resume must find unchanged: recipe, data, layout.
-        keep_last: older checkpoints beyond so many are removed afterwards.
+        settings: which older checkpoints stay; the others are removed afterwards.
         cache: the run's entropies, copied as they are now.
 
     Raises:
-        ValueError: on every rank when writing failed on any; older checkpoints stay.
+        SaveFailed: the same on every rank when anything failed on any of them, with the path,
+            the reason and, where the disk is full, the bytes needed and free.
     """
     final = root / f"step-{progress.step:08d}"
     staging = root / f".staging-{final.name}"
-    if engine.layout.is_main:
-        root.mkdir(parents=True, exist_ok=True)
-        for left_over in (*root.glob(".staging-*"), *root.glob(".removed-*")):
-            shutil.rmtree(left_over)
-    dist.barrier()
-    engine.ds.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
-    raise_together(
-        _save_random_state(staging, engine.layout.rank)
-        or (_copy_cache(cache.save, staging / _CACHE, engine.layout) if cache else None)
-    )
-    if engine.layout.is_main:
-        for script in staging.glob("*.py"):  # DeepSpeed's converters; export does their work
-            script.unlink()
-        _mark_and_publish(staging, final, progress=progress, identity=identity)
-        _prune(root, keep_last=keep_last)
-    dist.barrier()
+    layout = engine.layout
+    files = CheckpointFiles(staging)
+    if layout.is_main:
+        with files.noting_errors(root):
+            _make_room(root, staging)
+    _compare(files, final, layout)
+    engine.watchdog.enter("save: state", slow=True)
+    _write_own_files(engine, files, cache)
+    written = _compare(files, final, layout)
+    engine.watchdog.enter("save: checksums", slow=True)
+    _record_the_rest(files, written, layout)
+    recorded = _compare(files, final, layout)
+    engine.watchdog.enter("save: publish", slow=True)
+    if layout.is_main:
+        content = {
+            **asdict(progress),
+            "identity": identity,
+            "layout": {"world_size": layout.world_size, "sequence_parallel_size": layout.sp_size},
+        }
+        with files.noting_errors(final):
+            write_marker(staging, content, files=recorded)
+            _publish(staging, final)
+    _compare(files, final, layout)
+    engine.watchdog.enter("save: prune", slow=True)
+    if layout.is_main:
+        prune(root, newest_step=progress.step, settings=settings)
+    dist.barrier()  # the watchdog has less patience with ranks that wait in a step
     return final
-
-
-def newest_complete(root: Path) -> Path | None:
-    """The newest checkpoint whose marker is there and whose files have their recorded sizes.
-
-    Says on stderr which newer ones it leaves aside, and why.
-    """
-    for candidate in sorted(root.glob("step-*"), reverse=True):
-        reason = damage(candidate)
-        if reason is None:
-            return candidate
-        print(f"{candidate} is not whole and left aside: {reason}", file=sys.stderr)
-    return None
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when it is whole."""
-    marker = checkpoint / _MARKER
-    try:
-        files = json.loads(marker.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{marker}: {error}"
-    for name, expected in files.items():
-        path = checkpoint / name
-        found = path.stat().st_size if path.exists() else None
-        if found != expected:
-            return f"{path}: expected {expected} bytes, found {found}"
-    return None
-
-
-def read_marker(checkpoint: Path) -> dict[str, Any]:
-    """`step`, `tokens` and `identity` of a complete checkpoint."""
-    return json.loads((checkpoint / _MARKER).read_text(encoding="utf-8"))
 
 
 def load_checkpoint(
@@ -117,43 +118,69 @@ def load_checkpoint(
     checkpoint: Path,
     *,
     identity: dict[str, Any],
+    accepted: Collection[str] = (),
     cache: EntropyCache | None = None,
 ) -> Progress:
-    """Bring weights, optimizer, random state and the run's entropies back, exactly.
+    """Bring weights, optimizer, random state and the run's entropies back.
+
+    Exactly on the same number of ranks; within rounding of the losses on another (`relayout`), for
+    which the engine was built with `loads_universal`.
+
+    Args:
+        accepted: dotted names of what may differ all the same.
 
     Raises:
-        ValueError: when the run's identity has changed, with the differences.
+        ValueError: when the run's identity has changed, with the differences, or when a file
+            holds anything but data.
     """
     marker = read_marker(checkpoint)
-    differences = compare_identity(marker["identity"], identity)
-    if differences:
-        raise ValueError(
-            f"{checkpoint} belongs to a run with other settings:\n"
-            + "\n".join(f"  - {line}" for line in differences)
-            + "\nSet them back, or choose another run_dir (or resume=never with an empty one)."
-        )
-    loaded, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
-    raise_together(None if loaded else f"{checkpoint}: DeepSpeed found nothing to load")
-    _restore_random_state(checkpoint, engine.layout.rank)
+    _refuse_differences(checkpoint, marker["identity"], identity, accepted)
+    if is_of_other_ranks(marker, engine.layout):
+        _load_relaid(engine, checkpoint)
+    else:
+        _load_engine(engine, checkpoint)
     if cache is not None:
         raise_together(_copy_cache(cache.load, checkpoint / _CACHE, engine.layout))
-    threshold = marker.get("threshold")
+    threshold = marker["threshold"]
     return Progress(
         step=marker["step"],
         tokens=marker["tokens"],
         threshold=KeptThreshold(**threshold) if threshold else None,
+        heldout_loss=marker["heldout_loss"],
+        epoch_digest=marker["epoch_digest"],
+        recent_losses=tuple(marker["recent_losses"]),
+        recent_grad_norms=tuple(marker["recent_grad_norms"]),
+        left_out=tuple(marker["left_out"]),
+        num_bad_in_row=marker["num_bad_in_row"],
     )
 
 
-def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """One line for each leaf that differs: its dotted name, the saved and the present value."""
+def _refuse_differences(
+    checkpoint: Path, saved: dict[str, Any], current: dict[str, Any], accepted: Collection[str]
+) -> None:
+    differences = {
+        name: line
+        for name, line in compare_identity(saved, current).items()
+        if not any(f"{name}.".startswith(f"{given}.") for given in accepted)
+    }
+    if differences:
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings:\n"
+            + "\n".join(f"  - {line}" for line in differences.values())
+            + "\nSet them back, choose another run_dir (or resume=never with an empty one), or "
+            + f"go on with the change: --accept-changes {' '.join(differences)}"
+        )
+
+
+def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
+    """By its dotted name, a line with the saved and the present value of each leaf that differs."""
     saved_leaves, current_leaves = dict(_leaves(saved)), dict(_leaves(current))
     names = saved_leaves.keys() | current_leaves.keys()
-    return [
-        f"{name}: was {saved_leaves.get(name)!r}, is {current_leaves.get(name)!r}"
+    return {
+        name: f"{name}: was {saved_leaves.get(name)!r}, is {current_leaves.get(name)!r}"
         for name in sorted(names)
         if saved_leaves.get(name) != current_leaves.get(name)
-    ]
+    }
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -166,20 +193,123 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return leaves
 
 
-def _save_random_state(folder: Path, rank: int) -> str | None:
-    numpy_state: Any = np.random.get_state(legacy=False)
-    state = {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
-        "numpy_position": int(numpy_state["state"]["pos"]),
-        "python": random.getstate(),
-    }
+def _make_room(root: Path, staging: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    patterns = (".staging-*", ".removed-*", LEFT_OVER)
+    for left_over in (found for pattern in patterns for found in root.glob(pattern)):
+        shutil.rmtree(left_over)
+    staging.mkdir()
+
+
+def _compare(files: CheckpointFiles, final: Path, layout: Layout) -> dict[str, FileRecord]:
+    """The records of all ranks; every rank stops here when one of them met an error."""
+    every: list[Any] = [None] * layout.world_size
+    dist.all_gather_object(
+        every, (files.errors, files.is_disk_full, files.num_bytes, files.records)
+    )
+    failed = [f"rank {rank}: {errors[0]}" for rank, (errors, *_) in enumerate(every) if errors]
+    if failed:
+        free_bytes = None
+        if layout.is_main:
+            shutil.rmtree(files.folder, ignore_errors=True)
+            free_bytes = shutil.disk_usage(_existing(final)).free
+        free_bytes = agree(free_bytes)
+        message = f"checkpoint {final} was not saved: {failed[0]}"
+        if len(failed) > 1:
+            message += f" (and {len(failed) - 1} other ranks failed)"
+        if any(is_disk_full for _, is_disk_full, *_ in every):
+            needed_bytes = sum(num_bytes for _, _, num_bytes, _ in every)
+            message += (
+                f". It needs {needed_bytes:,} bytes; now that the unfinished one is removed, "
+                f"{free_bytes:,} are free there"
+            )
+        raise SaveFailed(f"{message}. Older checkpoints are as they were")
+    return {name: record for *_, records in every for name, record in records.items()}
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _write_own_files(engine: Engine, files: CheckpointFiles, cache: EntropyCache | None) -> None:
+    layout, staging = engine.layout, files.folder
+    engine.ds.checkpoint_engine = files
+    # It would copy scripts that nobody here needs, and raise on one rank when the disk is full.
+    engine.ds._copy_recovery_script = lambda _folder: None
+    engine.ds.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
+    files.save(random_state(), random_state_path(staging, layout.rank))
+    if cache is not None:
+        files.num_bytes += cache.num_bytes if layout.is_main else 0
+        with files.noting_errors(staging / _CACHE):
+            cache.save(staging / _CACHE, rank=layout.rank, world_size=layout.world_size)
+
+
+def _record_the_rest(
+    files: CheckpointFiles, written: dict[str, FileRecord], layout: Layout
+) -> None:
+    """Checksums of files that several ranks wrote, or others than ourselves, shared out."""
+    staging, found = files.folder, None
+    if layout.is_main:
+        found = {p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file()}
+    found = agree(found)
+    assert found is not None
+    for unseen in sorted(written.keys() - found):
+        files.errors.append(f"{staging / unseen}: rank 0 cannot see it; is the disk a shared one?")
+    for name in sorted(found - written.keys())[layout.rank :: layout.world_size]:
+        with files.noting_errors(staging / name):
+            files.records[name] = record_file(staging / name, durable=True)
+
+
+def _publish(staging: Path, final: Path) -> None:
+    doomed = final.with_name(f".removed-{final.name}")
+    if final.exists():  # left by a run that then went on from an older one
+        final.rename(doomed)
+    staging.rename(final)
+    fsync_path(final.parent)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _load_engine(engine: Engine, checkpoint: Path) -> None:
+    """Each rank's files are read before DeepSpeed asks for them, so none fails in its midst."""
+    rank = engine.layout.rank
+    own_files = (checkpoint / ENGINE_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")
+    read = _read_together([*own_files, random_state_path(checkpoint, rank)])
+    engine.ds.checkpoint_engine = CheckpointFiles(checkpoint, loaded=read)
+    found, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
+    raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
+    set_random_state(read[random_state_path(checkpoint, rank)])
+
+
+def _read_together(paths: list[Path], *, keeps: bool = True) -> dict[Path, Any]:
+    """Contents by path, or nothing when they are read only to be sure that they hold no code."""
+    read: dict[Path, Any] = {}
+    error = None
     try:
-        torch.save(state, folder / f"random_state-rank{rank:05d}.pt")
-    except (OSError, RuntimeError) as error:
-        return f"checkpoint {folder}: {error}"
-    return None
+        for path in paths:
+            state = read_state(path)
+            if keeps:
+                read[path] = state
+    except ValueError as refused:
+        error = str(refused)
+    raise_together(error)
+    return read
+
+
+def _load_relaid(engine: Engine, checkpoint: Path) -> None:
+    """DeepSpeed's files, put together for another number of ranks.
+
+    The random states of the ranks are left aside: no number of the run is drawn from them.
+    """
+    layout = engine.layout
+    every_file = sorted((checkpoint / ENGINE_TAG).glob("*.pt"))
+    # the converter is a process of its own, in which DeepSpeed loads whatever there is
+    _read_together(every_file[layout.rank :: layout.world_size], keeps=False)
+    with (
+        universal_copy(checkpoint / ENGINE_TAG, checkpoint.parent, layout=layout) as copy,
+        only_data(copy),
+    ):
+        found = load_universal(engine.ds, copy, tag=ENGINE_TAG)
+        raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
 
 
 def _copy_cache(copy: Callable[..., None], path: Path, layout: Layout) -> str | None:
@@ -188,56 +318,3 @@ def _copy_cache(copy: Callable[..., None], path: Path, layout: Layout) -> str | 
     except OSError as error:
         return f"{path}: {error.strerror}"
     return None
-
-
-def _restore_random_state(folder: Path, rank: int) -> None:
-    state = torch.load(folder / f"random_state-rank{rank:05d}.pt", weights_only=True)
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    keys = state["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, state["numpy_position"], 0, 0.0))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-
-
-def _mark_and_publish(
-    staging: Path, final: Path, *, progress: Progress, identity: dict[str, Any]
-) -> None:
-    files = {}
-    for path in sorted(p for p in staging.rglob("*") if p.is_file()):
-        _fsync(path)
-        files[path.relative_to(staging).as_posix()] = path.stat().st_size
-    marker = {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        "threshold": progress.threshold and asdict(progress.threshold),
-        "identity": identity,
-        "files": files,
-    }
-    with (staging / _MARKER).open("w", encoding="utf-8") as file:
-        json.dump(marker, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _fsync(staging)
-    if final.exists():  # left by a run that then went on from an older one
-        final.rename(final.with_name(f".removed-{final.name}"))
-    staging.rename(final)
-    _fsync(final.parent)
-
-
-def _prune(root: Path, *, keep_last: int) -> None:
-    complete = sorted(path for path in root.glob("step-*") if (path / _MARKER).exists())
-    for old in complete[:-keep_last]:
-        # renamed first: a kill in the middle leaves nothing that looks whole
-        doomed = old.with_name(f".removed-{old.name}")
-        old.rename(doomed)
-        shutil.rmtree(doomed)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -213,11 +213,47 @@ class Evaluation:
 
 @dataclass(config=_STRICT)
 class Checkpoint:
-    """When the run is saved and how many saves are kept."""
+    """When the run is saved, which saves are kept, and what a failed one means."""
 
     every_steps: Positive | None = None
     """null saves at the end only."""
     keep_last: Positive = 2
+    """How many of the newest stay."""
+    keep_best: NonNegative = 1
+    """How many of the best stay too, by the held-out loss of the newest evaluation before each."""
+    keep_every_steps: Positive | None = None
+    """Those of steps that this divides stay too."""
+    on_failure: Literal["stop", "go_on"] = "stop"
+    """When a save fails, for example on a full disk; older ones are kept either way. go_on says so
+    on stderr and tries again at the next save; the last save of a run must succeed."""
+
+
+@dataclass(config=_STRICT)
+class Guard:
+    """What is done with a step that should not be learnt from; its samples are named."""
+
+    on_not_finite: Literal["skip", "rollback", "stop"] = "skip"
+    """A loss or gradient that is no number. skip: no update; rollback: go on from the newest
+    checkpoint and leave the step's batch out; stop: end the run."""
+    on_spike: Literal["report", "skip", "rollback", "stop"] = "report"
+    """A loss far above those before. An exploded gradient is clipped by train.gradient_clipping,
+    so skip only reports that one."""
+    spike_sigmas: Annotated[float, Field(gt=0)] | None = 6.0
+    """How far above the mean of the steps before is far; null looks for no spikes."""
+    window_steps: Annotated[int, Field(ge=16)] = 128
+    """How many steps before."""
+    max_bad_steps: Positive = 5
+    """So many in a row that were skipped or rolled back end the run."""
+
+
+@dataclass(config=_STRICT)
+class Watchdog:
+    """When a rank that makes no progress ends the run instead of keeping all others waiting."""
+
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 600.0
+    """Longest time in one phase (data, forward, backward, update); null never ends a run."""
+    slow_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3600.0
+    """The same for starting, where weights are loaded, and for saving."""
 
 
 @dataclass(config=_STRICT)
@@ -253,6 +289,8 @@ class Recipe:
     baseline: Baseline = Field(default_factory=Baseline)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    guard: Guard = Field(default_factory=Guard)
+    watchdog: Watchdog = Field(default_factory=Watchdog)
 
     @model_validator(mode="after")
     def _lagged_fits(self) -> Recipe:

@@ -53,7 +53,8 @@ class CorpusThreshold:
 
     def low_set(self, stream: SampleStream, step: int) -> LowSet:
         """The one of the step; every rank calls it together, in every step that drops or not."""
-        if self._low is None or (step > 0 and stream.epoch_of(step) != stream.epoch_of(step - 1)):
+        begins_epoch = step > 0 and stream.epochs_of(step)[0] != stream.epochs_of(step - 1)[0]
+        if self._low is None or begins_epoch:
             self._low = self._find()
         return self._low
 

@@ -45,6 +45,8 @@ class MicroBatch:
     """Which sample each row is, -1 for a row that only fills the batch."""
     visits: tuple[int, ...]
     """Number of each row that no other row of the run has; negative for one that only fills."""
+    epochs: tuple[int, ...]
+    """In which epoch each row is."""
     num_tokens: int
     """Tokens of documents in this shard, padding left out."""
     num_targets: int
@@ -86,16 +88,23 @@ class SampleStream:
         """This rank's micro-batches of an optimizer step."""
         return [self._micro_batch(step, micro_step) for micro_step in range(self.num_micro_steps)]
 
-    def epoch_of(self, step: int) -> int:
-        """In which epoch a step begins."""
-        if self.order is None:
-            return 0
-        return step * self.samples_per_step // self.order.samples_per_epoch
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.order.samples_per_epoch if self.order else max(1, self.total_samples)
+
+    def epochs_of(self, step: int) -> range:
+        """The epochs that a step trains on; the first is the one in which it begins."""
+        first, last = self._numbers(step)[0], self._numbers(step)[-1]
+        return range(first // self.samples_per_epoch, last // self.samples_per_epoch + 1)
+
+    def _numbers(self, step: int) -> range:
+        """Places of a step's samples in the global order, without rows that only fill it up."""
+        first = step * self.samples_per_step
+        return range(first, max(first + 1, min(first + self.samples_per_step, self.total_samples)))
 
     def superseded(self, step: int) -> frozenset[int]:
         """`visits` of a step, over all ranks, whose sample comes again later in the same step."""
-        first = step * self.samples_per_step
-        numbers = range(first, min(first + self.samples_per_step, self.total_samples))
+        numbers = self._numbers(step)
         if self.order is None or not self.order.may_repeat(numbers):
             return frozenset()
         came: dict[int, int] = {}
@@ -111,7 +120,8 @@ class SampleStream:
         first = step * self.samples_per_step + self.micro_batch_samples * (
             micro_step * self.layout.dp_size + self.layout.dp_rank
         )
-        rows = [self._row(first + row) for row in range(self.micro_batch_samples)]
+        numbers = range(first, first + self.micro_batch_samples)
+        rows = [self._row(number) for number in numbers]
         ids_BT, position_ids_BT, targets_BT = (
             torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(3)
         )
@@ -139,6 +149,7 @@ class SampleStream:
             documents=find_documents(position_ids_BT, device=device),
             sample_ids=tuple(row[5] for row in rows),
             visits=tuple(row[4] for row in rows),
+            epochs=tuple(number // self.samples_per_epoch for number in numbers),
             num_targets=int((targets_BT[:, own] != IGNORE).sum()),
             num_tokens=int((num_tokens_B - start).clip(0, shard).sum()),
         )

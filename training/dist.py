@@ -70,6 +70,9 @@ def init_layout(*, sp_size: int) -> Layout:
             os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(_free_port())
         _start_deepspeed(has_gpu=has_gpu)
+        # A rank that refuses the recipe at once must not be gone before the others have met it:
+        # they would report a broken connection in the place of the mistake.
+        dist.barrier()
     return Layout(dist.get_rank(), world_size, sp_size, device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from training.config import Recipe
 from training.data import MicroBatch
 from training.dist import Layout
 from training.model import CausalLMWithEntropy, build_model
+from training.watchdog import Watchdog
 
 _RECIPE_OWNS = {
     "train_batch_size": "train.global_batch_tokens",
@@ -38,6 +39,7 @@ class Engine:
     sp_group: dist.ProcessGroup | None
     num_micro_steps: int
     num_parameters: int
+    watchdog: Watchdog = field(default_factory=Watchdog.off)
 
     @property
     def model(self) -> CausalLMWithEntropy:
@@ -57,6 +59,7 @@ class Engine:
         With token weights, known before the pass: their loss, nll and entropy. The loss alone is
         then differentiable, and the head computes its logits once (`CausalLMWithEntropy`).
         """
+        self.watchdog.enter("forward")
         return self.ds(
             batch.ids_BS if ids_BS is None else ids_BS,
             batch.position_ids_BS,
@@ -78,6 +81,12 @@ class Engine:
         finally:
             self.ds.train()
 
+    @property
+    def updated(self) -> bool:
+        """Whether the last step changed the weights: DeepSpeed skips it, on every rank, when the
+        norm of the gradient is no number."""
+        return bool(self.ds.was_step_applied())
+
     def backward_and_step(self, loss_sum: Tensor, *, divisor: float, lr: float) -> float | None:
         """Backward of one micro-step; the last one of a step also updates the weights.
 
@@ -97,7 +106,9 @@ class Engine:
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
         ends_step = self.ds.is_gradient_accumulation_boundary()
+        self.watchdog.enter("backward")
         self.ds.backward(loss_sum * factor)
+        self.watchdog.enter("update")
         self.ds.step()
         return float(self.ds.get_global_grad_norm() or 0.0) if ends_step else None
 
@@ -173,15 +184,21 @@ def build_engine(
     layout: Layout,
     num_micro_steps: int,
     trains: bool = True,
+    loads_universal: bool = False,
+    watchdog: Watchdog | None = None,
 ) -> Engine:
     """Model, Ulysses and ZeRO-3; every rank calls it together.
 
     Args:
         trains: False leaves the optimizer and its memory out, for evaluation.
+        loads_universal: the checkpoint to load will be one of another number of ranks.
+        watchdog: is told of every forward, backward and update.
     """
     ds_config = join_ds_config(
         recipe, num_micro_steps=num_micro_steps, has_gpu=layout.device.type == "cuda"
     )
+    if loads_universal:
+        ds_config["checkpoint"] = {"load_universal": True}
     smooths = recipe.regulariser == "label_smoothing"
     drops_hidden = recipe.regulariser == "hidden_dropout"
     model = build_model(
@@ -214,6 +231,7 @@ def build_engine(
         sp_group=mpu.get_sequence_parallel_group() if mpu else None,
         num_micro_steps=num_micro_steps,
         num_parameters=sum(_whole_shape(p).numel() for p in model.parameters()),
+        watchdog=watchdog or Watchdog.off(),
     )
 
 

@@ -72,7 +72,7 @@ class EntropyCache:
         try:
             for row, sample in enumerate(samples):
                 if sample >= 0:
-                    os.pwrite(descriptor, bits[row].tobytes(), self._offset(sample, first))
+                    _write_all(descriptor, bits[row].tobytes(), self._offset(sample, first))
         finally:
             os.close(descriptor)  # on NFS this is what sends it; a failure to write shows here
 
@@ -91,13 +91,21 @@ class EntropyCache:
         return (sample * self._sample_tokens + first) * _DTYPE.itemsize
 
 
+def _write_all(descriptor: int, content: bytes, offset: int) -> None:
+    """Near a full disk `os.pwrite` may take only a part, and say so by its result alone."""
+    done = 0
+    while done < len(content):
+        done += os.pwrite(descriptor, content[done:], offset + done)
+
+
 def _copy_share(source: Path, target: Path, share: range) -> None:
     read_from = os.open(source, os.O_RDONLY)
     write_to = os.open(target, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         for start in range(share.start, share.stop, _COPY_BYTES):
             content = os.pread(read_from, min(_COPY_BYTES, share.stop - start), start)
-            os.pwrite(write_to, content, start)
+            _write_all(write_to, content, start)
+        os.fsync(write_to)
     finally:
         os.close(read_from)
         os.close(write_to)

@@ -95,7 +95,9 @@ class Online(EntropySource):
 
     def _score(self, batch: MicroBatch) -> Tensor:
         nll_BS, entropy_BS = self._engine.probe(batch)
-        return nll_BS if self._measure == "nll" else entropy_BS
+        scored_BS = nll_BS if self._measure == "nll" else entropy_BS
+        # What is no number never drops; that the batch is bad shows in the training forward.
+        return scored_BS.masked_fill(~scored_BS.isfinite(), math.inf)
 
 
 class Reference(KeptEntropies):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards import open_corpus
+from training.checkpoint_marker import damage_together
 from training.dist import init_layout
 from training.engine import build_engine, training_dtype
 from training.evaluation import evaluate, heldout_stream, load_bands
-from training.model import check_heads, resolve_model_config
+from training.model import check_heads, resolve_model_config, warn_of_remote_code
 from training.recipe_file import load_recipe
 
 
@@ -26,7 +27,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         The result, which rank 0 also writes to `run_dir/evaluation.json`.
 
     Raises:
-        ValueError: when there is no export or no held-out data.
+        ValueError: when there is no export, it has changed since, or there is no held-out data.
     """
     recipe = load_recipe(run_dir / "recipe.resolved.yaml", overrides)
     exported = run_dir / "export"
@@ -35,6 +36,13 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     model = dataclasses.replace(recipe.model, pretrained=str(exported), config=None)
     recipe = dataclasses.replace(recipe, model=model)
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
+    if layout.is_main:
+        warn_of_remote_code(recipe.model)
+    if (broken := damage_together(exported, layout)) is not None:
+        raise ValueError(
+            f"the export is not as it was written: {broken}; run: python -m training export "
+            f"{run_dir}"
+        )
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     stream = heldout_stream(pack, recipe, layout)

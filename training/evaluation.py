@@ -88,6 +88,7 @@ def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[
     num_bands = bands.num_bands if bands else 0
     sums = torch.zeros(3 + 2 * num_bands, dtype=torch.float64, device=engine.layout.device)
     for step in range(stream.num_steps):
+        engine.watchdog.enter("held-out data", alone=True)
         for batch in stream.step(step):
             nll_BS, entropy_BS = engine.probe(batch)
             is_target_BS = batch.is_target_BS
@@ -137,6 +138,7 @@ def freeze_bands(
 
     batches, entropies = [], []
     for step in range(stream.num_steps):
+        engine.watchdog.enter("held-out data", alone=True)
         for batch in stream.step(step):
             batches.append(batch)
             entropies.append(engine.probe(batch)[1])

@@ -13,8 +13,16 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import open_corpus
-from training.checkpoint import ENGINE_TAG, damage, newest_complete
+from training.checkpoint import ENGINE_TAG
+from training.checkpoint_files import only_data, record_file
+from training.checkpoint_marker import (
+    damage,
+    newest_complete,
+    read_marker,
+    write_marker,
+)
 from training.config import Recipe
+from training.model import warn_of_remote_code
 from training.recipe_file import parse_recipe
 
 _WRAPPER_PREFIX = "lm."
@@ -38,10 +46,11 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
             differs from the trained weights; nothing is left under `out` then.
     """
     recipe = load_run_recipe(run_dir)
-    chosen = checkpoint or newest_complete(run_dir / "checkpoints")
+    warn_of_remote_code(recipe.model)
+    chosen = checkpoint or newest_complete(run_dir / "checkpoints", hashes=True)
     if chosen is None:
         raise ValueError(f"{run_dir}/checkpoints holds no complete checkpoint; train first")
-    if (broken := damage(chosen)) is not None:
+    if checkpoint and (broken := damage(checkpoint, hashes=True)) is not None:
         raise ValueError(f"checkpoint is not whole: {broken}")
     out = out or run_dir / "export"
     staging = out.with_name(f".staging-{out.name}")
@@ -59,6 +68,7 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     _export_tokenizer(recipe, staging)
     del model
     _compare(staging, trained, recipe)
+    _mark(staging, chosen)
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
     return out
@@ -84,7 +94,8 @@ def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with redirect_stdout(io.StringIO()):  # it tells of its shards; ours is the folder alone
+    # it tells of its shards on stdout; ours is the folder alone
+    with only_data(checkpoint), redirect_stdout(io.StringIO()):
         masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     return {
         name.removeprefix(_WRAPPER_PREFIX): weight.to(dtype) for name, weight in masters.items()
@@ -96,7 +107,17 @@ def _export_tokenizer(recipe: Recipe, folder: Path) -> None:
     if list(source.glob("*.model")):  # a sentencepiece model is used as it is
         shutil.copytree(source, folder, dirs_exist_ok=True)
     else:
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer.save_pretrained(folder)
+
+
+def _mark(folder: Path, checkpoint: Path) -> None:
+    """Checksums of what was exported, and of which step it is; `evaluate` compares them."""
+    marker = read_marker(checkpoint)
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    files = {name.as_posix(): record_file(folder / name, durable=True) for name in names}
+    content = {key: marker[key] for key in ("step", "tokens", "heldout_loss")}
+    write_marker(folder, content, files=files)
 
 
 def _compare(folder: Path, trained: dict[str, Tensor], recipe: Recipe) -> None:

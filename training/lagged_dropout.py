@@ -52,7 +52,9 @@ class LaggedDropout:
     def target_drops_BS(self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor) -> Tensor:
         """Positions whose target leaves the loss, bool `[B, S]`."""
         value_BS = nll_BS if self._recipe.entropy.measure == "nll" else entropy_BS
-        value_BS = torch.where(batch.is_target_BS, value_BS.detach().float(), math.inf)
+        value_BS = value_BS.detach().float()
+        is_known_BS = batch.is_target_BS & value_BS.isfinite()
+        value_BS = torch.where(is_known_BS, value_BS, math.inf)
         # A position's entropy belongs to the token behind it, and so do the identity and draw.
         index_BS = batch.token_index_BS1[:, 1:]
         self._values_BS.append(value_BS)

@@ -1,37 +1,41 @@
-"""The training loop, made of explicit calls: start or resume, step, evaluate, save."""
+"""The start of a run: everything checked, then built, then resumed; `run_steps` does the rest."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from data_prep.shards import Mixture, PackIndex, describe, open_corpus
-from training.checkpoint import Progress, load_checkpoint, newest_complete, save_checkpoint
+from data_prep.shards import Mixture, describe, open_corpus
+from training.checkpoint import Progress, load_checkpoint
+from training.checkpoint_marker import newest_verified, read_marker
 from training.config import Recipe
-from training.corpus_threshold import CorpusThreshold, corpus_threshold
-from training.data import SampleStream
-from training.dist import agree, init_layout, raise_together
-from training.engine import Engine, build_engine, training_dtype
+from training.dist import init_layout, raise_together
+from training.engine import build_engine, training_dtype
 from training.entropy_cache import EntropyCache
-from training.entropy_source import EntropySource, choose_source, open_cache, open_scores
-from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
-from training.lagged_dropout import LaggedDropout, lagged_dropout
+from training.entropy_source import choose_source, open_cache, open_scores
+from training.evaluation import heldout_stream
 from training.metrics import MetricsWriter
-from training.model import check_heads, resolve_model_config
-from training.plan import Plan, choose_mixture, derive_plan, run_identity
+from training.model import check_heads, resolve_model_config, warn_of_remote_code
+from training.plan import choose_mixture, derive_plan, run_identity
 from training.recipe_file import dump_recipe
-from training.sample_order import SampleOrder
-from training.step import train_step
+from training.relayout import is_of_other_ranks
+from training.run_state import RunRecord
+from training.run_steps import Run, run_steps
+from training.stopping import StopRequests
 from training.token_dropout import check_mask_token
+from training.watchdog import Watchdog
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     """Run a recipe from the start or from its newest checkpoint; every rank calls it.
+
+    Args:
+        accepted: dotted names of what may differ from the run to go on with.
 
     Returns:
         The run folder.
@@ -40,6 +44,8 @@ def train(recipe: Recipe) -> Path:
         ValueError: for a recipe, corpus or layout that does not work, before weights exist.
     """
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
+    if layout.is_main:
+        warn_of_remote_code(recipe.model)
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     mixture = choose_mixture(recipe, pack)
@@ -52,142 +58,67 @@ def train(recipe: Recipe) -> Path:
     check_heads(model_config, sp_size=layout.sp_size)
     check_mask_token(recipe, vocab_size=model_config.get_text_config().vocab_size)
     run_dir = Path(recipe.run_dir)
-    newest = agree(newest_complete(run_dir / "checkpoints") if layout.is_main else None)
+    newest = newest_verified(run_dir / "checkpoints", layout)
     if newest and recipe.resume == "never":
         raise ValueError(f"run_dir {run_dir} holds a run already; choose another, or resume: auto")
 
     raise_together(_make_run_folder(run_dir) if layout.is_main else None)
 
-    engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=plan.micro_steps)
-    identity = run_identity(recipe, pack, layout, dtype=dtype, scores=scores)
-    progress = Progress(step=0, tokens=0)
-    cache = open_cache(recipe, pack, path=run_dir / "entropy_cache.f16")
-    if cache:
-        raise_together(_clear(cache) if layout.is_main else None)
-    if newest:
-        progress = load_checkpoint(engine, newest, identity=identity, cache=cache)
-    facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
-    # not before here: a start that is refused leaves an existing run as it was
-    raise_together(_describe_run(run_dir, recipe, model_config) if layout.is_main else None)
-    if layout.is_main:
-        _print_start(recipe, facts, mixture, progress)
-    with MetricsWriter(
-        run_dir, total_steps=plan.total_steps, start_step=progress.step, enabled=layout.is_main
-    ) as metrics:
-        if progress.step == 0:
-            metrics.log_run(facts)
-        source = choose_source(recipe, engine, pack, scores=scores, cache=cache)
-        run = _Run(
-            recipe=recipe,
-            plan=plan,
-            engine=engine,
-            source=source,
-            lagged=lagged_dropout(recipe, threshold=progress.threshold),
-            corpus=corpus_threshold(
-                recipe, source, pack, mixture, layout, threshold=progress.threshold
-            ),
-            cache=cache,
-            pack=pack,
-            mixture=mixture,
-            metrics=metrics,
-            identity=identity,
+    with Watchdog(run_dir, rank=layout.rank, **asdict(recipe.watchdog)) as watchdog:
+        engine = build_engine(
+            recipe,
+            model_config,
+            layout=layout,
+            num_micro_steps=plan.micro_steps,
+            loads_universal=newest is not None and is_of_other_ranks(read_marker(newest), layout),
+            watchdog=watchdog,
         )
-        _run_steps(run, progress)
-    dist.barrier()
-    return run_dir
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What stays the same over the steps of one start."""
-
-    recipe: Recipe
-    plan: Plan
-    engine: Engine
-    source: EntropySource
-    lagged: LaggedDropout | None
-    corpus: CorpusThreshold | None
-    cache: EntropyCache | None
-    pack: PackIndex
-    mixture: Mixture
-    metrics: MetricsWriter
-    identity: dict[str, Any]
-
-
-def _run_steps(run: _Run, progress: Progress) -> None:
-    recipe, plan = run.recipe, run.plan
-    stream = SampleStream(
-        pack=run.pack,
-        split="train",
-        layout=run.engine.layout,
-        total_samples=plan.total_samples,
-        samples_per_step=plan.samples_per_step,
-        micro_batch_samples=recipe.train.micro_batch_samples,
-        order=SampleOrder(run.mixture, seed=recipe.seed),
-    )
-    bands = None
-    if recipe.evaluation.every_steps is not None:
-        heldout = heldout_stream(run.pack, recipe, run.engine.layout)
-        bands = freeze_bands(
-            run.engine,
-            heldout,
-            num_bands=recipe.evaluation.num_bands,
-            folder=Path(recipe.run_dir) / "heldout_bands",
-            reuse=progress.step > 0,
-        )
-        if progress.step == 0:
-            _evaluate(run, heldout, bands, progress)
-    evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
-    last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
-    while progress.step < last_step:
-        progress = _one_step(run, stream, progress)
-        is_last = progress.step == last_step
-        if bands and evaluate_every and (is_last or progress.step % evaluate_every == 0):
-            _evaluate(run, heldout, bands, progress)
-        if is_last or (save_every and progress.step % save_every == 0):
-            save_checkpoint(
-                run.engine,
-                Path(recipe.run_dir) / "checkpoints",
-                progress=progress,
-                identity=run.identity,
-                keep_last=recipe.checkpoint.keep_last,
-                cache=run.cache,
+        identity = run_identity(recipe, pack, dtype=dtype, scores=scores)
+        progress = Progress(step=0, tokens=0)
+        cache = open_cache(recipe, pack, path=run_dir / "entropy_cache.f16")
+        if cache:
+            raise_together(_clear(cache) if layout.is_main else None)
+        if newest:
+            progress = load_checkpoint(
+                engine, newest, identity=identity, accepted=accepted, cache=cache
             )
-
-
-def _one_step(run: _Run, stream: SampleStream, progress: Progress) -> Progress:
-    began = time.monotonic()
-    row, num_tokens = train_step(
-        run.recipe,
-        run.engine,
-        stream,
-        source=run.source,
-        lagged=run.lagged,
-        corpus=run.corpus,
-        step=progress.step,
-        done_frac=progress.tokens / run.plan.planned_tokens,
-    )
-    seconds = time.monotonic() - began
-    keeper = run.lagged or run.corpus
-    threshold = keeper.threshold if keeper else None
-    progress = Progress(progress.step + 1, progress.tokens + num_tokens, threshold)
-    speed = {"tokens_per_second": num_tokens / seconds, "seconds": seconds}
-    run.metrics.log_step(_position(run.plan, progress) | row | speed)
-    return progress
-
-
-def _evaluate(run: _Run, heldout: SampleStream, bands: Bands, progress: Progress) -> None:
-    result = evaluate(run.engine, heldout, bands)
-    run.metrics.log_evaluation(_position(run.plan, progress) | result)
-
-
-def _position(plan: Plan, progress: Progress) -> dict[str, Any]:
-    samples = min(progress.step * plan.samples_per_step, plan.total_samples)
-    return {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        "epoch": samples / plan.samples_per_epoch,
-    }
+        facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
+        # not before here: a start that is refused leaves an existing run as it was
+        raise_together(_describe_run(run_dir, recipe, model_config) if layout.is_main else None)
+        if layout.is_main:
+            _print_start(recipe, facts, mixture, progress)
+        record = RunRecord(run_dir, rank=layout.rank, total_steps=plan.total_steps)
+        raise_together(record.begin(progress.step))
+        # record within requests: an error is noted before a launcher's SIGTERM can end the process
+        with (
+            StopRequests(run_dir, layout) as requests,
+            record,
+            MetricsWriter(
+                run_dir,
+                total_steps=plan.total_steps,
+                start_step=progress.step,
+                enabled=layout.is_main,
+            ) as metrics,
+        ):
+            if progress.step == 0:
+                metrics.log_run(facts)
+            source = choose_source(recipe, engine, pack, scores=scores, cache=cache)
+            run = Run(
+                recipe=recipe,
+                plan=plan,
+                engine=engine,
+                source=source,
+                cache=cache,
+                pack=pack,
+                mixture=mixture,
+                metrics=metrics,
+                identity=identity,
+                record=record,
+                requests=requests,
+            )
+            run_steps(run, progress)
+            dist.barrier()
+    return run_dir
 
 
 def _make_run_folder(run_dir: Path) -> str | None:

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from training.metrics_file import METRICS_FILE, cut_after, to_line
+from training.metrics_file import METRICS_FILE, cut_after, read_metrics, to_line
+from training.overfit_warning import OverfitWatch
 
 STEP_TAGS = {
     "loss": "train/loss",
@@ -27,6 +28,11 @@ STEP_TAGS = {
     "mean_entropy_nats": "entropy/mean_nats",
     "tokens_per_second": "speed/tokens_per_second",
     "seconds": "speed/step_seconds",
+}
+RANK_TAGS = {
+    "late_seconds": "ranks/late_seconds",
+    "slowest_rank": "ranks/slowest",
+    "peak_memory_gib": "ranks/peak_memory_gib",
 }
 EVALUATION_TAGS = {
     "loss": "heldout/loss",
@@ -51,18 +57,33 @@ class MetricsWriter:
         self._enabled = enabled
         if not enabled:
             return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir = run_dir
+        # A new run keeps nothing: rows before its first checkpoint belong to a start that failed.
+        self._open_after(start_step if start_step > 0 else -1)
+        self._progress = _Progress(total_steps=total_steps, start_step=start_step)
+
+    def _open_after(self, step: int) -> None:
         # 1.5 seconds of import that only this rank has to pay
         from torch.utils.tensorboard import SummaryWriter
 
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / METRICS_FILE
-        # A new run keeps nothing: rows before its first checkpoint belong to a start that failed.
-        cut_after(path, step=start_step if start_step > 0 else -1)
+        path = self._run_dir / METRICS_FILE
+        cut_after(path, step=step)
+        self._overfit = OverfitWatch()
+        for row in read_metrics(path) if path.exists() else []:
+            self._overfit.saw(row)
         self._file = path.open("a", encoding="utf-8")
         self._tensorboard = SummaryWriter(
-            str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step > 0 else 0
+            str(self._run_dir / "tensorboard"), purge_step=max(step + 1, 0)
         )
-        self._progress = _Progress(total_steps=total_steps, start_step=start_step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows of steps after `step`, which the run goes through again."""
+        if self._enabled:
+            self._tensorboard.close()
+            self._file.close()
+            self._open_after(step)
+            self._progress.rewind(step)
 
     def log_run(self, facts: dict[str, Any]) -> None:
         """Keep what is known before the first step."""
@@ -75,6 +96,35 @@ class MetricsWriter:
             self._write({"kind": "step"} | row)
             self._add_scalars(row, STEP_TAGS)
             self._progress.show_step(row)
+
+    def log_epoch(self, row: dict[str, Any]) -> None:
+        """Keep and show what an epoch trained on: `finished_epoch` and `samples_digest`."""
+        if self._enabled:
+            self._write({"kind": "epoch"} | row)
+            tqdm.write(
+                f"epoch {row['finished_epoch']} ended; digest of its samples "
+                f"{row['samples_digest']}, the same on any layout",
+                file=sys.stderr,
+            )
+
+    def log_ranks(self, row: dict[str, Any]) -> None:
+        """Keep a report of `rank_report`, and say which rank is slow where that costs a tenth."""
+        if self._enabled:
+            self._write({"kind": "ranks"} | row)
+            self._add_scalars(row, RANK_TAGS)
+            if row["late_share"] > 0.1:
+                tqdm.write(
+                    f"step {row['step']}: rank {row['slowest_rank']} keeps the others waiting for "
+                    f"{row['late_seconds']:.2f} s a step, {100 * row['late_share']:.0f}% of it",
+                    file=sys.stderr,
+                )
+
+    def log_bad_step(self, row: dict[str, Any]) -> None:
+        """Keep and show what was wrong with a step: `text`, and `samples` by number."""
+        if self._enabled:
+            self._write({"kind": "bad_step"} | row)
+            self._tensorboard.add_text("train/bad_step", row["text"], row["step"])
+            tqdm.write(row["text"], file=sys.stderr)
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
         """Keep and show one evaluation; `row` holds `step`, keys of `EVALUATION_TAGS`, `bands`."""
@@ -109,6 +159,11 @@ class MetricsWriter:
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(to_line(row))
         self._file.flush()
+        warning = self._overfit.saw(row)
+        if warning:
+            tqdm.write(f"step {row['step']}: {warning}", file=sys.stderr)
+            self._tensorboard.add_text("heldout/overfitting", str(warning), row["step"])
+            self._write({"kind": "warning", "step": row["step"], "text": str(warning)})
 
     def _add_scalars(self, row: dict[str, Any], tags: dict[str, str]) -> None:
         for key, tag in tags.items():
@@ -152,6 +207,11 @@ class _Progress:
         if not self._is_terminal and (is_due or self._step == self._total_steps):
             self._last_line = now
             self._print_line(now - self._began, shown)
+
+    def rewind(self, step: int) -> None:
+        self._step = step
+        self._bar.n = step
+        self._bar.refresh()
 
     def show_evaluation(self, row: dict[str, Any]) -> None:
         self._heldout = row.get("loss")

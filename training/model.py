@@ -5,6 +5,7 @@ B rows, S tokens of this rank's sequence shard, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -183,6 +184,18 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
     return config
 
 
+def warn_of_remote_code(model: Model) -> None:
+    """One line on stderr when the recipe lets code of others run."""
+    if model.trust_remote_code:
+        source = model.pretrained or "the model's folder"
+        print(
+            f"WARNING: model.trust_remote_code is set: Python code that comes with {source} runs "
+            "with all rights of this user",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _refuse_unknown_source(model: Model) -> None:
     """Before transformers answers with its list of all architectures, or of rules for names."""
     if model.pretrained is not None:
@@ -281,7 +294,7 @@ def build_model(
             **common,
         )
     else:
-        lm = AutoModelForCausalLM.from_config(config, **common)
+        lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **common)
     del keep_alive
     if getattr(lm.get_output_embeddings(), "bias", None) is not None:
         raise ValueError("model: an output layer with a bias is not supported")

@@ -15,6 +15,7 @@ from training.entrodrop.quantile import global_quantile
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
     "bench_head": ["--tokens", "64", "--hidden", "16", "--vocab", "1000", "--rounds", "1"],
+    "bench_checkpoint": ["--hidden", "16", "--layers", "1", "--vocab", "101", "--rounds", "1"],
     "bench_quantile": [
         *("--log2-values", "8", "--rounds", "1"),
         *("--simulate", "3", "5", "--simulate-tokens", "64"),

@@ -46,10 +46,13 @@ def packed_row(layout: Layout, *, changed: bool, one_document: bool = False) -> 
         position_ids_BS=position_ids_BT[:, own].contiguous(),
         targets_BS=ids_BS,
         token_index_BS1=torch.zeros(1, shard + 1, dtype=torch.int64),
+        corpus_index_BS1=torch.zeros(1, shard + 1, dtype=torch.int64),
         is_target_token_BS1=torch.ones(1, shard + 1, dtype=torch.bool),
         document_tokens_BS=torch.ones_like(ids_BS),
         documents=documents,
         sample_ids=(0,),
+        visits=(0,),
+        epochs=(0,),
         num_tokens=shard,
         num_targets=shard,
     )

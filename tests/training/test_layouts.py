@@ -150,7 +150,7 @@ def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> di
         train_step(recipe, engine, stream, source=source, lagged=lagged, step=0, done_frac=0.5)
     corpus = whole_corpus(recipe, source, stream)
     dropped = dropped_tokens(source, stream, recipe, corpus)
-    row, num_tokens = train_step(
+    done = train_step(
         recipe,
         engine,
         stream,
@@ -160,7 +160,7 @@ def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> di
         step=0,
         done_frac=0.5,
     )
-    result = {"dropped": dropped, "row": row, "num_tokens": num_tokens}
+    result: dict[str, Any] = {"dropped": dropped, "row": done.row, "num_tokens": done.num_tokens}
     if cache:
         dist.barrier()  # as the first collective of a next step does
         samples = range(stream.pack.num_samples())

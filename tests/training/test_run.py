@@ -18,7 +18,7 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import run_ranks
 from tests.training.layouts import tiny_recipe
-from training.checkpoint import newest_complete
+from training.checkpoint_marker import newest_complete
 from training.config import Recipe
 from training.recipe_file import dump_recipe
 
@@ -192,6 +192,29 @@ def test_a_resume_with_other_settings_is_refused(finished, small_corpus, change,
         assert expected in message
 
 
+def train_with_changes(recipe: Recipe, accepted: list[str]) -> None:
+    from training.loop import train
+
+    train(recipe, accepted=accepted)
+
+
+def test_a_change_that_is_accepted_goes_on(finished, small_corpus, tmp_path):
+    run_dir = tmp_path / "changed"
+    shutil.copytree(finished, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000008")
+    changes = {"optimizer__lr": 0.5, "dropout__quantile": 0.25}
+    recipe = recipe_of(small_corpus, run_dir, **changes)
+    with pytest.raises(AssertionError, match=r"dropout\.quantile: was 0\.5, is 0\.25"):
+        run_ranks(train_with_changes, recipe, ["recipe.optimizer"], world_size=2)
+    accepted = ["recipe.optimizer.lr", "recipe.dropout.quantile"]
+    run_ranks(train_with_changes, recipe, accepted, world_size=2)
+    found, before = metrics(run_dir, "step"), metrics(finished, "step")
+    assert found[:6] == before[:6]
+    assert found[6]["lr"] == pytest.approx(50 * before[6]["lr"])
+    # the checkpoint is now one of the changed run
+    run_ranks(train_with_changes, recipe, [], world_size=2)
+
+
 def message_of_error(recipe: Recipe) -> str:
     with pytest.raises(ValueError) as caught:
         train_on_rank(recipe)
@@ -331,14 +354,19 @@ def test_every_launcher_trains_the_same_run(finished, small_corpus, tmp_path, la
     if launcher == "alone":
         overrides.append("train.sequence_parallel_size=1")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    subprocess.run(
+    secrets = {"HF_TOKEN": "hf_planted1", "WANDB_API_KEY": "wandb_planted2"}
+    done = subprocess.run(
         [sys.executable, "-m", *LAUNCHERS[launcher], "train", str(recipe_file), *overrides],
         cwd=ROOT,
-        env=environment,
+        env=environment | secrets,
         check=True,
         timeout=240,
         capture_output=True,
     )
+    written = [path.read_bytes() for path in run_dir.rglob("*") if path.is_file()]
+    for text in (done.stdout, done.stderr, *written):
+        assert b"_planted" not in text  # tokens of the environment stay there
+    assert len(written) > 5
     for found, expected in zip(metrics(run_dir, "step"), metrics(finished, "step"), strict=False):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert len(metrics(run_dir, "step")) == 2

@@ -21,6 +21,7 @@ DROP_STREAM = 2
 REPLACE_STREAM = 3
 NOISE_STREAM = 4
 HIDDEN_STREAM = 5
+PROOF_STREAM = 6
 
 
 def token_keys(token_index: Tensor, *, seed: int, stream: int) -> Tensor:

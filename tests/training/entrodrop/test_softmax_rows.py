@@ -1,11 +1,10 @@
 """Rows of logits: torch's and Triton's implementation against autograd in fp64.
 
-Without a GPU the kernels run in Triton's interpreter: the same code, on the CPU.
+Without a GPU the kernels run in Triton's interpreter (see tests/conftest.py): the same code.
 """
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 from typing import Any
 
@@ -14,9 +13,6 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("triton", reason="no Triton for this platform")
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined, by the import below
-
 from training.entrodrop import softmax_rows, softmax_rows_triton
 from training.entrodrop.softmax_rows import RowStatistics
 

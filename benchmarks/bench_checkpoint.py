@@ -1,0 +1,128 @@
+"""How long training stands still for a save: ours beside DeepSpeed's plain one.
+
+    python -m benchmarks.bench_checkpoint --hidden 512 --layers 8
+
+Both save the same engine in turn, into a folder that is emptied before. Ours writes the same files,
+flushes them to disk, hashes each, and publishes them by a rename; DeepSpeed's leaves them to the
+page cache. `--folder` should lie on the disk that runs are kept on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.machine import describe_machine
+from tests.distributed import run_ranks
+from tests.training.layouts import UnevenPack, make_source, tiny_recipe
+from training.checkpoint import Progress, save_checkpoint
+from training.data import SampleStream
+from training.dist import init_layout
+from training.engine import build_engine
+from training.model import resolve_model_config
+from training.step import train_step
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """On one rank: seconds of each save, in turn."""
+    layout = init_layout(sp_size=1)
+    recipe = tiny_recipe(
+        model__config__hidden_size=options.hidden,
+        model__config__intermediate_size=3 * options.hidden,
+        model__config__num_hidden_layers=options.layers,
+        model__config__vocab_size=options.vocab,
+    )
+    config = resolve_model_config(recipe.model, vocab_size=options.vocab, dtype=torch.float32)
+    engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
+    stream = SampleStream(
+        pack=UnevenPack(),  # type: ignore[arg-type]
+        split="train",
+        layout=layout,
+        total_samples=8,
+        samples_per_step=layout.dp_size,
+        micro_batch_samples=1,
+    )
+    source = make_source(recipe, engine, stream.pack)
+    # one step, so that the optimizer has a state to save
+    train_step(recipe, engine, stream, source=source, step=0, done_frac=0.0)
+    plain_engine = engine.ds.checkpoint_engine
+
+    def plain() -> None:
+        engine.ds.checkpoint_engine = plain_engine
+        engine.ds.save_checkpoint(str(folder / "plain"), tag="zero3")
+
+    def ours() -> None:
+        save_checkpoint(
+            engine,
+            folder / "ours",
+            progress=Progress(step=1, tokens=0),
+            identity={},
+            settings=recipe.checkpoint,
+        )
+
+    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    num_bytes: dict[str, int] = {}
+    for number in range(options.rounds + 1):
+        for name, save in (("plain", plain), ("ours", ours)):
+            took = timed(save)
+            if number:  # the first round warms up
+                seconds[name].append(took)
+            num_bytes[name] = sum(
+                path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()
+            )
+            dist.barrier()
+            if layout.is_main:
+                shutil.rmtree(folder / name)
+            dist.barrier()
+    return {"seconds": seconds, "bytes": num_bytes, "parameters": engine.num_parameters}
+
+
+def timed(save: Callable[[], None]) -> float:
+    dist.barrier()
+    began = time.perf_counter()
+    save()
+    dist.barrier()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--vocab", type=int, default=32_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to write (a temporary folder)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        found = run_ranks(
+            measure, options, Path(folder), world_size=options.ranks, timeout_seconds=3600
+        )[0]
+    print(
+        f"{describe_machine()}; {options.ranks} processes, {found['parameters'] / 1e6:.1f} M "
+        f"parameters in fp32, median of {options.rounds}\n"
+    )
+    print("| save | seconds of standstill | least and most | to plain | MB | MB/s |")
+    print("|---|---|---|---|---|---|")
+    base = statistics.median(found["seconds"]["plain"])
+    for name, seconds in found["seconds"].items():
+        middle, size = statistics.median(seconds), found["bytes"][name] / 1e6
+        print(
+            f"| {name} | {middle:.2f} | {min(seconds):.2f} {max(seconds):.2f} "
+            f"| {middle / base:.2f} | {size:.1f} | {size / middle:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

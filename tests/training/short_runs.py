@@ -1,0 +1,52 @@
+"""Runs of a few seconds that the tests of stopping, run states and the watchdog disturb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.training.layouts import tiny_recipe
+from training.config import Recipe
+
+SEQUENCE_TOKENS = 64
+NUM_STEPS = 8
+
+
+def short_recipe(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
+    """Two micro-steps a step on two ranks that share each sequence; no save but the last."""
+    return tiny_recipe(
+        **{
+            "run_dir": str(run_dir),
+            "data": {"corpus": str(corpus), "sequence_tokens": SEQUENCE_TOKENS},
+            "model__config__vocab_size": 512,
+            "train": {
+                "global_batch_tokens": 8 * SEQUENCE_TOKENS,
+                "max_steps": NUM_STEPS,
+                "epochs": 100,
+                "sequence_parallel_size": 2,
+                "micro_batch_samples": 4,
+            },
+            "schedule": {"kind": "cosine", "warmup_frac": 0.25},
+            "dropout__curriculum": {"kind": "linear"},
+            "evaluation": {"every_steps": 3, "max_samples": 6},
+            **changes,
+        }
+    )
+
+
+def metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """Rows of a kind without what depends on the clock."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    timeless = ("seconds", "tokens_per_second")
+    return [
+        {key: value for key, value in row.items() if key not in timeless}
+        for row in rows
+        if row["kind"] == kind
+    ]
+
+
+def train_on_rank(recipe: Recipe) -> None:
+    from training.loop import train
+
+    train(recipe)

@@ -1,0 +1,103 @@
+"""Losses that are no number, and spikes: named, skipped, rolled back or the end, on all ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed import run_ranks
+from tests.training.test_run import metrics, recipe_of
+from training.config import Recipe
+
+BAD_STEP = 5  # the sixth
+BASE: dict[str, Any] = {
+    "train__sequence_parallel_size": 1,
+    "evaluation": {"every_steps": None},
+    "checkpoint__every_steps": 2,
+}
+
+
+def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool) -> None:
+    """As if one sample of a step had a loss times `factor`; `once`: not when it is run again."""
+    import training.step as module
+    from training.loop import train
+
+    forward = module._forward
+    samples: list[int] = []
+    seen = {"step": -1, "calls": 0}
+    original = module.train_step
+
+    def train_step(*args: Any, **kwargs: Any) -> Any:
+        seen["step"], seen["calls"] = kwargs["step"], 0
+        return original(*args, **kwargs)
+
+    def forward_with_fault(
+        recipe: Any, engine: Any, batch: Any, dropout: Any, lagged: Any, micro_step: int
+    ) -> Any:
+        done = forward(recipe, engine, batch, dropout, lagged, micro_step)
+        is_here = seen["step"] == BAD_STEP and micro_step == 0 and engine.layout.dp_rank == 1
+        seen["calls"] += 1
+        if not is_here or (once and seen["calls"] > engine.num_micro_steps):
+            return done
+        samples.append(batch.sample_ids[0])
+        scale = torch.ones_like(done.nll_BS)
+        scale[0] = factor
+        return done._replace(nll_BS=done.nll_BS * scale, loss_sum=done.loss_sum * factor)
+
+    module._forward = forward_with_fault
+    import training.run_steps
+
+    training.run_steps.train_step = train_step  # type: ignore[assignment]
+    train(recipe)
+
+
+def run_of(corpus: Path, run_dir: Path, factor: float, once: bool = False, **changes: Any) -> Any:
+    recipe = recipe_of(corpus, run_dir, **BASE, **changes)
+    run_ranks(train_with_fault, recipe, factor, once, world_size=2)
+    return metrics(run_dir, "step"), metrics(run_dir, "bad_step")
+
+
+def train_with_fault(recipe: Recipe, factor: float, once: bool) -> None:
+    train_with_bad_batch(recipe, factor, once=once)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_skipped_and_named(small_corpus, tmp_path, factor):
+    steps, (told,) = run_of(small_corpus, tmp_path / "run", factor)
+    assert [row["updated"] for row in steps] == [number != BAD_STEP for number in range(8)]
+    assert steps[BAD_STEP]["loss"] is None
+    assert all(row["loss"] is not None for row in steps[BAD_STEP + 1 :])
+    assert told["bad_step"] == BAD_STEP + 1
+    assert "loss is nan" in told["text"]  # infinities meet zeros at positions without a target
+    assert "the batch or the weights are at fault" in told["text"]
+    assert told["text"].endswith("skipped")
+    worst = told["samples"][0]
+    assert worst["loss"] is None and worst["documents"]
+    assert f"sample {worst['sample']} (documents {worst['documents'][0]}" in told["text"]
+
+
+def test_a_fault_that_does_not_come_again_is_the_machines(small_corpus, tmp_path):
+    _, (told,) = run_of(small_corpus, tmp_path / "run", float("nan"), once=True)
+    assert "the machine is at fault" in told["text"]
+
+
+def test_a_rollback_leaves_the_batch_out_and_nothing_else(small_corpus, tmp_path):
+    """Steps before it are done again from the checkpoint; it then passes without an update."""
+    skipped, _ = run_of(small_corpus, tmp_path / "skipped", float("nan"))
+    steps, (told,) = run_of(
+        small_corpus, tmp_path / "run", float("nan"), guard__on_not_finite="rollback"
+    )
+    assert "rolled back" in told["text"]
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert [row["updated"] for row in steps] == [number != BAD_STEP for number in range(8)]
+    assert [row["loss"] for row in steps] == [row["loss"] for row in skipped]
+
+
+def test_a_run_may_stop_at_the_first_one(small_corpus, tmp_path):
+    with pytest.raises(AssertionError, match="guard asks to stop; the checkpoints are as they"):
+        run_of(small_corpus, tmp_path / "run", float("nan"), guard__on_not_finite="stop")
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004"]

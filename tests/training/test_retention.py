@@ -1,0 +1,98 @@
+"""Which checkpoints go: never the newest, never the best, never one of a step that is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.checkpoint_marker import write_marker
+from training.config import Checkpoint
+from training.retention import Saved, prune, surplus
+
+LOSSES = {100: 3.0, 200: 2.0, 300: 1.5, 400: 1.7, 500: 1.9}
+FIVE = [Saved(step, loss) for step, loss in LOSSES.items()]
+
+
+@pytest.mark.parametrize(
+    ("rules", "removed"),
+    [
+        ({"keep_last": 2}, [100, 200, 300]),
+        ({"keep_last": 9}, []),
+        ({"keep_last": 2, "keep_best": 1}, [100, 200]),
+        ({"keep_last": 1, "keep_best": 2}, [100, 200]),
+        ({"keep_last": 1, "keep_every_steps": 200}, [100, 300]),
+        ({"keep_last": 1, "keep_best": 1, "keep_every_steps": 200}, [100]),
+    ],
+)
+def test_each_rule_keeps_what_it_names(rules, removed):
+    assert surplus(FIVE, newest_step=500, **rules) == removed
+
+
+def test_of_several_saves_after_one_evaluation_the_first_is_the_best():
+    """It was the one evaluated; the later ones trained on."""
+    saved = [Saved(100, 1.5), Saved(150, 1.5), Saved(200, 1.8), Saved(250, 1.8)]
+    assert surplus(saved, newest_step=250, keep_last=1, keep_best=1) == [150, 200]
+
+
+def test_without_an_evaluation_or_with_a_loss_that_is_no_number_nothing_is_best():
+    saved = [Saved(1, None), Saved(2, float("nan")), Saved(3, float("inf")), Saved(4, None)]
+    assert surplus(saved, newest_step=4, keep_last=1, keep_best=3) == [1, 2, 3]
+
+
+def test_a_line_that_the_run_has_left_counts_for_nothing():
+    """A start from 300, since 400 and 500 were damaged, saves 350: these must not be its last."""
+    saved = [*FIVE, Saved(350, 1.6)]
+    assert surplus(saved, newest_step=350, keep_last=2, keep_best=1) == [100, 200, 400, 500]
+
+
+checkpoints = st.lists(
+    st.builds(Saved, st.integers(1, 60), st.none() | st.floats(0, 9) | st.just(float("nan"))),
+    unique_by=lambda one: one.step,
+    min_size=1,
+)
+
+
+@given(checkpoints, st.integers(1, 4), st.integers(0, 3), st.none() | st.integers(1, 9))
+def test_the_newest_and_the_best_always_stay(saved, keep_last, keep_best, keep_every_steps):
+    newest_step = max(one.step for one in saved)
+    removed = surplus(
+        saved,
+        newest_step=newest_step,
+        keep_last=keep_last,
+        keep_best=keep_best,
+        keep_every_steps=keep_every_steps,
+    )
+    kept = [one for one in saved if one.step not in removed]
+    assert newest_step in {one.step for one in kept}
+    losses = [one.heldout_loss for one in saved if one.heldout_loss is not None]
+    losses = [loss for loss in losses if loss == loss]
+    if keep_best and losses:
+        assert min(losses) in {one.heldout_loss for one in kept}
+    assert not keep_every_steps or all(step % keep_every_steps for step in removed)
+    assert len(kept) >= min(keep_last, len(saved))
+
+
+def test_the_best_stays_on_disk_until_there_is_a_better_one(tmp_path: Path):
+    settings = Checkpoint(keep_last=1, keep_best=True)
+    seen = []
+    for step, loss in (*LOSSES.items(), (600, 1.2)):
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir()
+        write_marker(folder, {"step": step, "heldout_loss": loss}, files={})
+        prune(tmp_path, newest_step=step, settings=settings)
+        seen.append(sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()))
+    assert seen == [[100], [200], [300], [300, 400], [300, 500], [600]]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_left_for_a_person(tmp_path: Path):
+    for step in (1, 2, 3):
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir()
+        write_marker(folder, {"step": step, "heldout_loss": None}, files={})
+    (tmp_path / "step-00000001" / "complete.json").write_text(json.dumps({"step": 1}))
+    prune(tmp_path, newest_step=3, settings=Checkpoint(keep_last=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]

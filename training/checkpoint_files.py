@@ -1,0 +1,208 @@
+"""A checkpoint's files: written durably with their checksums, read without running their code."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+
+_NEEDED_CLASSES = (LossScaler, ZeroStageEnum)
+"""All that DeepSpeed's files hold beside tensors and plain Python values."""
+_FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_PIECE_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be when it is read again."""
+
+    num_bytes: int
+    sha256: str
+
+
+class CheckpointFiles(CheckpointEngine):
+    """What DeepSpeed saves and loads by, in place of its own; one for each save or load.
+
+    No method that saves raises: a rank that leaves DeepSpeed's save early would leave the others
+    waiting in its barrier. What failed is kept, for all ranks to compare afterwards.
+    """
+
+    def __init__(self, folder: Path, *, loaded: Mapping[Path, Any] | None = None) -> None:
+        """`folder` is the checkpoint; `loaded` holds contents by path, each handed out once."""
+        super().__init__()
+        self.folder = folder
+        self.records: dict[str, FileRecord] = {}
+        """Of the files that this rank wrote, by their name within the folder."""
+        self.errors: list[str] = []
+        self.is_disk_full = False
+        self.num_bytes = 0
+        """Of all files that were to be written, also where the disk had no room for them."""
+        self._loaded = dict(loaded or {})
+
+    def create(self, info: Any) -> None:
+        """Nothing to prepare."""
+
+    def commit(self, info: Any) -> bool:
+        """Nothing to do: the checkpoint is complete when all ranks have compared their errors."""
+        return True
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        with self.noting_errors(path):
+            Path(path).mkdir(parents=True, exist_ok=exist_ok)
+
+    def save(self, state_dict: Any, path: str | Path) -> None:
+        """Write, flush to disk and record one file."""
+        with self.noting_errors(path):
+            sink = _HashingSink(path)
+            try:
+                with io.BufferedWriter(sink, buffer_size=_PIECE_BYTES) as file:
+                    torch.save(state_dict, file)
+                    file.flush()
+                    sink.make_durable()
+            finally:
+                self.num_bytes += sink.num_bytes
+            name = Path(path).relative_to(self.folder).as_posix()
+            self.records[name] = FileRecord(sink.num_bytes, sink.sha256.hexdigest())
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """The content of a file, or that given at the beginning."""
+        return self._loaded.pop(Path(path)) if Path(path) in self._loaded else read_state(path)
+
+    @contextmanager
+    def noting_errors(self, path: str | Path) -> Iterator[None]:
+        """Keep what goes wrong inside, with the path, instead of raising it."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, OSError):
+                reason = error.strerror or reason
+                self.is_disk_full |= error.errno in (errno.ENOSPC, errno.EDQUOT)
+            self.errors.append(f"{path}: {reason}")
+
+
+class _HashingSink(io.RawIOBase):
+    """Writes, counts and hashes. After a first failure it only counts, and tells at the end.
+
+    So nothing is raised through torch's writer, which aborts on it or hides it behind a message
+    of its own, and the size that the disk had no room for becomes known.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.num_bytes = 0
+        self.sha256 = hashlib.sha256()
+        self._error: OSError | None = None
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        except OSError as error:
+            self._error = error
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content).cast("B")
+        self.num_bytes += len(view)
+        if self._error is None:
+            assert self._descriptor is not None
+            try:
+                write_all(self._descriptor, view)
+                self.sha256.update(view)
+            except OSError as error:
+                self._error = error
+        return len(view)
+
+    def make_durable(self) -> None:
+        """Flush to disk; raises the first error of all."""
+        if self._error is not None:
+            raise self._error
+        assert self._descriptor is not None
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.close(descriptor)
+        super().close()
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """`os.write` until everything is written: near a full disk it may take only a part."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def record_file(path: Path, *, durable: bool = False) -> FileRecord:
+    """Size and checksum of a file as it is; `durable` also flushes it to disk."""
+    digest, num_bytes = hashlib.sha256(), 0
+    with path.open("rb", buffering=0) as file:
+        if durable:
+            os.fsync(file.fileno())
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+            num_bytes += len(piece)
+    return FileRecord(num_bytes, digest.hexdigest())
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_state(path: str | Path) -> Any:
+    """A file that `torch.save` wrote, on the CPU, provided that it holds nothing but data.
+
+    Raises:
+        ValueError: for a file that names other code, none of which is run, or cannot be read.
+    """
+    with only_data(path):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise
+        except Exception as error:  # damaged files meet many parts of torch's reader
+            raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
+
+
+@contextmanager
+def only_data(source: str | Path) -> Iterator[None]:
+    """Within it no `torch.load` runs code of a file, not even DeepSpeed's own calls that would.
+
+    Args:
+        source: what is loaded, for the message.
+
+    Raises:
+        ValueError: when a file names other code than the two classes that DeepSpeed needs.
+    """
+    before = os.environ.get(_FORCED)
+    os.environ[_FORCED] = "1"
+    try:
+        with torch.serialization.safe_globals(list(_NEEDED_CLASSES)):
+            yield
+    except pickle.UnpicklingError as error:
+        told = str(error).replace("\n", " ")
+        raise ValueError(f"{source}: refused, loading it would run code: {told}") from None
+    finally:
+        with suppress(KeyError):
+            del os.environ[_FORCED]
+        if before is not None:
+            os.environ[_FORCED] = before

@@ -1,0 +1,179 @@
+"""complete.json: what a folder must hold, bit for bit, to be whole; written last, checked first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch.distributed as dist
+
+from training.checkpoint_files import FileRecord, fsync_path, record_file, write_all
+from training.dist import Layout, agree
+
+MARKER = "complete.json"
+_FORMAT = 2
+_OWN_HASH = "sha256_of_the_rest"
+
+
+def write_marker(
+    folder: Path, content: Mapping[str, Any], *, files: Mapping[str, FileRecord]
+) -> None:
+    """Say that a folder is complete, durably: what it is, its files, and what wrote it.
+
+    Raises:
+        OSError: when the disk refuses.
+    """
+    marker: dict[str, Any] = {
+        "format": _FORMAT,
+        **content,
+        "versions": _versions(),
+        "files": {name: asdict(files[name]) for name in sorted(files)},
+    }
+    # as it will be read: a tuple comes back as a list
+    marker = json.loads(json.dumps(marker))
+    marker[_OWN_HASH] = _hash_of(marker)
+    descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write_all(descriptor, json.dumps(marker, indent=1).encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    for inner in {folder, *((folder / name).parent for name in files)}:
+        fsync_path(inner)
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """`step`, `tokens`, `identity`, `layout` and what else was said of a complete folder.
+
+    Raises:
+        ValueError: when it is not as it was written.
+        OSError: when it is not there.
+    """
+    path = folder / MARKER
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise ValueError(f"expected format {_FORMAT}, found {found}")
+    expected, found = content.pop(_OWN_HASH, None), _hash_of(content)
+    if found != expected:
+        raise ValueError(f"expected sha256 {expected} of its own text, found {found}")
+    return content
+
+
+def damage(folder: Path, *, hashes: bool = False) -> str | None:
+    """What is wrong with a checkpoint or an export, or None when it is whole.
+
+    Args:
+        hashes: read every file and compare its checksum, not only its size.
+    """
+    reason, files = _survey(folder)
+    return reason or (_first_altered(folder, files) if hashes else None)
+
+
+def damage_together(folder: Path, layout: Layout) -> str | None:
+    """`damage` with hashes, each rank reading a share of the files; the same on every rank."""
+    reason, files = agree(_survey(folder) if layout.is_main else (None, {}))
+    if reason is None:
+        by_size = sorted(files, key=lambda name: (-files[name].num_bytes, name))
+        share = {name: files[name] for name in by_size[layout.rank :: layout.world_size]}
+        reasons: list[str | None] = [None] * layout.world_size
+        dist.all_gather_object(reasons, _first_altered(folder, share))
+        reason = next((each for each in reasons if each), None)
+    return reason
+
+
+def newest_complete(root: Path, *, hashes: bool = False) -> Path | None:
+    """The newest checkpoint that is whole, by the sizes of its files or also by their hashes.
+
+    Says on stderr which newer ones it leaves aside, and why.
+    """
+    for candidate in _newest_first(root):
+        reason = damage(candidate, hashes=hashes)
+        if reason is None:
+            return candidate
+        _leave_aside(reason)
+    return None
+
+
+def newest_verified(root: Path, layout: Layout) -> Path | None:
+    """The newest checkpoint whose every bit is as it was written; every rank calls it.
+
+    Returns:
+        None when there has been none; rank 0 says on stderr which newer ones are left aside.
+
+    Raises:
+        ValueError: when there are checkpoints and none is whole, rather than train anew over them.
+    """
+    candidates: list[Path] = agree(_newest_first(root) if layout.is_main else [])
+    reason = None
+    for candidate in candidates:
+        reason = damage_together(candidate, layout)
+        if reason is None:
+            return candidate
+        if layout.is_main:
+            _leave_aside(reason)
+    if reason is not None:
+        raise ValueError(
+            f"{root}: none of {len(candidates)} checkpoints is whole, the oldest: {reason}. "
+            "Restore one, or move the folder away to train from the start"
+        )
+    return None
+
+
+def _newest_first(root: Path) -> list[Path]:
+    return sorted(root.glob("step-*"), reverse=True)
+
+
+def _leave_aside(reason: str) -> None:
+    print(f"a checkpoint is not whole and left aside: {reason}", file=sys.stderr, flush=True)
+
+
+def _survey(folder: Path) -> tuple[str | None, dict[str, FileRecord]]:
+    """What is wrong as far as names and sizes tell, and the files that there should be."""
+    try:
+        content = read_marker(folder)
+        files = {name: FileRecord(**record) for name, record in content["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{folder / MARKER}: {error}", {}
+    for name, record in files.items():
+        path, parts = folder / name, PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            return f"{folder / MARKER}: {name!r} leads out of the folder", {}
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            return f"{path}: expected a plain file", {}
+        found = path.stat().st_size if path.exists() else None
+        if found != record.num_bytes:
+            return f"{path}: expected {record.num_bytes} bytes, found {found}", {}
+    # DeepSpeed finds its files by pattern, so one more could be taken for a rank's
+    for path in sorted(folder.rglob("*.pt")):
+        if path.relative_to(folder).as_posix() not in files:
+            return f"{path}: not among the files that were saved", {}
+    return None, files
+
+
+def _first_altered(folder: Path, files: Mapping[str, FileRecord]) -> str | None:
+    for name, expected in files.items():
+        try:
+            found = record_file(folder / name)
+        except OSError as error:
+            return f"{folder / name}: {error.strerror}"
+        if found != expected:
+            return f"{folder / name}: expected sha256 {expected.sha256}, found {found.sha256}"
+    return None
+
+
+def _hash_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "deepspeed", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

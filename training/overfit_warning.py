@@ -1,0 +1,89 @@
+"""Early warning of overfitting: held-out loss rises in some band while training loss falls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+_NUM_RISES = 2
+_LEAST_RISE = 0.005
+"""Of the best loss: less is the noise of a held-out split."""
+
+
+@dataclass(frozen=True)
+class Warning:
+    """What rises, and where the run was best."""
+
+    names: tuple[str, ...]
+    """`all` and `band <n>`, of the series that rise."""
+    best_step: int
+    best_loss: float
+    latest_loss: float
+
+    def __str__(self) -> str:
+        return (
+            f"overfitting: held-out loss rises ({', '.join(self.names)}) while the training loss "
+            f"falls; it was best at step {self.best_step} ({self.best_loss:.4f}, now "
+            f"{self.latest_loss:.4f})"
+        )
+
+
+class OverfitWatch:
+    """Follows the rows of metrics.jsonl and says each thing once."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._evaluations: list[dict[str, Any]] = []
+        self._said: tuple[int, tuple[str, ...]] | None = None
+
+    def saw(self, row: dict[str, Any]) -> Warning | None:
+        """A row, in the order of the file; what there is to say after it, if that is new."""
+        if row["kind"] == "step" and row.get("loss") is not None:
+            self._losses.append(row["loss"])
+        if row["kind"] != "evaluation" or row.get("loss") is None:
+            return None
+        mean = fmean(self._losses) if self._losses else None
+        self._evaluations.append(row | {"train_loss": mean})
+        self._losses = []
+        warning = find_overfitting(self._evaluations)
+        if warning is None or self._said == (warning.best_step, warning.names):
+            return None
+        self._said = (warning.best_step, warning.names)
+        return warning
+
+
+def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> Warning | None:
+    """Look at a run's evaluations so far, oldest first.
+
+    A series is said to rise when its last two evaluations lie above its best one by half a percent
+    and do not come down. The training loss is taken at the evaluations.
+
+    Args:
+        evaluations: rows with `step`, `loss`, `bands` (each with `band` and `loss`) and
+            `train_loss`, the mean of the training loss since the evaluation before.
+    """
+    if len(evaluations) < _NUM_RISES + 2:
+        return None
+    training = [row["train_loss"] for row in evaluations if row.get("train_loss") is not None]
+    if len(training) < 2 or training[-1] >= training[0]:
+        return None
+    names = ["all"] if _rises([row["loss"] for row in evaluations]) else []
+    for number in range(len(evaluations[-1].get("bands", []))):
+        series = [row["bands"][number]["loss"] for row in evaluations]
+        if _rises(series):
+            names.append(f"band {evaluations[-1]['bands'][number]['band']}")
+    if not names:
+        return None
+    best = min(evaluations, key=lambda row: row["loss"])
+    return Warning(tuple(names), best["step"], best["loss"], evaluations[-1]["loss"])
+
+
+def _rises(series: list[float | None]) -> bool:
+    known = [value for value in series if value is not None]
+    if len(known) < _NUM_RISES + 1:
+        return False
+    best = min(known[:-_NUM_RISES])
+    latest = known[-_NUM_RISES:]
+    return all(value > best * (1 + _LEAST_RISE) for value in latest) and latest == sorted(latest)

@@ -1,0 +1,81 @@
+"""Which checkpoints stay: the last ones, the best ones, and one every so many steps."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.checkpoint_marker import read_marker
+from training.config import Checkpoint
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A complete checkpoint, as far as its fate depends on it."""
+
+    step: int
+    heldout_loss: float | None
+    """Of the newest evaluation at or before the save, in nats per token."""
+
+
+def surplus(
+    saved: Sequence[Saved],
+    *,
+    newest_step: int,
+    keep_last: int,
+    keep_best: int = 0,
+    keep_every_steps: int | None = None,
+) -> list[int]:
+    """Steps of the checkpoints that no rule keeps, ascending.
+
+    Args:
+        saved: all complete ones.
+        newest_step: of the one just saved. Later ones are of a line that the run has left, by a
+            start from an older checkpoint; they count for nothing and go.
+        keep_last, keep_best: how many of the newest, and of those with the lowest held-out loss.
+            Of several saves after the same evaluation the first is the best.
+        keep_every_steps: steps that it divides stay.
+    """
+    line = sorted((one for one in saved if one.step <= newest_step), key=lambda one: one.step)
+    judged = [one for one in line if one.heldout_loss is not None]
+    judged = [one for one in judged if math.isfinite(one.heldout_loss or 0.0)]
+    best = sorted(judged, key=lambda one: (one.heldout_loss, one.step))[:keep_best]
+    stays = {one.step for one in line[-keep_last:]} | {one.step for one in best}
+    if keep_every_steps is not None:
+        stays |= {one.step for one in line if one.step % keep_every_steps == 0}
+    return sorted(one.step for one in saved if one.step not in stays)
+
+
+def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
+    """Remove what `surplus` names. One that cannot be removed is told on stderr and stays."""
+    folders: dict[int, Path] = {}
+    saved = []
+    for folder in root.glob("step-*"):
+        try:
+            marker = read_marker(folder)
+        except (OSError, ValueError):
+            continue  # damaged; told at each start, and for a person to look at
+        folders[marker["step"]] = folder
+        saved.append(Saved(marker["step"], marker["heldout_loss"]))
+    for step in surplus(
+        saved,
+        newest_step=newest_step,
+        keep_last=settings.keep_last,
+        keep_best=settings.keep_best,
+        keep_every_steps=settings.keep_every_steps,
+    ):
+        try:
+            remove(folders[step])
+        except OSError as error:
+            print(f"{folders[step]} could not be removed: {error}", file=sys.stderr, flush=True)
+
+
+def remove(folder: Path) -> None:
+    """Take a checkpoint away; a kill in the middle leaves nothing that looks whole."""
+    doomed = folder.with_name(f".removed-{folder.name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,182 @@
+"""run_state.json: what became of a run, for launchers; exit codes do not survive them all.
+
+torchrun ends with 1 although every process it was told to stop ended with 0, and srun and the
+deepspeed runner have ways of their own. Whoever starts runs reads this file instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+RUN_STATE_FILE = "run_state.json"
+State = Literal["running", "stopped", "complete", "failed"]
+_MAX_REASON_CHARACTERS = 2000
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The content of run_state.json."""
+
+    state: State
+    """running: since `updated_at`; it stays when a run is killed. stopped: saved, and a next start
+    goes on. complete: nothing is left to do. failed: ended by an error."""
+    run_id: str
+    """Made by the first start in the run folder and kept by all later ones."""
+    step: int
+    """Optimizer steps that the newest checkpoint holds, from which a next start goes on."""
+    total_steps: int
+    """Optimizer steps of the whole run."""
+    reason: str | None
+    """Why it stopped (SIGTERM, SIGINT, SIGUSR1, STOP file, train.stop_after_steps), or the message
+    of the error with its rank; null while running and when complete."""
+    updated_at: str
+    """UTC, ISO 8601."""
+    num_starts: int
+    """Starts that came as far as training. When a start leaves it as it was, that start was
+    refused, and the other fields speak of the one before."""
+
+
+def read_run_state(run_dir: Path) -> RunState:
+    """What became of the run; keys of later versions are passed over.
+
+    Raises:
+        ValueError: when there is no such file, or it is none of ours.
+    """
+    path = run_dir / RUN_STATE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: no run has begun to train there") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}{_REMEDY}") from None
+    mistake = _mistake(content)
+    if mistake:
+        raise ValueError(f"{path}: {mistake}{_REMEDY}")
+    return RunState(**{field.name: content[field.name] for field in fields(RunState)})
+
+
+_REMEDY = "; remove the file to go on, the run then gets a new run_id"
+
+
+def _mistake(content: Any) -> str | None:
+    if not isinstance(content, dict):
+        return f"expected an object, found {type(content).__name__}"
+    missing = [field.name for field in fields(RunState) if field.name not in content]
+    if missing:
+        return f"misses {', '.join(missing)}"
+    if content["state"] not in get_args(State):
+        return f"state is {content['state']!r}, none of {', '.join(get_args(State))}"
+    for name in ("step", "total_steps", "num_starts"):
+        if not isinstance(content[name], int):
+            return f"{name} is {content[name]!r}, no whole number"
+    return None
+
+
+class RunRecord:
+    """Keeps run_state.json: written by rank 0, and by whichever rank fails.
+
+    As a context it notes the error that ends the run.
+    """
+
+    def __init__(self, run_dir: Path, *, rank: int, total_steps: int) -> None:
+        self._run_dir, self._rank, self._total_steps = run_dir, rank, total_steps
+
+    def begin(self, step: int) -> str | None:
+        """Note a start that goes on from `step`, on rank 0; the text of a mistake, if any."""
+        if self._rank != 0:
+            return None
+        run_id, num_starts = uuid.uuid4().hex, 0
+        try:
+            if (self._run_dir / RUN_STATE_FILE).exists():
+                before = read_run_state(self._run_dir)
+                run_id, num_starts = before.run_id, before.num_starts
+            state = RunState(
+                state="running",
+                run_id=run_id,
+                step=step,
+                total_steps=self._total_steps,
+                reason=None,
+                updated_at=_now(),
+                num_starts=num_starts + 1,
+            )
+            _write(self._run_dir, state)
+        except (ValueError, OSError) as error:
+            return str(error)
+        return None
+
+    def saved(self, step: int) -> None:
+        """Note that a checkpoint of `step` exists."""
+        self._update(step=step)
+
+    def stopped(self, step: int, reason: str) -> None:
+        """Note that the run was asked to end and has saved `step`."""
+        self._update(state="stopped", step=step, reason=reason)
+
+    def complete(self) -> None:
+        """Note that all steps are done and saved."""
+        self._update(state="complete", step=self._total_steps, reason=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            message = f"{type(error).__name__}: {error}"
+            note_failure(self._run_dir, rank=self._rank, message=message)
+
+    def _update(self, **changes: Any) -> None:
+        if self._rank != 0:
+            return
+        try:
+            _write(self._run_dir, replace(read_run_state(self._run_dir), **changes))
+        except (ValueError, OSError) as error:
+            # a full disk must not end a run that can go on and save later
+            print(f"{RUN_STATE_FILE} could not be brought up to date: {error}", file=sys.stderr)
+
+
+def note_failure(run_dir: Path, *, rank: int, message: str) -> None:
+    """Note what ended the run, as well as that is still possible; the first rank to do so is kept.
+
+    The ranks that follow would only say that they lost their connection to it.
+    """
+    try:
+        before = read_run_state(run_dir)
+        if before.state == "failed":
+            return
+        reason = f"rank {rank}: {message}"[:_MAX_REASON_CHARACTERS]
+        _write(run_dir, replace(before, state="failed", reason=reason), rank=rank)
+    except (ValueError, OSError) as error:
+        print(f"{RUN_STATE_FILE} could not be brought up to date: {error}", file=sys.stderr)
+
+
+def _write(run_dir: Path, state: RunState, *, rank: int = 0) -> None:
+    """Aside, flushed to disk, renamed: a reader finds the old content or the new."""
+    aside = run_dir / f".{RUN_STATE_FILE}.rank{rank:05d}.partial"
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(asdict(replace(state, updated_at=_now())), file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(run_dir / RUN_STATE_FILE)
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,270 @@
+"""The steps of a run: train, look for what is wrong, evaluate, save, stop when asked, go back."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.shards import Mixture, PackIndex
+from training.bad_step import BadStepReport
+from training.checkpoint import Progress, SaveFailed, load_checkpoint, save_checkpoint
+from training.checkpoint_marker import newest_verified
+from training.config import Recipe
+from training.corpus_threshold import CorpusThreshold, corpus_threshold
+from training.data import SampleStream
+from training.engine import Engine
+from training.entropy_cache import EntropyCache
+from training.entropy_source import EntropySource
+from training.epoch_proof import finish_epochs
+from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
+from training.lagged_dropout import LaggedDropout, lagged_dropout
+from training.loss_guard import LossGuard
+from training.metrics import MetricsWriter
+from training.plan import Plan
+from training.rank_report import RankMeter
+from training.run_state import RunRecord
+from training.sample_order import SampleOrder
+from training.step import train_step
+from training.stopping import StopRequests
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over the steps of one start."""
+
+    recipe: Recipe
+    plan: Plan
+    engine: Engine
+    source: EntropySource
+    cache: EntropyCache | None
+    pack: PackIndex
+    mixture: Mixture
+    metrics: MetricsWriter
+    identity: dict[str, Any]
+    record: RunRecord
+    requests: StopRequests
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(self.recipe.run_dir) / "checkpoints"
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What steps leave to later ones; begun anew from a checkpoint's progress."""
+
+    lagged: LaggedDropout | None
+    corpus: CorpusThreshold | None
+    guard: LossGuard
+    meter: RankMeter
+
+    @classmethod
+    def at(cls, run: Run, progress: Progress) -> _Memory:
+        return cls(
+            lagged=lagged_dropout(run.recipe, threshold=progress.threshold),
+            corpus=corpus_threshold(
+                run.recipe,
+                run.source,
+                run.pack,
+                run.mixture,
+                run.engine.layout,
+                threshold=progress.threshold,
+            ),
+            guard=LossGuard(
+                run.recipe.guard,
+                losses=progress.recent_losses,
+                grad_norms=progress.recent_grad_norms,
+            ),
+            meter=RankMeter(run.engine.layout),
+        )
+
+
+def run_steps(run: Run, progress: Progress) -> None:
+    """Go on from `progress` to the end of the run, or to where it is asked to stop."""
+    recipe, plan = run.recipe, run.plan
+    stream = SampleStream(
+        pack=run.pack,
+        split="train",
+        layout=run.engine.layout,
+        total_samples=plan.total_samples,
+        samples_per_step=plan.samples_per_step,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        order=SampleOrder(run.mixture, seed=recipe.seed),
+    )
+    bands = None
+    if recipe.evaluation.every_steps is not None:
+        heldout = heldout_stream(run.pack, recipe, run.engine.layout)
+        bands = freeze_bands(
+            run.engine,
+            heldout,
+            num_bands=recipe.evaluation.num_bands,
+            folder=Path(recipe.run_dir) / "heldout_bands",
+            reuse=progress.step > 0,
+        )
+        if progress.step == 0:
+            progress = _evaluate(run, heldout, bands, progress)
+    evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
+    last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
+    memory = _Memory.at(run, progress)
+    stop = None
+    while progress.step < last_step and not stop:
+        progress, bad = _one_step(run, stream, memory, progress)
+        if bad:
+            told = _describe(run, bad, progress)
+            if bad.action == "rollback":
+                progress = _roll_back(run, progress)
+                memory = _Memory.at(run, progress)
+            run.metrics.log_bad_step({"step": progress.step} | told)
+        run.engine.watchdog.enter("agreement")
+        stop = run.requests.agreed()
+        is_last = progress.step == last_step
+        if stop:  # before a due evaluation: who asks may not wait longer than for the save
+            _save(run, progress, must_succeed=True)
+            run.record.stopped(progress.step, stop)
+            run.requests.remove_stop_file()
+        if bands and evaluate_every and (is_last or progress.step % evaluate_every == 0):
+            progress = _evaluate(run, heldout, bands, progress)
+        is_due = is_last or (save_every and progress.step % save_every == 0)
+        if is_due and not stop:
+            _save(run, progress, must_succeed=is_last)
+    if progress.step == plan.total_steps:
+        run.record.complete()
+    elif not stop:
+        run.record.stopped(progress.step, "train.stop_after_steps")
+
+
+def _one_step(
+    run: Run, stream: SampleStream, memory: _Memory, progress: Progress
+) -> tuple[Progress, BadStepReport | None]:
+    began = time.monotonic()
+    done = train_step(
+        run.recipe,
+        run.engine,
+        stream,
+        source=run.source,
+        lagged=memory.lagged,
+        corpus=memory.corpus,
+        guard=memory.guard,
+        leaves_out=progress.step in progress.left_out,
+        step=progress.step,
+        done_frac=progress.tokens / run.plan.planned_tokens,
+    )
+    seconds = time.monotonic() - began
+    keeper = memory.lagged or memory.corpus
+    finished, carried = finish_epochs(progress.epoch_digest, done.digests, stream, progress.step)
+    is_lost = done.bad is not None and done.bad.action != "report"
+    progress = replace(
+        progress,
+        step=progress.step + 1,
+        tokens=progress.tokens + done.num_tokens,
+        threshold=keeper.threshold if keeper else None,
+        epoch_digest=carried,
+        recent_losses=memory.guard.losses,
+        recent_grad_norms=memory.guard.grad_norms,
+        num_bad_in_row=progress.num_bad_in_row + 1 if is_lost else 0,
+    )
+    speed = {"tokens_per_second": done.num_tokens / seconds, "seconds": seconds}
+    position = _position(run.plan, progress)
+    run.engine.watchdog.enter("metrics", step=progress.step, alone=True)
+    run.metrics.log_step(position | done.row | speed)
+    for epoch, digest in finished.items():
+        run.metrics.log_epoch(position | {"finished_epoch": epoch, "samples_digest": digest})
+    memory.meter.add(alone_seconds=done.alone_seconds, step_seconds=seconds)
+    report = memory.meter.report()
+    if report:
+        run.metrics.log_ranks({"step": progress.step} | report)
+    return progress, done.bad
+
+
+def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any]:
+    """What is wrong with the step that has ended, in words and by number.
+
+    Raises:
+        ValueError: where the recipe wants the run to end.
+    """
+    named = [
+        {
+            "sample": sample,
+            "documents": run.pack.pieces(sample, "train")[:, 0].tolist(),
+            "loss": loss,
+        }
+        for sample, loss in bad.worst
+    ]
+    worst = "; ".join(
+        f"sample {found['sample']} (documents {', '.join(map(str, found['documents']))}; loss "
+        f"{found['loss']:.4g})"
+        for found in named
+    )
+    told = [f"step {progress.step}: {bad.reason}", bad.rerun, f"greatest losses: {worst}"]
+    text = ". ".join(part for part in told if part)
+    limit = run.recipe.guard.max_bad_steps
+    if bad.action == "stop" or progress.num_bad_in_row > limit:
+        why = "guard asks to stop" if bad.action == "stop" else f"more than {limit} bad in a row"
+        raise ValueError(f"{text}. {why}; the checkpoints are as they were")
+    did = {"report": "trained on all the same", "skip": "skipped", "rollback": "rolled back"}
+    return {
+        "bad_step": progress.step,
+        "action": bad.action,
+        "text": f"{text}: {did[bad.action]}",
+        "samples": named,
+    }
+
+
+def _roll_back(run: Run, progress: Progress) -> Progress:
+    """Go on from the newest checkpoint, with the last step's batch left out this time.
+
+    Without a checkpoint the step has been skipped, and that is all.
+    """
+    bad_step = progress.step - 1
+    newest = newest_verified(run.checkpoints, run.engine.layout)
+    if newest is None:
+        return progress
+    run.engine.watchdog.enter("load", slow=True)
+    loaded = load_checkpoint(run.engine, newest, identity=run.identity, cache=run.cache)
+    run.metrics.rewind(loaded.step)
+    return replace(
+        loaded,
+        left_out=(*dict.fromkeys((*loaded.left_out, *progress.left_out, bad_step)),),
+        num_bad_in_row=progress.num_bad_in_row,
+    )
+
+
+def _save(run: Run, progress: Progress, *, must_succeed: bool) -> None:
+    """Save; a failure is told, and ends the run only where no later save would make up for it."""
+    run.engine.watchdog.enter("save", slow=True)
+    try:
+        save_checkpoint(
+            run.engine,
+            run.checkpoints,
+            progress=progress,
+            identity=run.identity,
+            settings=run.recipe.checkpoint,
+            cache=run.cache,
+        )
+    except SaveFailed as error:
+        if must_succeed or run.recipe.checkpoint.on_failure == "stop":
+            raise
+        if run.engine.layout.is_main:
+            print(
+                f"{error}\nTraining goes on; the next save is tried.", file=sys.stderr, flush=True
+            )
+        return
+    run.record.saved(progress.step)
+
+
+def _evaluate(run: Run, heldout: SampleStream, bands: Bands, progress: Progress) -> Progress:
+    result = evaluate(run.engine, heldout, bands)
+    run.metrics.log_evaluation(_position(run.plan, progress) | result)
+    return replace(progress, heldout_loss=result["loss"])
+
+
+def _position(plan: Plan, progress: Progress) -> dict[str, Any]:
+    samples = min(progress.step * plan.samples_per_step, plan.total_samples)
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "epoch": samples / plan.samples_per_epoch,
+    }
