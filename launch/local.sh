@@ -86,7 +86,7 @@ if ((NUM_GPUS == 0)); then
 fi
 
 command=("$PYTHON" -m launch.torchrun --standalone --local-addr=127.0.0.1
-    --signals-to-handle=SIGTERM,SIGINT,SIGUSR1
+    "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
     "--nproc-per-node=$num_processes" -m training train "$recipe" "${overrides[@]}")
 if [[ -n $dry_run ]]; then
     for name in DS_ACCELERATOR OMP_NUM_THREADS GLOO_SOCKET_IFNAME; do
