@@ -177,7 +177,9 @@ class Driver:
         recipe = self._copy_of_base("killed")
         codes = self._start(recipe, noting=True, point=point)
         died = codes[point.rank] == -signal.SIGKILL and len(self._noted(point.rank)) == point.number
-        return {"rank": point.rank, "event": point.name, "died": died, **self._go_on(recipe)}
+        result = self._go_on(recipe)
+        result["exact"] &= result["from_step"] in (FIRST_SAVE, KILLED_SAVE)  # nothing was lost
+        return {"rank": point.rank, "event": point.name, "died": died, **result}
 
     def kill_at_random(self, rng: random.Random) -> dict[str, Any]:
         """Between the first row of the metrics and about the end: in steps, evaluations, saves."""

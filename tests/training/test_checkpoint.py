@@ -277,12 +277,10 @@ def message_with_faults(recipe: Recipe) -> str:
 
 def can_mount() -> bool:
     """Whether a disk of our own size can be had: as root, and not in every container."""
-    return (
-        os.geteuid() == 0
-        and not subprocess.run(
-            ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True
-        ).returncode
-    )
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 @contextlib.contextmanager
