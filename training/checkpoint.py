@@ -26,6 +26,7 @@ from training.entropy_cache import EntropyCache
 from training.random_state import random_state, random_state_path, set_random_state
 from training.relayout import LEFT_OVER, is_of_other_ranks, load_universal, universal_copy
 from training.retention import prune
+from training.run_identity import refuse_differences
 from training.token_dropout import KeptThreshold
 
 ENGINE_TAG = "zero3"
@@ -134,7 +135,7 @@ def load_checkpoint(
             holds anything but data.
     """
     marker = read_marker(checkpoint)
-    _refuse_differences(checkpoint, marker["identity"], identity, accepted)
+    refuse_differences(checkpoint, marker["identity"], identity, accepted=accepted)
     if is_of_other_ranks(marker, engine.layout):
         _load_relaid(engine, checkpoint)
     else:
@@ -153,44 +154,6 @@ def load_checkpoint(
         left_out=tuple(marker["left_out"]),
         num_bad_in_row=marker["num_bad_in_row"],
     )
-
-
-def _refuse_differences(
-    checkpoint: Path, saved: dict[str, Any], current: dict[str, Any], accepted: Collection[str]
-) -> None:
-    differences = {
-        name: line
-        for name, line in compare_identity(saved, current).items()
-        if not any(f"{name}.".startswith(f"{given}.") for given in accepted)
-    }
-    if differences:
-        raise ValueError(
-            f"{checkpoint} belongs to a run with other settings:\n"
-            + "\n".join(f"  - {line}" for line in differences.values())
-            + "\nSet them back, choose another run_dir (or resume=never with an empty one), or "
-            + f"go on with the change: --accept-changes {' '.join(differences)}"
-        )
-
-
-def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
-    """By its dotted name, a line with the saved and the present value of each leaf that differs."""
-    saved_leaves, current_leaves = dict(_leaves(saved)), dict(_leaves(current))
-    names = saved_leaves.keys() | current_leaves.keys()
-    return {
-        name: f"{name}: was {saved_leaves.get(name)!r}, is {current_leaves.get(name)!r}"
-        for name in sorted(names)
-        if saved_leaves.get(name) != current_leaves.get(name)
-    }
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves.append((f"{prefix}{key}", list(value) if isinstance(value, tuple) else value))
-    return leaves
 
 
 def _make_room(root: Path, staging: Path) -> None:

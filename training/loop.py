@@ -21,9 +21,10 @@ from training.entropy_source import choose_source, open_cache, open_scores
 from training.evaluation import heldout_stream
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config, warn_of_remote_code
-from training.plan import choose_mixture, derive_plan, run_identity
+from training.plan import choose_mixture, derive_plan
 from training.recipe_file import dump_recipe
 from training.relayout import is_of_other_ranks
+from training.run_identity import run_identity
 from training.run_state import RunRecord
 from training.run_steps import Run, run_steps
 from training.stopping import StopRequests

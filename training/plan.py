@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-
-from data_prep.shards import Mixture, PackIndex, Scores
+from data_prep.shards import Mixture, PackIndex
 from training.config import Recipe
 from training.data import batch_shape
 from training.dist import Layout
-
-# keys that may change between a save and its resume: none of them changes what is learnt
-_FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
-_LAYOUT = ("sequence_parallel_size", "micro_batch_samples")
 
 
 @dataclass(frozen=True)
@@ -80,22 +73,3 @@ def derive_plan(recipe: Recipe, pack: PackIndex, mixture: Mixture, layout: Layou
         tokens_per_epoch=tokens_per_epoch,
         targets_per_epoch=targets_per_epoch,
     )
-
-
-def run_identity(
-    recipe: Recipe, pack: PackIndex, *, dtype: torch.dtype, scores: Scores | None = None
-) -> dict[str, Any]:
-    """What a checkpoint and its resume must share for the numbers to go on as they would have.
-
-    The layout is not among it: the numbers do not depend on it.
-    """
-    kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
-    for key in ("stop_after_steps", *_LAYOUT):
-        kept["train"].pop(key)
-    kept["evaluation"].pop("every_steps")  # the rest decides what its bands are
-    return {
-        "recipe": kept,
-        "pack": pack.fingerprint,
-        "scores": scores and scores.fingerprint,
-        "dtype": str(dtype),
-    }
