@@ -70,8 +70,15 @@ class LossGuard:
         # The update has happened, clipped: what is left is to say so, or to go back.
         return BadStep(found.reason, "report") if found and found.action == "skip" else found
 
+    def examine(self, *, loss: float, grad_norm: float) -> BadStep | None:
+        """What is wrong with a step; one that is learnt from counts for those that come later."""
+        bad = self.examine_loss(loss) or self.examine_gradient(grad_norm)
+        if bad is None or bad.action == "report":
+            self.keep(loss=loss, grad_norm=grad_norm)
+        return bad
+
     def keep(self, *, loss: float, grad_norm: float) -> None:
-        """Count a good step among those that later ones are compared with."""
+        """Count a step among those that later ones are compared with."""
         self._losses.append(loss)
         self._grad_norms.append(grad_norm)
 

@@ -1,7 +1,4 @@
-"""One optimizer step: dropout, forward, token-exact loss, backward, update.
-
-B rows, S tokens of this rank's sequence shard.
-"""
+"""One optimizer step: dropout, forward, token-exact loss, backward, update."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from training.bad_step import BadStepReport, RowLosses, make_report
 from training.config import Recipe
@@ -21,11 +17,11 @@ from training.dist import sum_over_ranks
 from training.engine import Engine
 from training.entropy_source import EntropySource
 from training.epoch_proof import visits_digest
-from training.input_noise import neftune_noise
+from training.forward import Forward, forward_micro_batch
 from training.lagged_dropout import LaggedDropout
 from training.loss_guard import LossGuard, judge_rerun
 from training.schedule import learning_rate
-from training.token_dropout import StepDropout, masked_input, plan_dropout
+from training.token_dropout import StepDropout, plan_dropout
 
 
 class StepResult(NamedTuple):
@@ -72,23 +68,22 @@ def train_step(
     began = time.monotonic()
     engine.watchdog.enter("data", step=step, alone=True)
     batches = stream.step(step)
-    engine.watchdog.enter("plan")
     own_counts = [
         sum(batch.num_targets for batch in batches),
         sum(batch.num_tokens for batch in batches),
     ]
     counts = torch.cat([torch.tensor(own_counts), visits_digest(batches, stream, step)])
     alone_seconds = time.monotonic() - began
+    engine.watchdog.enter("plan")
     num_targets, num_tokens, *digests = sum_over_ranks(counts.to(engine.layout.device))
     if lagged is None:
-        low = corpus.low_set(stream, step) if corpus else None
         dropout = plan_dropout(
             source,
             batches,
             recipe,
             progress=done_frac,
             num_targets=num_targets,
-            corpus_low=low,
+            corpus_low=corpus.low_set(stream, step) if corpus else None,
         )
     else:
         dropout = lagged.begin_step(progress=done_frac)
@@ -96,13 +91,70 @@ def train_step(
     lr = learning_rate(
         step, peak=recipe.optimizer.lr, total_steps=stream.num_steps, **asdict(recipe.schedule)
     )
-    rows, bad = RowLosses(), None
-    grad_norm, sums = None, torch.zeros(4, dtype=torch.float64, device=engine.layout.device)
+    # Without a target, too: momentum and weight decay would still move the weights.
+    leaves_out = leaves_out or num_targets == 0
+    sums, rows, bad = _Sums(engine), RowLosses(), None
     for micro_step, batch in enumerate(batches):
-        done = _forward(recipe, engine, batch, dropout, lagged, micro_step)
+        done = forward_micro_batch(recipe, engine, batch, dropout, lagged, micro_step)
         source.observe(batch, done.nll_BS, done.entropy_BS, done.input_drops_BS)
         rows.add(batch, done.nll_BS)
-        sums += torch.stack(
+        sums.add(batch, done)
+        is_last = micro_step == len(batches) - 1
+        if is_last and guard and guard.decides_before_update and not leaves_out:
+            bad = guard.examine_loss(sums.over_ranks().loss)
+        makes_no_update = is_last and (leaves_out or bad is not None)
+        # DeepSpeed makes no update, on any rank, from a gradient that is no number.
+        loss_sum = done.loss_sum * math.nan if makes_no_update else done.loss_sum
+        grad_norm = engine.backward_and_step(loss_sum, divisor=divisor, lr=lr)
+    engine.watchdog.enter("sums")
+    source.end_step(stream, step)
+    if lagged is not None:
+        lagged.end_step()
+    totals = sums.over_ranks()
+    if guard and not leaves_out and totals.num_kept:
+        bad = bad or guard.examine(loss=totals.loss, grad_norm=grad_norm or 0.0)
+    report = None
+    if bad:
+        # The lagged drops are in no input, so a pass without them sees the same.
+        planned = dropout if lagged is None else None
+        rerun = None if engine.updated else _run_again(recipe, engine, batches, planned, rows)
+        report = make_report(bad, rows, rerun=rerun)
+    row = {
+        "loss": totals.loss,
+        "objective": totals.loss_sum / divisor,
+        "lr": lr,
+        "grad_norm": grad_norm if engine.updated else None,
+        "updated": engine.updated,
+        "gamma": dropout.gamma if dropout else 0.0,
+        "drop_rate_asked": dropout.rate_asked if dropout else 0.0,
+        "drop_rate_realised": totals.num_dropped / max(num_targets, 1),
+        "entropy_threshold_nats": dropout.threshold_nats if dropout else None,
+        "mean_entropy_nats": totals.entropy_sum / max(num_targets, 1),
+    }
+    return StepResult(row, num_tokens, digests, alone_seconds, report)
+
+
+class _Totals(NamedTuple):
+    """Over all ranks and the micro-batches so far."""
+
+    loss_sum: float
+    num_kept: float
+    entropy_sum: float
+    num_dropped: float
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / max(self.num_kept, 1)
+
+
+class _Sums:
+    """What a step adds up on this rank; nothing waits for a GPU before `over_ranks`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._sums = torch.zeros(4, dtype=torch.float64, device=engine.layout.device)
+
+    def add(self, batch: MicroBatch, done: Forward) -> None:
+        self._sums += torch.stack(
             [
                 (done.nll_BS.detach() * done.is_kept_BS).double().sum(),
                 done.is_kept_BS.double().sum(),
@@ -110,44 +162,9 @@ def train_step(
                 done.num_dropped.double(),
             ]
         )
-        loss_sum = done.loss_sum
-        if micro_step == len(batches) - 1:
-            if guard and guard.decides_before_update and not leaves_out:
-                so_far, num_so_far, *_ = sum_over_ranks(sums.clone())
-                bad = guard.examine_loss(so_far / max(num_so_far, 1))
-            if leaves_out or bad or num_targets == 0:
-                # Without a target, too: momentum and weight decay would still move the weights.
-                loss_sum = loss_sum * math.nan
-        grad_norm = engine.backward_and_step(loss_sum, divisor=divisor, lr=lr)
-    engine.watchdog.enter("sums")
-    source.end_step(stream, step)
-    if lagged is not None:
-        lagged.end_step()
-    total, num_kept, entropy_sum, dropped = sum_over_ranks(sums)
-    loss = total / max(num_kept, 1)
-    if guard and not leaves_out and num_kept:
-        bad = bad or guard.examine_loss(loss) or guard.examine_gradient(grad_norm or 0.0)
-        if bad is None or bad.action == "report":
-            guard.keep(loss=loss, grad_norm=grad_norm or 0.0)
-    report = None
-    if bad:
-        rerun = None
-        if not engine.updated:
-            rerun = _run_again(recipe, engine, batches, dropout if lagged is None else None, rows)
-        report = make_report(bad, rows, rerun=rerun)
-    row = {
-        "loss": loss,
-        "objective": total / divisor,
-        "lr": lr,
-        "grad_norm": grad_norm if engine.updated else None,
-        "updated": engine.updated,
-        "gamma": dropout.gamma if dropout else 0.0,
-        "drop_rate_asked": dropout.rate_asked if dropout else 0.0,
-        "drop_rate_realised": dropped / max(num_targets, 1),
-        "entropy_threshold_nats": dropout.threshold_nats if dropout else None,
-        "mean_entropy_nats": entropy_sum / max(num_targets, 1),
-    }
-    return StepResult(row, num_tokens, digests, alone_seconds, report)
+
+    def over_ranks(self) -> _Totals:
+        return _Totals(*sum_over_ranks(self._sums.clone()))
 
 
 @torch.no_grad()
@@ -161,67 +178,14 @@ def _run_again(
     """The same batch through the same weights once more: does it come out the same?"""
     second = RowLosses()
     for micro_step, batch in enumerate(batches):
-        second.add(batch, _forward(recipe, engine, batch, dropout, None, micro_step).nll_BS)
+        second.add(
+            batch, forward_micro_batch(recipe, engine, batch, dropout, None, micro_step).nll_BS
+        )
     sums = torch.tensor([first.local_sum(), second.local_sum()], dtype=torch.float64)
     num_targets = torch.tensor([sum(batch.num_targets for batch in batches)])
     totals = sum_over_ranks(sums.to(engine.layout.device))
     (num_targets_everywhere,) = sum_over_ranks(num_targets.to(engine.layout.device))
     return judge_rerun(*(total / max(num_targets_everywhere, 1) for total in totals))
-
-
-class _Forward(NamedTuple):
-    """What a micro-batch's forward pass gave."""
-
-    loss_sum: Tensor
-    """Of the kept targets; what backward starts from."""
-    nll_BS: Tensor
-    is_kept_BS: Tensor
-    """Targets whose term is in the loss."""
-    entropy_BS: Tensor
-    input_drops_BS: Tensor | None
-    """Tokens whose embedding was replaced; None for none."""
-    num_dropped: Tensor
-
-
-def _forward(
-    recipe: Recipe,
-    engine: Engine,
-    batch: MicroBatch,
-    dropout: StepDropout | None,
-    lagged: LaggedDropout | None,
-    micro_step: int,
-) -> _Forward:
-    ids_BS, replaced_BS, is_kept_BS = batch.ids_BS, None, batch.is_target_BS
-    input_drops_BS = None
-    num_dropped = torch.zeros((), device=engine.layout.device)
-    if dropout is not None and lagged is None:
-        target_drops_BS = dropout.target_drops_BS(micro_step)
-        num_dropped = target_drops_BS.sum()
-        if dropout.where in ("input", "both"):
-            input_drops_BS = dropout.input_drops_BS(micro_step)
-            ids_BS, replaced_BS = masked_input(
-                batch, input_drops_BS, recipe, vocab_size=engine.model.lm.config.vocab_size
-            )
-        if dropout.where in ("loss", "both"):
-            is_kept_BS = is_kept_BS & ~target_drops_BS
-    num_channels = engine.model.lm.config.get_text_config().hidden_size
-    noise_BSD = neftune_noise(batch, recipe, num_channels=num_channels)
-    inputs: dict[str, Any] = {
-        "ids_BS": ids_BS,
-        "replaced_BS": replaced_BS,
-        "noise_BSD": noise_BSD,
-    }
-    if lagged is None:
-        loss_sum, nll_BS, entropy_BS = engine.forward(
-            batch, **inputs, token_weights_BS=is_kept_BS.float()
-        )
-    else:  # which targets stay is known only now, so the head needs its second pass
-        nll_BS, entropy_BS = engine.forward(batch, **inputs)
-        target_drops_BS = lagged.target_drops_BS(batch, nll_BS, entropy_BS)
-        num_dropped = target_drops_BS.sum()
-        is_kept_BS = is_kept_BS & ~target_drops_BS
-        loss_sum = (nll_BS * is_kept_BS).sum()
-    return _Forward(loss_sum, nll_BS, is_kept_BS, entropy_BS, input_drops_BS, num_dropped)
 
 
 def loss_divisor(recipe: Recipe, num_targets: int, dropout: StepDropout | None) -> float:

@@ -25,7 +25,7 @@ def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool) -> None:
     import training.step as module
     from training.loop import train
 
-    forward = module._forward
+    forward = module.forward_micro_batch
     samples: list[int] = []
     seen = {"step": -1, "calls": 0}
     original = module.train_step
@@ -47,7 +47,7 @@ def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool) -> None:
         scale[0] = factor
         return done._replace(nll_BS=done.nll_BS * scale, loss_sum=done.loss_sum * factor)
 
-    module._forward = forward_with_fault
+    module.forward_micro_batch = forward_with_fault
     import training.run_steps
 
     training.run_steps.train_step = train_step  # type: ignore[assignment]

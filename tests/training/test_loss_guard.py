@@ -73,6 +73,14 @@ def test_a_resumed_guard_decides_the_same():
         assert resumed.examine_loss(value) == guard.examine_loss(value)
 
 
+def test_a_step_that_is_not_learnt_from_does_not_count_for_later_ones():
+    guard = guard_after(STEADY, on_spike="skip")
+    assert guard.examine(loss=9.0, grad_norm=1.5) is not None
+    assert guard.losses == tuple(STEADY)
+    assert guard.examine(loss=3.0, grad_norm=1.5) is None
+    assert guard.losses == (*STEADY, 3.0)
+
+
 @pytest.mark.parametrize("on_spike", ["report", "skip", "rollback", "stop"])
 def test_only_some_actions_need_the_loss_before_the_update(on_spike):
     assert guard_after([], on_spike=on_spike).decides_before_update == (on_spike != "report")
