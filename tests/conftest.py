@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,10 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pack(folder, seq_len=64)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _stay_no_rank() -> Iterator[None]:
+    """A process group in pytest's own process would make what later tests start its ranks."""
+    yield
+    assert "RANK" not in os.environ, "run it with tests.distributed.run_ranks"

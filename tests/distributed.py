@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import socket
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 # a clean process that has imported the heavy packages once and forks each rank from itself
 PRELOADED = [
@@ -46,11 +47,14 @@ def run_ranks(
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    port = _free_port()
+    # Held by this process until the ranks have ended: a port that was free a moment ago may not be.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
         outcomes = [Path(folder) / f"rank{rank}.pickle" for rank in range(world_size)]
         processes = [
-            context.Process(target=_rank_main, args=(function, args, rank, world_size, port, path))
+            context.Process(
+                target=_rank_main, args=(function, args, rank, world_size, store.port, path)
+            )
             for rank, path in enumerate(outcomes)
         ]
         for process in processes:
@@ -91,6 +95,7 @@ def _rank_main(
         WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        TORCHELASTIC_USE_AGENT_STORE="True",  # as under torchrun: rank 0 starts none of its own
     )
     import torch
 
@@ -110,9 +115,3 @@ def _outcome(path: Path) -> tuple[bool, Any]:
     if not path.exists():
         return False, "ended without a result (hung, or was killed)"
     return pickle.loads(path.read_bytes())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

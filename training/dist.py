@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import warnings
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -68,7 +67,7 @@ def init_layout(*, sp_size: int) -> Layout:
     if not dist.is_initialized():
         if "RANK" not in os.environ:
             os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-            os.environ["MASTER_PORT"] = str(_free_port())
+            os.environ["MASTER_PORT"] = "0"  # whichever is free
         _start_deepspeed(has_gpu=has_gpu)
         # A rank that refuses the recipe at once must not be gone before the others have met it:
         # they would report a broken connection in the place of the mistake.
@@ -125,9 +124,3 @@ def _start_deepspeed(*, has_gpu: bool) -> None:
         # compiled with g++ at the first start on a CPU, and used in inference only
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
