@@ -6,6 +6,7 @@ B rows, S tokens of this rank's sequence shard, R rows of all micro-batches, T t
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +24,22 @@ from training.entrodrop.mask import masked_contexts
 from training.entropy_cache import EntropyCache
 
 
-class EntropySource:
+class EntropySource(ABC):
     """Gives the entropies of a step's tokens before its forward pass."""
 
+    @abstractmethod
     def of_step(self, batches: list[MicroBatch]) -> Tensor:
         """fp32 `[R, S + 1]`: each shard's tokens and the one behind it, in nats.
 
         +inf at tokens that are no target or have no value; those never drop.
         """
-        raise NotImplementedError
 
-    def observe(
+    def observe(  # noqa: B027  (only a cache has something to note)
         self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor, input_drops_BS: Tensor | None
     ) -> None:
         """Take note of what the training forward of a micro-batch measured."""
 
-    def end_step(self, stream: SampleStream, step: int) -> None:
+    def end_step(self, stream: SampleStream, step: int) -> None:  # noqa: B027
         """Keep what was noted. Every rank calls it in every step, before the next one begins."""
 
 
@@ -49,6 +50,7 @@ class KeptEntropies(EntropySource):
         self._pack = pack
         self._layout = layout
 
+    @abstractmethod
     def rows(self, samples: tuple[int, ...], *, first: int, count: int) -> NDArray[np.float32]:
         """`[rows, count]` of the samples' tokens from `first` on; NaN where there is no value.
 
@@ -56,7 +58,6 @@ class KeptEntropies(EntropySource):
             samples: numbers in the pack; -1 is a row without values.
             first, count: may reach one beyond the sample's end.
         """
-        raise NotImplementedError
 
     def of_step(self, batches: list[MicroBatch]) -> Tensor:
         return torch.cat([self._of_batch(batch) for batch in batches])

@@ -21,11 +21,9 @@ def visits_digest(batches: list[MicroBatch], stream: SampleStream, step: int) ->
     digest_E = torch.zeros(len(epochs), dtype=torch.int64)
     if stream.layout.sp_rank == 0:
         for batch in batches:
-            for sample, visit, epoch in zip(
-                batch.sample_ids, batch.visits, batch.epochs, strict=True
-            ):
+            hashed_B = token_keys(torch.tensor(batch.visits), seed=0, stream=PROOF_STREAM)
+            for sample, epoch, hashed in zip(batch.sample_ids, batch.epochs, hashed_B, strict=True):
                 if sample >= 0:
-                    hashed = token_keys(torch.tensor(visit), seed=0, stream=PROOF_STREAM)
                     digest_E[epoch - epochs.start] += hashed  # wraps around
     return digest_E
 

@@ -156,6 +156,8 @@ def _one_step(
     keeper = memory.lagged or memory.corpus
     finished, carried = finish_epochs(progress.epoch_digest, done.digests, stream, progress.step)
     is_lost = done.bad is not None and done.bad.action != "report"
+    # Steps that a rollback does again were good before: they do not break a row of bad ones.
+    is_repeated = progress.step <= max(progress.left_out, default=-1)
     progress = replace(
         progress,
         step=progress.step + 1,
@@ -164,7 +166,7 @@ def _one_step(
         epoch_digest=carried,
         recent_losses=memory.guard.losses,
         recent_grad_norms=memory.guard.grad_norms,
-        num_bad_in_row=progress.num_bad_in_row + 1 if is_lost else 0,
+        num_bad_in_row=(progress.num_bad_in_row + is_lost if is_lost or is_repeated else 0),
     )
     speed = {"tokens_per_second": done.num_tokens / seconds, "seconds": seconds}
     position = _position(run.plan, progress)

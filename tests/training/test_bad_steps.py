@@ -20,8 +20,12 @@ BASE: dict[str, Any] = {
 }
 
 
-def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool) -> None:
-    """As if one sample of a step had a loss times `factor`; `once`: not when it is run again."""
+def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool, lasting: bool) -> None:
+    """As if one sample of a step had a loss times `factor`; `once`: not when it is run again.
+
+    Args:
+        lasting: in every later step too.
+    """
     import training.step as module
     from training.loop import train
 
@@ -38,7 +42,8 @@ def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool) -> None:
         recipe: Any, engine: Any, batch: Any, dropout: Any, lagged: Any, micro_step: int
     ) -> Any:
         done = forward(recipe, engine, batch, dropout, lagged, micro_step)
-        is_here = seen["step"] == BAD_STEP and micro_step == 0 and engine.layout.dp_rank == 1
+        is_bad = seen["step"] == BAD_STEP or (lasting and seen["step"] > BAD_STEP)
+        is_here = is_bad and micro_step == 0 and engine.layout.dp_rank == 1
         seen["calls"] += 1
         if not is_here or (once and seen["calls"] > engine.num_micro_steps):
             return done
@@ -54,14 +59,21 @@ def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool) -> None:
     train(recipe)
 
 
-def run_of(corpus: Path, run_dir: Path, factor: float, once: bool = False, **changes: Any) -> Any:
+def run_of(
+    corpus: Path,
+    run_dir: Path,
+    factor: float,
+    once: bool = False,
+    lasting: bool = False,
+    **changes: Any,
+) -> Any:
     recipe = recipe_of(corpus, run_dir, **BASE, **changes)
-    run_ranks(train_with_fault, recipe, factor, once, world_size=2)
+    run_ranks(train_with_fault, recipe, factor, once, lasting, world_size=2)
     return metrics(run_dir, "step"), metrics(run_dir, "bad_step")
 
 
-def train_with_fault(recipe: Recipe, factor: float, once: bool) -> None:
-    train_with_bad_batch(recipe, factor, once=once)
+def train_with_fault(recipe: Recipe, factor: float, once: bool, lasting: bool) -> None:
+    train_with_bad_batch(recipe, factor, once=once, lasting=lasting)
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
@@ -94,6 +106,14 @@ def test_a_rollback_leaves_the_batch_out_and_nothing_else(small_corpus, tmp_path
     assert [row["step"] for row in steps] == list(range(1, 9))
     assert [row["updated"] for row in steps] == [number != BAD_STEP for number in range(8)]
     assert [row["loss"] for row in steps] == [row["loss"] for row in skipped]
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+def test_a_fault_that_stays_ends_the_run(small_corpus, tmp_path, action):
+    """Also when good steps are done again between two bad ones: else it would go on for ever."""
+    changes = {"guard__on_not_finite": action, "guard__max_bad_steps": 2, "train__max_steps": 12}
+    with pytest.raises(AssertionError, match="more than 2 bad in a row"):
+        run_of(small_corpus, tmp_path / "run", float("nan"), lasting=True, **changes)
 
 
 def test_a_run_may_stop_at_the_first_one(small_corpus, tmp_path):

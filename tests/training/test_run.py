@@ -17,50 +17,17 @@ import torch
 from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import run_ranks
-from tests.training.layouts import tiny_recipe
+from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
 from training.checkpoint_marker import newest_complete
 from training.config import Recipe
 from training.recipe_file import dump_recipe
 
 ROOT = Path(__file__).parents[2]
-SEQUENCE_TOKENS = 64
 
 
 def recipe_of(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
-    return tiny_recipe(
-        **{
-            "run_dir": str(run_dir),
-            "data": {"corpus": str(corpus), "sequence_tokens": SEQUENCE_TOKENS},
-            "model__config__vocab_size": 512,
-            "train": {
-                "global_batch_tokens": 8 * SEQUENCE_TOKENS,
-                "max_steps": 8,
-                "sequence_parallel_size": 2,
-                "micro_batch_samples": 4,
-            },
-            "schedule": {"kind": "cosine", "warmup_frac": 0.25},
-            "dropout__curriculum": {"kind": "linear"},
-            "evaluation": {"every_steps": 3, "max_samples": 6},
-            "checkpoint__every_steps": 3,
-            **changes,
-        }
-    )
-
-
-def train_on_rank(recipe: Recipe) -> None:
-    from training.loop import train
-
-    train(recipe)
-
-
-def metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timeless = ("seconds", "tokens_per_second")
-    return [
-        {key: value for key, value in row.items() if key not in timeless}
-        for row in rows
-        if row["kind"] == kind
-    ]
+    """The short run, saved every third step."""
+    return short_recipe(corpus, run_dir, **{"checkpoint__every_steps": 3, **changes})
 
 
 @pytest.fixture(scope="module")
