@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_checkpoint --hidden 512 --layers 8
 
-Both save the same engine in turn, into a folder that is emptied before. Ours writes the same files,
-flushes them to disk, hashes each, and publishes them by a rename; DeepSpeed's leaves them to the
-page cache. `--folder` should lie on the disk that runs are kept on.
+Each saves the same engine in turn, into a folder that is emptied before. Ours write the same files,
+flush them to disk, hash each, and publish them by a rename; DeepSpeed's leaves them to the page
+cache. In the background ours copies them to memory first, and a thread writes them while training
+goes on. `--folder` should lie on the disk that runs are kept on.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import torch.distributed as dist
 from benchmarks.machine import describe_machine
 from tests.distributed import run_ranks
 from tests.training.layouts import UnevenPack, make_source, tiny_recipe
-from training.checkpoint import Progress, save_checkpoint
+from training.checkpoint_save import CheckpointSave
 from training.data import SampleStream
 from training.dist import init_layout
 from training.engine import build_engine
 from training.model import resolve_model_config
+from training.progress import Progress
 from training.step import train_step
 
 
@@ -59,22 +61,41 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         engine.ds.checkpoint_engine = plain_engine
         engine.ds.save_checkpoint(str(folder / "plain"), tag="zero3")
 
-    def ours() -> None:
-        save_checkpoint(
+    def ours(name: str, *, in_background: bool) -> CheckpointSave:
+        return CheckpointSave(
             engine,
-            folder / "ours",
+            folder / name,
             progress=Progress(step=1, tokens=0),
             identity={},
-            settings=recipe.checkpoint,
+            in_background=in_background,
         )
 
-    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    def foreground() -> None:
+        ours("foreground", in_background=False).publish(recipe.checkpoint)
+
+    def background() -> None:
+        """The two times for which steps have to wait; not the writing between them."""
+        nonlocal written_beside
+        under_way = ours("background", in_background=True)
+        paused = time.perf_counter()
+        while not under_way.is_written:
+            time.sleep(0.001)
+        dist.barrier()
+        written_beside = time.perf_counter() - paused
+        under_way.publish(recipe.checkpoint)
+
+    written_beside = 0.0
+    saves = {"plain": plain, "foreground": foreground, "background": background}
+    seconds: dict[str, list[float]] = {name: [] for name in saves}
+    beside: list[float] = []
     num_bytes: dict[str, int] = {}
     for number in range(options.rounds + 1):
-        for name, save in (("plain", plain), ("ours", ours)):
-            took = timed(save)
+        for name, save in saves.items():
+            written_beside = 0.0
+            took = timed(save) - written_beside
             if number:  # the first round warms up
                 seconds[name].append(took)
+                beside += [written_beside] * (name == "background")
             num_bytes[name] = sum(
                 path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()
             )
@@ -82,7 +103,12 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             if layout.is_main:
                 shutil.rmtree(folder / name)
             dist.barrier()
-    return {"seconds": seconds, "bytes": num_bytes, "parameters": engine.num_parameters}
+    return {
+        "seconds": seconds,
+        "beside": statistics.median(beside),
+        "bytes": num_bytes,
+        "parameters": engine.num_parameters,
+    }
 
 
 def timed(save: Callable[[], None]) -> float:
@@ -122,6 +148,9 @@ def main() -> None:
             f"| {name} | {middle:.2f} | {min(seconds):.2f} {max(seconds):.2f} "
             f"| {middle / base:.2f} | {size:.1f} | {size / middle:.0f} |"
         )
+    print(
+        f"\nIn the background, {found['beside']:.2f} s of writing beside the steps are not counted."
+    )
 
 
 if __name__ == "__main__":

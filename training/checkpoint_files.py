@@ -7,17 +7,22 @@ import hashlib
 import io
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
+ENGINE_TAG = "zero3"
+"""Folder of DeepSpeed's own files within a checkpoint."""
+CACHE_FILE = "entropy_cache.f16"
 _NEEDED_CLASSES = (LossScaler, ZeroStageEnum)
 """All that DeepSpeed's files hold beside tensors and plain Python values."""
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -39,17 +44,27 @@ class CheckpointFiles(CheckpointEngine):
     waiting in its barrier. What failed is kept, for all ranks to compare afterwards.
     """
 
-    def __init__(self, folder: Path, *, loaded: Mapping[Path, Any] | None = None) -> None:
-        """`folder` is the checkpoint; `loaded` holds contents by path, each handed out once."""
+    def __init__(
+        self, folder: Path, *, loaded: Mapping[Path, Any] | None = None, defers: bool = False
+    ) -> None:
+        """Of one save or load.
+
+        Args:
+            folder: the checkpoint.
+            loaded: contents by path, each handed out once.
+            defers: `save` keeps a copy of the file's bytes in memory, for `write_deferred`.
+        """
         super().__init__()
         self.folder = folder
         self.records: dict[str, FileRecord] = {}
         """Of the files that this rank wrote, by their name within the folder."""
         self.errors: list[str] = []
         self.is_disk_full = False
-        self.num_bytes = 0
-        """Of all files that were to be written, also where the disk had no room for them."""
+        self.sizes: dict[str, int] = {}
+        """Bytes of all files that were to be written, also where the disk had no room for them."""
         self._loaded = dict(loaded or {})
+        self._defers = defers
+        self._deferred: deque[tuple[str, list[bytes]]] = deque()
 
     def create(self, info: Any) -> None:
         """Nothing to prepare."""
@@ -63,16 +78,33 @@ class CheckpointFiles(CheckpointEngine):
             Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def save(self, state_dict: Any, path: str | Path) -> None:
-        """Write, flush to disk and record one file."""
+        """Write, flush to disk and record one file, or keep its bytes until later."""
+        if not self._defers:
+            self._write(str(path), lambda file: torch.save(state_dict, file))
+            return
+        with self.noting_errors(path):
+            memory = _MemorySink()
+            with io.BufferedWriter(memory, buffer_size=_PIECE_BYTES) as file:
+                torch.save(state_dict, file)
+            self.sizes[str(path)] = sum(map(len, memory.pieces))
+            self._deferred.append((str(path), memory.pieces))
+
+    def write_deferred(self) -> None:
+        """Write what was kept; without torch, so a thread may do it while training goes on."""
+        while self._deferred:
+            path, pieces = self._deferred.popleft()
+            self._write(path, partial(_write_pieces, pieces))
+
+    def _write(self, path: str, fill: Callable[[IO[bytes]], object]) -> None:
         with self.noting_errors(path):
             sink = _HashingSink(path)
             try:
                 with io.BufferedWriter(sink, buffer_size=_PIECE_BYTES) as file:
-                    torch.save(state_dict, file)
+                    fill(cast(IO[bytes], file))
                     file.flush()
                     sink.make_durable()
             finally:
-                self.num_bytes += sink.num_bytes
+                self.sizes[path] = sink.num_bytes
             name = Path(path).relative_to(self.folder).as_posix()
             self.records[name] = FileRecord(sink.num_bytes, sink.sha256.hexdigest())
 
@@ -91,6 +123,25 @@ class CheckpointFiles(CheckpointEngine):
                 reason = error.strerror or reason
                 self.is_disk_full |= error.errno in (errno.ENOSPC, errno.EDQUOT)
             self.errors.append(f"{path}: {reason}")
+
+
+def _write_pieces(pieces: list[bytes], file: IO[bytes]) -> None:
+    file.writelines(pieces)
+
+
+class _MemorySink(io.RawIOBase):
+    """Keeps what is written in pieces, which do not have to be moved as it grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.pieces.append(bytes(content))
+        return len(self.pieces[-1])
 
 
 class _HashingSink(io.RawIOBase):

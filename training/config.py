@@ -223,6 +223,9 @@ class Checkpoint:
     """How many of the best stay too, by the held-out loss of the newest evaluation before each."""
     keep_every_steps: Positive | None = None
     """Those of steps that this divides stay too."""
+    in_background: bool = True
+    """Training goes on while a save is written, from a copy in memory: of each process's share of
+    weights and optimizer. The last save of a run is always waited for."""
     on_failure: Literal["stop", "go_on"] = "stop"
     """When a save fails, for example on a full disk; older ones are kept either way. go_on says so
     on stderr and tries again at the next save; the last save of a run must succeed."""

@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import open_corpus
-from training.checkpoint import ENGINE_TAG
-from training.checkpoint_files import only_data, record_file
+from training.checkpoint_files import ENGINE_TAG, only_data, record_file
 from training.checkpoint_marker import (
     damage,
     newest_complete,

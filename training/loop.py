@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from data_prep.shards import Mixture, describe, open_corpus
-from training.checkpoint import Progress, load_checkpoint
+from training.checkpoint_load import load_checkpoint
 from training.checkpoint_marker import newest_verified, read_marker
 from training.config import Recipe
 from training.dist import init_layout, raise_together
@@ -22,11 +22,13 @@ from training.evaluation import heldout_stream
 from training.metrics import MetricsWriter
 from training.model import check_heads, resolve_model_config, warn_of_remote_code
 from training.plan import choose_mixture, derive_plan
+from training.progress import Progress
 from training.recipe_file import dump_recipe
 from training.relayout import is_of_other_ranks
 from training.run_identity import run_identity
 from training.run_state import RunRecord
 from training.run_steps import Run, run_steps
+from training.saver import Saver
 from training.stopping import StopRequests
 from training.token_dropout import check_mask_token
 from training.watchdog import Watchdog
@@ -116,6 +118,14 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
                 identity=identity,
                 record=record,
                 requests=requests,
+                saver=Saver(
+                    engine,
+                    run_dir / "checkpoints",
+                    identity=identity,
+                    settings=recipe.checkpoint,
+                    cache=cache,
+                    record=record,
+                ),
             )
             run_steps(run, progress)
             dist.barrier()

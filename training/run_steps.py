@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from data_prep.shards import Mixture, PackIndex
 from training.bad_step import BadStepReport
-from training.checkpoint import Progress, SaveFailed, load_checkpoint, save_checkpoint
+from training.checkpoint_load import load_checkpoint
 from training.checkpoint_marker import newest_verified
 from training.config import Recipe
 from training.corpus_threshold import CorpusThreshold, corpus_threshold
@@ -24,9 +23,11 @@ from training.lagged_dropout import LaggedDropout, lagged_dropout
 from training.loss_guard import LossGuard
 from training.metrics import MetricsWriter
 from training.plan import Plan
+from training.progress import Progress
 from training.rank_report import RankMeter
 from training.run_state import RunRecord
 from training.sample_order import SampleOrder
+from training.saver import Saver
 from training.step import train_step
 from training.stopping import StopRequests
 
@@ -46,10 +47,7 @@ class Run:
     identity: dict[str, Any]
     record: RunRecord
     requests: StopRequests
-
-    @property
-    def checkpoints(self) -> Path:
-        return Path(self.recipe.run_dir) / "checkpoints"
+    saver: Saver
 
 
 @dataclass(frozen=True)
@@ -113,23 +111,26 @@ def run_steps(run: Run, progress: Progress) -> None:
     while progress.step < last_step and not stop:
         progress, bad = _one_step(run, stream, memory, progress)
         if bad:
+            run.saver.finish()
             told = _describe(run, bad, progress)
             if bad.action == "rollback":
                 progress = _roll_back(run, progress)
                 memory = _Memory.at(run, progress)
             run.metrics.log_bad_step({"step": progress.step} | told)
         run.engine.watchdog.enter("agreement")
+        run.saver.publish_when_written()
         stop = run.requests.agreed()
         is_last = progress.step == last_step
         if stop:  # before a due evaluation: who asks may not wait longer than for the save
-            _save(run, progress, must_succeed=True)
+            run.saver.save_last(progress)
             run.record.stopped(progress.step, stop)
             run.requests.remove_stop_file()
         if bands and evaluate_every and (is_last or progress.step % evaluate_every == 0):
             progress = _evaluate(run, heldout, bands, progress)
-        is_due = is_last or (save_every and progress.step % save_every == 0)
-        if is_due and not stop:
-            _save(run, progress, must_succeed=is_last)
+        if is_last and not stop:
+            run.saver.save_last(progress)
+        elif save_every and progress.step % save_every == 0 and not stop:
+            run.saver.save(progress)
     if progress.step == plan.total_steps:
         run.record.complete()
     elif not stop:
@@ -221,7 +222,7 @@ def _roll_back(run: Run, progress: Progress) -> Progress:
     Without a checkpoint the step has been skipped, and that is all.
     """
     bad_step = progress.step - 1
-    newest = newest_verified(run.checkpoints, run.engine.layout)
+    newest = newest_verified(run.saver.folder, run.engine.layout)
     if newest is None:
         return progress
     run.engine.watchdog.enter("load", slow=True)
@@ -232,29 +233,6 @@ def _roll_back(run: Run, progress: Progress) -> Progress:
         left_out=(*dict.fromkeys((*loaded.left_out, *progress.left_out, bad_step)),),
         num_bad_in_row=progress.num_bad_in_row,
     )
-
-
-def _save(run: Run, progress: Progress, *, must_succeed: bool) -> None:
-    """Save; a failure is told, and ends the run only where no later save would make up for it."""
-    run.engine.watchdog.enter("save", slow=True)
-    try:
-        save_checkpoint(
-            run.engine,
-            run.checkpoints,
-            progress=progress,
-            identity=run.identity,
-            settings=run.recipe.checkpoint,
-            cache=run.cache,
-        )
-    except SaveFailed as error:
-        if must_succeed or run.recipe.checkpoint.on_failure == "stop":
-            raise
-        if run.engine.layout.is_main:
-            print(
-                f"{error}\nTraining goes on; the next save is tried.", file=sys.stderr, flush=True
-            )
-        return
-    run.record.saved(progress.step)
 
 
 def _evaluate(run: Run, heldout: SampleStream, bands: Bands, progress: Progress) -> Progress:

@@ -35,9 +35,10 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import PRELOADED
 from tests.training.layouts import tiny_recipe
-from training import loop, run_steps
+from training import loop
 from training.checkpoint_files import read_state
 from training.checkpoint_marker import newest_complete, read_marker
+from training.checkpoint_save import CheckpointSave
 from training.config import Recipe
 
 RANKS = (0, 1)
@@ -57,11 +58,13 @@ class Point:
 
     rank: int
     number: int
-    name: str
 
 
 class EventCounter:
     """Counts events while a save is under way, notes them, and dies at one that was chosen.
+
+    Of a save in the background, those of its thread and of the steps beside it are counted
+    together, in the order in which they happen, which differs a little from run to run.
 
     An event is the moment before a call, which is that after the one before it, the moment in the
     middle of a write, and the end.
@@ -73,6 +76,7 @@ class EventCounter:
         self._die_at = die_at
         self._count = 0
         self._is_armed = False
+        self._lock = threading.Lock()
 
     def install(self) -> None:
         for module, names in _CALLS.items():
@@ -80,26 +84,32 @@ class EventCounter:
                 setattr(module, name, self._around(getattr(module, name), name))
         os.write = self._halved(os.write, "write")
         os.pwrite = self._halved(os.pwrite, "pwrite")
-        save = run_steps.save_checkpoint
+        begin, publish = CheckpointSave.__init__, CheckpointSave.publish
 
-        def armed_save(*arguments: Any, **keywords: Any) -> Path:
+        def armed_begin(save: CheckpointSave, *arguments: Any, **keywords: Any) -> None:
             self._is_armed = keywords["progress"].step == KILLED_SAVE
-            try:
-                result = save(*arguments, **keywords)
-                self.event("end of the save")
-                return result
-            finally:
-                self._is_armed = False
+            begin(save, *arguments, **keywords)
 
-        run_steps.save_checkpoint = armed_save
+        def disarming_publish(*arguments: Any, **keywords: Any) -> Path:
+            result = publish(*arguments, **keywords)
+            self.event("end of the save")
+            self._is_armed = False
+            return result
+
+        CheckpointSave.__init__ = armed_begin  # type: ignore[method-assign]
+        CheckpointSave.publish = disarming_publish  # type: ignore[method-assign]
 
     def event(self, name: str) -> None:
-        if not self._is_armed or threading.current_thread() is not threading.main_thread():
+        if not self._is_armed or threading.current_thread().name not in (
+            "MainThread",
+            "checkpoint",
+        ):
             return
-        self._count += 1
-        self._write(self._notes, f"{name}\n".encode())
-        if self._count == self._die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self._lock:
+            self._count += 1
+            self._write(self._notes, f"{name}\n".encode())
+            if self._count == self._die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def _around(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
@@ -136,8 +146,10 @@ def _target(arguments: tuple[Any, ...]) -> str:
 class Driver:
     """Runs trials in ranks that are forked from here, where everything is imported already."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, in_background: bool) -> None:
         self._folder = folder
+        # a run's last save is never in the background
+        self._killed_at_last = LAST_STEP if in_background else KILLED_SAVE
         corpus = _build_corpus(folder)
         self._recipe = tiny_recipe(
             run_dir=str(folder / "reference"),
@@ -152,7 +164,11 @@ class Driver:
             model__config__vocab_size=300,
             entropy={"source": "cache"},
             evaluation={"every_steps": 2, "max_samples": 6},
-            checkpoint={"every_steps": FIRST_SAVE, "keep_last": 1},
+            checkpoint={
+                "every_steps": FIRST_SAVE,
+                "keep_last": 1,
+                "in_background": in_background,
+            },
         )
 
     def prepare(self) -> None:
@@ -168,18 +184,18 @@ class Driver:
         recipe = self._copy_of_base("traced")
         assert self._start(recipe, noting=True) == [0, 0], self.last_words()
         return [
-            Point(rank, number, name)
-            for rank in RANKS
-            for number, name in enumerate(self._noted(rank), start=1)
+            Point(rank, number) for rank in RANKS for number in range(1, len(self._noted(rank)) + 1)
         ]
 
     def kill_at(self, point: Point) -> dict[str, Any]:
         recipe = self._copy_of_base("killed")
         codes = self._start(recipe, noting=True, point=point)
-        died = codes[point.rank] == -signal.SIGKILL and len(self._noted(point.rank)) == point.number
+        noted = self._noted(point.rank)
+        died = codes[point.rank] == -signal.SIGKILL and len(noted) == point.number
         result = self._go_on(recipe)
         result["exact"] &= result["from_step"] in (FIRST_SAVE, KILLED_SAVE)  # nothing was lost
-        return {"rank": point.rank, "event": point.name, "died": died, **result}
+        event = noted[-1] if noted else None
+        return {"rank": point.rank, "event": event, "died": died, **result}
 
     def kill_at_random(self, rng: random.Random) -> dict[str, Any]:
         """Between the first row of the metrics and about the end: in steps, evaluations, saves."""
@@ -224,7 +240,7 @@ class Driver:
         return replace(self._recipe, run_dir=str(self._folder / name), train=train)
 
     def _copy_of_base(self, name: str) -> Recipe:
-        recipe = self._recipe_in(name, stop_after_steps=KILLED_SAVE)
+        recipe = self._recipe_in(name, stop_after_steps=self._killed_at_last)
         shutil.rmtree(recipe.run_dir, ignore_errors=True)
         shutil.copytree(self._folder / "base", recipe.run_dir)
         return recipe
@@ -360,11 +376,12 @@ def main() -> int:
     parser.add_argument("--points", help="all, or how many of them, spread evenly")
     parser.add_argument("--random", type=int, default=0, help="how many kills at random moments")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--foreground", action="store_true", help="saves that steps wait for")
     arguments = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as name:
-        driver = Driver(Path(name))
+        driver = Driver(Path(name), in_background=not arguments.foreground)
         driver.prepare()
         results = []
         if arguments.points:

@@ -213,30 +213,48 @@ FAULTS = {2: ("write", 1), 3: ("fsync", 0), 4: ("pwrite", 1), 5: ("rename", 0), 
 
 def train_with_faults(recipe: Recipe) -> str:
     """What rank 0 says on stderr; the calls of `FAULTS` fail as on a full disk."""
-    from training import run_steps
+    from training.checkpoint_save import CheckpointSave
 
-    save = run_steps.save_checkpoint
+    begin, publish = CheckpointSave.__init__, CheckpointSave.publish
+    patch = pytest.MonkeyPatch()
 
-    def save_with_a_fault(*arguments: Any, **keywords: Any) -> Path:
+    def begin_with_a_fault(save: CheckpointSave, *arguments: Any, **keywords: Any) -> None:
         name, rank = FAULTS.get(keywords["progress"].step, ("", None))
-        if rank != int(os.environ["RANK"]):
-            return save(*arguments, **keywords)
-        with pytest.MonkeyPatch.context() as patch:
+        if rank == int(os.environ["RANK"]):
             patch.setattr(os, name, refuse_as_full)
-            return save(*arguments, **keywords)
+        with undone_if_it_fails(patch):
+            begin(save, *arguments, **keywords)
 
-    run_steps.save_checkpoint = save_with_a_fault
+    def publish_and_mend(*arguments: Any) -> Path:
+        try:
+            return publish(*arguments)
+        finally:
+            patch.undo()
+
+    CheckpointSave.__init__ = begin_with_a_fault  # type: ignore[method-assign]
+    CheckpointSave.publish = publish_and_mend  # type: ignore[method-assign]
     with contextlib.redirect_stderr(io.StringIO()) as told:
         train_on_rank(recipe)
     return told.getvalue()
+
+
+@contextlib.contextmanager
+def undone_if_it_fails(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        patch.undo()
+        raise
 
 
 def refuse_as_full(*_arguments: Any, **_keywords: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_training_goes_on_over_saves_that_fail(finished, small_corpus, tmp_path):
+@pytest.mark.parametrize("in_background", [True, False])
+def test_training_goes_on_over_saves_that_fail(finished, small_corpus, tmp_path, in_background):
     checkpoint = {"every_steps": 1, "keep_last": 9, "on_failure": "go_on"}
+    checkpoint |= {"in_background": in_background}
     recipe = recipe_of(small_corpus, tmp_path / "run", **CHANGES, checkpoint=checkpoint)
     told, told_by_other = run_ranks(train_with_faults, recipe, world_size=2)
     for step, (_, rank) in FAULTS.items():

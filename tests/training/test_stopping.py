@@ -35,11 +35,11 @@ def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> dict[str, Any]:
     """Train; one rank is asked to stop behind the first of the two micro-steps of a step."""
     import training.loop
-    import training.run_steps
+    from training.checkpoint_save import CheckpointSave
     from training.engine import Engine
 
     num_backwards, saved = 0, []
-    backward, save = Engine.backward_and_step, training.run_steps.save_checkpoint
+    backward, save = Engine.backward_and_step, CheckpointSave.publish
 
     def backward_and_ask(engine: Engine, *args: Any, **options: Any) -> float | None:
         nonlocal num_backwards
@@ -52,12 +52,12 @@ def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> di
                 os.kill(os.getpid(), signal.Signals[ask])
         return done
 
-    def save_and_note(*args: Any, progress: Any, **options: Any) -> Path:
-        saved.append(progress.step)
-        return save(*args, progress=progress, **options)
+    def save_and_note(under_way: CheckpointSave, *args: Any) -> Path:
+        saved.append(under_way.progress.step)
+        return save(under_way, *args)
 
     Engine.backward_and_step = backward_and_ask  # type: ignore[method-assign]
-    training.run_steps.save_checkpoint = save_and_note
+    CheckpointSave.publish = save_and_note  # type: ignore[method-assign]
     handlers = [signal.getsignal(number) for number in signal_numbers()]
     training.loop.train(recipe)
     restored = [signal.getsignal(number) for number in signal_numbers()] == handlers

@@ -1,0 +1,117 @@
+"""A checkpoint brought back, exactly, and without running any code that its files may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint_files import (
+    CACHE_FILE,
+    ENGINE_TAG,
+    CheckpointFiles,
+    only_data,
+    read_state,
+)
+from training.checkpoint_marker import read_marker
+from training.dist import Layout, raise_together
+from training.engine import Engine
+from training.entropy_cache import EntropyCache
+from training.progress import Progress
+from training.random_state import random_state_path, set_random_state
+from training.relayout import is_of_other_ranks, load_universal, universal_copy
+from training.run_identity import refuse_differences
+from training.token_dropout import KeptThreshold
+
+
+def load_checkpoint(
+    engine: Engine,
+    checkpoint: Path,
+    *,
+    identity: dict[str, Any],
+    accepted: Collection[str] = (),
+    cache: EntropyCache | None = None,
+) -> Progress:
+    """Bring weights, optimizer, random state and the run's entropies back.
+
+    Exactly on the same number of ranks; within rounding of the losses on another (`relayout`), for
+    which the engine was built with `loads_universal`.
+
+    Args:
+        accepted: dotted names of what may differ all the same.
+
+    Raises:
+        ValueError: when the run's identity has changed, with the differences, or when a file
+            holds anything but data.
+    """
+    marker = read_marker(checkpoint)
+    refuse_differences(checkpoint, marker["identity"], identity, accepted=accepted)
+    if is_of_other_ranks(marker, engine.layout):
+        _load_relaid(engine, checkpoint)
+    else:
+        _load_engine(engine, checkpoint)
+    if cache is not None:
+        raise_together(_copy_cache(cache.load, checkpoint / CACHE_FILE, engine.layout))
+    threshold = marker["threshold"]
+    return Progress(
+        step=marker["step"],
+        tokens=marker["tokens"],
+        threshold=KeptThreshold(**threshold) if threshold else None,
+        heldout_loss=marker["heldout_loss"],
+        epoch_digest=marker["epoch_digest"],
+        recent_losses=tuple(marker["recent_losses"]),
+        recent_grad_norms=tuple(marker["recent_grad_norms"]),
+        left_out=tuple(marker["left_out"]),
+        num_bad_in_row=marker["num_bad_in_row"],
+    )
+
+
+def _load_engine(engine: Engine, checkpoint: Path) -> None:
+    """Each rank's files are read before DeepSpeed asks for them, so none fails in its midst."""
+    rank = engine.layout.rank
+    own_files = (checkpoint / ENGINE_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")
+    read = _read_together([*own_files, random_state_path(checkpoint, rank)])
+    engine.ds.checkpoint_engine = CheckpointFiles(checkpoint, loaded=read)
+    found, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
+    raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
+    set_random_state(read[random_state_path(checkpoint, rank)])
+
+
+def _read_together(paths: list[Path], *, keeps: bool = True) -> dict[Path, Any]:
+    """Contents by path, or nothing when they are read only to be sure that they hold no code."""
+    read: dict[Path, Any] = {}
+    error = None
+    try:
+        for path in paths:
+            state = read_state(path)
+            if keeps:
+                read[path] = state
+    except ValueError as refused:
+        error = str(refused)
+    raise_together(error)
+    return read
+
+
+def _load_relaid(engine: Engine, checkpoint: Path) -> None:
+    """DeepSpeed's files, put together for another number of ranks.
+
+    The random states of the ranks are left aside: no number of the run is drawn from them.
+    """
+    layout = engine.layout
+    every_file = sorted((checkpoint / ENGINE_TAG).glob("*.pt"))
+    # the converter is a process of its own, in which DeepSpeed loads whatever there is
+    _read_together(every_file[layout.rank :: layout.world_size], keeps=False)
+    with (
+        universal_copy(checkpoint / ENGINE_TAG, checkpoint.parent, layout=layout) as copy,
+        only_data(copy),
+    ):
+        found = load_universal(engine.ds, copy, tag=ENGINE_TAG)
+        raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
+
+
+def _copy_cache(copy: Callable[..., None], path: Path, layout: Layout) -> str | None:
+    try:
+        copy(path, rank=layout.rank, world_size=layout.world_size)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return None

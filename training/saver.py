@@ -1,0 +1,105 @@
+"""When a run's checkpoints are written: at once, or beside the steps that follow."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from training.checkpoint_save import CheckpointSave, SaveFailed
+from training.config import Checkpoint
+from training.engine import Engine
+from training.entropy_cache import EntropyCache
+from training.progress import Progress
+from training.run_state import RunRecord
+
+
+class Saver:
+    """At most one save is under way. Every method is called by all ranks at the same step."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        *,
+        identity: dict[str, Any],
+        settings: Checkpoint,
+        cache: EntropyCache | None,
+        record: RunRecord,
+    ) -> None:
+        """Save into `folder`; for the others see `CheckpointSave` and `RunRecord.saved`."""
+        self.folder = folder
+        self._engine, self._identity, self._settings = engine, identity, settings
+        self._cache, self._record = cache, record
+        self._under_way: CheckpointSave | None = None
+
+    def save(self, progress: Progress) -> None:
+        """Save one of many: in the background, if the recipe says so.
+
+        Raises:
+            SaveFailed: for this save or the one before, where the recipe wants the run to end.
+        """
+        self.finish()
+        with self._telling_failures():
+            self._under_way = self._begin(progress, in_background=self._settings.in_background)
+            if not self._settings.in_background:
+                self._publish()
+
+    def save_last(self, progress: Progress) -> None:
+        """Save and wait for it; nothing comes later that would make up for a failure.
+
+        Raises:
+            SaveFailed: whatever the recipe says.
+        """
+        self.finish()
+        self._under_way = self._begin(progress, in_background=False)
+        self._publish()
+
+    def publish_when_written(self) -> None:
+        """Finish the save under way if no rank is still writing; one all-reduce of a number."""
+        if self._under_way is None:
+            return
+        num_writing = torch.tensor(
+            [0 if self._under_way.is_written else 1], device=self._engine.layout.device
+        )
+        dist.all_reduce(num_writing)
+        if int(num_writing) == 0:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save under way, if there is one."""
+        if self._under_way is not None:
+            with self._telling_failures():
+                self._publish()
+
+    def _begin(self, progress: Progress, *, in_background: bool) -> CheckpointSave:
+        self._engine.watchdog.enter("save", slow=True)
+        return CheckpointSave(
+            self._engine,
+            self.folder,
+            progress=progress,
+            identity=self._identity,
+            cache=self._cache,
+            in_background=in_background,
+        )
+
+    def _publish(self) -> None:
+        save, self._under_way = self._under_way, None
+        assert save is not None
+        save.publish(self._settings)
+        self._record.saved(save.progress.step)
+
+    @contextmanager
+    def _telling_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except SaveFailed as error:
+            if self._settings.on_failure == "stop":
+                raise
+            if self._engine.layout.is_main:
+                print(f"{error}\nTraining goes on; the next save is tried.", file=sys.stderr)
