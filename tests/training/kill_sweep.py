@@ -9,18 +9,15 @@ One line of JSON a trial, and at the end how many ended with the same numbers, b
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,21 +26,22 @@ os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
 
 import deepspeed
 import torch
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
-from data_prep.build import BuildOptions, build
-from data_prep.packing.pack import pack
-from tests.distributed import PRELOADED
+from tests.training.forked_runs import (
+    RANKS,
+    SEQUENCE_TOKENS,
+    Disturbance,
+    ForkedRanks,
+    build_corpus,
+    checkpoint_content,
+    timeless_rows,
+)
 from tests.training.layouts import tiny_recipe
-from training import loop
-from training.checkpoint_files import read_state
 from training.checkpoint_marker import newest_complete, read_marker
 from training.checkpoint_save import CheckpointSave
 from training.config import Recipe
 
-RANKS = (0, 1)
 FIRST_SAVE, KILLED_SAVE, LAST_STEP = 2, 4, 6
-SEQUENCE_TOKENS = 32
 _CALLS = {
     os: ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"),
     torch.distributed: ("barrier", "all_gather_object", "broadcast_object_list"),
@@ -144,13 +142,13 @@ def _target(arguments: tuple[Any, ...]) -> str:
 
 
 class Driver:
-    """Runs trials in ranks that are forked from here, where everything is imported already."""
+    """Runs trials and compares each with the run that nothing disturbed."""
 
     def __init__(self, folder: Path, *, in_background: bool) -> None:
-        self._folder = folder
+        self._folder, self._ranks = folder, ForkedRanks(folder)
         # a run's last save is never in the background
         self._killed_at_last = LAST_STEP if in_background else KILLED_SAVE
-        corpus = _build_corpus(folder)
+        corpus = build_corpus(folder)
         self._recipe = tiny_recipe(
             run_dir=str(folder / "reference"),
             data={"corpus": str(corpus), "sequence_tokens": SEQUENCE_TOKENS},
@@ -173,23 +171,23 @@ class Driver:
 
     def prepare(self) -> None:
         """The undisturbed run, and the state from which every save that is killed starts."""
-        assert self._start(self._recipe) == [0, 0], self.last_words()
+        assert self._ranks.start(self._recipe) == [0, 0], self._ranks.last_words()
         lines = (Path(self._recipe.run_dir) / "metrics.jsonl").read_text().splitlines()
         self._seconds = sum(json.loads(line).get("seconds", 0.0) for line in lines)
         base = self._recipe_in("base", stop_after_steps=FIRST_SAVE)
-        assert self._start(base) == [0, 0], self.last_words()
+        assert self._ranks.start(base) == [0, 0], self._ranks.last_words()
 
     def points(self) -> list[Point]:
         """Every moment of a save on every rank, found by letting one go through."""
         recipe = self._copy_of_base("traced")
-        assert self._start(recipe, noting=True) == [0, 0], self.last_words()
+        assert self._start_noting(recipe) == [0, 0], self._ranks.last_words()
         return [
             Point(rank, number) for rank in RANKS for number in range(1, len(self._noted(rank)) + 1)
         ]
 
     def kill_at(self, point: Point) -> dict[str, Any]:
         recipe = self._copy_of_base("killed")
-        codes = self._start(recipe, noting=True, point=point)
+        codes = self._start_noting(recipe, point)
         noted = self._noted(point.rank)
         died = codes[point.rank] == -signal.SIGKILL and len(noted) == point.number
         result = self._go_on(recipe)
@@ -204,31 +202,33 @@ class Driver:
         while codes == [0, 0]:  # where it was faster than the run before, once more
             shutil.rmtree(recipe.run_dir, ignore_errors=True)
             victims = rng.choice([(0,), (1,), RANKS])
-            codes = self._start(recipe, kill=(victims, rng.uniform(0.0, 1.3 * self._seconds)))
+            kill = Disturbance(
+                victims,
+                after_seconds=rng.uniform(0.0, 1.3 * self._seconds),
+                since=Path(recipe.run_dir) / "metrics.jsonl",
+            )
+            codes = self._ranks.start(recipe, disturbance=kill)
         died = all(codes[rank] == -signal.SIGKILL for rank in victims)
-        step = len(_rows(Path(recipe.run_dir), "step"))
+        step = len(timeless_rows(Path(recipe.run_dir), "step"))
         return {"ranks": victims, "at_step": step, "died": died, **self._go_on(recipe)}
-
-    def last_words(self) -> str:
-        return "\n".join((self._folder / f"log-{rank}").read_text()[-2000:] for rank in RANKS)
 
     def _go_on(self, recipe: Recipe) -> dict[str, Any]:
         """Start once more, to the end, and compare."""
         newest = newest_complete(Path(recipe.run_dir) / "checkpoints", hashes=True)
         from_step = read_marker(newest)["step"] if newest else 0
         finish = replace(recipe, train=replace(recipe.train, stop_after_steps=None))
-        codes = self._start(finish)
+        codes = self._ranks.start(finish)
         run, reference = Path(recipe.run_dir), Path(self._recipe.run_dir)
         differs = [
             what
             for what, of in (
-                ("steps", lambda folder: _rows(folder, "step")),
-                ("evaluations", lambda folder: _rows(folder, "evaluation")),
-                ("checkpoint", _last_checkpoint),
+                ("steps", lambda folder: timeless_rows(folder, "step")),
+                ("evaluations", lambda folder: timeless_rows(folder, "evaluation")),
+                ("checkpoint", _last_content),
             )
             if codes == [0, 0] and of(run) != of(reference)
         ]
-        words = [] if codes == [0, 0] else [self.last_words()]
+        words = [] if codes == [0, 0] else [self._ranks.last_words()]
         return {
             "from_step": from_step,
             "exact": codes == [0, 0] and not differs,
@@ -249,126 +249,19 @@ class Driver:
         path = self._folder / f"events-{rank}"
         return path.read_text().splitlines() if path.exists() else []
 
-    def _start(
-        self,
-        recipe: Recipe,
-        *,
-        noting: bool = False,
-        point: Point | None = None,
-        kill: tuple[tuple[int, ...], float] | None = None,
-    ) -> list[int]:
-        """Exit codes of the ranks; -9 for killed. A rank's death ends the others, as a launcher
-        does, a moment later."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+    def _start_noting(self, recipe: Recipe, point: Point | None = None) -> list[int]:
         for path in self._folder.glob("events-*"):
             path.unlink()
-        children = {}
-        for rank in RANKS:
-            child = os.fork()
-            if child == 0:
-                die_at = point.number if point and point.rank == rank else None
-                self._be_rank(rank, port, recipe, noting=noting, die_at=die_at)
-            children[child] = rank
-        return _wait(children, kill=kill, started=Path(recipe.run_dir) / "metrics.jsonl")
 
-    def _be_rank(
-        self, rank: int, port: int, recipe: Recipe, *, noting: bool, die_at: int | None
-    ) -> None:
-        code = 1
-        try:
-            log = os.open(self._folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(len(RANKS)))
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            random.seed(0)  # Python sows it anew in every fork; it is saved, and compared
-            if noting:
-                EventCounter(self._folder / f"events-{rank}", die_at=die_at).install()
-            loop.train(recipe)
-            code = 0
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
-        finally:
-            os._exit(code)
+        def prepare(rank: int) -> None:
+            die_at = point.number if point and point.rank == rank else None
+            EventCounter(self._folder / f"events-{rank}", die_at=die_at).install()
+
+        return self._ranks.start(recipe, prepare=prepare)
 
 
-def _wait(
-    children: dict[int, int], *, kill: tuple[tuple[int, ...], float] | None, started: Path
-) -> list[int]:
-    codes: dict[int, int] = {}
-    began = time.monotonic()
-    kill_at = deadline = None
-    while len(codes) < len(children):
-        now = time.monotonic()
-        for child, rank in children.items():
-            if rank not in codes:
-                done, status = os.waitpid(child, os.WNOHANG)
-                if done:
-                    codes[rank] = os.waitstatus_to_exitcode(status)
-                    if codes[rank]:
-                        deadline = min(deadline or now + 1, now + 1)
-        if kill and kill_at is None and started.exists():
-            kill_at = now + kill[1]
-        overdue = now - began > 120 or (deadline is not None and now > deadline)
-        for child, rank in children.items():
-            is_victim = (
-                kill is not None and kill_at is not None and now > kill_at and rank in kill[0]
-            )
-            if rank not in codes and (overdue or is_victim):
-                os.kill(child, signal.SIGKILL)
-        time.sleep(0.005)
-    return [codes[rank] for rank in RANKS]
-
-
-def _rows(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """What metrics.jsonl says, without what depends on the clock."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
-    timed = ("seconds", "tokens_per_second")
-    return [
-        {key: value for key, value in row.items() if key not in timed}
-        for row in rows
-        if row["kind"] == kind
-    ]
-
-
-def _last_checkpoint(run_dir: Path) -> dict[str, Any]:
-    """Weights, optimizer, random states and entropies at the end, by file.
-
-    By content: how pickle shares equal strings depends on where they came from.
-    """
-    folder = run_dir / "checkpoints" / f"step-{LAST_STEP:08d}"
-    return {
-        name: _plain(read_state(folder / name)) if name.endswith(".pt") else record["sha256"]
-        for name, record in read_marker(folder)["files"].items()
-    }
-
-
-def _plain(state: Any) -> Any:
-    """The same with tensors as bytes, so that == compares bits."""
-    if isinstance(state, torch.Tensor):
-        return str(state.dtype), tuple(state.shape), state.detach().numpy().tobytes()
-    if isinstance(state, Mapping):
-        return {key: _plain(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return [_plain(value) for value in state]
-    return _plain(vars(state)) if isinstance(state, LossScaler) else state
-
-
-def _build_corpus(folder: Path) -> Path:
-    package = Path(json.__file__).parent
-    texts = [
-        text for path in sorted(package.glob("*.py")) for text in path.read_text().split("\n\n")
-    ]
-    inputs = folder / "texts.jsonl"
-    inputs.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:120]))
-    options = {"train_tokenizer": "bpe", "train_vocab_size": 300, "val_frac": 0.3, "num_workers": 1}
-    build(BuildOptions(inputs=(inputs,), out=folder / "corpus", **options))
-    pack(folder / "corpus", seq_len=SEQUENCE_TOKENS)
-    return folder / "corpus"
+def _last_content(run_dir: Path) -> dict[str, Any]:
+    return checkpoint_content(run_dir / "checkpoints" / f"step-{LAST_STEP:08d}")
 
 
 def main() -> int:
@@ -378,8 +271,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--foreground", action="store_true", help="saves that steps wait for")
     arguments = parser.parse_args()
-    for name in PRELOADED:
-        importlib.import_module(name)
     with tempfile.TemporaryDirectory() as name:
         driver = Driver(Path(name), in_background=not arguments.foreground)
         driver.prepare()
