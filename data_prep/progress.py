@@ -8,11 +8,21 @@ from typing import NoReturn
 from tqdm import tqdm
 
 
-def progress_bar(total: int | None, *, what: str, unit: str, done: int = 0) -> tqdm[NoReturn]:
+def progress_bar(
+    total: int | None,
+    *,
+    what: str,
+    unit: str,
+    done: int = 0,
+    shows: bool = True,
+    delay: float = 0.0,
+) -> tqdm[NoReturn]:
     """A bar on stderr; in a log file a new line every 10 seconds is enough.
 
     Args:
         done: what an earlier run did; it counts as progress but not as speed.
+        shows: False on processes that leave the bar to another.
+        delay: seconds that pass before anything is shown.
     """
     is_terminal = sys.stderr.isatty()
     return tqdm(
@@ -24,4 +34,6 @@ def progress_bar(total: int | None, *, what: str, unit: str, done: int = 0) -> t
         file=sys.stderr,
         mininterval=0.1 if is_terminal else 10.0,
         dynamic_ncols=is_terminal,
+        disable=not shows,
+        delay=delay,
     )

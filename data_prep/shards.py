@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.checksums import check_share
 from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path, map_array
@@ -28,6 +29,7 @@ __all__ = [
     "PackedSample",
     "Scores",
     "ScoresWriter",
+    "check_contents",
     "describe",
     "open_corpus",
     "open_scores_writer",
@@ -64,6 +66,22 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
     for file in manifest.files():
         checked_path(path, file)
     return Corpus(path, manifest=manifest)
+
+
+def check_contents(
+    pack: PackIndex, *, scores: Scores | None = None, rank: int = 0, world_size: int = 1
+) -> None:
+    """Read every byte that training may read, as `verify --deep` does, or a rank's share of it.
+
+    Raises:
+        ValueError: for the first file that is not what its manifest says.
+    """
+    corpus = pack.corpus
+    files = [(corpus.folder, file) for file in corpus.manifest.files()]
+    files += [(corpus.tokenizer_dir, file) for file in corpus.manifest.tokenizer.files]
+    files += [(pack.folder, file) for file in pack.files()]
+    files += [(scores.folder, file) for file in scores.manifest.files] if scores else []
+    check_share(files, rank=rank, world_size=world_size)
 
 
 class Corpus:

@@ -8,6 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+from training.launcher_ranks import set_rank_variables
+from training.rank_logs import print_to_file
+
 _EPILOG = """\
 examples:
   python -m training train training/recipes/quickstart.yaml
@@ -45,6 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FIELD",
         help="go on with a run although these differ from its checkpoint, as in optimizer.lr",
+    )
+    train.add_argument(
+        "--rank-logs",
+        action="store_true",
+        help="every rank but 0 prints to RUN/logs/rank-<rank>.log and not on the screen",
     )
 
     evaluate = verbs.add_parser(
@@ -115,9 +123,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user's mistake is one message and exit code 2."""
     arguments = build_parser().parse_args(argv)
     try:
+        if arguments.verb in ("train", "evaluate"):
+            set_rank_variables()
         _run(arguments)
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        # most errors are those of all ranks; where each has a file of its own, it says its own
+        if os.environ.get("RANK", "0") == "0" or getattr(arguments, "rank_logs", False):
             print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -129,6 +140,8 @@ def _run(arguments: argparse.Namespace) -> None:
         from training.recipe_file import load_recipe
 
         recipe = load_recipe(arguments.recipe, arguments.overrides)
+        if arguments.rank_logs:
+            print_to_file(Path(recipe.run_dir), rank=int(os.environ.get("RANK", "0")))
         from training.loop import train
 
         train(recipe, accepted=_as_kept(arguments.accept_changes))

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid", frozen=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(config=_STRICT)
@@ -40,7 +41,7 @@ class Model:
 class DomainWeight:
     """How much of a domain an epoch takes: exactly one of the two."""
 
-    epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    epochs: Annotated[float, Field(ge=0)] | None = None
     """Times that an epoch goes through the domain; 0 leaves it out."""
     proportion: Fraction | None = None
     """Share of the epoch's tokens."""
@@ -56,13 +57,16 @@ class DomainWeight:
 class Data:
     """Which packed corpus to train on."""
 
-    corpus: str
+    corpus: Name
     """Folder written by `python -m data_prep build`."""
-    sequence_tokens: Positive
+    sequence_tokens: Annotated[int, Field(ge=2)]
     """Tokens in a sample; `python -m data_prep pack CORPUS --seq-len` has made its index."""
     mixture: dict[str, DomainWeight] | None = None
     """By domain, how much of it an epoch takes: `{notes: {epochs: 4}, web: {proportion: 0.3}}`.
     A domain not named is seen once; null takes the weights that `pack` was given."""
+    verify: Literal["hashes", "sizes"] = "hashes"
+    """What a start compares with the manifests. hashes: every byte of corpus, pack and scores, each
+    process reading a share of the files; sizes: of the files, which takes no time."""
 
 
 @dataclass(config=_STRICT)
@@ -253,9 +257,9 @@ class Guard:
 class Watchdog:
     """When a rank that makes no progress ends the run instead of keeping all others waiting."""
 
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 600.0
+    seconds: Annotated[float, Field(gt=0)] | None = 600.0
     """Longest time in one phase (data, forward, backward, update); null never ends a run."""
-    slow_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3600.0
+    slow_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """The same for starting, where weights are loaded, and for saving."""
 
 
@@ -263,14 +267,14 @@ class Watchdog:
 class Recipe:
     """One run: everything that decides what is learnt."""
 
-    run_dir: str
+    run_dir: Name
     """Folder of the run: metrics, checkpoints, export, report."""
     model: Model
     data: Data
     train: Train
-    deepspeed: str = "ds_configs/zero3.json"
+    deepspeed: Name = "ds_configs/zero3.json"
     """DeepSpeed JSON: memory and communication, nothing that decides what is learnt."""
-    seed: NonNegative = 1234
+    seed: Annotated[int, Field(ge=0, lt=10**18)] = 1234
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest complete checkpoint in run_dir, if there is one."""
     regulariser: Literal[
@@ -327,14 +331,21 @@ class Recipe:
     def _batch_divides(self) -> Recipe:
         batch, sample = self.train.global_batch_tokens, self.data.sequence_tokens
         if batch % sample:
-            below = max(batch // sample, 1) * sample
             raise ValueError(
                 f"train.global_batch_tokens {batch} is no multiple of data.sequence_tokens "
-                f"{sample}; nearest that work: {below}, {(batch // sample + 1) * sample}"
+                f"{sample}; nearest that work: {_nearest_multiples(batch, sample)}"
             )
-        if sample % self.train.sequence_parallel_size:
+        sp_size = self.train.sequence_parallel_size
+        if sample % sp_size:
             raise ValueError(
-                f"data.sequence_tokens {sample} does not divide by "
-                f"train.sequence_parallel_size {self.train.sequence_parallel_size}"
+                f"data.sequence_tokens {sample} does not divide by train.sequence_parallel_size "
+                f"{sp_size}; nearest sequence_tokens that work: "
+                f"{_nearest_multiples(sample, sp_size)}"
             )
         return self
+
+
+def _nearest_multiples(value: int, unit: int) -> str:
+    """Example: of 100 around 250 it is "200, 300", around 50 it is "100"."""
+    below = value // unit * unit
+    return f"{below}, {below + unit}" if below else f"{unit}"

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.launcher_ranks import set_rank_variables
+
 T = TypeVar("T")
 
 
@@ -46,10 +48,10 @@ def init_layout(*, sp_size: int) -> Layout:
     """Join the process group that the launcher describes, or start one of a single process.
 
     Raises:
-        ValueError: when the number of processes is no multiple of `sp_size`, or a launcher has
-            started several without telling them their ranks.
+        ValueError: when the number of processes is no multiple of `sp_size`, or several cannot
+            know their ranks.
     """
-    _refuse_unknown_ranks()
+    set_rank_variables()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size % sp_size:
         raise ValueError(
@@ -101,18 +103,6 @@ def raise_together(error: str | None) -> None:
     first = next((message for message in errors if message), None)
     if first:
         raise ValueError(first)
-
-
-def _refuse_unknown_ranks() -> None:
-    """Else every process would take itself for a run of its own, in one run folder."""
-    if "RANK" in os.environ:
-        return
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-        if int(os.environ.get(name, "1")) > 1:
-            raise ValueError(
-                f"{name}={os.environ[name]}, but RANK is not set: mpirun and srun start processes "
-                "without the variables that torch reads; start them with torchrun or deepspeed"
-            )
 
 
 def _start_deepspeed(*, has_gpu: bool) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -28,6 +32,8 @@ _RECIPE_OWNS = {
     "optimizer": "optimizer",
     "scheduler": "schedule",
 }
+_SECTIONS = ("bf16", "fp16", "zero_optimization")
+"""Of the DeepSpeed JSON: those that decide how the numbers come about."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,14 @@ def _read_ds_config(recipe: Recipe) -> dict[str, Any]:
         raise ValueError(f"deepspeed: {path}: {error}") from None
     if not isinstance(config, dict):
         raise ValueError(f"deepspeed: {path}: expected keys and values")
+    for name in _SECTIONS:
+        if not isinstance(config.get(name, {}), dict):
+            raise ValueError(f"deepspeed: {path}: {name}: expected keys and values")
+        enabled = config.get(name, {}).get("enabled", False)
+        if enabled not in (False, True, "auto"):  # "auto" is refused with its own reason
+            raise ValueError(
+                f"deepspeed: {path}: {name}.enabled: expected true or false, found {enabled!r}"
+            )
     return config
 
 
@@ -145,7 +159,12 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         for key, owner in _RECIPE_OWNS.items()
         if key in config
     ]
+    # DeepSpeed passes over a key that it does not know, and a run would be in fp32 unasked
+    for key in config.keys() - {*_SECTIONS, *_RECIPE_OWNS}:
+        if near := get_close_matches(key, _SECTIONS, n=1, cutoff=0.65):
+            mistakes.append(f"{key}: unknown key; did you mean {near[0]}?")
     zero = config.get("zero_optimization", {})
+    mistakes += _mistakes_of_zero(zero)
     if zero.get("stage") != 3:
         mistakes.append(f"zero_optimization.stage is {zero.get('stage')}; this engine needs 3")
     if zero.get("reduce_scatter", True) is not True:
@@ -160,7 +179,7 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         raise ValueError(f"deepspeed: {path}:\n" + "\n".join(f"  - {m}" for m in mistakes))
 
     opt = recipe.optimizer
-    offloads = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    offloads = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
     adam = {"lr": opt.lr, "betas": [opt.beta1, opt.beta2], "eps": opt.eps}
     # with offload DeepSpeed's own CPU Adam; elsewhere torch's, which needs no compiler
     adam |= {"weight_decay": weight_decay_of(recipe)}
@@ -175,6 +194,19 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         "optimizer": {"type": "AdamW", "params": adam},
         "steps_per_print": 2**31,
     }
+
+
+def _mistakes_of_zero(zero: dict[str, Any]) -> list[str]:
+    """What DeepSpeed itself would refuse, but only once the model is built."""
+    try:
+        DeepSpeedZeroConfig(**copy.deepcopy(zero))
+    except ValidationError as error:
+        return [
+            f"zero_optimization.{'.'.join(map(str, item['loc']))}: {item['msg']}"
+            f" (is {item['input']!r})"
+            for item in error.errors()
+        ]
+    return []
 
 
 def build_engine(

@@ -12,7 +12,8 @@ from training.checkpoint_marker import damage_together
 from training.dist import init_layout
 from training.engine import build_engine, training_dtype
 from training.evaluation import evaluate, heldout_stream, load_bands
-from training.model import check_heads, resolve_model_config, warn_of_remote_code
+from training.model import resolve_model_config, warn_of_remote_code
+from training.model_checks import check_heads
 from training.recipe_file import load_recipe
 
 

@@ -54,12 +54,13 @@ def heldout_stream(pack: PackIndex, recipe: Recipe, layout: Layout) -> SampleStr
     """The validation samples in the order of the pack, one micro-step at a time.
 
     Raises:
-        ValueError: when the split is empty.
+        ValueError: when the split is empty, or has nothing but masked tokens.
     """
     available = pack.num_samples("val")
-    if available == 0:
+    if available == 0 or pack.num_targets("val") == 0:
+        found = "is empty" if available == 0 else "has no token that is a target"
         raise ValueError(
-            f"data.corpus {recipe.data.corpus}: the validation split is empty; build it with a "
+            f"data.corpus {recipe.data.corpus}: the validation split {found}; build it with a "
             "larger --val-frac, or set evaluation.every_steps: null to train without it"
         )
     return SampleStream(

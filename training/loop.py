@@ -5,32 +5,31 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
-from data_prep.shards import Mixture, describe, open_corpus
+from data_prep.shards import Mixture, describe
 from training.checkpoint_load import load_checkpoint
 from training.checkpoint_marker import newest_verified, read_marker
 from training.config import Recipe
 from training.dist import init_layout, raise_together
-from training.engine import build_engine, training_dtype
+from training.engine import build_engine
 from training.entropy_cache import EntropyCache
-from training.entropy_source import choose_source, open_cache, open_scores
-from training.evaluation import heldout_stream
+from training.entropy_source import choose_source, open_cache
 from training.metrics import MetricsWriter
-from training.model import check_heads, resolve_model_config, warn_of_remote_code
-from training.plan import choose_mixture, derive_plan
+from training.model import warn_of_remote_code
 from training.progress import Progress
 from training.recipe_file import dump_recipe
 from training.relayout import is_of_other_ranks
-from training.run_identity import run_identity
+from training.run_identity import refuse_differences, run_identity
 from training.run_state import RunRecord
 from training.run_steps import Run, run_steps
 from training.saver import Saver
+from training.start import check_start_together
 from training.stopping import StopRequests
-from training.token_dropout import check_mask_token
 from training.watchdog import Watchdog
 
 
@@ -49,34 +48,26 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
     if layout.is_main:
         warn_of_remote_code(recipe.model)
-    corpus = open_corpus(recipe.data.corpus)
-    pack = corpus.open_pack(recipe.data.sequence_tokens)
-    mixture = choose_mixture(recipe, pack)
-    scores = open_scores(recipe, pack)
-    plan = derive_plan(recipe, pack, mixture, layout)
-    if recipe.evaluation.every_steps is not None:
-        heldout_stream(pack, recipe, layout)  # an empty split is refused before weights exist
-    dtype = training_dtype(recipe)
-    model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
-    check_heads(model_config, sp_size=layout.sp_size)
-    check_mask_token(recipe, vocab_size=model_config.get_text_config().vocab_size)
+    start = check_start_together(recipe, layout)
+    pack, plan = start.pack, start.plan
+    identity = run_identity(recipe, pack, dtype=start.dtype, scores=start.scores)
     run_dir = Path(recipe.run_dir)
     newest = newest_verified(run_dir / "checkpoints", layout)
     if newest and recipe.resume == "never":
         raise ValueError(f"run_dir {run_dir} holds a run already; choose another, or resume: auto")
-
+    if newest:
+        refuse_differences(newest, read_marker(newest)["identity"], identity, accepted=accepted)
     raise_together(_make_run_folder(run_dir) if layout.is_main else None)
 
     with Watchdog(run_dir, rank=layout.rank, **asdict(recipe.watchdog)) as watchdog:
         engine = build_engine(
             recipe,
-            model_config,
+            start.model_config,
             layout=layout,
             num_micro_steps=plan.micro_steps,
             loads_universal=newest is not None and is_of_other_ranks(read_marker(newest), layout),
             watchdog=watchdog,
         )
-        identity = run_identity(recipe, pack, dtype=dtype, scores=scores)
         progress = Progress(step=0, tokens=0)
         cache = open_cache(recipe, pack, path=run_dir / "entropy_cache.f16")
         if cache:
@@ -87,9 +78,11 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
             )
         facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
         # not before here: a start that is refused leaves an existing run as it was
-        raise_together(_describe_run(run_dir, recipe, model_config) if layout.is_main else None)
+        raise_together(
+            _describe_run(run_dir, recipe, start.model_config) if layout.is_main else None
+        )
         if layout.is_main:
-            _print_start(recipe, facts, mixture, progress)
+            _print_start(recipe, facts, start.mixture, progress)
         record = RunRecord(run_dir, rank=layout.rank, total_steps=plan.total_steps)
         raise_together(record.begin(progress.step))
         # record within requests: an error is noted before a launcher's SIGTERM can end the process
@@ -105,7 +98,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
         ):
             if progress.step == 0:
                 metrics.log_run(facts)
-            source = choose_source(recipe, engine, pack, scores=scores, cache=cache)
+            source = choose_source(recipe, engine, pack, scores=start.scores, cache=cache)
             run = Run(
                 recipe=recipe,
                 plan=plan,
@@ -113,7 +106,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
                 source=source,
                 cache=cache,
                 pack=pack,
-                mixture=mixture,
+                mixture=start.mixture,
                 metrics=metrics,
                 identity=identity,
                 record=record,
@@ -136,6 +129,9 @@ def _make_run_folder(run_dir: Path) -> str | None:
     """The text of a mistake, if there is one: known before the weights are."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        # permissions alone do not tell: a file system may be mounted to be read only
+        with TemporaryFile(dir=run_dir):
+            pass
     except OSError as error:
         return f"run_dir {run_dir}: {error.strerror}"
     return None

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
@@ -28,6 +25,12 @@ from training.entrodrop.head import (
     weighted_linear_cross_entropy,
 )
 from training.hidden_dropout import HiddenDropout
+from training.model_checks import (
+    refuse_other_shapes,
+    refuse_unknown_keys,
+    refuse_unknown_source,
+    refuse_unsupported,
+)
 
 
 class EntropyHead(nn.Module):
@@ -161,7 +164,7 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
         ValueError: for a source that cannot be read, a vocabulary smaller than the corpus's,
             or an architecture with parts that this engine would leave out.
     """
-    _refuse_unknown_source(model)
+    refuse_unknown_source(model)
     try:
         if model.pretrained is not None:
             config = AutoConfig.from_pretrained(
@@ -170,16 +173,18 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
         else:
             given = {"vocab_size": vocab_size, **(model.config or {})}
             config = AutoConfig.for_model(**given)
-            _refuse_unknown_keys(given)
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"model: {error}") from None
+            refuse_unknown_keys(given)
+    except Exception as error:  # transformers answers a wrong value with errors of many kinds
+        told = " ".join(str(error).split())
+        raise ValueError(f"model: {told}") from None
     text = config.get_text_config()
+    refuse_other_shapes(text)
     if text.vocab_size < vocab_size:
         raise ValueError(
             f"model vocabulary {text.vocab_size} is smaller than the corpus's {vocab_size}: "
             "the corpus was tokenised for another model"
         )
-    _refuse_unsupported(text)
+    refuse_unsupported(text)
     config.dtype = dtype
     return config
 
@@ -193,67 +198,6 @@ def warn_of_remote_code(model: Model) -> None:
             "with all rights of this user",
             file=sys.stderr,
             flush=True,
-        )
-
-
-def _refuse_unknown_source(model: Model) -> None:
-    """Before transformers answers with its list of all architectures, or of rules for names."""
-    if model.pretrained is not None:
-        looks_local = (
-            model.pretrained.startswith(("/", ".", "~")) or model.pretrained.count("/") > 1
-        )
-        if looks_local and not Path(model.pretrained).is_dir():
-            raise ValueError(f"model.pretrained: there is no folder {model.pretrained}")
-        return
-    model_type = (model.config or {})["model_type"]
-    if model_type not in CONFIG_MAPPING:
-        near = get_close_matches(str(model_type), CONFIG_MAPPING.keys(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"model.config.model_type: transformers knows no {model_type!r}{hint}")
-
-
-def _refuse_unknown_keys(given: dict[str, Any]) -> None:
-    """transformers keeps a misspelt key as an attribute that nothing reads."""
-    known = AutoConfig.for_model(given["model_type"]).to_dict()
-    known |= PretrainedConfig().to_dict()
-    for key in given.keys() - known.keys():
-        near = get_close_matches(key, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"config.{key} is no key of {given['model_type']}{hint}")
-
-
-def _refuse_unsupported(config: PretrainedConfig) -> None:
-    """Parts of other architectures that would silently change the numbers."""
-    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
-        if getattr(config, key, None):
-            raise ValueError(f"model: {key} is not supported")
-    for key in ("logit_scale", "logits_scaling"):
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise ValueError(f"model: {key} other than 1 is not supported")
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        raise ValueError(f"model: layers {sorted(layer_types)}; only full_attention is supported")
-    if getattr(config, "attention_dropout", 0.0):
-        raise ValueError("model: attention_dropout must be 0")
-
-
-def check_heads(config: PretrainedConfig, *, sp_size: int) -> None:
-    """Heads must divide among the ranks that share a sequence.
-
-    Raises:
-        ValueError: naming the sizes that work.
-    """
-    text = config.get_text_config()
-    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
-    fits = [
-        n
-        for n in range(1, heads + 1)
-        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
-    ]
-    if sp_size not in fits:
-        raise ValueError(
-            f"train.sequence_parallel_size {sp_size} does not fit {heads} attention heads and "
-            f"{kv_heads} key-value heads; it can be one of {fits}"
         )
 
 

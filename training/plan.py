@@ -44,7 +44,8 @@ def derive_plan(recipe: Recipe, pack: PackIndex, mixture: Mixture, layout: Layou
     """All numbers that follow from recipe, data and layout.
 
     Raises:
-        ValueError: for a batch that does not divide or domains without a target.
+        ValueError: for a batch that does not divide or exceeds the run, or domains without a
+            target.
     """
     samples_per_step, micro_steps = batch_shape(
         global_batch_tokens=recipe.train.global_batch_tokens,
@@ -58,6 +59,13 @@ def derive_plan(recipe: Recipe, pack: PackIndex, mixture: Mixture, layout: Layou
     if targets_per_epoch == 0:
         raise ValueError("data.mixture: the domains it takes have nothing to train on")
     total_samples = max(1, round(recipe.train.epochs * samples_per_epoch))
+    if samples_per_step > total_samples:
+        length = recipe.data.sequence_tokens
+        raise ValueError(
+            f"train.global_batch_tokens {recipe.train.global_batch_tokens} is {samples_per_step} "
+            f"samples, but {recipe.train.epochs:g} epochs of data.corpus {recipe.data.corpus} have "
+            f"{total_samples}: at most {total_samples * length}, or more train.epochs"
+        )
     if recipe.train.max_steps is not None:
         total_samples = min(total_samples, recipe.train.max_steps * samples_per_step)
     return Plan(

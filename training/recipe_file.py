@@ -19,9 +19,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ValueError(f"line {line}: expected a name before the colon")
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise ValueError(f"key {key!r} stands twice (again in line {line})")
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -41,10 +43,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"recipe {path}: {error.strerror}") from None
-    try:
-        raw = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"recipe {path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path}: no UTF-8: {error.reason} at byte {error.start}") from None
+    raw = _parse_yaml(text, what=f"recipe {path}")
     if not isinstance(raw, dict):
         raise ValueError(f"recipe {path}: expected keys and values, found {type(raw).__name__}")
     for override in overrides or []:
@@ -54,7 +55,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
     """Turn plain data into a `Recipe`; a `ValueError` lists every mistake, with near names."""
-    mistakes = _unknown_keys(Recipe, raw, prefix="")
+    mistakes = _mistakes_of_keys(Recipe, raw, prefix="")
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:
@@ -86,13 +87,20 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node.get(parent), dict):
             node[parent] = {}
         node = node[parent]
+    node[last] = _parse_yaml(value, what=f"override {override!r}")
+
+
+def _parse_yaml(text: str, *, what: str) -> Any:
     try:
-        node[last] = yaml.load(value, Loader=_UniqueKeyLoader)
+        return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"override {override!r}: {error}") from None
+        raise ValueError(f"{what}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{what}: nested too deeply") from None
 
 
-def _unknown_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
+def _mistakes_of_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
+    """Unknown keys, and true or false where a number belongs: pydantic reads those as 1 and 0."""
     if not isinstance(raw, dict):
         return []
     hints = get_type_hints(section)
@@ -103,13 +111,15 @@ def _unknown_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"valid: {', '.join(known)}"
             mistakes.append(f"{prefix}{key}: unknown key; {hint}")
+        elif isinstance(value, bool) and hints[key] is not bool:
+            mistakes.append(f"{prefix}{key}: is no switch (is {value})")
         elif (nested := _section_of(hints[key])) is None:
             continue
         elif _holds_sections_by_name(hints[key]):
             for name, part in value.items() if isinstance(value, dict) else ():
-                mistakes += _unknown_keys(nested, part, prefix=f"{prefix}{key}.{name}.")
+                mistakes += _mistakes_of_keys(nested, part, prefix=f"{prefix}{key}.{name}.")
         else:
-            mistakes += _unknown_keys(nested, value, prefix=f"{prefix}{key}.")
+            mistakes += _mistakes_of_keys(nested, value, prefix=f"{prefix}{key}.")
     return mistakes
 
 

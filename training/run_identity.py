@@ -14,6 +14,10 @@ from training.config import Recipe
 
 # keys that may change between a save and its resume: none of them changes what is learnt
 _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
+_MEANINGS = {
+    "pack": " (fingerprint of the packed corpus: token ids, tokenizer, packing, weights)",
+    "scores": " (fingerprint of entropy.scores)",
+}
 _FREE_IN_TRAIN = ("stop_after_steps", "sequence_parallel_size", "micro_batch_samples")
 
 
@@ -27,6 +31,7 @@ def run_identity(
     kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
     for key in _FREE_IN_TRAIN:
         kept["train"].pop(key)
+    kept["data"].pop("verify")
     kept["evaluation"].pop("every_steps")  # the rest decides what its bands are
     return {
         "recipe": kept,
@@ -66,7 +71,8 @@ def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> dict[str
     saved_leaves, current_leaves = dict(_leaves(saved)), dict(_leaves(current))
     names = saved_leaves.keys() | current_leaves.keys()
     return {
-        name: f"{name}: was {saved_leaves.get(name)!r}, is {current_leaves.get(name)!r}"
+        name: f"{name}{_MEANINGS.get(name, '')}: was {saved_leaves.get(name)!r}, "
+        f"is {current_leaves.get(name)!r}"
         for name in sorted(names)
         if saved_leaves.get(name) != current_leaves.get(name)
     }

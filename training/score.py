@@ -20,7 +20,8 @@ from data_prep.shards import PackIndex, ScoresWriter, open_corpus, open_scores_w
 from training.data import SampleStream
 from training.dist import Layout, agree, init_layout, raise_together, sum_over_ranks
 from training.engine import Engine, build_engine, training_dtype
-from training.model import check_heads, resolve_model_config
+from training.model import resolve_model_config
+from training.model_checks import check_heads
 from training.recipe_file import parse_recipe
 
 COMMIT_SECONDS = 30.0

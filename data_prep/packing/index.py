@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.cleaning.removals import removals_fingerprint
-from data_prep.ledger import SPLITS, Split
+from data_prep.ledger import Split
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.manifest import PACK_NAME, PIECE_FIELDS, PackManifest, pack_folder
 from data_prep.packing.mixture import Mixture, Weight, mix
-from data_prep.record import load_record
+from data_prep.record import FileRecord, load_record
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
@@ -55,9 +55,8 @@ class PackIndex:
                 f"{self.folder}: packed before the lists in {corpus.folder / 'removals'} changed; "
                 f"run {how} --overwrite"
             )
-        for split in SPLITS:
-            for file in (self.manifest.splits[split].pieces, self.manifest.splits[split].samples):
-                checked_path(self.folder, file)
+        for file in self.files():
+            checked_path(self.folder, file)
         self.seq_len = seq_len
         self.policy = self.manifest.policy
         self.fingerprint = self.manifest.fingerprint
@@ -68,6 +67,10 @@ class PackIndex:
 
     def __reduce__(self) -> tuple[object, tuple[Corpus, int]]:
         return _reopen, (self.corpus, self.seq_len)
+
+    def files(self) -> list[FileRecord]:
+        """All that lie beside the pack's manifest."""
+        return [f for part in self.manifest.splits.values() for f in (part.pieces, part.samples)]
 
     def num_samples(self, split: Split = "train") -> int:
         return self.manifest.splits[split].num_samples
@@ -128,6 +131,10 @@ class PackIndex:
             )
             filled += length
         position_ids_T[filled:] = np.arange(self.seq_len - filled)
+        # an embedding would end the run with an error that names neither id nor document
+        if (largest := int(ids_T.max())) >= self.corpus.vocab_size:
+            found = f"id {largest}, expected ids below {self.corpus.vocab_size}"
+            raise self._damaged(i, split, found=found)
         return PackedSample(
             ids=ids_T, position_ids=position_ids_T, num_tokens=filled, is_learnt=is_learnt_T
         )

@@ -21,8 +21,7 @@ def check_pack(corpus: Corpus, folder: Path, *, deep: bool) -> str:
         raise ValueError(f"{folder}: expected pack-<tokens>, found {folder.name}")
     index = corpus.open_pack(int(number))
     if deep:
-        parts = index.manifest.splits.values()
-        check_checksums(folder, files=[f for part in parts for f in (part.pieces, part.samples)])
+        check_checksums(folder, files=index.files())
     for split in SPLITS:
         _check_samples(index, split=split)
         removed = removed_documents(corpus, split)

@@ -339,9 +339,16 @@ def test_every_launcher_trains_the_same_run(finished, small_corpus, tmp_path, la
     assert len(metrics(run_dir, "step")) == 2
 
 
-def test_processes_that_do_not_know_their_ranks_are_refused(finished, tmp_path):
-    """Under a bare mpirun each of them would train a run of its own in the same folder."""
-    environment = {**os.environ, "OMPI_COMM_WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [
+        ("OMPI_COMM_WORLD_SIZE", "mpirun has started 2 processes, but mpi4py sees 1"),
+        ("SLURM_STEP_NUM_TASKS", "srun has started 2 processes, but MASTER_ADDR and MASTER_PORT"),
+    ],
+)
+def test_processes_that_do_not_know_their_ranks_are_refused(finished, tmp_path, size, told):
+    """Each of them would train a run of its own in the same folder."""
+    environment = {**os.environ, size: "2", "DS_ACCELERATOR": "cpu"}
     environment.pop("RANK", None)
     recipe = finished / "recipe.resolved.yaml"
     started = subprocess.run(
@@ -353,7 +360,7 @@ def test_processes_that_do_not_know_their_ranks_are_refused(finished, tmp_path):
         timeout=120,
     )
     assert started.returncode == 2
-    assert "error: OMPI_COMM_WORLD_SIZE=2, but RANK is not set" in started.stderr
+    assert f"error: {told}" in started.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,67 @@
+"""Which rank this process is, from what its launcher tells: torch's variables, MPI, or Slurm."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Set by the mpirun of Open MPI, and by those of MPICH and Intel."""
+_SLURM_NAMES = {
+    "RANK": "SLURM_PROCID",
+    "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",
+    "LOCAL_RANK": "SLURM_LOCALID",
+}
+
+
+def set_rank_variables() -> None:
+    """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where a launcher did not.
+
+    Without it every process of mpirun or srun would take itself for a run of its own, in one run
+    folder. A single process gets nothing: it needs none of them.
+
+    Raises:
+        ValueError: under srun without MASTER_ADDR and MASTER_PORT, which Slurm does not set; under
+            an mpirun that mpi4py does not belong to.
+    """
+    if "RANK" in os.environ:
+        return
+    mpi_size = max(map(_number, _MPI_SIZES))
+    if mpi_size > 1:
+        _ask_mpi(mpi_size)
+    elif _number(_SLURM_NAMES["WORLD_SIZE"]) > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise ValueError(
+                f"srun has started {os.environ[_SLURM_NAMES['WORLD_SIZE']]} processes, but "
+                f"{' and '.join(missing)} are not set: how should they find each other? "
+                "launch/slurm/train.sbatch sets them"
+            )
+        os.environ.update({name: os.environ[slurm] for name, slurm in _SLURM_NAMES.items()})
+
+
+def _number(name: str) -> int:
+    return int(os.environ.get(name, "1"))
+
+
+def _ask_mpi(expected_size: int) -> None:
+    """Through mpi4py, as DeepSpeed does, with a port that is free on the machine of rank 0."""
+    from deepspeed.comm.comm import mpi_discovery
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_size() != expected_size:
+        raise ValueError(
+            f"mpirun has started {expected_size} processes, but mpi4py sees "
+            f"{MPI.COMM_WORLD.Get_size()}: it has loaded another MPI than that of mpirun "
+            f"({MPI.Get_library_version().splitlines()[0]}); install mpi4py beside that one"
+        )
+    master_addr, port = os.environ.get("MASTER_ADDR"), None
+    if MPI.COMM_WORLD.Get_rank() == 0:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+    mpi_discovery(distributed_port=MPI.COMM_WORLD.bcast(port, root=0), verbose=False)
+    if master_addr:  # of several networks a user may know the right one
+        os.environ["MASTER_ADDR"] = master_addr
+    # Nothing else is asked of MPI; mpirun takes a process that ends before this for a crash.
+    MPI.Finalize()
