@@ -20,6 +20,7 @@ _FOLDERS = {
     "training/entrodrop": "THE METHOD: torch only, liftable into any trainer",
     "training/recipes": "one YAML file a run",
     "launch": "from a recipe to processes",
+    "launch/planner": "what a run takes, before it starts; loads no torch",
     "ds_configs": "DeepSpeed JSON: memory and communication, nothing that decides what is learnt",
     "benchmarks": "what is measured, each with its plain reference",
     "docker": "the image",

@@ -1,0 +1,107 @@
+"""Bytes that the forward pass keeps for the backward pass, and that each of them needs meanwhile.
+
+The idea is that of Korthikanti et al., Reducing Activation Recomputation in Large Transformer
+Models (arXiv 2205.05198, section 4): add up what each module saves. Their layer, `s b h (34 + 5 a s
+/ h)` bytes, is one with GeLU, dropout and a whole attention matrix; ours has RMSNorm, rotary
+attention that keeps no matrix, and a gated MLP. So for each token of a rank's shard, with hidden
+size D, Q numbers in all queries and K in all keys, MLP size F, w bytes a number:
+
+    norm, twice       D (4 + w + w)     its input in fp32, the normalised input, its output
+    queries' norm     Q (4 + w)         (Qwen3) input in fp32, the normalised input
+    keys' norm        K (4 + w)         (Qwen3)
+    attention         w (Q + 2 K + Q)   queries, keys, values, output; 2 Q in place of 2 K on a GPU,
+                                        where keys and values are repeated for all heads
+    gated MLP         4 w F             gate, silu(gate), up, their product
+
+With sequence parallelism, and on a CPU, the attention's output is kept twice: as attention left it
+and as the next product reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launch.planner.architecture import Architecture
+
+# training/entrodrop/head.py and softmax_rows.py: numbers of one chunk and of one block of logits
+_CHUNK_LOGITS = 1 << 25
+_BLOCK_LOGITS = 1 << 19
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes on one rank."""
+
+    arch: Architecture
+    tokens: int
+    """Of a micro-batch on this rank."""
+    number_bytes: int
+    on_gpu: bool
+    shards_sequence: bool
+
+    @property
+    def layer_input(self) -> int:
+        """All that a layer with activation checkpointing keeps."""
+        return self.tokens * self.arch.hidden * self.number_bytes
+
+    @property
+    def _norm(self) -> int:
+        return self.tokens * self.arch.hidden * (_FP32 + 2 * self.number_bytes)
+
+    @property
+    def attention(self) -> int:
+        """Kept by the first half of a layer."""
+        arch, width = self.arch, self.number_bytes
+        keys = arch.queries if self.on_gpu else arch.keys
+        outputs = 1 if self.on_gpu and not self.shards_sequence else 2
+        numbers = width * (arch.queries + 2 * keys + outputs * arch.queries)
+        scalars = 1 + arch.heads  # the norm's 1 / rms, and ln sum e^score of each head
+        if arch.family == "qwen3":
+            numbers += (_FP32 + width) * (arch.queries + arch.keys)
+            scalars += arch.heads + arch.kv_heads
+        return self._norm + self.tokens * (numbers + _FP32 * scalars)
+
+    @property
+    def mlp(self) -> int:
+        """Kept by the second half of a layer."""
+        numbers = 4 * self.number_bytes * self.arch.intermediate
+        return self._norm + self.tokens * (numbers + _FP32)
+
+    @property
+    def layer(self) -> int:
+        return self.attention + self.mlp
+
+    @property
+    def ends(self) -> int:
+        """Kept outside the layers: cosines and sines, and the last norm."""
+        rotary = 2 * self.tokens * self.arch.head * self.number_bytes
+        return rotary + self._norm + self.tokens * _FP32
+
+    @property
+    def forward_extra(self) -> int:
+        """Of a layer whose activations nothing keeps: input, norm, and three of the MLP."""
+        numbers = 2 * self.arch.hidden + 3 * self.arch.intermediate
+        return self.tokens * numbers * self.number_bytes
+
+    @property
+    def mlp_gradient(self) -> int:
+        """Of one of the MLP's four."""
+        return self.tokens * self.arch.intermediate * self.number_bytes
+
+    @property
+    def hidden_gradients(self) -> int:
+        """Of the residual stream and of what is added to it."""
+        return 2 * self.layer_input
+
+    @property
+    def head_chunk(self) -> int:
+        """Logits of a chunk with what their statistics take; gone when the head has run."""
+        vocab = self.arch.vocab
+        chunk_tokens = max(1, min(_CHUNK_LOGITS // vocab, self.tokens))
+        numbers = chunk_tokens * (vocab + self.arch.hidden) * self.number_bytes
+        if self.on_gpu:  # Triton kernels read the chunk where it lies
+            return numbers
+        copies = 2 if self.number_bytes == _FP32 else 3
+        block_tokens = max(1, min(_BLOCK_LOGITS // vocab, chunk_tokens))
+        return numbers + copies * block_tokens * vocab * _FP32

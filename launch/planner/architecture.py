@@ -1,0 +1,177 @@
+"""Sizes of a model: from the recipe, a local configuration file, or a table of public models."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from training.config import Recipe
+
+_FAMILIES = ("llama", "qwen3")
+"""`model_type` of those whose modules and activations are known here."""
+
+PUBLIC_MODELS: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen3-0.6B": {
+        "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3-1.7B": {
+        "model_type": "qwen3", "hidden_size": 2048, "intermediate_size": 6144,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": True,
+    },
+    "Qwen/Qwen3-8B": {
+        "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12_288,
+        "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 151_936, "tie_word_embeddings": False,
+    },
+    "meta-llama/Llama-3.1-8B": {
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14_336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 128, "vocab_size": 128_256, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+"""Of the config.json that each model is published with."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder of RMSNorms, rotary attention and a gated MLP, none with a bias."""
+
+    family: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head: int
+    """Numbers of one head."""
+    vocab: int
+    tied: bool
+    """The head's weight is the embedding's."""
+    source: str
+    """Where these sizes come from."""
+
+    @property
+    def queries(self) -> int:
+        """Numbers of a token's queries, all heads."""
+        return self.heads * self.head
+
+    @property
+    def keys(self) -> int:
+        """Numbers of a token's keys; its values have as many."""
+        return self.kv_heads * self.head
+
+    @property
+    def layer_weights(self) -> tuple[int, ...]:
+        """Numbers in each module of a layer, in the order in which the modules run."""
+        hidden, per_head = self.hidden, (self.head,) if self.family == "qwen3" else ()
+        return (
+            hidden,  # norm
+            hidden * self.queries,
+            *per_head,  # norm of queries
+            hidden * self.keys,
+            *per_head,  # norm of keys
+            hidden * self.keys,
+            self.queries * hidden,
+            hidden,  # norm
+            *(hidden * self.intermediate,) * 3,  # gate, up, down
+        )
+
+    @property
+    def embedding_weight(self) -> int:
+        return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All of them, a tied weight once."""
+        ends = self.embedding_weight * (1 if self.tied else 2) + self.hidden
+        return self.layers * sum(self.layer_weights) + ends
+
+
+def find_architecture(recipe: Recipe) -> Architecture:
+    """The sizes of the recipe's model, without loading or downloading anything.
+
+    Raises:
+        ValueError: for a model that is neither here nor known by name, or of another family.
+    """
+    model = recipe.model
+    if model.config is not None:
+        config = dict(model.config)
+        if "vocab_size" not in config:
+            config["vocab_size"] = _vocab_of_corpus(Path(recipe.data.corpus))
+        return from_config(config, source="model.config")
+    name = str(model.pretrained)
+    if path := _local_config(name):
+        return from_config(json.loads(path.read_text(encoding="utf-8")), source=str(path))
+    if name in PUBLIC_MODELS:
+        return from_config(PUBLIC_MODELS[name], source="the planner's own table")
+    near = get_close_matches(name, PUBLIC_MODELS, n=1, cutoff=0.4)
+    hint = f"; the nearest known name is {near[0]}" if near else ""
+    raise ValueError(
+        f"model.pretrained {name} is no folder here, not in the cache of the hub, and not one of "
+        f"{', '.join(PUBLIC_MODELS)}{hint}"
+    )
+
+
+def _local_config(name: str) -> Path | None:
+    """config.json in a folder of that name, or in the newest snapshot of the hub's cache."""
+    if (own := Path(name) / "config.json").is_file():
+        return own
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    found = hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _vocab_of_corpus(corpus: Path) -> int:
+    try:
+        return int(json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))["vocab_size"])
+    except (OSError, ValueError, KeyError):
+        raise ValueError(
+            f"model.config has no vocab_size and data.corpus {corpus} has no manifest to read it "
+            "from: prepare the corpus first, or add model.config.vocab_size=NUMBER"
+        ) from None
+
+
+def from_config(config: dict[str, Any], *, source: str) -> Architecture:
+    """Sizes out of a config.json as Hugging Face writes it.
+
+    Raises:
+        ValueError: for a family that is not known here, or a size that is no number.
+    """
+    family = config.get("model_type")
+    if family not in _FAMILIES:
+        raise ValueError(
+            f"{source}: model_type {family} is none that the planner knows; known are "
+            f"{', '.join(_FAMILIES)}"
+        )
+    if biased := [key for key in ("attention_bias", "mlp_bias") if config.get(key)]:
+        raise ValueError(f"{source}: {biased[0]} true is not known to the planner; known is false")
+
+    def size(key: str, default: int | None = None) -> int:
+        value = config.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{source}: {key} must be a whole number above 0 (is {value!r})")
+        return value
+
+    heads = size("num_attention_heads")
+    hidden = size("hidden_size")
+    return Architecture(
+        family=family,
+        hidden=hidden,
+        intermediate=size("intermediate_size"),
+        layers=size("num_hidden_layers"),
+        heads=heads,
+        kv_heads=size("num_key_value_heads", heads),
+        # what transformers takes where it is not given
+        head=size("head_dim", 128 if family == "qwen3" else hidden // heads),
+        vocab=size("vocab_size"),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        source=source,
+    )

@@ -1,0 +1,87 @@
+"""Tokens, steps and days of a run at a share of the GPUs' peak."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.planner.architecture import Architecture
+from training.config import Recipe
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long a run is; None where the size of the corpus is not known."""
+
+    step_tokens: int
+    micro_steps: int
+    corpus_tokens: int | None
+    epochs: float
+    total_steps: int | None
+    step_seconds: float
+    flops_per_token: float
+    num_passes: float
+    """In thirds of a training pass over the model: 3 are forward and backward."""
+
+    @property
+    def days(self) -> float | None:
+        if self.total_steps is None:
+            return None
+        return self.total_steps * self.step_seconds / 86_400
+
+
+def forecast_duration(
+    recipe: Recipe,
+    arch: Architecture,
+    *,
+    micro_steps: int,
+    corpus_tokens: int | None,
+    flops_per_second: float,
+) -> Duration:
+    """Time of the matrix products alone; evaluations and saves are not in it.
+
+    A forward pass takes 2 operations a weight and token, and 2 (Q K^T, then with V) x 2 x T / 2 x Q
+    a layer for attention over T tokens before it on average T / 2; a backward pass twice that
+    (Narayanan et al., arXiv 2104.04473, appendix). Activation checkpointing adds a forward pass,
+    and so do online entropies. Documents shorter than a sample take less than this.
+    """
+    train, length = recipe.train, recipe.data.sequence_tokens
+    weights = arch.layers * sum(arch.layer_weights) + arch.embedding_weight
+    attention = 2 * length * arch.queries * arch.layers
+    forward_flops = 2 * weights + attention
+    probes = recipe.regulariser == "rho1" or (
+        recipe.regulariser == "entrodrop"
+        and recipe.entropy.source == "online"
+        and recipe.entropy.threshold == "step"
+    )
+    num_passes = 3.0 + recipe.model.activation_checkpointing + probes
+    corpus = corpus_tokens or _tokens_of_pack(recipe)
+    steps = None
+    if corpus is not None:
+        steps = max(1, math.ceil(train.epochs * corpus / train.global_batch_tokens))
+    if train.max_steps is not None:
+        steps = min(steps or train.max_steps, train.max_steps)
+    flops_per_token = num_passes * forward_flops
+    return Duration(
+        step_tokens=train.global_batch_tokens,
+        micro_steps=micro_steps,
+        corpus_tokens=corpus,
+        epochs=train.epochs,
+        total_steps=steps,
+        step_seconds=train.global_batch_tokens * flops_per_token / flops_per_second,
+        flops_per_token=flops_per_token,
+        num_passes=num_passes,
+    )
+
+
+def _tokens_of_pack(recipe: Recipe) -> int | None:
+    """Places in the samples of an epoch that sees every domain once."""
+    length = recipe.data.sequence_tokens
+    path = Path(recipe.data.corpus) / f"pack-{length}" / "manifest.json"
+    try:
+        domains = json.loads(path.read_text(encoding="utf-8"))["splits"]["train"]["domains"]
+        return length * sum(int(domain["num_samples"]) for domain in domains)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,166 @@
+"""A recipe on a number of GPUs: memory by phase, host, disk and time, from the same arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launch.planner.activations import Activations
+from launch.planner.architecture import Architecture, find_architecture
+from launch.planner.duration import Duration, forecast_duration
+from launch.planner.host import Host, forecast_host
+from launch.planner.memory import Moment, Phase, Run, peak_moments
+from launch.planner.zero import read_zero
+from training.config import Recipe
+
+GIB = 2**30
+_OUTSIDE_TENSORS_BYTES = 2 * GIB
+"""CUDA's context, NCCL's buffers, libraries' workspaces: an assumption, measured nowhere here."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the run is to go on."""
+
+    num_gpus: int
+    gpu_gib: float
+    gpus_per_node: int = 8
+    host_gib: float | None = None
+    """Memory of a node; None does not compare."""
+    gpu_tflops: float = 989.0
+    """Dense bf16 of a GPU; 989 is the H100's in NVIDIA's data sheet."""
+    mfu: float = 0.4
+    """Share of these that all matrix products reach, recomputed ones too."""
+    margin_frac: float = 0.1
+    """Share of a GPU that must stay free: fragments of the allocator, and the forecast's error."""
+    corpus_tokens: int | None = None
+    """Of an epoch; None reads the pack."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        return min(self.num_gpus, self.gpus_per_node)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All that a plan says; bytes are of one GPU, or of one node."""
+
+    recipe: Recipe
+    machine: Machine
+    arch: Architecture
+    run: Run
+    moments: dict[Phase, Moment]
+    host: Host
+    duration: Duration
+
+    @property
+    def outside_bytes(self) -> int:
+        return _OUTSIDE_TENSORS_BYTES
+
+    @property
+    def peak_phase(self) -> Phase:
+        return max(self.moments, key=lambda phase: self.moments[phase].total)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.moments[self.peak_phase].total + self.outside_bytes
+
+    @property
+    def usable_bytes(self) -> int:
+        return round(self.machine.gpu_gib * (1 - self.machine.margin_frac) * GIB)
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.usable_bytes and self.host_fits
+
+    @property
+    def host_fits(self) -> bool:
+        limit = self.machine.host_gib
+        return limit is None or self.host.peak_bytes <= limit * GIB
+
+
+def forecast(recipe: Recipe, machine: Machine) -> Forecast:
+    """Everything about a recipe on a machine.
+
+    Raises:
+        ValueError: for a batch, heads or GPUs that do not divide, or files that cannot be read.
+    """
+    arch = find_architecture(recipe)
+    micro_steps = _micro_steps(recipe, arch, num_gpus=machine.num_gpus)
+    run = make_run(recipe, arch, world_size=machine.num_gpus, on_gpu=True)
+    duration = forecast_duration(
+        recipe,
+        arch,
+        micro_steps=micro_steps,
+        corpus_tokens=machine.corpus_tokens,
+        flops_per_second=machine.num_gpus * machine.gpu_tflops * 1e12 * machine.mfu,
+    )
+    host = forecast_host(
+        recipe,
+        run,
+        ranks_per_node=machine.ranks_per_node,
+        corpus_tokens=duration.corpus_tokens,
+    )
+    return Forecast(recipe, machine, arch, run, peak_moments(run), host, duration)
+
+
+def make_run(recipe: Recipe, arch: Architecture, *, world_size: int, on_gpu: bool) -> Run:
+    """What decides the memory of a rank, out of the recipe.
+
+    Args:
+        on_gpu: False for the CPU path of attention and head, which is what can be measured here.
+    """
+    zero, train = read_zero(recipe), recipe.train
+    sp_size = train.sequence_parallel_size
+    lagged = recipe.regulariser == "entrodrop" and recipe.entropy.threshold == "lagged"
+    return Run(
+        arch=arch,
+        zero=zero,
+        world_size=world_size,
+        activations=Activations(
+            arch=arch,
+            tokens=train.micro_batch_samples * recipe.data.sequence_tokens // sp_size,
+            number_bytes=zero.number_bytes,
+            on_gpu=on_gpu,
+            shards_sequence=sp_size > 1,
+        ),
+        checkpointing=recipe.model.activation_checkpointing,
+        step_tokens=-(-train.global_batch_tokens // world_size),
+        one_pass_head=not lagged,
+    )
+
+
+def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:
+    """Forward passes of a rank in a step."""
+    train, length = recipe.train, recipe.data.sequence_tokens
+    sp_size = train.sequence_parallel_size
+    if num_gpus % sp_size:
+        below = num_gpus // sp_size * sp_size
+        nearest = f"{below} and {below + sp_size}" if below else f"{sp_size}"
+        raise ValueError(
+            f"--gpus {num_gpus} is no multiple of train.sequence_parallel_size {sp_size}; "
+            f"nearest that are: {nearest}"
+        )
+    _refuse_heads(arch, sp_size)
+    samples = train.global_batch_tokens // length
+    at_once = train.micro_batch_samples * (num_gpus // sp_size)
+    if samples % at_once or not samples:
+        below, above = samples // at_once * at_once, (samples // at_once + 1) * at_once
+        batches = " and ".join(str(n * length) for n in (below, above) if n)
+        raise ValueError(
+            f"train.global_batch_tokens {train.global_batch_tokens} is {samples} samples, but "
+            f"{num_gpus} GPUs take {at_once} at once; nearest that divide: {batches}"
+        )
+    return samples // at_once
+
+
+def _refuse_heads(arch: Architecture, sp_size: int) -> None:
+    """Ulysses gives each rank whole heads; fewer key and value heads than ranks are repeated."""
+    shares_keys = arch.kv_heads % sp_size == 0 or sp_size % arch.kv_heads == 0
+    if arch.heads % sp_size == 0 and shares_keys:
+        return
+    possible = [size for size in range(1, arch.heads + 1) if arch.heads % size == 0]
+    nearest = min(possible, key=lambda size: abs(size - sp_size))
+    raise ValueError(
+        f"train.sequence_parallel_size {sp_size} does not divide the model's {arch.heads} heads "
+        f"and {arch.kv_heads} key and value heads; nearest that does: {nearest}"
+    )

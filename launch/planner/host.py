@@ -1,0 +1,79 @@
+"""Memory of a node's host and bytes on disk: offloaded state, checkpoints in memory and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launch.planner.memory import Run
+from training.config import Recipe
+
+_PROCESS_BYTES = 3 * 2**30
+"""Python, torch, CUDA's host side and data of one process: an assumption, on no GPU measured."""
+_CHECKPOINT_BYTES = 12
+"""A weight: fp32 master and Adam's two moments; bf16 weights are made from the first."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """Bytes, of one node unless it says otherwise."""
+
+    processes: int
+    optimizer: int
+    """Offloaded master weights, moments and gradients."""
+    parameters: int
+    pinned: int
+    """Of the two before: what cannot be swapped out."""
+    checkpoint_copy: int
+    """Of checkpoints that are written in the background."""
+    model_files: int
+    """On the first node, while it loads a pretrained model."""
+    checkpoint_on_disk: int
+    """Of the whole run, one checkpoint."""
+    checkpoints_kept: int
+    """How many lie on disk at most, the one that is written too."""
+    export_on_disk: int
+    entropies_on_disk: int
+    """Of the run's cache, and again in each checkpoint; 0 where there is none or no size known."""
+
+    @property
+    def peak_bytes(self) -> int:
+        held = self.processes + self.optimizer + self.parameters
+        return held + max(self.checkpoint_copy, self.model_files)
+
+
+def forecast_host(
+    recipe: Recipe, run: Run, *, ranks_per_node: int, corpus_tokens: int | None
+) -> Host:
+    """What the host of a node holds at most."""
+    zero, own = run.zero, run.partition
+    master = moments = gradients = parameters = pinned = 0
+    if zero.offloads_optimizer:
+        master, moments = own * 4, own * 8
+        # of both precisions: reduced, and as Adam reads them
+        held = (own * zero.number_bytes, own * 4)
+        gradients = sum(map(_pinned_block, held)) if zero.pins_optimizer else sum(held)
+        pinned += gradients if zero.pins_optimizer else 0
+    if zero.offloads_parameters:
+        parameters = _pinned_block(own * zero.number_bytes)
+        pinned += parameters
+    settings = recipe.checkpoint
+    saves_beside = settings.in_background and settings.every_steps is not None
+    keeps_entropies = recipe.regulariser == "entrodrop" and recipe.entropy.source == "cache"
+    entropies = 2 * (corpus_tokens or 0) if keeps_entropies else 0  # float16
+    return Host(
+        processes=ranks_per_node * _PROCESS_BYTES,
+        optimizer=ranks_per_node * (master + moments + gradients),
+        parameters=ranks_per_node * parameters,
+        pinned=ranks_per_node * pinned,
+        checkpoint_copy=ranks_per_node * own * _CHECKPOINT_BYTES if saves_beside else 0,
+        model_files=run.arch.parameters * 2 if recipe.model.pretrained else 0,
+        checkpoint_on_disk=run.arch.parameters * _CHECKPOINT_BYTES + entropies,
+        checkpoints_kept=settings.keep_last + settings.keep_best + 1 if settings.every_steps else 1,
+        export_on_disk=run.arch.parameters * zero.number_bytes,
+        entropies_on_disk=entropies,
+    )
+
+
+def _pinned_block(num_bytes: int) -> int:
+    """torch pins memory in blocks of powers of two (`CachingHostAllocator`)."""
+    return 1 << max(num_bytes - 1, 0).bit_length() if num_bytes else 0

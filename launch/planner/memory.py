@@ -1,0 +1,233 @@
+"""Peak memory of one GPU by phase: a step walked through module by module.
+
+Model states follow Rajbhandari et al., ZeRO (arXiv 1910.02054, section 3): in bf16 2 bytes for a
+weight, 2 for its gradient and 12 for fp32 master weight and Adam's two moments, each divided by the
+number of ranks. In fp32 DeepSpeed keeps a master copy as well: 4 + 4 + 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from launch.planner.activations import Activations
+from launch.planner.architecture import Architecture
+from launch.planner.gathering import Use, gathered_numbers, order_of_uses
+from launch.planner.zero import Zero
+
+_ADAM_BYTES, _MASTER_BYTES = 8, 4
+_BATCH_BYTES = 49
+"""A token: five int64 (ids, places, targets, two numbers), the document's length, a flag."""
+_METHOD_BYTES = 48
+"""A token: entropy, its bits and hash for the quantile, draw and drop."""
+
+Phase = Literal["load", "forward", "backward", "step", "evaluation", "save"]
+PHASES: tuple[Phase, ...] = ("load", "forward", "backward", "step", "evaluation", "save")
+
+
+class Moment(NamedTuple):
+    """What a GPU holds at one time, bytes."""
+
+    parameters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    buckets: int = 0
+    gathered: int = 0
+    activations: int = 0
+    head: int = 0
+    whole_gradients: int = 0
+    method: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides the memory of a rank."""
+
+    arch: Architecture
+    zero: Zero
+    world_size: int
+    activations: Activations
+    checkpointing: bool
+    step_tokens: int
+    """Of an optimizer step on this rank, all micro-steps."""
+    one_pass_head: bool
+    """Gradients come with the loss: everywhere but with the lagged threshold."""
+
+    @property
+    def partition(self) -> int:
+        """Numbers of weights that each rank owns, padded to the same on every rank."""
+        sizes = order_of_uses(self.arch, checkpointing=False).sizes
+        return sum(-(-size // self.world_size) for size in sizes)
+
+
+def peak_moments(run: Run) -> dict[Phase, Moment]:
+    """The moment of each phase at which most is held."""
+    states = _states(run)
+    return {
+        "load": max(_load(run, states), key=_total),
+        "forward": max(_forward(run, states), key=_total),
+        "backward": max(_backward(run, states), key=_total),
+        "step": _step(run, states),
+        "evaluation": _evaluation(run, states),
+        "save": states,
+    }
+
+
+def _total(moment: Moment) -> int:
+    return moment.total
+
+
+def _states(run: Run) -> Moment:
+    """Held from the first step to the last."""
+    zero, own = run.zero, run.partition
+    on_gpu = 0 if zero.offloads_optimizer else own
+    bucket = zero.reduce_bucket * zero.communication_bytes if zero.contiguous_gradients else 0
+    return Moment(
+        parameters=0 if zero.offloads_parameters else own * zero.number_bytes,
+        gradients=on_gpu * zero.number_bytes,
+        optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES),
+        buckets=bucket,
+        method=run.step_tokens * (_BATCH_BYTES + _METHOD_BYTES),
+    )
+
+
+def _load(run: Run, states: Moment) -> Iterator[Moment]:
+    """Before Adam's moments exist."""
+    own = 0 if run.zero.offloads_optimizer else run.partition
+    largest = max(order_of_uses(run.arch, checkpointing=False).sizes)
+    # the master copy is made twice before buckets and gradients are there
+    copied = Moment(parameters=states.parameters, optimizer=2 * own * _MASTER_BYTES)
+    yield copied
+    yield states._replace(
+        optimizer=own * _MASTER_BYTES, gathered=largest * run.zero.number_bytes, method=0
+    )
+
+
+def _forward(run: Run, states: Moment) -> Iterator[Moment]:
+    acts, last = run.activations, run.arch.layers + 1
+    for use, gathered in _gathered(run):
+        if use.is_backward:
+            continue
+        if use.block == last:
+            kept = run.arch.layers * _kept_by_layer(run) + acts.ends
+            head = acts.head_chunk + (_head_gradients(run) if run.one_pass_head else 0)
+            yield states._replace(gathered=gathered, activations=kept, head=head)
+        else:
+            kept = max(use.block - 1, 0) * _kept_by_layer(run)
+            inside = acts.forward_extra if run.checkpointing else acts.layer
+            yield states._replace(gathered=gathered, activations=kept + inside)
+
+
+def _kept_by_layer(run: Run) -> int:
+    return run.activations.layer_input if run.checkpointing else run.activations.layer
+
+
+def _head_gradients(run: Run) -> int:
+    """Of the head's input and weight, whole."""
+    weight = run.arch.embedding_weight * run.zero.number_bytes
+    return run.activations.layer_input + weight
+
+
+def _backward(run: Run, states: Moment) -> Iterator[Moment]:
+    """Part by part from the head on, with the bucket of gradients that fills and is sent."""
+    arch, acts, width = run.arch, run.activations, run.zero.number_bytes
+    gathered: dict[int, int] = {}
+    for use, num_bytes in _gathered(run):
+        if use.is_backward:
+            gathered[use.block] = max(gathered.get(use.block, 0), num_bytes)
+    bucket = _Bucket(run.zero, num_copies=1 if acts.on_gpu else 2)
+
+    def moment(block: int, activations: int, *weights: int) -> Iterator[Moment]:
+        for weight in weights or (0,):
+            held = bucket.held + weight * width
+            yield states._replace(
+                gathered=gathered[block],
+                activations=activations,
+                whole_gradients=waiting + held + (bucket.add(weight) if weight else 0),
+            )
+
+    # A tied weight's gradient waits until the embedding has added its own.
+    waiting = arch.embedding_weight * width if arch.tied else 0
+    kept = arch.layers * _kept_by_layer(run) + acts.ends + acts.layer_input
+    # two passes compute the logits again
+    chunk = 0 if run.one_pass_head else acts.head_chunk
+    for held in moment(arch.layers + 1, kept, *(() if arch.tied else (arch.embedding_weight,))):
+        yield held._replace(head=chunk)
+    mlp_weight = arch.hidden * arch.intermediate
+    *attention_weights, _, _, _ = arch.layer_weights
+    for block in range(arch.layers, 0, -1):
+        below = (block - 1) * _kept_by_layer(run) + acts.hidden_gradients
+        below += acts.layer_input if run.checkpointing else 0
+        whole = below + acts.layer
+        yield from moment(block, whole + acts.mlp_gradient, mlp_weight)  # down
+        # the product's gradient and two behind it; the product itself is gone
+        yield from moment(block, whole + 2 * acts.mlp_gradient)
+        yield from moment(block, whole - acts.mlp_gradient, mlp_weight, mlp_weight)  # up, gate
+        yield from moment(block, below + acts.attention, *reversed(attention_weights))
+    yield from moment(0, acts.layer_input, arch.embedding_weight)
+    waiting = 0
+    yield states._replace(gathered=gathered[0], whole_gradients=bucket.held + bucket.send())
+
+
+class _Bucket:
+    """Gradients on their way: they gather in a buffer, which is copied to be sent when it is full.
+
+    One that is larger than the buffer waits beside it. Source: `__add_grad_to_ipg_bucket` and
+    `reduce_scatter_coalesced` of DeepSpeed 0.19.
+    """
+
+    def __init__(self, zero: Zero, *, num_copies: int) -> None:
+        """Send copies of `num_copies` buckets: gloo makes one more than NCCL."""
+        self._zero, self._num_copies = zero, num_copies
+        self._numbers = self._num_weights = 0
+        self.held = 0
+        """Bytes beside the buffer."""
+
+    def add(self, numbers: int) -> int:
+        """Returns bytes of the copy that is sent to make room, 0 for none."""
+        zero, sent = self._zero, 0
+        if self._numbers and self._numbers + numbers > zero.reduce_bucket:
+            sent = self.send()
+        if not zero.contiguous_gradients or self._numbers + numbers > zero.reduce_bucket:
+            self.held += numbers * zero.number_bytes
+        self._numbers += numbers
+        self._num_weights += 1
+        return sent
+
+    def send(self) -> int:
+        """Returns bytes of the copies; DeepSpeed sends a gradient alone as it lies."""
+        num_copies = self._num_copies - (self._num_weights == 1)
+        copied = num_copies * self._numbers
+        self._numbers = self._num_weights = self.held = 0
+        return copied * self._zero.communication_bytes
+
+
+def _gathered(run: Run) -> list[tuple[Use, int]]:
+    """Bytes of whole weights at each use; a rank alone uses its own as they lie."""
+    is_free = run.world_size == 1 and not run.zero.offloads_parameters
+    width = 0 if is_free else run.zero.number_bytes
+    walked = gathered_numbers(run.arch, run.zero, checkpointing=run.checkpointing)
+    return [(use, numbers * width) for use, numbers in walked]
+
+
+def _step(run: Run, states: Moment) -> Moment:
+    """Gradients of a sub-group are copied into one, and to fp32."""
+    if run.zero.offloads_optimizer:
+        return states
+    width = run.zero.number_bytes
+    bytes_each = width if width == _MASTER_BYTES else width + _MASTER_BYTES
+    return states._replace(whole_gradients=min(run.partition, run.zero.sub_group) * bytes_each)
+
+
+def _evaluation(run: Run, states: Moment) -> Moment:
+    """A forward pass that keeps nothing."""
+    acts = run.activations
+    inside = max(use_bytes for use, use_bytes in _gathered(run) if not use.is_backward)
+    return states._replace(
+        gathered=inside, activations=acts.forward_extra + acts.ends, head=acts.head_chunk
+    )

@@ -1,0 +1,162 @@
+"""A forecast as a table for people, and as plain data for machines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from launch.planner.advice import advise, more_gpus
+from launch.planner.forecast import GIB, Forecast
+from launch.planner.memory import PHASES
+
+_LABELS = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "buckets": "bucket of gradients",
+    "gathered": "gathered weights",
+    "activations": "activations",
+    "head": "head: chunk, gradients",
+    "whole_gradients": "gradients on their way",
+    "method": "batch and method",
+}
+
+
+def as_text(given: Forecast, *, name: str) -> str:
+    """The whole plan; ends with the verdict."""
+    lines = [*_heading(given, name), "", *_memory(given), "", *_host(given), "", *_time(given), ""]
+    return "\n".join([*lines, *_verdict(given)])
+
+
+def as_data(given: Forecast, *, name: str) -> dict[str, Any]:
+    """The same as plain data; sizes in bytes."""
+    found = None if given.fits else advise(given)
+    changed = found[1] if found else None
+    return {
+        "recipe": name,
+        "machine": asdict(given.machine),
+        "model": asdict(given.arch) | {"parameters": given.arch.parameters},
+        "gpu_bytes": {phase: moment._asdict() for phase, moment in given.moments.items()},
+        "outside_tensors_bytes": given.outside_bytes,
+        "peak_phase": given.peak_phase,
+        "peak_bytes": given.peak_bytes,
+        "usable_bytes": given.usable_bytes,
+        "host_bytes": asdict(given.host) | {"peak": given.host.peak_bytes},
+        "time": asdict(given.duration) | {"days": given.duration.days},
+        "fits": given.fits,
+        "advice": {"overrides": found[0], "peak_bytes": changed.peak_bytes}
+        if found and changed
+        else None,
+    }
+
+
+def _heading(given: Forecast, name: str) -> list[str]:
+    arch, recipe, machine = given.arch, given.recipe, given.machine
+    run, train = given.run, recipe.train
+    number = "bf16" if run.zero.number_bytes == 2 else "fp32"
+    return [
+        f"{name}: {arch.parameters / 1e9:.3f} billion parameters in {number} "
+        f"(sizes from {arch.source})",
+        f"GPUs: {machine.num_gpus} of {machine.gpu_gib:g} GiB, {machine.ranks_per_node} a node; "
+        f"{recipe.deepspeed}",
+        f"samples of {recipe.data.sequence_tokens:,} tokens, "
+        f"{train.micro_batch_samples} at a time; "
+        f"sequence parallelism {train.sequence_parallel_size}; "
+        f"activation checkpointing {'on' if run.checkpointing else 'off'}",
+    ]
+
+
+def _memory(given: Forecast) -> list[str]:
+    phases = PHASES
+    lines = ["GiB of a GPU, at the peak of" + "".join(f"{phase:>11}" for phase in phases)]
+    for field, label in _LABELS.items():
+        values = [getattr(given.moments[phase], field) for phase in phases]
+        if any(values):
+            lines.append(f"  {label:<26}" + "".join(_cell(value) for value in values))
+    totals = [given.moments[phase].total for phase in phases]
+    lines.append(f"  {'all tensors':<26}" + "".join(_cell(value) for value in totals))
+    acts = given.run.activations
+    layers = given.arch.layers
+    without = (layers * acts.layer + acts.ends) / GIB
+    with_it = (layers * acts.layer_input + acts.layer + acts.ends) / GIB
+    return [
+        *lines,
+        f"  activations in all: {without:.2f} without checkpointing, {with_it:.2f} with it",
+    ]
+
+
+def _cell(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:>11.2f}" if num_bytes else f"{'-':>11}"
+
+
+def _host(given: Forecast) -> list[str]:
+    host = given.host
+    parts = {
+        "processes": host.processes,
+        "offloaded optimizer": host.optimizer,
+        "offloaded parameters": host.parameters,
+        "checkpoint being written": host.checkpoint_copy,
+        "model files while loading (first node)": host.model_files,
+    }
+    told = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value)
+    return [
+        f"GiB of a node's host: {host.peak_bytes / GIB:.1f} at most ({told}); "
+        f"pinned {host.pinned / GIB:.1f}",
+        f"GiB on disk: {host.checkpoint_on_disk / GIB:.1f} a checkpoint, up to "
+        f"{host.checkpoints_kept} of them; {host.export_on_disk / GIB:.1f} for the export; "
+        f"{host.entropies_on_disk / GIB:.2f} for the cache of entropies",
+    ]
+
+
+def _time(given: Forecast) -> list[str]:
+    time, machine = given.duration, given.machine
+    rate = time.step_tokens / time.step_seconds
+    lines = [
+        f"{time.step_tokens:,} tokens a step in {time.micro_steps} micro-steps; "
+        f"{time.step_seconds:.2f} s a step, {rate:,.0f} tokens a second at {machine.mfu:g} of "
+        f"{machine.gpu_tflops:g} TFLOPS a GPU"
+    ]
+    if time.total_steps is None or time.days is None:
+        lines.append(
+            f"{time.epochs:g} epochs; steps and days need the pack of {given.recipe.data.corpus}, "
+            "or --corpus-tokens"
+        )
+    else:
+        corpus = f" of {time.corpus_tokens:,} tokens" if time.corpus_tokens else ""
+        lines.append(
+            f"{time.epochs:g} epochs{corpus}: {time.total_steps:,} steps, {time.days:.3g} days "
+            f"({24 * time.days:.3g} hours) without evaluations and saves"
+        )
+    return lines
+
+
+def _verdict(given: Forecast) -> list[str]:
+    machine = given.machine
+    peak, usable = given.peak_bytes / GIB, given.usable_bytes / GIB
+    does = "FITS" if given.fits else "DOES NOT FIT"
+    lines = [
+        f"{does}: {peak:.1f} GiB at the peak ({given.peak_phase}), {given.outside_bytes / GIB:.0f} "
+        f"of them for CUDA and NCCL; {usable:.1f} of {machine.gpu_gib:g} usable with a margin of "
+        f"{machine.margin_frac:.0%}"
+    ]
+    if not given.host_fits:
+        lines.append(
+            f"The host of a node needs {given.host.peak_bytes / GIB:.1f} GiB and has "
+            f"{machine.host_gib:g}."
+        )
+    if given.fits:
+        return lines
+    if found := advise(given):
+        overrides, changed = found
+        return [
+            *lines,
+            f"The cheapest change that fits ({changed.peak_bytes / GIB:.1f} GiB; host "
+            f"{changed.host.peak_bytes / GIB:.0f} GiB a node):",
+            f"  {' '.join(overrides)}",
+        ]
+    if more := more_gpus(given):
+        num_gpus, overrides = more
+        with_changes = f" with {' '.join(overrides)}" if overrides else ""
+        nothing = f"No change fits at --gpus {machine.num_gpus}"
+        return [*lines, f"{nothing}; --gpus {num_gpus} does{with_changes}."]
+    return [*lines, "No change fits, on 64 times as many GPUs neither."]

@@ -1,0 +1,109 @@
+"""The memory that real training steps take: bytes of live tensors, on processes over gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.step_workload import RandomPack
+from tests.distributed import run_ranks
+from tests.training.layouts import make_source, whole_epochs
+from training.config import Recipe
+from training.data import SampleStream, batch_shape
+from training.dist import init_layout
+from training.engine import build_engine, training_dtype
+from training.model import resolve_model_config
+from training.step import train_step
+from training.watchdog import Watchdog
+
+# ZeRO-3 records the order of the modules in a first pass, and gathers ahead by it from then on.
+_WARM_UP_STEPS, _STEPS = 2, 2
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows the memory behind every tensor that an operator returns, until nobody holds it.
+
+    torch's memory profiler would see what operators need inside, too, but misses what gloo's
+    threads free; the size of the process also has what malloc keeps and what Python takes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peaks: dict[str, int] = {}
+        self.phase = "load"
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._drop_freed()
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+                self._add(tensor.untyped_storage())
+        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self._num_bytes)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        reference = StorageWeakRef(storage)
+        if reference.cdata not in self._live:
+            self._live[reference.cdata] = reference, storage.nbytes()
+            self._num_bytes += storage.nbytes()
+
+    def _drop_freed(self) -> None:
+        for key in [key for key, (reference, _) in self._live.items() if reference.expired()]:
+            self._num_bytes -= self._live.pop(key)[1]
+
+
+class _PhaseMarks(Watchdog):
+    """Hears of the phases that the engine tells its watchdog."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        super().__init__(Path(), rank=0, seconds=None, slow_seconds=1.0)
+        self.live, self.prefix = live, ""
+
+    def enter(self, name: str, **_: Any) -> None:
+        self.live.phase = self.prefix + name
+
+
+def measure_peaks(recipe: Recipe, *, world_size: int) -> dict[str, int]:
+    """Peak bytes of live tensors on rank 0 by phase: load, forward, backward, update and others."""
+    peaks: dict[str, int] = run_ranks(_measure, recipe, world_size=world_size)[0]
+    return peaks
+
+
+def _measure(recipe: Recipe) -> dict[str, int]:
+    layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
+    vocab_size = (recipe.model.config or {})["vocab_size"]
+    pack: Any = RandomPack(recipe.data.sequence_tokens, vocab_size, one_document=True)
+    samples_per_step, num_micro_steps = batch_shape(
+        global_batch_tokens=recipe.train.global_batch_tokens,
+        sequence_tokens=pack.seq_len,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        dp_size=layout.dp_size,
+    )
+    stream = SampleStream(
+        pack=pack,
+        split="train",
+        layout=layout,
+        total_samples=100 * samples_per_step,
+        samples_per_step=samples_per_step,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        order=whole_epochs(pack.num, seed=recipe.seed),
+    )
+    with LiveBytes() as live:
+        marks = _PhaseMarks(live)
+        dtype = training_dtype(recipe)
+        config = resolve_model_config(recipe.model, vocab_size=vocab_size, dtype=dtype)
+        engine = build_engine(
+            recipe, config, layout=layout, num_micro_steps=num_micro_steps, watchdog=marks
+        )
+        source = make_source(recipe, engine, pack)
+        for step in range(_WARM_UP_STEPS + _STEPS):
+            marks.prefix = "warm-up " if step < _WARM_UP_STEPS else ""
+            train_step(recipe, engine, stream, source=source, step=step, done_frac=0.5)
+    return live.peaks

@@ -1,0 +1,112 @@
+"""Small models in several shapes, for forecasts of memory beside what their steps take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.planner.architecture import find_architecture
+from launch.planner.forecast import make_run
+from launch.planner.memory import Moment, Phase, peak_moments
+from tests.training.layouts import tiny_recipe
+from training.config import Recipe
+
+# so that buckets, gathering ahead and what stays whole matter as they do for large models
+ZERO = {
+    "stage": 3,
+    "reduce_scatter": True,
+    "reduce_bucket_size": 500_000,
+    "stage3_prefetch_bucket_size": 50_000,
+    "stage3_param_persistence_threshold": 100,
+    "stage3_max_live_parameters": 1_000_000,
+    "stage3_max_reuse_distance": 1_000_000,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained, and how."""
+
+    name: str
+    model: dict[str, Any]
+    tokens: int
+    samples: int = 1
+    checkpointing: bool = False
+    num_ranks: int = 2
+    sp: int = 1
+    bf16: bool = False
+    zero: dict[str, int] = field(default_factory=dict)
+
+    def recipe(self, folder: Path) -> Recipe:
+        """Its recipe, with a DeepSpeed JSON of its own in the folder."""
+        ds_path = folder / f"{self.name.replace(' ', '-')}.json"
+        ds_path.write_text(
+            json.dumps({"bf16": {"enabled": self.bf16}, "zero_optimization": ZERO | self.zero})
+        )
+        model = {"tie_word_embeddings": False, "max_position_embeddings": 4096} | self.model
+        samples_per_step = self.samples * self.num_ranks // self.sp
+        return tiny_recipe(
+            deepspeed=str(ds_path),
+            **{f"model__config__{key}": value for key, value in model.items()},
+            model__activation_checkpointing=self.checkpointing,
+            data__sequence_tokens=self.tokens,
+            train__global_batch_tokens=samples_per_step * self.tokens,
+            train__micro_batch_samples=self.samples,
+            train__sequence_parallel_size=self.sp,
+            train__gradient_clipping=1.0,
+            entropy__source="reference",
+        )
+
+
+def _model(hidden: int, mlp: int, layers: int, heads: tuple[int, int, int], vocab: int) -> Any:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "head_dim": heads[2],
+        "vocab_size": vocab,
+    }
+
+
+_DEEP = _model(256, 768, 12, (4, 2, 64), 4000)
+_WIDE = _model(256, 1024, 4, (4, 4, 64), 2000)
+_SHORT = _model(128, 384, 4, (4, 2, 32), 1000)
+_LONE = _model(192, 1024, 8, (6, 6, 32), 500)
+
+SHAPES = (
+    Shape("activations", _SHORT, 256, samples=2),
+    Shape("checkpointing", _WIDE, 256, samples=4, checkpointing=True),
+    Shape("one rank", _LONE, 512, samples=2, num_ranks=1),
+    Shape("one rank, checkpointing", _LONE, 512, samples=2, num_ranks=1, checkpointing=True),
+    Shape("two to a sample", _WIDE, 512, samples=2, sp=2),
+    Shape("bf16", _WIDE, 256, samples=2, bf16=True),
+    Shape("bf16, checkpointing", _WIDE, 256, samples=2, bf16=True, checkpointing=True),
+    Shape("bf16, two to a sample", _WIDE, 256, samples=2, bf16=True, sp=2),
+    Shape(
+        "tied", _model(256, 768, 6, (4, 2, 64), 4000) | {"tie_word_embeddings": True}, 128,
+        checkpointing=True,
+    ),
+    Shape("llama", _WIDE | {"model_type": "llama"}, 512, samples=2),
+    Shape(
+        "nothing kept whole", _DEEP, 64,
+        zero={"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0},
+    ),
+    Shape(
+        "all kept whole", _DEEP, 64, checkpointing=True,
+        zero={
+            "stage3_max_live_parameters": 10**9,
+            "stage3_max_reuse_distance": 10**9,
+            "reduce_bucket_size": 5_000_000,
+        },
+    ),
+)  # fmt: skip
+
+
+def forecast_peaks(recipe: Recipe, *, num_ranks: int) -> dict[Phase, Moment]:
+    """What the planner says of the same steps on this machine's processes."""
+    arch = find_architecture(recipe)
+    return peak_moments(make_run(recipe, arch, world_size=num_ranks, on_gpu=False))

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from launch.__main__ import main
+from launch.planner import architecture
+from launch.planner.advice import advise, more_gpus
+from launch.planner.architecture import find_architecture
+from launch.planner.forecast import Machine, forecast
+from launch.planner.gathering import gathered_numbers, order_of_uses
+from launch.planner.zero import read_zero
+from tests.launch.measured_memory import measure_peaks
+from tests.launch.planned_shapes import SHAPES, Shape, forecast_peaks
+from training.recipe_file import load_recipe
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+RECIPES = REPO_ROOT / "training" / "recipes"
+QWEN_8B = str(RECIPES / "qwen3_8b.yaml")
+FOR_ONE_GPU = ["qwen3_0.6b", "qwen3_1.7b", "qwen3_8b", "llama3.1_8b"]
+FOR_A_NODE = ["qwen3_8b_32k", "qwen3_8b_128k"]
+MEASURED = ("activations", "bf16, checkpointing", "two to a sample", "tied", "all kept whole")
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(REPO_ROOT)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-hub"))
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s.name in MEASURED], ids=lambda s: s.name)
+def test_forecast_is_within_a_tenth_of_what_steps_hold(shape: Shape, tmp_path: Path) -> None:
+    recipe = shape.recipe(tmp_path)
+    measured = measure_peaks(recipe, world_size=shape.num_ranks)
+    forecasts = forecast_peaks(recipe, num_ranks=shape.num_ranks)
+    assert forecasts["load"].total == pytest.approx(measured["load"], rel=0.1)
+    assert forecasts["forward"].total == pytest.approx(measured["forward"], rel=0.1)
+    assert forecasts["backward"].total == pytest.approx(measured["backward"], rel=0.1)
+    assert forecasts["step"].total == pytest.approx(measured["update"], rel=0.1)
+
+
+@pytest.mark.parametrize("name", sorted(architecture.PUBLIC_MODELS))
+def test_parameters_are_counted_as_transformers_makes_them(name: str) -> None:
+    config = architecture.PUBLIC_MODELS[name]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    recipe = load_recipe(QWEN_8B, [f"model.pretrained={name}"])
+    arch = find_architecture(recipe)
+    assert arch.parameters == sum(parameter.numel() for parameter in model.parameters())
+    layer = model.model.layers[0]
+    assert sum(arch.layer_weights) == sum(parameter.numel() for parameter in layer.parameters())
+
+
+def test_published_sizes_are_met() -> None:
+    found = {
+        name: architecture.from_config(config, source="table").parameters
+        for name, config in architecture.PUBLIC_MODELS.items()
+    }
+    assert found == {  # as the safetensors files on the hub say
+        "Qwen/Qwen3-0.6B": 596_049_920,
+        "Qwen/Qwen3-1.7B": 1_720_574_976,
+        "Qwen/Qwen3-8B": 8_190_735_360,
+        "meta-llama/Llama-3.1-8B": 8_030_261_248,
+    }
+
+
+def test_plan_loads_no_torch() -> None:
+    blocker = (
+        "import sys\n"
+        "for name in ('torch', 'deepspeed', 'transformers', 'numpy'): sys.modules[name] = None\n"
+        "from launch.__main__ import main\n"
+        f"sys.exit(main(['plan', {QWEN_8B!r}, '--gpus', '8', '--gpu-gib', '80']))"
+    )
+    shown = subprocess.run([sys.executable, "-c", blocker], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "FITS: " in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("gpu_gib", "overrides", "expected"),
+    [
+        (60, ["train.micro_batch_samples=2"], ["model.activation_checkpointing=true"]),
+        (50, [], ["model.activation_checkpointing=true"]),
+        (18, ["model.activation_checkpointing=true"], ["offload"]),
+    ],
+)
+def test_advice_fits_and_is_the_cheapest(
+    gpu_gib: float, overrides: list[str], expected: list[str]
+) -> None:
+    off = ["model.activation_checkpointing=false", *overrides]
+    machine = Machine(num_gpus=8, gpu_gib=gpu_gib)
+    given = forecast(load_recipe(QWEN_8B, off), machine)
+    assert not given.fits
+    found = advise(given)
+    assert found is not None
+    changes, changed = found
+    assert changed.fits
+    assert [part for part in expected if any(part in change for change in changes)] == expected
+    again = forecast(load_recipe(QWEN_8B, [*off, *changes]), machine)
+    assert again.peak_bytes == changed.peak_bytes
+
+
+def test_cheaper_changes_come_first() -> None:
+    """Each limit lies just below what the change before it needs."""
+    recipe = load_recipe(QWEN_8B, ["model.activation_checkpointing=false", "seed=1"])
+    recipe = replace(recipe, train=replace(recipe.train, micro_batch_samples=8))
+    seen, gpu_gib = [], 1000.0
+    while found := advise(forecast(recipe, Machine(num_gpus=8, gpu_gib=gpu_gib, margin_frac=0.0))):
+        seen.append(found[0])
+        gpu_gib = (found[1].peak_bytes - 1) / 2**30
+    firsts = [
+        next(i for i, changes in enumerate(seen) if any(c.startswith(key) for c in changes))
+        for key in (
+            "model.activation_checkpointing",
+            "train.micro_batch_samples",
+            "train.sequence_parallel_size",
+            "deepspeed=ds_configs/zero3_offload_optimizer",
+            "deepspeed=ds_configs/zero3_offload_all",
+        )
+        if any(c.startswith(key) for changes in seen for c in changes)
+    ]
+    assert firsts == sorted(firsts)
+    assert len(firsts) >= 4
+
+
+def test_more_gpus_are_named_when_no_change_fits() -> None:
+    given = forecast(load_recipe(QWEN_8B), Machine(num_gpus=1, gpu_gib=80, host_gib=64))
+    assert advise(given) is None
+    found = more_gpus(given)
+    assert found is not None
+    num_gpus, changes = found
+    again = load_recipe(QWEN_8B, changes)
+    assert forecast(again, Machine(num_gpus=num_gpus, gpu_gib=80, host_gib=64)).fits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "6"], ["global_batch_tokens 262144", "nearest", "245760 and 270336"]),
+        (["--gpus", "8", "train.sequence_parallel_size=16"], ["--gpus 8", "nearest that are: 16"]),
+        (["--gpus", "0"], ["'0' is no whole number above 0"]),
+        (["--gpus", "8", "--mfu", "40"], ["'40' is not between 0 and 1"]),
+        (["--gpus", "8", "--gpu", "80"], ["--gpu"]),
+        (["--gpus", "8", "--frobs"], ["unknown option --frobs"]),
+        (["--gpus", "8", "train.epoch=3"], ["train.epoch", "did you mean train.epochs"]),
+        (["--gpus", "8", "deepspeed=ds_configs/none.json"], ["none.json", "No such file"]),
+        (["--gpus", "8", "model.pretrained=Qwen/Qwen3-8b"], ["Qwen3-8b", "name is Qwen/Qwen3-8B"]),
+        (
+            ["--gpus", "8", "model.pretrained=null", "model.config={model_type: gpt2}"],
+            ["vocab_size"],
+        ),
+        (
+            [
+                "--gpus",
+                "8",
+                "model.pretrained=null",
+                "model.config={model_type: gpt2, vocab_size: 9}",
+            ],
+            ["model_type gpt2", "llama, qwen3"],
+        ),
+    ],
+)
+def test_mistakes_are_one_message(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["plan", QWEN_8B, "--gpu-gib", "80", *arguments])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr().err
+    assert code == 2
+    assert all(word in said for word in words), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("gpu_gib", "code"), [("80", 0), ("8", 1)])
+def test_exit_code_says_whether_it_fits(
+    gpu_gib: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", QWEN_8B, "--gpus", "8", "--gpu-gib", gpu_gib, "--corpus-tokens", "1000000"]
+    assert main([*arguments, "--json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["fits"] is (code == 0)
+    assert told["time"]["total_steps"] == 31  # 8 epochs of 10^6 tokens by 262,144
+    assert main(arguments) == code
+    text = capsys.readouterr().out
+    assert ("DOES NOT FIT" in text) is (code == 1)
+    assert f"{told['peak_bytes'] / 2**30:.1f} GiB at the peak" in text
+
+
+@pytest.mark.parametrize("name", [*FOR_ONE_GPU, *FOR_A_NODE])
+def test_shipped_recipes_divide_fit_and_have_their_baseline(name: str) -> None:
+    path = RECIPES / f"{name}.yaml"
+    assert "regulariser=none" in path.read_text(encoding="utf-8")
+    recipe, baseline = load_recipe(path), load_recipe(path, ["regulariser=none"])
+    assert replace(baseline, regulariser=recipe.regulariser) == recipe
+    for num_gpus in (1, 8, 64) if name in FOR_ONE_GPU else (8, 64):
+        for ds_file in ("zero3", "zero3_offload_optimizer", "zero3_offload_all"):
+            planned = forecast(
+                replace(recipe, deepspeed=f"ds_configs/{ds_file}.json"),
+                Machine(num_gpus=num_gpus, gpu_gib=80),
+            )
+            assert planned.fits or (num_gpus == 1 and ds_file == "zero3")
+
+
+def test_gathered_weights_stay_within_what_deepspeed_is_told() -> None:
+    recipe = load_recipe(QWEN_8B)
+    arch, zero = find_architecture(recipe), read_zero(recipe)
+    uses, sizes = order_of_uses(arch, checkpointing=True)
+    walked = gathered_numbers(arch, zero, checkpointing=True)
+    assert [use for use, _ in walked] == list(uses)
+    most = max(numbers for _, numbers in walked)
+    # twice the weights gathered ahead, which are copied out of their buffer
+    assert most <= zero.max_live + max(sizes) + 2 * (zero.prefetch_bucket + max(sizes))
+    assert all(numbers >= sizes[use.weight] for use, numbers in walked)
