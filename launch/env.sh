@@ -1,8 +1,19 @@
-# Sourced by the scripts of this folder: which python, which accelerator, what stays quiet.
+# Sourced by every launcher: which python, which accelerator, how hosts talk, what stays quiet.
 # Sets PYTHON, NUM_GPUS and NUM_CORES; exports what the processes to be started read.
+# ENTRODROP_SITE_ENV names a file with what is true of one cluster only (NCCL_SOCKET_IFNAME,
+# NCCL_IB_HCA, module load ...); it is sourced first, and what it exports stays.
 # shellcheck shell=bash
 
 REPO_ROOT=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+if [[ -n ${ENTRODROP_SITE_ENV:-} ]]; then
+    if [[ ! -r $ENTRODROP_SITE_ENV ]]; then
+        echo "error: ENTRODROP_SITE_ENV: there is no file $ENTRODROP_SITE_ENV" >&2
+        exit 2
+    fi
+    # shellcheck source=/dev/null
+    source "$ENTRODROP_SITE_ENV"
+fi
 
 if [[ -z ${PYTHON:-} ]]; then
     if [[ -x $REPO_ROOT/.venv/bin/python ]]; then
@@ -31,6 +42,11 @@ if ((NUM_GPUS == 0)); then
     export DS_ACCELERATOR=cpu
 fi
 
+# NCCL says what fails and nothing else; everything besides is best left to its defaults.
+export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+# A dead host is noticed by ssh within a minute, not by TCP after two hours.
+export PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:--o ServerAliveInterval=15 -o ServerAliveCountMax=4}
+
 # Notices of libraries about themselves: nothing that a user of this project could act on.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::DeprecationWarning,ignore::FutureWarning}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
@@ -38,5 +54,12 @@ export TRANSFORMERS_VERBOSITY=${TRANSFORMERS_VERBOSITY:-error}
 export DS_LOG_LEVEL=${DS_LOG_LEVEL:-warning}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
 export PYTHONPATH=$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}
+
+# Names of the exported variables that processes on other hosts need; nothing secret among them.
+forwarded_variables() {
+    compgen -e | grep -E '^(NCCL_|GLOO_|UCX_|FI_|OMP_|DS_|PYTHON|TORCH|TRITON_|TRANSFORMERS_|TOKENIZERS_|TF_CPP|HF_HOME|HF_HUB_OFFLINE|LD_LIBRARY_PATH|PATH$)' \
+        | grep -vE 'TOKEN$|KEY|SECRET|PASSW|DS_ENV_FILE' || true
+}
+
 # The variables are for the scripts that source this file.
 : "$PYTHON" "$NUM_CORES"

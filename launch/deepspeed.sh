@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Train a recipe on the hosts of a hostfile, by the deepspeed launcher over ssh.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: launch/deepspeed.sh RECIPE --hostfile FILE [--master-port P] [--dry-run] [a.b=c ...]
+
+Starts one process a slot on every host of FILE (lines `HOST slots=GPUS`) with DeepSpeed's launcher,
+pdsh and ssh. The repository, its Python, the corpus and the run folder have the same paths on all
+hosts. Rank 0 prints here, the others into RUN/logs.
+
+  --hostfile FILE     which hosts, and how many GPUs of each
+  --master-port P     where the ranks meet on the first host (default: 29500)
+  --dry-run           print what would run and stop
+  a.b=c               change keys of the recipe, as in train.epochs=3
+
+Ctrl-C, SIGTERM and SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is
+0 when the run is complete or was stopped.
+
+example:
+  launch/deepspeed.sh training/recipes/qwen3_0.6b.yaml --hostfile hosts.txt
+TEXT
+}
+
+# shellcheck source=launch/job.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/job.sh"
+
+recipe="" hostfile="" port=29500 dry_run="" overrides=()
+while (($#)); do
+    case $1 in
+        -h | --help) usage && exit 0 ;;
+        --hostfile) hostfile=${2:?--hostfile needs a file} && shift ;;
+        --master-port) port=${2:?--master-port needs a number} && shift ;;
+        --dry-run) dry_run=1 ;;
+        -*) fail "unknown option $1; see launch/deepspeed.sh --help" ;;
+        *=*) overrides+=("$1") ;;
+        *)
+            [[ -z $recipe ]] || fail "two recipes given: $recipe and $1"
+            recipe=$1
+            ;;
+    esac
+    shift
+done
+[[ -n $recipe ]] || { usage >&2 && exit 2; }
+# Without one DeepSpeed would train on this host alone, and say so in a warning only.
+[[ -n $hostfile ]] || fail "--hostfile is missing; on this machine alone: launch/local.sh"
+
+read_recipe "$recipe" "${overrides[@]}"
+read_hostfile "$hostfile"
+((${#HOSTS[@]} > 1)) || fail "$hostfile names ${HOSTS[0]} alone; there, use launch/local.sh"
+check_num_processes "$NUM_SLOTS"
+command -v pdsh >/dev/null || fail "pdsh is missing, with which DeepSpeed starts hosts; install it"
+
+command=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$(realpath -- "$hostfile")"
+    --no_ssh_check --master_port "$port" --module training train
+    "$(realpath -- "$recipe")" --rank-logs "${overrides[@]}")
+if [[ -n $dry_run ]]; then
+    print_command "${command[@]}"
+    exit 0
+fi
+
+unreachable=()
+for host in "${HOSTS[@]}"; do
+    ssh -o BatchMode=yes -o ConnectTimeout=10 "$host" true </dev/null || unreachable+=("$host")
+done
+((${#unreachable[@]} == 0)) \
+    || fail "no ssh without a password from here to: ${unreachable[*]} (ssh's reason is above)"
+
+# DeepSpeed passes on little of this environment; it reads the rest from a file of this name.
+DS_ENV_FILE=$(mktemp)
+export DS_ENV_FILE
+trap 'rm -f -- "$DS_ENV_FILE"' EXIT
+forwarded_variables | while read -r name; do
+    printf '%s=%q\n' "$name" "${!name}"
+done >"$DS_ENV_FILE"
+supervise "${command[@]}"

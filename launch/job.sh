@@ -1,0 +1,89 @@
+# Sourced by the launchers of several hosts: reading the recipe, stopping, and the verdict.
+# shellcheck shell=bash
+# shellcheck source=launch/env.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# read_recipe RECIPE [a.b=c ...]: sets RUN_DIR and SEQUENCE_PARALLEL_SIZE, or ends with the mistake.
+read_recipe() {
+    local facts
+    [[ -f $1 ]] || fail "there is no recipe $1"
+    facts=$("$PYTHON" -m launch.recipe_facts "$@") || exit 2
+    eval "$facts"
+}
+
+check_num_processes() {
+    if (($1 % SEQUENCE_PARALLEL_SIZE)); then
+        fail "$1 processes are no multiple of train.sequence_parallel_size $SEQUENCE_PARALLEL_SIZE"
+    fi
+}
+
+# read_hostfile FILE: sets HOSTS and NUM_SLOTS; every host has a name that resolves, once.
+read_hostfile() {
+    local host slots rest line=0
+    [[ -f $1 ]] || fail "there is no hostfile $1; it has a line 'HOST slots=GPUS' for each host"
+    HOSTS=() NUM_SLOTS=0
+    while read -r host slots rest || [[ -n $host ]]; do
+        line=$((line + 1))
+        [[ -n $host && $host != \#* ]] || continue
+        [[ $slots =~ ^slots=[1-9][0-9]*$ && (-z $rest || $rest == \#*) ]] \
+            || fail "$1, line $line: expected 'HOST slots=GPUS', found '$host${slots:+ $slots}${rest:+ $rest}'"
+        [[ " ${HOSTS[*]} " != *" $host "* ]] || fail "$1, line $line: $host is there twice"
+        getent ahosts "$host" >/dev/null \
+            || fail "$1, line $line: the name $host does not resolve; see /etc/hosts or DNS"
+        HOSTS+=("$host")
+        NUM_SLOTS=$((NUM_SLOTS + ${slots#slots=}))
+    done <"$1"
+    ((${#HOSTS[@]})) || fail "hostfile $1 names no host"
+}
+
+# print_command CMD ...: what a dry run shows.
+print_command() {
+    local name
+    for name in $(forwarded_variables | grep -vE '^(PATH|PYTHONWARNINGS|LD_LIBRARY_PATH)$'); do
+        printf '%s=%q ' "$name" "${!name}"
+    done
+    printf '%q ' "$@"
+    echo
+}
+
+# supervise CMD ...: run it; SIGTERM, SIGINT and SIGUSR1 ask the run to save and end, by its STOP
+# file, which works under every launcher; the verdict comes from its run_state.json.
+# Sets VERDICT, STEP and SIGNALLED for the caller; returns 0 when the run is complete or was stopped.
+supervise() {
+    local starts child status=0
+    starts=$("$PYTHON" -m launch.verdict starts "$RUN_DIR") || return 2
+    SIGNALLED=""
+    mkdir -p "$RUN_DIR" || return 2
+    # A session of its own: Ctrl-C reaches this script alone, and the run ends in order.
+    setsid "$@" &
+    child=$!
+    trap 'ask_to_stop TERM' TERM
+    trap 'ask_to_stop USR1' USR1
+    trap 'if [[ $SIGNALLED == INT ]]; then kill -TERM -- "-$child"; else ask_to_stop INT; fi' INT
+    while kill -0 "$child" 2>/dev/null; do
+        wait "$child" && status=0 || status=$?
+    done
+    trap - TERM USR1 INT
+    # What it started and left behind ends with it.
+    kill -TERM -- "-$child" 2>/dev/null || true
+    if [[ -n $SIGNALLED ]]; then
+        rm -f -- "$RUN_DIR/STOP"
+    fi
+    # shellcheck disable=SC2034 # STEP is for the caller
+    read -r VERDICT STEP < <("$PYTHON" -m launch.verdict judge "$RUN_DIR" "$starts" || true)
+    if [[ $VERDICT != complete && $VERDICT != stopped ]]; then
+        echo "(the launcher ended with exit code $status)" >&2
+        return 1
+    fi
+}
+
+ask_to_stop() {
+    echo "got SIG$1: asking the run to save and end (${RUN_DIR}/STOP)" >&2
+    SIGNALLED=$1
+    touch -- "$RUN_DIR/STOP"
+}

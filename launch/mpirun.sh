@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Train a recipe under Open MPI's mpirun; the processes ask MPI for their ranks, through mpi4py.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: launch/mpirun.sh RECIPE [-n N] [--hostfile FILE] [--dry-run] [a.b=c ...]
+
+Starts N processes on this machine, or one a slot on every host of FILE (lines `HOST slots=GPUS`).
+The repository, its Python, the corpus and the run folder have the same paths on all hosts. Rank 0
+prints here, the others into RUN/logs.
+
+  -n N               number of processes; default: the slots of FILE, or inside a Slurm job those
+                     that it has been given
+  --hostfile FILE    which hosts, and how many GPUs of each
+  --dry-run          print what would run and stop
+  a.b=c              change keys of the recipe, as in train.epochs=3
+
+What mpirun itself should be told (networks, ssh) goes into OMPI_MCA_* variables. Ctrl-C, SIGTERM
+and SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is 0 when the run
+is complete or was stopped.
+
+examples:
+  launch/mpirun.sh training/recipes/quickstart.yaml -n 2
+  launch/mpirun.sh training/recipes/qwen3_0.6b.yaml --hostfile hosts.txt
+TEXT
+}
+
+# shellcheck source=launch/job.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/job.sh"
+
+recipe="" hostfile="" num_processes="" dry_run="" overrides=()
+while (($#)); do
+    case $1 in
+        -h | --help) usage && exit 0 ;;
+        -n) num_processes=${2:?-n needs a number} && shift ;;
+        --hostfile) hostfile=${2:?--hostfile needs a file} && shift ;;
+        --dry-run) dry_run=1 ;;
+        -*) fail "unknown option $1; see launch/mpirun.sh --help" ;;
+        *=*) overrides+=("$1") ;;
+        *)
+            [[ -z $recipe ]] || fail "two recipes given: $recipe and $1"
+            recipe=$1
+            ;;
+    esac
+    shift
+done
+[[ -n $recipe ]] || { usage >&2 && exit 2; }
+
+read_recipe "$recipe" "${overrides[@]}"
+placement=()
+if [[ -n $hostfile ]]; then
+    read_hostfile "$hostfile"
+    placement=(--hostfile "$(realpath -- "$hostfile")")
+    num_processes=${num_processes:-$NUM_SLOTS}
+    ((num_processes <= NUM_SLOTS)) || fail "-n $num_processes exceeds the $NUM_SLOTS slots of $hostfile"
+elif [[ -n ${SLURM_NTASKS:-} ]]; then
+    num_processes=${num_processes:-$SLURM_NTASKS}
+else
+    [[ -n $num_processes ]] || fail "how many processes? -n N on this machine, or --hostfile FILE"
+    placement=(--oversubscribe) # mpirun counts cores, of which several share one GPU
+fi
+[[ $num_processes =~ ^[1-9][0-9]*$ ]] || fail "-n $num_processes is no number of processes"
+check_num_processes "$num_processes"
+command -v mpirun >/dev/null || fail "there is no mpirun; install Open MPI (openmpi-bin), or
+  use launch/local.sh on one machine and launch/deepspeed.sh on several"
+if ((EUID == 0)); then
+    # In containers everyone is root; mpirun refuses that unless told twice.
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+fi
+if ((NUM_GPUS == 0)); then
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+fi
+
+command=(mpirun -np "$num_processes" "${placement[@]}" --bind-to none)
+while read -r name; do
+    command+=(-x "$name")
+done < <(forwarded_variables)
+command+=("$PYTHON" -m training train "$(realpath -- "$recipe")" --rank-logs "${overrides[@]}")
+if [[ -n $dry_run ]]; then
+    print_command "${command[@]}"
+    exit 0
+fi
+supervise "${command[@]}"

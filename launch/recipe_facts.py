@@ -1,0 +1,30 @@
+"""What launch scripts must know of a recipe, as assignments for bash.
+
+Usage: eval "$(python -m launch.recipe_facts RECIPE [a.b=c ...])"
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from training.recipe_file import load_recipe
+
+
+def main(arguments: list[str]) -> int:
+    """Print them; a mistake in the recipe is one message and exit code 2."""
+    try:
+        recipe = load_recipe(arguments[0], arguments[1:])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    # absolute: a launcher may start processes in another folder
+    run_dir = Path(recipe.run_dir).absolute()
+    print(f"SEQUENCE_PARALLEL_SIZE={recipe.train.sequence_parallel_size}")
+    print(f"RUN_DIR={shlex.quote(str(run_dir))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

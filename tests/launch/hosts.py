@@ -1,0 +1,212 @@
+"""Hosts on one machine: namespaces of network, processes and mounts on a bridge, with real sshd.
+
+They share this machine's disk, as nodes of a cluster share a file system, and nothing else: each
+has a name, an address, processes and /dev/shm of its own, a power switch and a network cable.
+Needs root, iproute2, util-linux and openssh-server.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+_NETWORK = "10.77.0"
+_PREFIX = "entrodrop"
+_BRIDGE = f"br-{_PREFIX}"[:15]
+_INIT = """
+set -e; name=$1 folder=$2
+mount -t proc proc /proc; hostname "$name"
+mount --bind "$folder/hosts" /etc/hosts
+mkdir -p /root/.ssh /run/sshd /var/tmp/node
+mount --bind "$folder/ssh" /root/.ssh
+mount -t tmpfs -o size=512m tmpfs /dev/shm
+mount -t tmpfs tmpfs /run/sshd; chmod 755 /run/sshd
+mount -t tmpfs -o mode=1777 tmpfs /var/tmp/node
+/usr/sbin/sshd -f "$folder/sshd_config" -E "$folder/sshd.$name.log"
+touch "$folder/$name.ready"
+trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done
+"""
+_SSH_CONFIG = """Host *
+  StrictHostKeyChecking no
+  UserKnownHostsFile /dev/null
+  LogLevel ERROR
+  BatchMode yes
+  ConnectTimeout 5
+"""
+_SSHD_CONFIG = """Port 22
+HostKey {folder}/hostkey
+PidFile none
+UsePAM no
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+AuthorizedKeysFile {folder}/ssh/authorized_keys
+StrictModes no
+MaxStartups 100
+"""
+
+
+def why_not() -> str | None:
+    """What this machine lacks for hosts, if anything."""
+    if os.geteuid() != 0:
+        return "needs root, to make hosts of namespaces"
+    missing = [
+        name for name in ("ip", "unshare", "nsenter", "ssh-keygen") if not shutil.which(name)
+    ]
+    missing += [] if Path("/usr/sbin/sshd").exists() else ["sshd"]
+    if missing:
+        return f"needs {', '.join(missing)}"
+    tried = subprocess.run(["unshare", "--net", "--pid", "--fork", "true"], capture_output=True)
+    return None if tried.returncode == 0 else "may not make namespaces"
+
+
+needs_hosts = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+class Hosts:
+    """`h1`, `h2`, ... up while this is open as a context; `headnode` is the machine itself."""
+
+    def __init__(self, folder: Path, number: int = 2) -> None:
+        """Keep keys and logs in `folder`, which every host sees."""
+        self.names = [f"h{index}" for index in range(1, number + 1)]
+        self._folder = folder
+        self._inits: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def head_address(self) -> str:
+        return f"{_NETWORK}.254"
+
+    def address(self, name: str) -> str:
+        return f"{_NETWORK}.{name[1:]}"
+
+    def __enter__(self) -> Self:
+        self._tear_down()  # what a killed test left
+        self._write_files()
+        _ip("link", "add", _BRIDGE, "type", "bridge")
+        _ip("addr", "add", f"{self.head_address}/24", "dev", _BRIDGE)
+        _ip("link", "set", _BRIDGE, "up")
+        for name in self.names:
+            space, cable = f"{_PREFIX}-{name}", self._cable(name)
+            _ip("netns", "add", space)
+            _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
+            _ip("link", "set", cable, "master", _BRIDGE, "up")
+            _ip("-n", space, "link", "set", "lo", "up")
+            _ip("-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
+            _ip("-n", space, "link", "set", "eth0", "up")
+            self.boot(name)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for name in self.names:
+            self.power_off(name)
+        self._tear_down()
+
+    def boot(self, name: str) -> None:
+        self.mend_cable(name)
+        ready = self._folder / f"{name}.ready"
+        ready.unlink(missing_ok=True)
+        namespaces = ["--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child"]
+        init = ["bash", "-c", _INIT, "init", name, str(self._folder)]
+        with (self._folder / f"init.{name}.log").open("ab") as log:
+            self._inits[name] = subprocess.Popen(
+                ["ip", "netns", "exec", f"{_PREFIX}-{name}", "unshare", *namespaces]
+                + ["--propagation", "private", *init],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 10
+        while not ready.exists():
+            assert time.monotonic() < deadline, (self._folder / f"init.{name}.log").read_text()
+            time.sleep(0.02)
+
+    def power_off(self, name: str) -> None:
+        """As pulling the plug: every process is gone at once, and says goodbye to nobody."""
+        init = self._inits.pop(name, None)
+        if init is None:
+            return
+        # cable first: the kernel, which goes on living, would send farewells for the dead processes
+        self.cut_cable(name)
+        os.kill(self._pid_one(init), signal.SIGKILL)
+        init.wait(timeout=10)
+
+    def is_up(self, name: str) -> bool:
+        return name in self._inits
+
+    def cut_cable(self, name: str) -> None:
+        _ip("link", "set", self._cable(name), "down")
+
+    def mend_cable(self, name: str) -> None:
+        _ip("link", "set", self._cable(name), "up")
+
+    def command(self, name: str, command: Sequence[str]) -> list[str]:
+        """What runs `command` on the host, in the folder it is started from."""
+        target = str(self._pid_one(self._inits[name]))
+        spaces = ["--net", "--uts", "--ipc", "--mount", "--pid"]
+        return ["nsenter", "--target", target, *spaces, f"--wdns={Path.cwd()}", "--", *command]
+
+    def start(
+        self, name: str, command: Sequence[str], *, environment: Mapping[str, str], **options: Any
+    ) -> subprocess.Popen[str]:
+        """Start a command on a host; its stderr goes to its stdout, in a session of its own."""
+        return subprocess.Popen(
+            self.command(name, command),
+            env=dict(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    def processes(self, name: str, pattern: str) -> list[str]:
+        """Command lines on the host that hold the pattern."""
+        found = subprocess.run(
+            self.command(name, ["pgrep", "-f", "-a", pattern]), capture_output=True, text=True
+        )
+        return [line for line in found.stdout.splitlines() if "pgrep" not in line]
+
+    def _pid_one(self, init: subprocess.Popen[bytes]) -> int:
+        children = Path(f"/proc/{init.pid}/task/{init.pid}/children").read_text().split()
+        assert len(children) == 1, children
+        return int(children[0])
+
+    def _cable(self, name: str) -> str:
+        return f"v-{_PREFIX}-{name}"[:15]
+
+    def _write_files(self) -> None:
+        ssh = self._folder / "ssh"
+        ssh.mkdir(parents=True, mode=0o700)
+        for key in (ssh / "id_ed25519", self._folder / "hostkey"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        shutil.copy(ssh / "id_ed25519.pub", ssh / "authorized_keys")
+        (ssh / "config").write_text(_SSH_CONFIG)
+        for path in ssh.iterdir():
+            path.chmod(0o600)
+        (self._folder / "sshd_config").write_text(_SSHD_CONFIG.format(folder=self._folder))
+        lines = ["127.0.0.1 localhost", f"{self.head_address} headnode"]
+        lines += [f"{self.address(name)} {name}" for name in self.names]
+        (self._folder / "hosts").write_text("\n".join(lines) + "\n")
+
+    def _tear_down(self) -> None:
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", f"{_PREFIX}-{name}"], capture_output=True)
+            subprocess.run(["ip", "link", "del", self._cable(name)], capture_output=True)
+        subprocess.run(["ip", "link", "del", _BRIDGE], capture_output=True)
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"
