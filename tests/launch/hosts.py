@@ -119,11 +119,11 @@ class Hosts:
         ready = self._folder / f"{name}.ready"
         ready.unlink(missing_ok=True)
         namespaces = ["--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child"]
+        namespaces += ["--propagation", "private"]
         init = ["bash", "-c", _INIT, "init", name, str(self._folder)]
         with (self._folder / f"init.{name}.log").open("ab") as log:
             self._inits[name] = subprocess.Popen(
-                ["ip", "netns", "exec", f"{_PREFIX}-{name}", "unshare", *namespaces]
-                + ["--propagation", "private", *init],
+                ["ip", "netns", "exec", f"{_PREFIX}-{name}", "unshare", *namespaces, *init],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,4 +1,4 @@
-"""Real launchers on two hosts of their own: they stop in order, survive faults, and go on exactly."""
+"""Real launchers on two hosts: they stop in order, survive faults, and go on exactly."""
 
 from __future__ import annotations
 

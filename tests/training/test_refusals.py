@@ -217,7 +217,8 @@ def check(corpus: Path, *, num_processes: int = 2, **changes: Any) -> Start:
     recipe = short_recipe(corpus, Path("unused"), **changes)
     sp_size = recipe.train.sequence_parallel_size
     layouts = [Layout(rank, num_processes, sp_size, CPU) for rank in range(num_processes)]
-    return [check_start(recipe, layout) for layout in layouts][0]
+    starts = [check_start(recipe, layout) for layout in layouts]
+    return starts[0]
 
 
 @pytest.mark.parametrize(("changes", "num_processes", "told"), STARTS)
