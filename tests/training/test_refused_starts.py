@@ -1,0 +1,137 @@
+"""Recipes that are right and do not fit corpus, model, processes or DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.training.refusals import check, refused
+from training.dist import init_layout
+
+# --- recipes that are right and do not fit corpus, model or processes ---
+
+STARTS: list[tuple[dict[str, Any], int, str]] = [
+    # batches, by number of processes
+    ({"train__micro_batch_samples": 3}, 2, "Nearest that divide: 384 or 576"),
+    ({"train__sequence_parallel_size": 1, "train__micro_batch_samples": 1}, 6, "384 or 768"),
+    ({"train__micro_batch_samples": 16}, 2, "take 16 at once. Nearest that divide: 1024"),
+    ({"train__epochs": 0.001}, 2, "but 0.001 epochs of data.corpus"),
+    ({"train__global_batch_tokens": 6_400_000, "train__epochs": 2}, 2, "or more train.epochs"),
+    # corpus
+    ({"data__corpus": "absent"}, 2, "absent/manifest.json: not found; `python -m data_prep build`"),
+    ({"data__corpus": "README.md"}, 2, "README.md/manifest.json: not found"),
+    ({"data__sequence_tokens": 128, "train__global_batch_tokens": 1024}, 2, "--seq-len 128"),
+    ({"data__mixture": {"notes": {"epochs": 1}}}, 2, "no domain 'notes' in this corpus; there are"),
+    ({"data__mixture": {"main": {"epochs": 0}}}, 2, "data.mixture:"),
+    ({"entropy__source": "reference"}, 2, "no scores 'reference'; there are: none"),
+    ({"regulariser": "rho1"}, 2, "no scores 'reference'; there are: none"),
+    # model
+    ({"model": {"pretrained": "./absent"}}, 2, "model.pretrained: there is no folder ./absent"),
+    ({"model": {"pretrained": "ds_configs/"}}, 2, "model: "),
+    ({"model": {"pretrained": ""}}, 2, "model: "),
+    ({"model__config__model_type": "qwen33"}, 2, "did you mean qwen3"),
+    ({"model__config__model_type": 3}, 2, "transformers knows no '3'"),
+    ({"model": {"config": {"model_type": "gpt2"}}}, 2, "gpt2 is not supported"),
+    ({"model": {"config": {"model_type": "bert"}}}, 2, "bert is not supported"),
+    ({"model": {"config": {"model_type": "t5"}}}, 2, "t5 is not supported"),
+    ({"model": {"config": {"model_type": "whisper"}}}, 2, "whisper is not supported"),
+    ({"model": {"config": {"model_type": "mamba"}}}, 2, "mamba is not supported"),
+    ({"model__config__hidden_sise": 3}, 2, "did you mean hidden_size"),
+    (
+        {"model__config__hidden_size": "big"},
+        2,
+        "'hidden_size' expected int, got str (value: 'big')",
+    ),
+    ({"model__config__hidden_size": 0}, 2, "hidden_size is 0; expected a number of at least 1"),
+    ({"model__config__num_hidden_layers": 0}, 2, "num_hidden_layers is 0; expected"),
+    ({"model__config__head_dim": 0}, 2, "head_dim is 0; expected"),
+    ({"model__config__head_dim": 7}, 2, "even rotary dimension, but got `head_dim`=7"),
+    ({"model__config__intermediate_size": 0}, 2, "intermediate_size is 0; expected"),
+    ({"model__config__num_key_value_heads": 3}, 2, "does not divide by num_key_value_heads 3"),
+    ({"model__config__num_attention_heads": None}, 2, "'num_attention_heads' expected int"),
+    ({"model__config__hidden_act": "gelu2"}, 2, "no hidden_act 'gelu2'; near: gelu"),
+    ({"model__config__attention_dropout": 0.1}, 2, "attention_dropout must be 0"),
+    ({"model__config__layer_types": ["sliding_attention"] * 2}, 2, "only full_attention"),
+    ({"model__config__vocab_size": 100}, 2, "100 is smaller than the corpus's 512"),
+    ({"model__config__vocab_size": 511}, 2, "511 is smaller than the corpus's 512"),
+    ({"model__config__vocab_size": "many"}, 2, "'vocab_size' expected int, got str"),
+    ({"train__sequence_parallel_size": 8}, 8, "8 does not fit 4 attention heads and 2 key-value"),
+    ({"dropout__mask_token_id": 512}, 2, "the model's ids are 0 to 511"),
+    # DeepSpeed
+    ({"deepspeed": "absent.json"}, 2, "deepspeed: absent.json: No such file"),
+    ({"deepspeed": "ds_configs"}, 2, "deepspeed: ds_configs: Is a directory"),
+    ({"deepspeed": "README.md"}, 2, "deepspeed: README.md: Expecting value"),
+]
+
+
+@pytest.mark.parametrize(("changes", "num_processes", "told"), STARTS)
+def test_a_recipe_that_does_not_fit_is_refused(small_corpus, changes, num_processes, told):
+    assert told in refused(lambda: check(small_corpus, num_processes=num_processes, **changes))
+
+
+def test_what_is_refused_above_is_refused_for_its_change_alone(small_corpus):
+    assert check(small_corpus).plan.total_steps == 8
+
+
+@pytest.mark.parametrize(("num_processes", "sp_size"), [(1, 2), (3, 2), (2, 4)])
+def test_sequences_shared_by_more_than_there_are_is_refused(monkeypatch, num_processes, sp_size):
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    message = refused(lambda: init_layout(sp_size=sp_size))
+    assert f"does not divide the number of processes {num_processes}" in message
+    assert f"launch a multiple of {sp_size}, or set it to one of [1" in message
+
+
+ZERO = {"stage": 3}
+DEEPSPEED: list[tuple[Any, str]] = [
+    ([], "expected keys and values"),
+    ({"zero_optimization": 3}, "zero_optimization: expected keys and values"),
+    ({"zero_optimization": {"stage": 2}}, "stage is 2; this engine needs 3"),
+    ({"zero_optimization": {**ZERO, "reduce_scatter": False}}, "reduce_scatter must be true"),
+    ({"zero_optimization": {**ZERO, "stage3_max_live": 1}}, "stage3_max_live: Extra inputs"),
+    ({"zero_optimization": {**ZERO, "reduce_bucket_size": "big"}}, "bucket_size: Input should be"),
+    ({"zero_optimization": {**ZERO, "offload_optimizer": "cpu"}}, "offload_optimizer: Input"),
+    ({"zero_optimisation": ZERO}, "did you mean zero_optimization?"),
+    (
+        {"zero_optimization": ZERO, "bf61": {"enabled": True}},
+        "bf61: unknown key; did you mean bf16",
+    ),
+    ({"zero_optimization": ZERO, "bfloat16": {"enabled": True}}, "did you mean bf16?"),
+    ({"zero_optimization": ZERO, "bf16": True}, "bf16: expected keys and values"),
+    (
+        {"zero_optimization": ZERO, "bf16": {"enabled": "yes"}},
+        "expected true or false, found 'yes'",
+    ),
+    ({"zero_optimization": ZERO, "fp16": {"enabled": True}}, "fp16 is not supported"),
+    ({"zero_optimization": ZERO, "bf16": {"enabled": "auto"}}, '"auto" is a value of the Hugging'),
+    ({"zero_optimization": ZERO, "train_batch_size": 8}, "belongs to the recipe"),
+    ({"zero_optimization": ZERO, "optimizer": {}}, "optimizer belongs to the recipe"),
+]
+
+
+@pytest.mark.parametrize(("config", "told"), DEEPSPEED)
+def test_a_deepspeed_file_that_cannot_be_meant_is_refused(small_corpus, tmp_path, config, told):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(config))
+    message = refused(lambda: check(small_corpus, deepspeed=str(path)))
+    assert told in message
+    assert str(path) in message
+
+
+PRETRAINED = [
+    ("", "not a valid JSON file"),
+    ("{}", "Should have a `model_type` key"),
+    ('{"model_type": "qwen3"', "not a valid JSON file"),
+    ('{"model_type": "nope"}', "does not recognize this architecture"),
+    ('{"model_type": "qwen3", "vocab_size": 100}', "100 is smaller than the corpus's 512"),
+    ('{"model_type": "qwen3", "vocab_size": "x"}', "'vocab_size' expected int, got str"),
+    ('{"model_type": "x", "auto_map": {"AutoConfig": "a.B"}}', "contains custom code"),
+    ("3", "model: "),
+]
+
+
+@pytest.mark.parametrize(("config", "told"), PRETRAINED)
+def test_a_pretrained_model_that_cannot_be_read_is_refused(small_corpus, tmp_path, config, told):
+    (tmp_path / "config.json").write_text(config)
+    assert told in refused(lambda: check(small_corpus, model={"pretrained": str(tmp_path)}))
