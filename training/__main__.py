@@ -11,6 +11,7 @@ from pathlib import Path
 from training.launcher_ranks import set_rank_variables
 from training.rank_logs import print_to_file
 
+_TASK_OPTIONS = ("tasks_dir", "num_fewshot", "limit", "batch_size", "checkpoint", "out")
 _EPILOG = """\
 examples:
   python -m training train training/recipes/quickstart.yaml
@@ -57,12 +58,17 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = verbs.add_parser(
         "evaluate",
-        help="held-out loss of an exported run, whole and by entropy band",
+        help="held-out loss of an exported run, by entropy band; or benchmarks",
         description="Score RUN/export on the run's validation split and write "
-        "RUN/evaluation.json. Works on any number of processes.",
+        "RUN/evaluation.json. With --tasks: ask the newest checkpoint of the run, or an export, "
+        "tasks of lm-evaluation-harness and write RUN/tasks/*.json. Works on any number of "
+        "processes.",
+        epilog="example: torchrun --standalone --nproc-per-node=8 -m training evaluate RUN "
+        "--tasks gsm8k,piqa",
     )
-    evaluate.add_argument("run", type=Path, help="run folder, exported before")
+    evaluate.add_argument("run", type=Path, help="run folder; with --tasks also an export")
     evaluate.add_argument("overrides", nargs="*", metavar="a.b=c", help="as in train")
+    _add_task_options(evaluate)
 
     export = verbs.add_parser(
         "export",
@@ -102,6 +108,41 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_task_options(evaluate: argparse.ArgumentParser) -> None:
+    tasks = evaluate.add_argument_group("benchmarks", "docs/evaluation.md says what they need")
+    tasks.add_argument(
+        "--tasks",
+        metavar="A,B,C",
+        help="names of lm-evaluation-harness, or paper: all that the paper names",
+    )
+    tasks.add_argument("--tasks-dir", type=Path, metavar="DIR", help="YAML files of more tasks")
+    tasks.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples shown (default: the task's own)"
+    )
+    tasks.add_argument("--limit", type=int, metavar="N", help="the first documents of each task")
+    tasks.add_argument("--batch-size", type=int, metavar="N", help="of each process (default: 8)")
+    tasks.add_argument(
+        "--checkpoint", metavar="WHICH", help="newest, best, or a folder (default: newest)"
+    )
+    tasks.add_argument("--out", type=Path, metavar="FILE", help="default: a name in RUN/tasks")
+
+
+def _evaluate_tasks(arguments: argparse.Namespace) -> None:
+    """Benchmarks; options that were not given keep the defaults of `TaskOptions`."""
+    from training.tasks_evaluation import TaskOptions, evaluate_tasks
+
+    if arguments.overrides:
+        raise ValueError(f"{arguments.overrides[0]}: --tasks takes no keys of the recipe")
+    given = {name: getattr(arguments, name) for name in _TASK_OPTIONS}
+    options = TaskOptions(
+        tasks=tuple(arguments.tasks.split(",")),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if (found := evaluate_tasks(arguments.run, options)) is not None:
+        path, table = found
+        print(f"{table}\n{path}")
+
+
 def _as_kept(fields: list[str]) -> list[str]:
     """Names of the recipe as a checkpoint keeps them: `optimizer.lr` is `recipe.optimizer.lr`."""
     return [*fields, *(f"recipe.{field}" for field in fields)]
@@ -121,7 +162,7 @@ def number_list(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user's mistake is one message and exit code 2."""
-    arguments = build_parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         if arguments.verb in ("train", "evaluate"):
             set_rank_variables()
@@ -132,6 +173,18 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """Also where overrides come behind an option, which argparse does not take."""
+    parser = build_parser()
+    arguments, later = parser.parse_known_args(argv)
+    overrides = getattr(arguments, "overrides", None)
+    if wrong := [each for each in later if overrides is None or each.startswith("-")]:
+        parser.error(f"{wrong[0]}: unknown argument; see {arguments.verb} --help")
+    if overrides is not None:
+        overrides += later
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -145,7 +198,13 @@ def _run(arguments: argparse.Namespace) -> None:
         from training.loop import train
 
         train(recipe, accepted=_as_kept(arguments.accept_changes))
+    elif arguments.verb == "evaluate" and arguments.tasks is not None:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only reads the checkpoint
+        _evaluate_tasks(arguments)
     elif arguments.verb == "evaluate":
+        for name in _TASK_OPTIONS:
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} goes with --tasks")
         from training.evaluate_run import evaluate_run
 
         result = evaluate_run(arguments.run, arguments.overrides)

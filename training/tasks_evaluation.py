@@ -1,0 +1,258 @@
+"""Benchmarks of lm-evaluation-harness on a run or an export, on any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from training.dist import agree, raise_together
+from training.tasks_harness import (
+    load_tasks,
+    open_task_list,
+    permit_code,
+    quieten,
+    require_harness,
+)
+from training.tasks_results import TASKS_FOLDER, result_name, write_result
+from training.tasks_weights import Weights, find_weights
+
+if TYPE_CHECKING:
+    from training.tasks_model import WholeModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What to ask of which weights."""
+
+    tasks: tuple[str, ...]
+    tasks_dir: Path | None = None
+    num_fewshot: int | None = None
+    """Examples before each question; None: as each task has it."""
+    limit: int | None = None
+    """Only the first documents of each task."""
+    batch_size: int = 8
+    checkpoint: str | None = None
+    """newest, best, or a folder; for a run alone."""
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--num-fewshot", self.num_fewshot, 0),
+            ("--limit", self.limit, 1),
+            ("--batch-size", self.batch_size, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name} {value}: expected at least {least}")
+        if not all(self.tasks) or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"--tasks {','.join(self.tasks)}: expected names, each once")
+
+
+def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | None:
+    """Ask a run's or an export's weights the tasks; every rank calls it.
+
+    Every rank holds the whole model and answers its share of the documents. A checkpoint is
+    exported first, by rank 0 on the CPU, to a folder that is gone once all have loaded it.
+
+    Returns:
+        On rank 0 the file of results and a table of them.
+
+    Raises:
+        ValueError: the same on every rank, for what cannot be asked.
+    """
+    require_harness()
+    _join_ranks()
+    is_main = dist.get_rank() == 0
+    quieten(is_main=is_main)
+    manager = _together(lambda: open_task_list(options.tasks, tasks_dir=options.tasks_dir))
+    permit_code(manager, options.tasks, says=is_main)
+    with ExitStack() as until_loaded:
+        weights, out = agree(
+            _together(
+                lambda: _weights_and_out(target, options, until_loaded) if is_main else (None, None)
+            )
+        )
+        loaded = _together(
+            lambda: load_tasks(
+                manager, options.tasks, limit=options.limit, world_size=dist.get_world_size()
+            )
+        )
+        lm = _together(lambda: _load_model(weights.folder, options))
+    began = time.monotonic()
+    answers = _ask(lm, loaded, manager, options)
+    if not is_main:
+        return None
+    result = _describe(target, options, weights, lm) | _summary(answers)
+    result |= {"versions": _versions(), "seconds": time.monotonic() - began}
+    write_result(out, result)
+    if weights.run_dir and (options.num_fewshot, options.limit) == (None, None):
+        _show_in_tensorboard(weights.run_dir, result)
+    return out, _table(answers)
+
+
+def _join_ranks() -> None:
+    """A group for messages of the CPU alone; nothing in it is waited for while tasks are answered.
+
+    One rank may have longer answers to write than the others, by hours.
+    """
+    patience = timedelta(days=7)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo", timeout=patience)
+    else:
+        dist.init_process_group(
+            "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=patience
+        )
+
+
+def _together(work: Callable[[], T]) -> T:
+    """Do it on every rank; a mistake of one is raised on all."""
+    done: list[T] = []
+    error = None
+    try:
+        done.append(work())
+    except (ValueError, OSError) as caught:
+        error = str(caught)
+    raise_together(error)
+    return done[0]
+
+
+def _weights_and_out(
+    target: Path, options: TaskOptions, until_loaded: ExitStack
+) -> tuple[Weights, Path]:
+    """What to evaluate, exported if it has to be, and where the results go."""
+    weights = find_weights(target, checkpoint=options.checkpoint)
+    if options.out is None and weights.run_dir is None:
+        raise ValueError(f"{target} is not of a run: say with --out FILE where the results go")
+    name = result_name(
+        options.tasks, step=weights.step, num_fewshot=options.num_fewshot, limit=options.limit
+    )
+    folder = (weights.run_dir or Path()) / TASKS_FOLDER
+    if weights.checkpoint is not None:
+        from training.export import export_run
+
+        folder.mkdir(exist_ok=True)
+        scratch = until_loaded.enter_context(
+            tempfile.TemporaryDirectory(prefix=".weights-", dir=folder)
+        )
+        exported = export_run(target, checkpoint=weights.checkpoint, out=Path(scratch) / "export")
+        weights = weights.exported_to(exported)
+    return weights, options.out or folder / name
+
+
+def _load_model(folder: Path, options: TaskOptions) -> WholeModel:
+    from training.tasks_model import WholeModel
+
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return WholeModel(folder, device=device, batch_size=options.batch_size)
+
+
+def _ask(
+    lm: WholeModel, loaded: Sequence[Any], manager: Any, options: TaskOptions
+) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    answers: dict[str, Any] | None = simple_evaluate(
+        model=lm,
+        tasks=list(loaded),
+        task_manager=manager,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        bootstrap_iters=1000,
+        confirm_run_unsafe_code=True,  # `permit_code` has asked
+    )
+    return answers or {}
+
+
+def _describe(
+    target: Path, options: TaskOptions, weights: Weights, lm: WholeModel
+) -> dict[str, Any]:
+    return {
+        "kind": TASKS_FOLDER,
+        "step": weights.step,
+        "tokens": weights.tokens,
+        "heldout_loss": weights.heldout_loss,
+        "tasks": list(options.tasks),
+        "model": str(target),
+        "settings": {
+            "num_fewshot": options.num_fewshot,
+            "limit": options.limit,
+            "batch_size": options.batch_size,
+            "num_processes": dist.get_world_size(),
+            "dtype": str(lm.model.dtype).removeprefix("torch."),
+            "max_tokens": lm.max_length,
+            "tokens_put_around": lm.tok_encode(""),
+        },
+    }
+
+
+def _summary(answers: dict[str, Any]) -> dict[str, Any]:
+    """What the harness found, without what only describes this machine."""
+    return {
+        "results": {name: _numbers(row) for name, row in answers["results"].items()},
+        "groups": {name: _numbers(row) for name, row in answers.get("groups", {}).items()},
+        "num_fewshot": answers["n-shot"],
+        "num_documents": {name: row["effective"] for name, row in answers["n-samples"].items()},
+        "task_versions": answers["versions"],
+        "task_hashes": {name: _hash(rows) for name, rows in answers["samples"].items()},
+    }
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float | None]:
+    """Metrics and standard errors, as in `acc,none`; null for what is no number."""
+    return {
+        key: float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+        for key, value in row.items()
+        if "," in key
+    }
+
+
+def _hash(samples: list[dict[str, Any]]) -> str:
+    """As the harness hashes documents, prompts and targets, whatever rank had which."""
+    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+    ordered = sorted(samples, key=lambda one: (filters.index(one["filter"]), one["doc_id"]))
+    parts = (one["doc_hash"] + one["prompt_hash"] + one["target_hash"] for one in ordered)
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    packages = ("lm-eval", "datasets", "torch", "transformers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _show_in_tensorboard(run_dir: Path, result: dict[str, Any]) -> None:
+    """In a folder beside the training's own: TensorBoard follows one writer a folder."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(run_dir / "tensorboard" / TASKS_FOLDER)) as writer:
+        for task, row in (result["results"] | result["groups"]).items():
+            for key, value in row.items():
+                if value is not None and "_stderr," not in key:
+                    metric = key.replace(",none", "").replace(",", "_")
+                    writer.add_scalar(f"tasks/{task}/{metric}", value, result["step"])
+
+
+def _table(answers: dict[str, Any]) -> str:
+    from lm_eval.utils import make_table
+
+    tables = [make_table(answers)]
+    if answers.get("groups"):
+        tables.append(make_table(answers, "groups"))
+    return "\n".join(str(table) for table in tables)

@@ -1,0 +1,68 @@
+"""A model as lm-evaluation-harness asks it: whole on each rank, for a share of the documents."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+class WholeModel(HFLM):
+    """The harness' own model with ranks that follow the launcher.
+
+    HFLM takes the number within a machine for the rank, and on a CPU each process for the only
+    one. Here no rank waits for another before the results are collected: all hold all weights, so
+    nothing has to be filled up to equal numbers of passes.
+    """
+
+    def __init__(self, folder: Path, *, device: torch.device, batch_size: int) -> None:
+        """Load the weights in the dtype that they were written in.
+
+        Raises:
+            ValueError: for a folder that plain transformers cannot load, or a tokenizer without a
+                token that a text can begin with.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", trust_remote_code=False
+            )
+        except Exception as error:  # transformers answers with errors of many kinds
+            told = " ".join(str(error).split())
+            raise ValueError(f"{folder}: cannot be loaded: {told}") from None
+        if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"{folder}: the tokenizer names neither a BOS nor an EOS; the first token of a "
+                "text is predicted from one of them"
+            )
+        logger = logging.getLogger("lm_eval")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it warns of ranks, which are settled below
+        super().__init__(
+            pretrained=model.to(device),
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_size,
+        )
+        logger.setLevel(level)
+        self._rank = dist.get_rank()
+        self._world_size = dist.get_world_size()
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """This rank's numbers for everyone's: the harness levels the ranks out by them."""
+        return tensor.expand(self._world_size)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Everyone's objects on rank `dst`."""
+        gathered: list[Any] | None = [None] * self._world_size if self._rank == dst else None
+        dist.gather_object(obj, gathered, dst=dst)
+        return gathered
+
+    def barrier(self) -> None:
+        """None: ranks without a request of a kind never come to it."""

@@ -1,0 +1,93 @@
+"""Which weights of a run or an export are evaluated, and of which step they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint_marker import MARKER, damage, newest_complete, read_marker
+
+_FACTS = ("step", "tokens", "heldout_loss")
+_BEST, _NEWEST = "best", "newest"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A Hugging Face folder, or a checkpoint that has to be exported to one."""
+
+    folder: Path
+    run_dir: Path | None
+    """None for a model that is of no run."""
+    checkpoint: Path | None = None
+    step: int | None = None
+    tokens: int | None = None
+    heldout_loss: float | None = None
+
+    def exported_to(self, folder: Path) -> Weights:
+        """The same, once its checkpoint is there as a Hugging Face folder."""
+        return replace(self, folder=folder, checkpoint=None)
+
+
+def find_weights(target: Path, *, checkpoint: str | None) -> Weights:
+    """The weights that `target` stands for: an export as it is, a run by one of its checkpoints.
+
+    An export of the very checkpoint in the run folder saves writing another.
+
+    Args:
+        checkpoint: newest (the default), best by held-out loss, or a folder; of a run alone.
+
+    Raises:
+        ValueError: for a folder that is neither, a run without a whole checkpoint, or an export
+            that has changed since it was written.
+    """
+    if (target / "recipe.resolved.yaml").exists():
+        return _of_run(target, checkpoint or _NEWEST)
+    if not (target / "config.json").exists():
+        raise ValueError(f"{target} is neither a run folder nor a Hugging Face folder")
+    if checkpoint is not None:
+        raise ValueError(f"--checkpoint {checkpoint}: {target} is an export; name its run instead")
+    return _of_export(target)
+
+
+def _of_export(folder: Path) -> Weights:
+    parent = folder.absolute().parent
+    run_dir = parent if (parent / "recipe.resolved.yaml").exists() else None
+    if not (folder / MARKER).exists():
+        return Weights(folder, run_dir)
+    if (broken := damage(folder, hashes=True)) is not None:
+        raise ValueError(f"the export is not as it was written: {broken}; export it again")
+    return Weights(folder, run_dir, **_facts(folder))
+
+
+def _of_run(run_dir: Path, wanted: str) -> Weights:
+    root, export = run_dir / "checkpoints", run_dir / "export"
+    if wanted == _NEWEST:
+        chosen = newest_complete(root)
+        if chosen is None and (export / MARKER).exists():
+            return _of_export(export)  # its checkpoints are put away
+    else:
+        chosen = _best_complete(root) if wanted == _BEST else Path(wanted)
+    if chosen is None:
+        judged = " with a held-out loss" if wanted == _BEST else ""
+        raise ValueError(f"{root} holds no complete checkpoint{judged}; train first")
+    if (broken := damage(chosen)) is not None:
+        raise ValueError(f"checkpoint is not whole: {broken}")
+    facts = _facts(chosen)
+    if damage(export, hashes=True) is None and _facts(export) == facts:
+        return Weights(export, run_dir, **facts)
+    return Weights(export, run_dir, checkpoint=chosen, **facts)
+
+
+def _best_complete(root: Path) -> Path | None:
+    """The whole checkpoint of the lowest held-out loss, of several the first."""
+    judged = []
+    for folder in root.glob("step-*"):
+        if damage(folder) is None and (loss := _facts(folder)["heldout_loss"]) is not None:
+            judged.append((loss, folder))
+    return min(judged)[1] if judged else None
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    marker = read_marker(folder)
+    return {name: marker[name] for name in _FACTS}
