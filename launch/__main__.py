@@ -9,6 +9,7 @@ import sys
 
 from launch.planner.forecast import Machine, forecast
 from launch.planner.table import as_data, as_text
+from launch.preflight import command as preflight
 from training.recipe_file import load_recipe
 
 _PLAN = """Say what a run will take before it starts: memory of a GPU by phase, memory of a node's
@@ -43,8 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch", description="What one asks before GPUs are taken."
     )
+    # the deepspeed launcher puts it in front; the environment says the same
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_plan(commands)
+    _add_preflight(commands)
     return parser
 
 
@@ -94,6 +98,22 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     plan.add_argument("--json", action="store_true", help="print it for machines, in bytes")
     plan.set_defaults(run=_plan)
+
+
+def _add_preflight(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "preflight",
+        help=preflight.SUMMARY,
+        description=preflight.DESCRIPTION,
+        epilog=preflight.epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file of the run")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="a.b=c", help="change keys, as in train.epochs=3"
+    )
+    preflight.add_arguments(parser)
+    parser.set_defaults(run=preflight.preflight)
 
 
 def _plan(given: argparse.Namespace) -> int:
@@ -148,4 +168,7 @@ def _number(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "torch" in sys.modules:
+        preflight.end_process(code)
+    sys.exit(code)

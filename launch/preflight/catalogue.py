@@ -1,0 +1,46 @@
+"""The checks by name, in the order in which they run, each with what it protects from; no torch."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+CHECKS = {
+    "versions": "the same Python, packages, sources and recipe on every host",
+    "devices": "what each process computes on, and whether others use it",
+    "memory": "the planner's forecast beside the memory that is free",
+    "limits": "open files, locked memory, shared memory",
+    "environment": "variables that slow a run down, hide its errors or name what is not there",
+    "caches": "home, TMPDIR and the Hugging Face cache: there, writable, one's own",
+    "names": "host names that resolve, and processes that lie well on hosts",
+    "space": "room on disk for checkpoints and the export",
+    "paths": "one run folder, corpus and model for all hosts",
+    "disk": "speed of writing the run folder and of reading the corpus",
+    "clocks": "clocks of the hosts against that of the first",
+    "all-reduce": "bandwidth over all processes, and that sums are right",
+    "all-to-all": "bandwidth in the groups that share sequences, and that it delivers rightly",
+    "pairs": "bandwidth of every pair of hosts: which host or link is slow",
+    "model": "heads that divide, a vocabulary that holds the corpus, files that are whole",
+    "tokenizer": "the corpus was tokenised for this model",
+    "start": "all that a start of the run would refuse before weights exist",
+    "contents": "checksums of corpus and pack",
+    "weights": "a tiny model of this family under ZeRO-3 has the weights that it should",
+    "documents": "packed documents do not see each other, by the attention that trains",
+    "gradients": "gradients of this layout against plain torch on one process",
+}
+
+
+def read_skipped(text: str) -> frozenset[str]:
+    """The names in a text as `disk,pairs`.
+
+    Raises:
+        ValueError: for a name that is none, with the nearest that are.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in CHECKS:
+            near = get_close_matches(name, CHECKS, n=2, cutoff=0.4)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CHECKS)}"
+            )
+            raise ValueError(f"--skip: there is no check {name!r}; {hint}")
+    return frozenset(names)

@@ -1,0 +1,66 @@
+"""Checks: all that a start would refuse, and the checksums of what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from data_prep.shards import check_contents, open_corpus
+from launch.preflight.finding import Finding
+from launch.preflight.meeting import sizes_only
+from launch.preflight.setting import Context, Setting
+from launch.preflight.wording import count, size
+from training.start import check_start
+
+_MAX_BYTES = 8 * 2**30
+"""What a rank reads without --deep: within a minute at 150 MB/s."""
+
+
+def measure_start(context: Context) -> dict[str, Any]:
+    """The plan of the run.
+
+    Raises:
+        ValueError: as `python -m training train` would.
+    """
+    return asdict(check_start(sizes_only(context.recipe), context.layout).plan)
+
+
+def judge_start(_: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
+    """What was refused has been raised."""
+    plan = measures[min(measures)]
+    return [
+        Finding(
+            "pass",
+            f"{plan['total_steps']:,} steps of {plan['samples_per_step']:,} samples, "
+            f"{plan['micro_steps']} micro-steps each, {plan['planned_tokens']:,} tokens",
+        )
+    ]
+
+
+def measure_contents(context: Context) -> dict[str, Any]:
+    """Read this rank's share of corpus and pack, unless that takes long and was not asked for.
+
+    Raises:
+        ValueError: for the first file that is not what its manifest says.
+    """
+    recipe, layout = context.recipe, context.layout
+    pack = open_corpus(recipe.data.corpus).open_pack(recipe.data.sequence_tokens)
+    files = [*pack.corpus.manifest.files(), *pack.files()]
+    num_bytes = sum(file.num_bytes for file in files)
+    reads = context.setting.deep or (
+        recipe.data.verify == "hashes" and num_bytes / layout.world_size < _MAX_BYTES
+    )
+    if reads:
+        check_contents(pack, rank=layout.rank, world_size=layout.world_size)
+    return {"read": reads, "bytes": num_bytes, "files": len(files)}
+
+
+def judge_contents(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
+    """What was not read is said."""
+    found = measures[min(measures)]
+    told = f"{count(found['files'], 'file')}, {size(found['bytes'])}"
+    if found["read"]:
+        return [Finding("pass", f"{told}: every byte is what the manifests say")]
+    when = "a start reads them" if setting.recipe.data.verify == "hashes" else "data.verify: sizes"
+    return [Finding("skip", f"{told}: sizes only ({when}); --deep reads them here")]

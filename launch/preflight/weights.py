@@ -1,0 +1,133 @@
+"""Check: a tiny model of this family under ZeRO-3 has the weights that it should.
+
+`from_config` within `deepspeed.zero.Init` leaves them at torch's defaults, and nothing says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from launch.preflight.finding import Finding, name_ranks
+from launch.preflight.setting import Context, Setting
+from launch.preflight.tiny import tiny_config, tiny_recipe
+from training.engine import join_ds_config
+from training.model import build_model
+
+_MAX_RATIO = 1.25
+"""Between standard deviations of matrices of thousands of random numbers: 1.02 by chance."""
+
+
+def plain_model(config: PretrainedConfig) -> PreTrainedModel:
+    """By transformers alone, whole on this rank."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # it may outlive the engine that it was made for
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def gathered_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights, whole, on the CPU, named as in the plain model; all ranks call it."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            weights[name.removeprefix("lm.")] = parameter.detach().cpu().clone()
+    return weights
+
+
+def measure(context: Context) -> dict[str, Any]:
+    """Weights that are not as in a plain model: from scratch by spread, loaded ones bit by bit."""
+    torch.manual_seed(context.recipe.seed)
+    config = tiny_config(context.recipe, dtype=torch.float32)
+    plain = plain_model(config)
+    expected = {name: weight.detach() for name, weight in plain.named_parameters()}
+    loads = context.recipe.model.pretrained is not None
+    with TemporaryDirectory(prefix="preflight-") as folder:
+        if loads:
+            plain.save_pretrained(folder)
+        found = _weights_under_zero(context, config, folder if loads else None)
+    if found.keys() != expected.keys():
+        raise ValueError(f"other weights: {sorted(found.keys() ^ expected.keys())}")
+    if loads:
+        wrong = [
+            f"{name} differs by up to {(found[name] - weight).abs().max():.2g}"
+            for name, weight in expected.items()
+            if not torch.equal(found[name], weight)
+        ]
+    else:
+        wrong = [
+            f"{name} has {_spread(found[name])}, should have {_spread(weight)}"
+            for name, weight in expected.items()
+            if not _is_alike(found[name], weight)
+        ]
+    matrix = max(expected, key=lambda name: expected[name].numel())
+    return {
+        "wrong": wrong,
+        "num": len(expected),
+        "std": float(found[matrix].std()),
+        "range": getattr(config, "initializer_range", None),
+        "loads": loads,
+    }
+
+
+def _weights_under_zero(
+    context: Context, config: PretrainedConfig, folder: str | None
+) -> dict[str, Tensor]:
+    """From a folder with the plain model's, or made anew."""
+    with tiny_recipe(context, dtype=torch.float32) as recipe:
+        ds_config = join_ds_config(recipe, num_micro_steps=1, has_gpu=context.setting.on_gpu)
+        model = recipe.model
+        if folder is not None:
+            model = replace(model, pretrained=str(Path(folder)), config=None)
+        return gathered_weights(
+            build_model(model, config, ds_config=ds_config, seed=context.recipe.seed)
+        )
+
+
+def _is_alike(found: Tensor, expected: Tensor) -> bool:
+    """Norms are constant; matrices have about the same spread around about the same mean."""
+    wanted, spread = float(expected.std()), float(found.std())
+    if wanted == 0:
+        return torch.equal(found, expected)
+    moved = abs(float(found.mean() - expected.mean()))
+    return wanted / _MAX_RATIO < spread < wanted * _MAX_RATIO and moved < wanted / 2
+
+
+def _spread(weight: Tensor) -> str:
+    return f"mean {float(weight.mean()):.3f} and standard deviation {float(weight.std()):.4f}"
+
+
+def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
+    """Any wrong weight on any rank fails."""
+    if wrong := tuple(rank for rank, found in measures.items() if found["wrong"]):
+        listed = measures[wrong[0]]["wrong"]
+        more = f" and {len(listed) - 2} more" if len(listed) > 2 else ""
+        return [
+            Finding(
+                "fail",
+                f"under ZeRO-3 {'; '.join(listed[:2])}{more} ({name_ranks(wrong, setting.hosts)})",
+                "do not train with these versions of transformers and deepspeed: pip install -r "
+                "requirements.txt",
+                wrong,
+            )
+        ]
+    first = measures[min(measures)]
+    if first["loads"]:
+        return [Finding("pass", f"all {first['num']} weights are loaded bit by bit (tiny model)")]
+    return [
+        Finding(
+            "pass",
+            f"standard deviation {first['std']:.4f}, initializer_range {first['range']}; "
+            f"{first['num']} weights as without ZeRO (tiny model)",
+        )
+    ]
