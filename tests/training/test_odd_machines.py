@@ -1,0 +1,87 @@
+"""Machines without what one takes for granted: network, home, writable data, a steady clock."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import run_ranks
+from tests.training.short_runs import NUM_STEPS, metrics, short_recipe, train_on_rank
+from training.config import Recipe
+from training.recipe_file import dump_recipe
+from training.run_state import read_run_state
+
+ROOT = Path(__file__).parents[2]
+DAY_SECONDS = 86_400.0
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount folders read-only")
+
+
+@pytest.fixture(scope="module")
+def usual(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that the others must equal."""
+    run_dir = tmp_path_factory.mktemp("usual") / "run"
+    run_ranks(train_on_rank, short_recipe(small_corpus, run_dir), world_size=2)
+    return run_dir
+
+
+def run_apart(script: str, *folders: Path) -> subprocess.CompletedProcess[str]:
+    """A script without any network but loopback, where the folders cannot be written."""
+    mounts = [f"mount --bind {path} {path}; mount -o remount,ro,bind {path}" for path in folders]
+    lines = ["set -e", "ip link set lo up", *mounts, f"cd {ROOT}", script]
+    return subprocess.run(
+        ["unshare", "--net", "--mount", "bash", "-c", "\n".join(lines)],
+        env=os.environ | {"PYTHON": sys.executable, "HOME": "/proc/none", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@needs_root
+def test_a_run_needs_no_network_no_home_and_no_writable_data(usual, small_corpus, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(short_recipe(small_corpus, tmp_path / "run")))
+    done = run_apart(f"launch/local.sh {recipe} --cpu", small_corpus, ROOT)
+    assert done.returncode == 0, done.stderr
+    for kind in ("step", "evaluation"):
+        assert metrics(tmp_path / "run", kind) == metrics(usual, kind)
+
+
+@needs_root
+def test_a_run_folder_that_cannot_be_written_is_refused_by_name(small_corpus, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(short_recipe(small_corpus, locked / "run")))
+    done = run_apart(
+        f"$PYTHON -m training train {recipe} train.sequence_parallel_size=1", locked, small_corpus
+    )
+    assert done.returncode == 2
+    assert f"error: run_dir {locked / 'run'}: Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_clock_that_jumps_changes_nothing(usual, small_corpus, tmp_path):
+    recipe = short_recipe(
+        small_corpus, tmp_path / "run", checkpoint={"every_steps": 3}, watchdog={"seconds": 30.0}
+    )
+    run_ranks(train_while_the_clock_jumps, recipe, world_size=2)
+    for kind in ("step", "evaluation"):
+        assert metrics(tmp_path / "run", kind) == metrics(usual, kind)
+    state = read_run_state(tmp_path / "run")
+    assert (state.state, state.step) == ("complete", NUM_STEPS)
+    assert not list((tmp_path / "run").glob("hang-*"))
+
+
+def train_while_the_clock_jumps(recipe: Recipe) -> None:
+    """A day ahead, a day back, at each look: as when a clock is set while a job runs."""
+    true_time, jumps = time.time, itertools.cycle((0.0, DAY_SECONDS, -DAY_SECONDS))
+    time.time = lambda: true_time() + next(jumps)
+    train_on_rank(recipe)
