@@ -168,6 +168,8 @@ class Dropout:
     """Token id for replace: mask_token."""
     quantile: Fraction = 0.5
     """Share of the step's tokens, lowest entropy first, that may drop."""
+    side: Literal["low", "high"] = "low"
+    """high: the share of highest entropy instead, as a control: is it the entropy that helps?"""
     max_rate: Fraction = 0.3
     """Drop probability of such a token at the end of the curriculum (gamma_max)."""
     renormalise: bool = True
@@ -308,6 +310,18 @@ class Recipe:
                 "entropy.threshold: lagged needs entropy.source: online and dropout.where: loss "
                 f"(are {self.entropy.source} and {self.dropout.where}): an input is dropped before "
                 "its entropy is known"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _side_fits(self) -> Recipe:
+        entropy = self.entropy
+        if self.dropout.side == "high" and (
+            entropy.scope == "corpus" or entropy.threshold == "lagged"
+        ):
+            raise ValueError(
+                "dropout.side: high needs entropy.scope: batch and entropy.threshold: step (are "
+                f"{entropy.scope} and {entropy.threshold})"
             )
         return self
 

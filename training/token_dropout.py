@@ -6,7 +6,7 @@ B rows, S tokens of this rank's sequence shard.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -119,12 +119,17 @@ def choose_drops(
 ) -> StepDropout:
     """The drops of a step of EntroDrop, given the entropies of its tokens.
 
+    With `dropout.side: high` the tokens of highest entropy take the place of the lowest.
+
     Args:
         entropy_RS1: fp32 `[R, S + 1]`, rows of all micro-batches; +inf at tokens that are no
             target or have no value.
         num_targets: of the whole global batch.
     """
-    return _drop_lowest(
+    is_high = recipe.dropout.side == "high"
+    if is_high:  # 0.0 - x: no negative zeros; tokens without a value stay at +inf
+        entropy_RS1 = torch.where(entropy_RS1.isfinite(), 0.0 - entropy_RS1, math.inf)
+    dropout = _drop_lowest(
         entropy_RS1,
         batches,
         where=recipe.dropout.where,
@@ -133,6 +138,9 @@ def choose_drops(
         seed=recipe.seed,
         num_targets=num_targets,
     )
+    if is_high and dropout.threshold_nats is not None:
+        return replace(dropout, threshold_nats=0.0 - dropout.threshold_nats)
+    return dropout
 
 
 def _drop_lowest(

@@ -86,6 +86,7 @@ VALUES = [
     ("train.sequence_parallel_size=3", "nearest sequence_tokens that work: 126, 129"),
     ("data.mixture={notes: {}}", "set exactly one of epochs and proportion"),
     ("entropy.scope=corpus", "needs entropy.source: reference or cache (is online)"),
+    ("dropout.side=middle", "dropout.side: Input should be"),
     ("entropy.threshold=lagged", "and dropout.where: loss (are online and input)"),
     # YAML
     ("seed={{a: b}: c}", "expected a name before the colon"),

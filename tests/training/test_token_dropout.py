@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from tests.training.layouts import VOCAB_SIZE, UnevenPack, tiny_recipe
 from training.data import MicroBatch, SampleStream
 from training.dist import Layout
-from training.token_dropout import gamma_at, masked_input
+from training.token_dropout import choose_drops, gamma_at, masked_input
 
 
 def batch_of_rank(rank: int, sp_size: int) -> MicroBatch:
@@ -61,3 +63,24 @@ def test_gamma_follows_the_curriculum_and_is_nothing_without_the_method():
     rising = tiny_recipe(dropout__curriculum={"kind": "linear"}, dropout__max_rate=0.4)
     assert [gamma_at(rising, progress=p) for p in (0.0, 0.5, 1.0)] == [0.0, 0.2, 0.4]
     assert gamma_at(tiny_recipe(regulariser="none"), progress=1.0) == 0.0
+
+
+def test_high_side_drops_exactly_the_tokens_of_highest_entropy():
+    batch = batch_of_rank(0, 1)
+    is_target_BS1 = batch.is_target_token_BS1
+    values_BS1 = torch.rand(is_target_BS1.shape, generator=torch.Generator().manual_seed(0))
+    values_BS1[values_BS1 < 0.2] = 0.0  # ties at zero, as late in training
+    entropy_BS1 = torch.where(is_target_BS1, values_BS1, math.inf)
+    num_targets = int(is_target_BS1[:, 1:].sum())
+    dropped = {}
+    for side in ("low", "high"):
+        recipe = tiny_recipe(dropout__side=side, dropout__quantile=0.25)
+        found = choose_drops(entropy_BS1, [batch], recipe, gamma=1.0, num_targets=num_targets)
+        dropped[side] = found.target_drops_BS(0)
+        of_dropped = entropy_BS1[:, 1:][dropped[side]]
+        assert len(of_dropped) == math.ceil(0.25 * num_targets)
+        rest = entropy_BS1[:, 1:][is_target_BS1[:, 1:] & ~dropped[side]]
+        assert of_dropped.max() <= rest.min() if side == "low" else of_dropped.min() >= rest.max()
+        outermost = of_dropped.max() if side == "low" else of_dropped.min()
+        assert found.threshold_nats == outermost.item()
+    assert not (dropped["low"] & dropped["high"]).any()

@@ -1,0 +1,98 @@
+"""Recipes of a study's runs: the base model, and adapting it to a slice of a domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study.corpora import Folders
+from benchmarks.study.settings import Setting, Size
+from data_prep.shards import open_corpus
+from training.config import Recipe
+from training.recipe_file import parse_recipe
+
+REFERENCE = "base"
+"""Name of the scores of slices by the base model."""
+_MICRO_BATCH_SAMPLES = 16
+
+
+def base_recipe(setting: Setting, size: Size, folders: Folders) -> Recipe:
+    """General text from scratch, without a regulariser of ours."""
+    return parse_recipe(
+        {
+            **_common(setting, folders.base(size.name), folders.general),
+            "model": {"config": size.config(sequence_tokens=setting.sequence_tokens)},
+            "train": _train(
+                setting, epochs=size.base_epochs, batch_tokens=setting.base_batch_tokens
+            ),
+            "regulariser": "none",
+            "optimizer": {"lr": size.base_lr},
+            "evaluation": {"every_steps": 200, "max_samples": 64},
+            "checkpoint": {"every_steps": 200, "keep_last": 1},
+        },
+        origin="base",
+    )
+
+
+def adapting_recipe(
+    setting: Setting,
+    size: Size,
+    folders: Folders,
+    *,
+    domain: str,
+    seed: int,
+    name: str,
+    overrides: Mapping[str, Any],
+) -> Recipe:
+    """Many epochs over a slice, evaluated and saved at each epoch's end.
+
+    Args:
+        name: of the run.
+        overrides: what the arm changes, by dotted key.
+    """
+    corpus = folders.slice(domain, seed)
+    num_samples = open_corpus(corpus).open_pack(setting.sequence_tokens).num_samples("train")
+    steps_an_epoch = max(1, num_samples * setting.sequence_tokens // setting.batch_tokens)
+    content: dict[str, Any] = {
+        **_common(setting, folders.run(name), corpus),
+        "seed": seed,
+        "model": {"pretrained": str(folders.base(size.name) / "export")},
+        "train": _train(setting, epochs=setting.epochs, batch_tokens=setting.batch_tokens),
+        "optimizer": {"lr": setting.lr},
+        "schedule": {"warmup_frac": 0.05},
+        "entropy": {"scores": REFERENCE},
+        "evaluation": {"every_steps": steps_an_epoch},
+        # the best by held-out loss and the last are scored when the run is over
+        "checkpoint": {"every_steps": steps_an_epoch, "keep_last": 1, "in_background": False},
+    }
+    for key, value in overrides.items():
+        _set(content, key.split("."), value)
+    return parse_recipe(content, origin=name)
+
+
+def _common(setting: Setting, run_dir: Path, corpus: Path) -> dict[str, Any]:
+    return {
+        "run_dir": str(run_dir),
+        "deepspeed": "ds_configs/zero3_fp32.json",
+        "data": {
+            "corpus": str(corpus),
+            "sequence_tokens": setting.sequence_tokens,
+            "verify": "sizes",
+        },
+    }
+
+
+def _train(setting: Setting, *, epochs: float, batch_tokens: int) -> dict[str, Any]:
+    samples_a_step = batch_tokens // setting.sequence_tokens
+    return {
+        "epochs": epochs,
+        "global_batch_tokens": batch_tokens,
+        "micro_batch_samples": min(_MICRO_BATCH_SAMPLES, samples_a_step),
+    }
+
+
+def _set(content: dict[str, Any], path: list[str], value: Any) -> None:
+    for key in path[:-1]:
+        content = content.setdefault(key, {})
+    content[path[-1]] = value

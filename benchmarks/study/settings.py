@@ -1,0 +1,92 @@
+"""What a study consists of: sizes of models, domains, slices, epochs and seeds, full or in miniature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+TUNING_SEED = 1000
+"""Its slice and held-out texts are in no reported number."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's shape and how its base is pretrained."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    base_lr: float
+    base_epochs: float = 1.0
+
+    def config(self, *, sequence_tokens: int) -> dict[str, Any]:
+        """A Hugging Face configuration; the vocabulary size comes from the corpus."""
+        return {
+            "model_type": "qwen3",
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": max(1, self.heads // 2),
+            "head_dim": self.hidden // self.heads,
+            "intermediate_size": 3 * self.hidden,
+            "max_position_embeddings": 2 * sequence_tokens,
+            "tie_word_embeddings": True,
+        }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that a study's runs have in common."""
+
+    name: str
+    sizes: tuple[Size, ...]
+    domains: tuple[str, ...] = ("code", "prose")
+    seeds: tuple[int, ...] = (1, 2, 3)
+    vocab_size: int = 1024
+    sequence_tokens: int = 256
+    general_chars: dict[str, int] = field(default_factory=dict)
+    """Characters that the general text takes from each of its sources."""
+    slice_tokens: int = 16_000
+    """Of a domain's training slice; each seed has its own."""
+    heldout_tokens: int = 8_000
+    num_canaries: int = 16
+    num_canary_rivals: int = 127
+    epochs: int = 16
+    base_batch_tokens: int = 4096
+    batch_tokens: int = 2048
+    lr: float = 1e-3
+    tries_of_arm: int = 3
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        return (TUNING_SEED, *self.seeds)
+
+
+FULL = Setting(
+    name="full",
+    sizes=(
+        Size("0.5M", hidden=96, layers=4, heads=4, base_lr=3e-3),
+        Size("1M", hidden=128, layers=4, heads=4, base_lr=3e-3),
+        Size("5M", hidden=256, layers=6, heads=4, base_lr=2e-3),
+    ),
+    general_chars={"dictionary": 1_300_000, "manual": 1_300_000, "python": 2_200_000},
+)
+MINIATURE = Setting(
+    name="miniature",
+    sizes=(Size("tiny", hidden=32, layers=2, heads=2, base_lr=5e-3),),
+    domains=("code",),
+    seeds=(1, 2),
+    vocab_size=512,
+    sequence_tokens=64,
+    general_chars={"stdlib": 120_000},
+    slice_tokens=3000,
+    heldout_tokens=1500,
+    num_canaries=4,
+    num_canary_rivals=15,
+    epochs=4,
+    base_batch_tokens=1024,
+    batch_tokens=512,
+    tries_of_arm=2,
+)
+SETTINGS = {setting.name: setting for setting in (FULL, MINIATURE)}
