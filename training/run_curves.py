@@ -1,14 +1,19 @@
-"""The series and final numbers of one run, out of its metrics.jsonl."""
+"""The series, final numbers and state of runs, out of what their folders keep."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import yaml
+
 from training.metrics_file import METRICS_FILE, read_metrics
+from training.overfit_warning import OverfitWatch
+from training.run_state import RUN_STATE_FILE, RunState, read_run_state
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,25 @@ class RunCurves:
     steps: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     recipe_yaml: str
+    recipe: dict[str, Any]
+    """The resolved recipe as plain data, empty when it is not there."""
+    state: RunState | None
+    warnings: tuple[tuple[float, str], ...]
+    """Epoch and text of each warning of overfitting."""
+    is_torn: bool
+    """Whether the last line of its metrics is cut short."""
+
+    @property
+    def seed(self) -> int | None:
+        """Of the recipe."""
+        return self.recipe.get("seed")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run came to the last step of its plan."""
+        if self.state is not None:
+            return self.state.state == "complete"
+        return self.steps[-1]["step"] >= self.facts.get("total_steps", 0)
 
     def step_series(self, key: str) -> tuple[list[float], list[float]]:
         """Epochs and values of a key of the step rows; NaN, a gap in the curve, for null."""
@@ -51,6 +75,16 @@ class RunCurves:
         return min(measured, key=lambda row: row["loss"]) if measured else None
 
     @property
+    def best_loss(self) -> float | None:
+        """Lowest held-out loss."""
+        return self.best_evaluation["loss"] if self.best_evaluation else None
+
+    @property
+    def final_loss(self) -> float | None:
+        """Held-out loss of the last evaluation."""
+        return self.evaluations[-1].get("loss") if self.evaluations else None
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Median over the steps, so that a slow first step does not count."""
         speeds = [row["tokens_per_second"] for row in self.steps if row.get("tokens_per_second")]
@@ -63,23 +97,64 @@ class RunCurves:
         rates = [rate for rate in rates if rate is not None]
         return sum(rates) / len(rates) if rates else None
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the curves must know: a run that has not ended, a file that is torn."""
+        notes = [] if self.is_finished else [self._why_unfinished()]
+        if self.is_torn:
+            notes.append(f"the last line of its {METRICS_FILE} is cut short and left out")
+        return notes
 
-def load_runs(run_dirs: list[Path]) -> list[RunCurves]:
+    def _why_unfinished(self) -> str:
+        total = self.state.total_steps if self.state else self.facts.get("total_steps")
+        where = f"not finished: step {self.steps[-1]['step']:,} of {total:,}"
+        if self.state is None or self.state.state == "running":
+            return f"{where}; it still runs, or was killed"
+        return f"{where}; {self.state.state}: {self.state.reason}"
+
+
+def load_runs(run_dirs: Sequence[Path]) -> list[RunCurves]:
     """Read several runs and give each a name of its own.
 
+    A folder that is no run but holds some, as a sweep does, stands for all of them that have begun.
+
     Raises:
-        ValueError: when a folder holds no metrics or no finished step, or is named twice.
+        ValueError: with every folder that holds no metrics or no finished step, or is named twice.
     """
-    resolved = [run_dir.resolve() for run_dir in run_dirs]
-    if not resolved:
+    if not run_dirs:
         raise ValueError("name at least one run folder")
-    if len(set(resolved)) < len(resolved):
-        raise ValueError(f"a run folder is named twice: {', '.join(map(str, run_dirs))}")
-    names = [path.name for path in resolved]
-    return [
-        _load_run(path, name=path.name if names.count(path.name) == 1 else _long_name(path))
-        for path in resolved
-    ]
+    found, mistakes = _expand(run_dirs)
+    if len(set(found)) < len(found):
+        mistakes.append(f"a run folder is named twice: {', '.join(map(str, run_dirs))}")
+    names = [path.name for path in found]
+    runs = []
+    for path in dict.fromkeys(found):
+        try:
+            name = path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}"
+            runs.append(_load_run(path, name=name))
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+    return runs
+
+
+def _expand(run_dirs: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Run folders, those in folders of runs among them, and what is wrong with the rest."""
+    found, mistakes = [], []
+    for run_dir in map(Path.resolve, run_dirs):
+        metrics = sorted(run_dir.glob(f"*/{METRICS_FILE}"))
+        if (run_dir / METRICS_FILE).exists() or not metrics:
+            found.append(run_dir)
+        elif begun := [path.parent for path in metrics if _has_a_step(path)]:
+            found += begun
+        else:
+            mistakes.append(f"{run_dir}: none of its {len(metrics)} runs has a training step yet")
+    return found, mistakes
+
+
+def _has_a_step(path: Path) -> bool:
+    return any(row["kind"] == "step" for row in read_metrics(path))
 
 
 def _load_run(run_dir: Path, *, name: str) -> RunCurves:
@@ -90,17 +165,20 @@ def _load_run(run_dir: Path, *, name: str) -> RunCurves:
         raise ValueError(f"{path} holds no training step yet; train the run first")
     facts = next((row for row in rows if row["kind"] == "run"), {})
     recipe = run_dir / "recipe.resolved.yaml"
+    recipe_yaml = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    watch = OverfitWatch()
+    said = [(row, watch.saw(row)) for row in rows]
     return RunCurves(
         name=name,
         facts={key: value for key, value in facts.items() if key not in ("kind", "step")},
         steps=steps,
         evaluations=[row for row in rows if row["kind"] == "evaluation"],
-        recipe_yaml=recipe.read_text(encoding="utf-8") if recipe.exists() else "",
+        recipe_yaml=recipe_yaml,
+        recipe=yaml.safe_load(recipe_yaml) or {},
+        state=read_run_state(run_dir) if (run_dir / RUN_STATE_FILE).exists() else None,
+        warnings=tuple((row["epoch"], str(warning)) for row, warning in said if warning),
+        is_torn=not path.read_bytes().endswith(b"\n"),
     )
-
-
-def _long_name(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -1,0 +1,119 @@
+"""Which group of runs is better and by how much: differences of held-out losses with 95% intervals.
+
+With one seed there is no telling, and that is what is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev, variance
+
+from training.report_groups import RunGroup
+from training.run_curves import RunCurves
+
+# 97.5% quantiles of Student's t by degrees of freedom; between two, the lower one is taken.
+_T_QUANTILES = {
+    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262,
+    10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145, 15: 2.131, 16: 2.120, 17: 2.110,
+    18: 2.101, 19: 2.093, 20: 2.086, 25: 2.060, 30: 2.042, 40: 2.021, 60: 2.000, 120: 1.980,
+}  # fmt: skip
+
+Measure = Callable[[RunCurves], float | None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a measure's mean between a group and the one it is compared with; below 0 is better."""
+
+    mean: float
+    half_width: float | None
+    """Of the 95% interval; None where the seeds are too few for one."""
+    basis: str
+    """What the interval rests on, as "3 seeds, paired"."""
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.mean - (self.half_width or 0.0)
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.mean + (self.half_width or 0.0)
+
+    @property
+    def verdict(self) -> str:
+        """In words: better, worse, no difference seen, or why nobody can tell."""
+        if self.half_width is None:
+            return f"cannot tell with {self.basis}"
+        if self.high < 0:
+            return "better"
+        return "worse" if self.low > 0 else "no difference seen"
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and half of its 95% interval by Student's t; None for a single value."""
+    if len(values) < 2:
+        return fmean(values), None
+    return fmean(values), t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def t_quantile(degrees_of_freedom: float) -> float:
+    """The 97.5% quantile of Student's t, never too small."""
+    return _T_QUANTILES[max(known for known in _T_QUANTILES if known <= degrees_of_freedom)]
+
+
+def compare(group: RunGroup, other: RunGroup, measure: Measure) -> Difference | None:
+    """`group` minus `other`, seed by seed where at least two seeds are in both; else by Welch.
+
+    None when one of them has no such number.
+    """
+    ours, theirs = _by_seed(group, measure), _by_seed(other, measure)
+    if not ours or not theirs:
+        return None
+    shared = [seed for seed in ours if seed is not None and seed in theirs]
+    if len(shared) >= 2:
+        mean, half_width = mean_and_half_width([ours[seed] - theirs[seed] for seed in shared])
+        return Difference(mean, half_width, f"{len(shared)} seeds, paired")
+    left, right = list(ours.values()), list(theirs.values())
+    mean = fmean(left) - fmean(right)
+    if min(len(left), len(right)) < 2:
+        if len(shared) == 1:  # the others would add the noise of other seeds
+            mean = ours[shared[0]] - theirs[shared[0]]
+        return Difference(mean, None, "1 seed")
+    basis = f"{len(left)} and {len(right)} seeds, not paired"
+    return Difference(mean, _welch_half_width(left, right), basis)
+
+
+def choose_baseline(groups: list[RunGroup]) -> RunGroup:
+    """What the others are compared with: the only group without a regulariser, else the first."""
+    plain = [group for group in groups if group.settings.get("regulariser") == "none"]
+    return plain[0] if len(plain) == 1 else groups[0]
+
+
+def unfinished(*groups: RunGroup) -> int:
+    """How many of their runs have not come to their end."""
+    return sum(not run.is_finished for group in groups for run in group.runs)
+
+
+def _by_seed(group: RunGroup, measure: Measure) -> dict[int | None, float]:
+    """Runs of the same seed, as of different days, count as one by their mean."""
+    found: dict[int | None, list[float]] = {}
+    for run in group.runs:
+        value = measure(run)
+        if value is not None:
+            found.setdefault(run.seed, []).append(value)
+    return {seed: fmean(values) for seed, values in found.items()}
+
+
+def _welch_half_width(left: Sequence[float], right: Sequence[float]) -> float:
+    parts = [variance(values) / len(values) for values in (left, right)]
+    total = sum(parts)
+    if total == 0:
+        return 0.0
+    degrees = total**2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (left, right), strict=True)
+    )
+    return t_quantile(degrees) * math.sqrt(total)
