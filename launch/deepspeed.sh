@@ -50,16 +50,16 @@ read_recipe "$recipe" "${overrides[@]}"
 read_hostfile "$hostfile"
 ((${#HOSTS[@]} > 1)) || fail "$hostfile names ${HOSTS[0]} alone; there, use launch/local.sh"
 check_num_processes "$NUM_SLOTS"
-command -v pdsh >/dev/null || fail "pdsh is missing, with which DeepSpeed starts hosts; install it"
 
 command=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$(realpath -- "$hostfile")"
     --no_ssh_check --master_port "$port" --module training train
-    "$(realpath -- "$recipe")" --rank-logs "${overrides[@]}")
+    --rank-logs "$(realpath -- "$recipe")" "${overrides[@]}")
 if [[ -n $dry_run ]]; then
     print_command "${command[@]}"
     exit 0
 fi
 
+command -v pdsh >/dev/null || fail "pdsh is missing, with which DeepSpeed starts hosts; install it"
 unreachable=()
 for host in "${HOSTS[@]}"; do
     ssh -o BatchMode=yes -o ConnectTimeout=10 "$host" true </dev/null || unreachable+=("$host")

@@ -62,8 +62,6 @@ else
 fi
 [[ $num_processes =~ ^[1-9][0-9]*$ ]] || fail "-n $num_processes is no number of processes"
 check_num_processes "$num_processes"
-command -v mpirun >/dev/null || fail "there is no mpirun; install Open MPI (openmpi-bin), or
-  use launch/local.sh on one machine and launch/deepspeed.sh on several"
 if ((EUID == 0)); then
     # In containers everyone is root; mpirun refuses that unless told twice.
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
@@ -76,9 +74,12 @@ command=(mpirun -np "$num_processes" "${placement[@]}" --bind-to none)
 while read -r name; do
     command+=(-x "$name")
 done < <(forwarded_variables)
-command+=("$PYTHON" -m training train "$(realpath -- "$recipe")" --rank-logs "${overrides[@]}")
+command+=("$PYTHON" -m training train --rank-logs "$(realpath -- "$recipe")"
+    "${overrides[@]}")
 if [[ -n $dry_run ]]; then
     print_command "${command[@]}"
     exit 0
 fi
+command -v mpirun >/dev/null || fail "there is no mpirun; install Open MPI (openmpi-bin), or
+  use launch/local.sh on one machine and launch/deepspeed.sh on several"
 supervise "${command[@]}"

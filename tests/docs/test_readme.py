@@ -57,7 +57,7 @@ def test_files_and_make_targets_that_commands_name_exist(page: Path) -> None:
     for block in code_blocks(page, "bash"):
         for target in re.findall(r"^make ([a-z]+)", block, flags=re.MULTILINE):
             assert target in targets
-        for path in re.findall(r"(?:launch|docs|training|ds_configs)/[\w/]+\.\w+", block):
+        for path in re.findall(r"(?:launch|docs|training|ds_configs)/[\w/.-]+\.\w+", block):
             assert (REPO_ROOT / path).exists(), path
         for module, verb in re.findall(r"python -m (training|data_prep) ([\w-]+)", block):
             shown = subprocess.run(
