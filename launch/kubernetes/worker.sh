@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# One container's part of a run over several: torchrun joins them; the exit code says what to do next.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: launch/kubernetes/worker.sh RECIPE [--dry-run] [a.b=c ...]
+
+Runs in each container of a run, under Kubernetes (launch/kubernetes/base) or compose
+(docker/compose.yaml), which tell it by environment variables where it stands:
+
+  NUM_NODES             how many containers there are
+  NODE_RANK             which of them this is, from 0
+  MASTER_ADDR           the name of container 0
+  MASTER_PORT           where they meet there (default: 29500)
+  PROCESSES_PER_NODE    default: one a GPU, 1 without a GPU
+  ENTRODROP_DNS_SECONDS    how long the name may take to appear (default: 900)
+  ENTRODROP_MAX_CRASHES    starts in a row without a new checkpoint before it gives up (default: 3)
+
+SIGTERM saves and ends the run on all containers. Exit codes:
+
+  0   the run is complete, or was stopped by a file STOP in its folder
+  1   start all containers again: it failed, or was asked to end by a signal and has saved
+  2   a mistake in recipe, options or variables; another start would find it again
+  3   gave up: ENTRODROP_MAX_CRASHES starts in a row brought no new checkpoint
+
+example:
+  NUM_NODES=2 NODE_RANK=0 MASTER_ADDR=localhost launch/kubernetes/worker.sh \
+      training/recipes/quickstart.yaml --dry-run
+TEXT
+}
+
+# shellcheck source=launch/job.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/../job.sh"
+
+recipe="" dry_run="" overrides=()
+for argument in "$@"; do
+    case $argument in
+        -h | --help) usage && exit 0 ;;
+        --dry-run) dry_run=1 ;;
+        -*) fail "unknown option $argument; see launch/kubernetes/worker.sh --help" ;;
+        *=*) overrides+=("$argument") ;;
+        *)
+            [[ -z $recipe ]] || fail "two recipes given: $recipe and $argument"
+            recipe=$argument
+            ;;
+    esac
+done
+[[ -n $recipe ]] || { usage >&2 && exit 2; }
+NUM_NODES=${NUM_NODES:-} NODE_RANK=${NODE_RANK:-} MASTER_ADDR=${MASTER_ADDR:-}
+for name in NUM_NODES NODE_RANK MASTER_ADDR; do
+    [[ -n ${!name} ]] || fail "$name is not set; see launch/kubernetes/worker.sh --help"
+done
+[[ $NUM_NODES =~ ^[1-9][0-9]*$ ]] || fail "NUM_NODES is $NUM_NODES, no number of containers"
+if [[ ! $NODE_RANK =~ ^[0-9]+$ ]] || ((NODE_RANK >= NUM_NODES)); then
+    fail "NODE_RANK is $NODE_RANK; the $NUM_NODES containers have 0 to $((NUM_NODES - 1))"
+fi
+
+read_recipe "$recipe" "${overrides[@]}"
+num_processes=${PROCESSES_PER_NODE:-$((NUM_GPUS > 0 ? NUM_GPUS : 1))}
+[[ $num_processes =~ ^[1-9][0-9]*$ ]] \
+    || fail "PROCESSES_PER_NODE is $num_processes, no number of processes"
+check_num_processes $((num_processes * NUM_NODES))
+if ((NUM_GPUS == 0)); then
+    threads=$((NUM_CORES / num_processes))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+fi
+command=("$PYTHON" -m launch.torchrun "--nnodes=$NUM_NODES" "--node-rank=$NODE_RANK"
+    "--nproc-per-node=$num_processes" "--master-addr=$MASTER_ADDR"
+    "--master-port=${MASTER_PORT:-29500}" "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
+    -m training train "$recipe" --rank-logs "${overrides[@]}")
+if [[ -n $dry_run ]]; then
+    print_command "${command[@]}"
+    exit 0
+fi
+
+say() {
+    echo "=== $(date '+%F %T') container $NODE_RANK of $NUM_NODES: $*"
+}
+
+# The container that counts, for all: a start is a try until a later one finds a newer checkpoint.
+count_try() {
+    local tries=$RUN_DIR/.container-starts step last count
+    mkdir -p -- "$RUN_DIR"
+    read -r _ step < <("$PYTHON" -m launch.verdict judge "$RUN_DIR" -1 2>/dev/null || true)
+    read -r last count 2>/dev/null <"$tries" || last=-1 count=0
+    if ((step > last)); then
+        count=0
+    fi
+    if ((count >= ${ENTRODROP_MAX_CRASHES:-3})); then
+        rm -f -- "$tries"
+        say "gave up: $count starts in a row brought no checkpoint after step $step"
+        exit 3
+    fi
+    echo "$step $((count + 1))" >"$tries"
+    if ((count)); then
+        say "start $((count + 1)) from step $step, in $((count * 30)) s"
+        sleep $((count * 30))
+    fi
+}
+
+wait_for_master() {
+    local seconds=${ENTRODROP_DNS_SECONDS:-900} begun=$SECONDS
+    until getent ahosts "$MASTER_ADDR" >/dev/null; do
+        if ((SECONDS - begun >= seconds)); then
+            echo "error: $MASTER_ADDR does not resolve after $seconds s: is container 0 running, \
+and is there a service for its name?" >&2
+            exit 1
+        fi
+        sleep 1
+    done
+}
+
+say "$num_processes processes; master $MASTER_ADDR:${MASTER_PORT:-29500}; locked memory" \
+    "$(ulimit -l) KiB; $(df -h --output=size /dev/shm | tail -n1 | tr -d ' ') in /dev/shm"
+((NODE_RANK > 0)) || count_try
+wait_for_master
+supervise "${command[@]}" || exit 1
+if [[ $VERDICT == stopped && -n $SIGNALLED ]]; then
+    say "saved step $STEP; the next start goes on from it"
+    exit 1
+fi
+((NODE_RANK > 0)) || rm -f -- "$RUN_DIR/.container-starts"

@@ -1,0 +1,155 @@
+"""Images built and run by buildah, from a base made of this machine's own Debian: no registry."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+BASE = "localhost/debian-base"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PIP = "/run/pip"  # where this machine's way to packages is mounted while an image is built
+
+
+def why_not() -> str | None:
+    """What this machine lacks for building images, if anything."""
+    if os.geteuid() != 0:
+        return "needs root, to build images"
+    missing = [name for name in ("buildah", "debootstrap") if not shutil.which(name)]
+    return f"needs {', '.join(missing)}" if missing else None
+
+
+needs_buildah = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+class Buildah:
+    """A store of images of its own, gone when this is closed as a context."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._global = ["--root", str(folder / "store"), "--runroot", str(folder / "run")]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # overlays keep what they hold mounted: rmtree alone fails on them
+        self("rm", "--all")
+        self("rmi", "--all", "--force")
+
+    def __call__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+        """Run one of buildah's commands; what it printed on stdout, without the last newline."""
+        done = subprocess.run(
+            ["buildah", *self._global, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=REPO_ROOT,
+            env={**os.environ, **(environment or {})},
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout[-6000:]}{done.stderr[-3000:]}"
+        return done.stdout.rstrip("\n")
+
+    def make_base(self) -> str:
+        """A Debian as small as `debian:*-slim`, from where this machine's apt gets its packages."""
+        suite, mirror = _own_debian()
+        container = self("from", "scratch")
+        mounted = self("mount", container)
+        options = ["--variant=minbase", "--include=ca-certificates"]
+        done = subprocess.run(
+            ["debootstrap", *options, suite, mounted, mirror], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+        shutil.rmtree(Path(mounted, "var/cache/apt/archives"))
+        self("config", "--env", f"PATH={_PATH}", "--cmd", "/bin/bash", container)
+        self("commit", "--quiet", "--rm", container, BASE)
+        return BASE
+
+    def build(self, dockerfile: str, image: str, **arguments: str) -> str:
+        """Build a Dockerfile of this repository; what the build printed."""
+        command = ["bud", "--isolation", "chroot", "--format", "docker", "--file", dockerfile]
+        for name, value in arguments.items():
+            command += ["--build-arg", f"{name}={value}"]
+        for outside, inside in self._packages().items():
+            command += ["--volume", f"{outside}:{inside}:ro"]
+        return self(*command, "--tag", image, str(REPO_ROOT))
+
+    def start(
+        self, image: str, command: Sequence[str], *, options: Sequence[str] = ()
+    ) -> tuple[str, list[str]]:
+        """A container, and what runs the command in it as its user, with its entrypoint."""
+        container = self("from", image)
+        entrypoint = self(
+            "inspect", "--format", '{{join .OCIv1.Config.Entrypoint "\\n"}}', container
+        ).splitlines()
+        run = ["buildah", *self._global, "run", "--isolation", "chroot", *options, container, "--"]
+        return container, [*run, *entrypoint, *command]
+
+    def run(
+        self, image: str, command: Sequence[str], *, options: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in a container of its own, as `docker run --rm` does."""
+        container, whole = self.start(image, command, options=options)
+        try:
+            return subprocess.run(whole, capture_output=True, text=True)
+        finally:
+            self("rm", container)
+
+    def megabytes(self, image: str) -> int:
+        return int(self("inspect", "--type", "image", "--format", "{{.Docker.Size}}", image)) >> 20
+
+    def _packages(self) -> dict[str, str]:
+        """pip's settings of this machine, and the local files that they name."""
+        mounts: dict[str, str] = {}
+        lines = ["[global]"]
+        for key, value in _pip_settings().items():
+            words = []
+            for word in value.split():
+                path = Path(word.removeprefix("file://"))
+                if word.startswith("file://"):
+                    path = path.parent  # an index points to files beside it
+                if path.is_absolute() and path.exists():
+                    inside = mounts.setdefault(str(path), f"{_PIP}/{len(mounts)}-{path.name}")
+                    word = word.replace(str(path), inside)
+                words.append(word)
+            lines.append(f"{key} = {' '.join(words)}")
+        settings = self._folder / "pip.conf"
+        settings.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return {str(settings): "/etc/pip.conf", **mounts}
+
+
+def _pip_settings() -> dict[str, str]:
+    listed = subprocess.run(
+        ["python3", "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    settings = {}
+    for line in listed.stdout.splitlines():
+        name, _, value = line.partition("=")
+        section, _, key = name.rpartition(".")
+        if section in ("global", "install", ":env:"):
+            settings[key] = value.strip("'\"").replace("\\n", " ")
+    return settings
+
+
+def _own_debian() -> tuple[str, str]:
+    """Name and address of the release that this machine is made of."""
+    form = "$(CODENAME) $(REPO_URI) $(COMPONENT)"
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", form, "Created-By: Packages"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    release = dict(
+        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if line
+    )["VERSION_CODENAME"]
+    for line in listed:
+        suite, address, component = line.split()
+        if suite == release and component == "main":
+            return suite, address
+    raise AssertionError(f"apt has no source for {release} main")
