@@ -1,4 +1,4 @@
-"""Commands: train, evaluate, export, report, preview."""
+"""Commands: train, sweep, evaluate, export, report, preview."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ examples:
   python -m training evaluate runs/quickstart
   python -m training export runs/quickstart
   python -m training report runs/quickstart runs/baseline --out runs/compared
+  python -m training sweep RECIPE.yaml --vary regulariser=none,entrodrop --seeds 1,2,3
 """
 
 
@@ -82,11 +83,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser(
         "report",
-        help="draw the curves of one or more runs",
-        description="Write a PNG and a self-contained HTML page from metrics.jsonl.",
+        help="draw and compare one or more runs",
+        description="Write a self-contained HTML page and PNGs from what runs have logged. Runs "
+        "that differ only by their seed are drawn as one, a mean with a band, and groups are "
+        "compared with 95%% intervals. Against the group with regulariser: none, or the first.",
+        epilog="example: python -m training report runs/plain runs/entrodrop --out runs/compared",
     )
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folder, or a folder of runs"
+    )
     report.add_argument("--out", type=Path, help="default: report/ in the first run")
+
+    _add_sweep(verbs)
 
     preview = verbs.add_parser(
         "preview",
@@ -143,6 +151,40 @@ def _evaluate_tasks(arguments: argparse.Namespace) -> None:
         print(f"{table}\n{path}")
 
 
+def _add_sweep(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sweep = verbs.add_parser(
+        "sweep",
+        help="run every combination of some values of a recipe, and compare them",
+        description="Run a recipe with every combination of the values given, each in a folder of "
+        "its own in the recipe's run_dir, and write a report over all of them. Mistakes are "
+        "refused before the first run starts. The same command again goes on: complete runs stay, "
+        "stopped or killed ones go on from their newest checkpoint.",
+        epilog="""examples:
+  python -m training sweep RECIPE.yaml --vary dropout.max_rate=0.1,0.3,0.6 --seeds 1,2,3
+  python -m training sweep RECIPE.yaml train.epochs=8 --vary regulariser=none,entrodrop --jobs 2
+  python -m training sweep RECIPE.yaml --vary optimizer.lr=1e-5,3e-5 --dry-run
+  python -m training sweep RECIPE.yaml --vary optimizer.lr=1e-5,3e-5 \\
+      --slurm '--nodes=1 --ntasks-per-node=8 --gpus-per-node=8 --time=4:00:00'""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sweep.add_argument("recipe", type=Path, help="YAML file; its run_dir holds the runs")
+    sweep.add_argument("overrides", nargs="*", metavar="a.b=c", help="of all runs, as in train")
+    sweep.add_argument(
+        "--vary", action="append", default=[], metavar="a.b=1,2,3", help="a key and its values"
+    )
+    sweep.add_argument("--seeds", metavar="1,2,3", help="the same as --vary seed=1,2,3")
+    sweep.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)"
+    )
+    sweep.add_argument(
+        "-n", type=int, metavar="N", help="processes of each run, as in launch/local.sh"
+    )
+    sweep.add_argument(
+        "--slurm", metavar="OPTIONS", help="submit jobs, with these options of sbatch"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="check all, say what would run, stop")
+
+
 def _as_kept(fields: list[str]) -> list[str]:
     """Names of the recipe as a checkpoint keeps them: `optimizer.lr` is `recipe.optimizer.lr`."""
     return [*fields, *(f"recipe.{field}" for field in fields)]
@@ -166,6 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.verb in ("train", "evaluate"):
             set_rank_variables()
+        if arguments.verb == "sweep":
+            return _sweep(arguments)
         _run(arguments)
     except (ValueError, OSError) as error:
         # most errors are those of all ranks; where each has a file of its own, it says its own
@@ -185,6 +229,27 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if overrides is not None:
         overrides += later
     return arguments
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from training.sweep import SweepOptions, run_sweep
+
+    return run_sweep(
+        SweepOptions(
+            recipe=arguments.recipe,
+            overrides=arguments.overrides,
+            varied=arguments.vary,
+            seeds=arguments.seeds,
+            num_jobs=arguments.jobs,
+            num_processes=arguments.n,
+            slurm=arguments.slurm,
+            is_dry=arguments.dry_run,
+        )
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:

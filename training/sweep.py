@@ -1,0 +1,193 @@
+"""The sweep verb: every combination of some values of a recipe, run and compared."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from training.dist import Layout
+from training.recipe_file import dump_recipe
+from training.report import comparison_text, write_report
+from training.start import check_start
+from training.sweep_grid import Mistakes, PlannedRun, find_other_recipe, parse_axes, plan_runs
+from training.sweep_jobs import LocalRuns, Outcome, local_command, state_of, steps_done
+from training.sweep_slurm import check_place, queued_job, slurm_command, submit
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What the command line says."""
+
+    recipe: Path
+    overrides: Sequence[str]
+    varied: Sequence[str]
+    """Texts `a.b=1,2,3`."""
+    seeds: str | None = None
+    num_jobs: int = 1
+    """How many runs go side by side."""
+    num_processes: int | None = None
+    """Of each run; None leaves it to the launcher."""
+    slurm: str | None = None
+    """Options of sbatch; None runs on this machine."""
+    is_dry: bool = False
+
+
+def run_sweep(options: SweepOptions) -> int:
+    """Run what is not complete yet, then compare all of it; the exit code of the command.
+
+    Raises:
+        ValueError: before the first run starts, with the mistakes of all combinations.
+    """
+    axes = parse_axes(options.varied, options.seeds)
+    runs = plan_runs(options.recipe, options.overrides, axes)
+    if options.slurm is not None:
+        check_place()
+    environments = _environments(runs[0], options)
+    total_steps = _check(runs, options)
+    folder = runs[0].run_dir.parent
+    todo = [run for run in runs if not _is_complete(run)]
+    print(f"{len(runs)} runs in {folder}, {len(runs) - len(todo)} of them complete", flush=True)
+    if options.is_dry:
+        _print_plan(runs, options)
+        return 0
+    with _lock(folder) as lock:
+        for run in todo:
+            run.run_dir.mkdir(parents=True, exist_ok=True)
+            run.recipe_path.write_text(dump_recipe(run.recipe), encoding="utf-8")
+        if options.slurm is None:
+            local = LocalRuns(
+                todo,
+                total_steps=total_steps,
+                environments=environments,
+                num_processes=options.num_processes,
+                lock=lock,
+            )
+            outcomes = local.run_all()
+        else:
+            outcomes = [submit(run, options.slurm) for run in todo]
+    return _finish(runs, outcomes, folder, is_local=options.slurm is None)
+
+
+def _check(runs: list[PlannedRun], options: SweepOptions) -> dict[str, int]:
+    """Open what each run needs, and see that its folder is its own; its number of steps."""
+    mistakes, total_steps = Mistakes(), {}
+    for run in runs:
+        other = find_other_recipe(run)
+        if other:
+            mistakes.add(run.name, other)
+            continue
+        # the bytes of the corpus are compared when the run starts, once a run is enough
+        recipe = replace(run.recipe, data=replace(run.recipe.data, verify="sizes"))
+        sp_size = recipe.train.sequence_parallel_size
+        gpus = 0 if options.slurm is not None else len(_gpus()) // options.num_jobs
+        layout = Layout(
+            rank=0,
+            world_size=options.num_processes or gpus or sp_size,
+            sp_size=sp_size,
+            device=torch.device("cpu"),
+        )
+        try:
+            total_steps[run.name] = check_start(recipe, layout).plan.total_steps
+        except (ValueError, OSError) as error:
+            mistakes.add(run.name, str(error))
+    mistakes.raise_all()
+    return total_steps
+
+
+def _environments(run: PlannedRun, options: SweepOptions) -> list[dict[str, str]]:
+    """What the runs side by side are given of this machine, each an equal part.
+
+    Raises:
+        ValueError: when there are fewer GPUs than runs side by side.
+    """
+    num_jobs, gpus = options.num_jobs, _gpus()
+    if num_jobs < 1:
+        raise ValueError(f"--jobs {num_jobs}: at least one run goes at a time")
+    common = {"PYTHON": sys.executable}
+    if gpus:
+        each = len(gpus) // num_jobs
+        if each == 0:
+            raise ValueError(f"--jobs {num_jobs}: there are {len(gpus)} GPUs, one a run at least")
+        parts = [gpus[i * each : (i + 1) * each] for i in range(num_jobs)]
+        return [common | {"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
+    num_processes = options.num_processes or run.recipe.train.sequence_parallel_size
+    threads = max(1, len(os.sched_getaffinity(0)) // (num_jobs * num_processes))
+    return [{"OMP_NUM_THREADS": str(threads)} | common for _ in range(num_jobs)]
+
+
+def _gpus() -> list[str]:
+    """Names of the visible GPUs, as CUDA_VISIBLE_DEVICES gives them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[:count] if named else [str(i) for i in range(count)]
+
+
+def _is_complete(run: PlannedRun) -> bool:
+    state = state_of(run)
+    return state is not None and state.state == "complete"
+
+
+def _print_plan(runs: list[PlannedRun], options: SweepOptions) -> None:
+    for run in runs:
+        state = state_of(run)
+        if state is None:
+            what = "new"
+        elif state.state == "complete":
+            what = "complete"
+        else:
+            what = f"goes on from step {state.step}"
+        if options.slurm is None:
+            command = local_command(run, options.num_processes)
+        else:
+            job = queued_job(run)
+            what = f"queued as job {job}" if job else what
+            command = slurm_command(run, options.slurm)
+        print(f"{run.name}: {what}\n    {shlex.join(command)}")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[int]:
+    """Refuse a second sweep in the folder, also while runs of a killed one are still there.
+
+    Raises:
+        ValueError: when there is one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".sweep.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another sweep is at work here, or runs that it started; "
+                "wait for them or end them"
+            ) from None
+        yield file.fileno()
+
+
+def _finish(
+    runs: list[PlannedRun], outcomes: list[Outcome], folder: Path, *, is_local: bool
+) -> int:
+    """Tell what went wrong, or was queued, and compare what there is."""
+    unwell = [outcome for outcome in outcomes if not outcome.is_well]
+    begun = [run.run_dir for run in runs if steps_done(run.run_dir)]
+    if begun:
+        page = write_report(begun, folder / "report")
+        print(f"\n{comparison_text(begun)}\n\n{page}")
+    if not is_local:
+        for outcome in outcomes:
+            print(f"{outcome.run.name}: {outcome.text}")
+        print("The same command tells later how far they are and draws the report anew.")
+    elif unwell:
+        print(f"\n{len(unwell)} of {len(runs)} runs are not complete:", file=sys.stderr)
+        for outcome in unwell:
+            print(f"  {outcome.run.name}: {outcome.text}", file=sys.stderr)
+        print("The same command goes on with them.", file=sys.stderr)
+    return 1 if unwell else 0

@@ -1,0 +1,180 @@
+"""The runs of a sweep: every combination of the values that vary, each a recipe with a folder."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.config import Recipe
+from training.recipe_file import dump_recipe, load_recipe
+from training.report_groups import flat_settings
+
+_NOT_TO_VARY = ("run_dir", "resume")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A key of the recipe and the values that it takes."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One combination."""
+
+    name: str
+    """Of its folder in the sweep's, as `max_rate=0.2,seed=1`."""
+    recipe: Recipe
+
+    @property
+    def run_dir(self) -> Path:
+        """Its run folder."""
+        return Path(self.recipe.run_dir)
+
+    @property
+    def recipe_path(self) -> Path:
+        """The recipe that it runs, written before the first run starts: later edits change none."""
+        return self.run_dir / "recipe.yaml"
+
+
+def parse_axes(varied: Sequence[str], seeds: str | None) -> list[Axis]:
+    """`a.b=1,2,3` texts as axes; seeds come last, so that those of a combination run in a row.
+
+    Raises:
+        ValueError: for a text of another form, and for keys or values given twice.
+    """
+    axes = [_parse_axis(text) for text in varied]
+    if seeds is not None:
+        axes.append(_parse_axis(f"seed={seeds}"))
+    if not axes:
+        raise ValueError("nothing varies; name at least one key: --vary a.b=1,2,3, or --seeds 1,2")
+    keys = [axis.key for axis in axes]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} is to vary twice; give all of its values at once")
+        if key in _NOT_TO_VARY:
+            raise ValueError(f"--vary {key}: the sweep itself decides it")
+    return axes
+
+
+def plan_runs(recipe: Path, overrides: Sequence[str], axes: Sequence[Axis]) -> list[PlannedRun]:
+    """The recipe of every combination, each with a folder of its own under `run_dir`.
+
+    Raises:
+        ValueError: with the mistakes of all combinations.
+    """
+    base_overrides = list(overrides)
+    names = _short_names([axis.key for axis in axes])
+    runs, mistakes = [], Mistakes()
+    for values in itertools.product(*(axis.values for axis in axes)):
+        changes = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
+        name = ",".join(f"{key}={_safe(value)}" for key, value in zip(names, values, strict=True))
+        try:
+            base = load_recipe(recipe, [*base_overrides, *changes])
+            run_dir = f"{base.run_dir}/{name}"
+            found = load_recipe(recipe, [*base_overrides, *changes, f"run_dir={_quoted(run_dir)}"])
+            runs.append(PlannedRun(name, found))
+        except ValueError as error:
+            mistakes.add(name, str(error))
+    mistakes.raise_all()
+    names_in_use = [run.name for run in runs]
+    for run in runs:
+        if names_in_use.count(run.name) > 1:
+            raise ValueError(f"two combinations would share the folder {run.run_dir}")
+    return runs
+
+
+class Mistakes:
+    """What is wrong with runs, each thing said once with the runs that it is true of."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+
+    def add(self, name: str, text: str) -> None:
+        """Note that `text` is wrong with the run `name`."""
+        self._names.setdefault(text, []).append(name)
+
+    def raise_all(self) -> None:
+        """Raise a ValueError, if there is anything to say."""
+        if self._names:
+            raise ValueError(
+                "no run was started\n"
+                + "\n".join(f"{_some(names)}: {text}" for text, names in self._names.items())
+            )
+
+
+def find_other_recipe(run: PlannedRun) -> str | None:
+    """What differs between the run that the folder holds and the one planned; None for nothing."""
+    path = run.run_dir / "recipe.resolved.yaml"
+    if not path.exists():
+        return None
+    found, planned = (
+        _learnt(yaml.safe_load(text)) for text in (path.read_text("utf-8"), dump_recipe(run.recipe))
+    )
+    changed = [
+        f"{key} was {found.get(key)}, is {planned.get(key)}"
+        for key in sorted(found.keys() | planned.keys())
+        if found.get(key) != planned.get(key)
+    ]
+    if not changed:
+        return None
+    return (
+        f"{run.run_dir} holds a run with other settings ({'; '.join(changed)}); "
+        "choose another run_dir, or move that folder away"
+    )
+
+
+def _learnt(recipe: dict[str, Any]) -> dict[str, Any]:
+    return flat_settings(recipe) | {"seed": recipe.get("seed")}
+
+
+def _parse_axis(text: str) -> Axis:
+    key, separator, values = text.partition("=")
+    found = tuple(value.strip() for value in _split_outside_brackets(values))
+    if not separator or not key or not all(found):
+        raise ValueError(f"--vary {text!r} is not of the form a.b=1,2,3")
+    for value in found:
+        if found.count(value) > 1:
+            raise ValueError(f"--vary {key}: {value} is there twice")
+    return Axis(key, found)
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    """Example: of "1,[2,3],{a: 4, b: 5}" it is "1", "[2,3]", "{a: 4, b: 5}"."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _short_names(keys: list[str]) -> list[str]:
+    """The last part of each key, or all of it where two keys end alike."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [short if last.count(short) == 1 else key for short, key in zip(last, keys, strict=True)]
+
+
+def _safe(value: str) -> str:
+    """A value as a part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", value)
+
+
+def _quoted(text: str) -> str:
+    """As a YAML value that is a string whatever is in it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _some(names: list[str]) -> str:
+    shown = names[:3] + ([f"{len(names) - 3} more"] if len(names) > 3 else [])
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]

@@ -1,0 +1,67 @@
+"""Runs of a sweep as Slurm jobs: submitted once each, and not again while they are queued."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+from training.sweep_grid import PlannedRun
+from training.sweep_jobs import Outcome
+
+_SCRIPT = Path("launch/slurm/train.sbatch")
+_JOB_FILE = "slurm_job_id"
+
+
+def check_place() -> None:
+    """Jobs start in the folder that they are submitted from.
+
+    Raises:
+        ValueError: when that is not the repository.
+    """
+    if not _SCRIPT.exists():
+        raise ValueError(f"--slurm: there is no {_SCRIPT} here; run it in the repository")
+
+
+def slurm_command(run: PlannedRun, options: str) -> list[str]:
+    """What submits a run; the user's options come last, so that they win."""
+    return [
+        "sbatch",
+        "--parsable",
+        f"--job-name={run.name}",
+        f"--output={run.run_dir}/slurm-%j.out",
+        *shlex.split(options),
+        str(_SCRIPT),
+        str(run.recipe_path),
+    ]
+
+
+def queued_job(run: PlannedRun) -> str | None:
+    """The job of a run that waits or runs, from an earlier sweep."""
+    path = run.run_dir / _JOB_FILE
+    if not path.exists():
+        return None
+    job = path.read_text(encoding="utf-8").strip()
+    asked = _call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"])
+    # squeue does not know jobs that ended long ago, and fails
+    return job if asked.returncode == 0 and asked.stdout.strip() else None
+
+
+def submit(run: PlannedRun, options: str) -> Outcome:
+    """Queue a run, unless it is queued already."""
+    job = queued_job(run)
+    if job:
+        return Outcome(run, True, f"is queued as job {job}")
+    done = _call(slurm_command(run, options))
+    if done.returncode:
+        return Outcome(run, False, f"sbatch: {done.stderr.strip() or done.stdout.strip()}")
+    job = done.stdout.strip().partition(";")[0]  # job;cluster where there are several
+    (run.run_dir / _JOB_FILE).write_text(f"{job}\n", encoding="utf-8")
+    return Outcome(run, True, f"queued as job {job}")
+
+
+def _call(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise ValueError(f"--slurm: there is no {command[0]} on this machine") from None
