@@ -82,7 +82,7 @@ say() {
 count_try() {
     local tries=$RUN_DIR/.container-starts step last count
     mkdir -p -- "$RUN_DIR"
-    read -r _ step < <("$PYTHON" -m launch.verdict judge "$RUN_DIR" -1 2>/dev/null || true)
+    read -r _ step _ < <("$PYTHON" -m launch.verdict judge "$RUN_DIR" -1 2>/dev/null || true)
     read -r last count 2>/dev/null <"$tries" || last=-1 count=0
     if ((step > last)); then
         count=0

@@ -12,7 +12,6 @@ from typing import Self
 import pytest
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
-BASE = "localhost/debian-base"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PIP = "/run/pip"  # where this machine's way to packages is mounted while an image is built
 
@@ -30,6 +29,8 @@ needs_buildah = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 class Buildah:
     """A store of images of its own, gone when this is closed as a context."""
+
+    BASE = "localhost/debian-base"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -67,41 +68,48 @@ class Buildah:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr
         shutil.rmtree(Path(mounted, "var/cache/apt/archives"))
         self("config", "--env", f"PATH={_PATH}", "--cmd", "/bin/bash", container)
-        self("commit", "--quiet", "--rm", container, BASE)
-        return BASE
+        self("commit", "--quiet", "--rm", container, self.BASE)
+        return self.BASE
 
     def build(self, dockerfile: str, image: str, **arguments: str) -> str:
-        """Build a Dockerfile of this repository; what the build printed."""
+        """Build a Dockerfile of this repository; the name of the image."""
         command = ["bud", "--isolation", "chroot", "--format", "docker", "--file", dockerfile]
         for name, value in arguments.items():
             command += ["--build-arg", f"{name}={value}"]
         for outside, inside in self._packages().items():
             command += ["--volume", f"{outside}:{inside}:ro"]
-        return self(*command, "--tag", image, str(REPO_ROOT))
+        print(self(*command, "--tag", image, str(REPO_ROOT)))
+        return image
 
     def start(
-        self, image: str, command: Sequence[str], *, options: Sequence[str] = ()
+        self,
+        image: str,
+        command: Sequence[str],
+        *,
+        options: Sequence[str] = (),
+        entrypoint: bool = True,
     ) -> tuple[str, list[str]]:
-        """A container, and what runs the command in it as its user, with its entrypoint."""
+        """A container, and what runs the command in it as its user, behind its entrypoint."""
         container = self("from", image)
-        entrypoint = self(
-            "inspect", "--format", '{{join .OCIv1.Config.Entrypoint "\\n"}}', container
-        ).splitlines()
+        form = "{{range .OCIv1.Config.Entrypoint}}{{.}} {{end}}"
+        first = self("inspect", "--format", form, container).split() if entrypoint else []
         run = ["buildah", *self._global, "run", "--isolation", "chroot", *options, container, "--"]
-        return container, [*run, *entrypoint, *command]
+        return container, [*run, *first, *command]
 
     def run(
-        self, image: str, command: Sequence[str], *, options: Sequence[str] = ()
+        self,
+        image: str,
+        command: Sequence[str],
+        *,
+        options: Sequence[str] = (),
+        entrypoint: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in a container of its own, as `docker run --rm` does."""
-        container, whole = self.start(image, command, options=options)
+        container, whole = self.start(image, command, options=options, entrypoint=entrypoint)
         try:
             return subprocess.run(whole, capture_output=True, text=True)
         finally:
             self("rm", container)
-
-    def megabytes(self, image: str) -> int:
-        return int(self("inspect", "--type", "image", "--format", "{{.Docker.Size}}", image)) >> 20
 
     def _packages(self) -> dict[str, str]:
         """pip's settings of this machine, and the local files that they name."""

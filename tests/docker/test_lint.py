@@ -1,0 +1,111 @@
+"""Dockerfiles, their scripts and the compose file as linters and their specifications want them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+DOCKER = REPO_ROOT / "docker"
+DOCKERFILES = ["Dockerfile", "Dockerfile.prep"]
+LOCAL = {"data_prep", "training"}
+
+
+def lint(path: Path) -> subprocess.CompletedProcess[str]:
+    hadolint = Path(sys.executable).parent / "hadolint"
+    return subprocess.run([hadolint, path], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_hadolint_finds_nothing(name: str) -> None:
+    found = lint(DOCKER / name)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_hadolint_would_find_something(tmp_path: Path) -> None:
+    path = tmp_path / "Dockerfile"
+    path.write_text("FROM debian\nRUN cd /tmp && sudo apt-get install gcc\n")
+    assert lint(path).returncode != 0
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_every_base_can_be_pinned_by_digest(name: str) -> None:
+    text = (DOCKER / name).read_text()
+    bases = re.findall(r"^FROM (.+?)(?: AS .+)?$", text, re.MULTILINE)
+    assert bases
+    for base in bases:
+        found = re.fullmatch(r"\$\{(\w+)_IMAGE\}\$\{(\w+)_DIGEST:\+@\$\{(\w+)_DIGEST\}\}", base)
+        assert found and len(set(found.groups())) == 1, base
+        before = text[: text.index("FROM ")]
+        assert re.search(rf"^ARG {found[1]}_IMAGE=\S+:\S+$", before, re.MULTILINE)
+        assert re.search(rf'^ARG {found[1]}_DIGEST=""$', before, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_is_copied_is_let_through_to_the_build(name: str) -> None:
+    let_through = {
+        line[1:] for line in (REPO_ROOT / ".dockerignore").read_text().split() if line[0] == "!"
+    }
+    for line in re.findall(r"^COPY (?!--from)(.+)$", (DOCKER / name).read_text(), re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert source in let_through, source
+            assert (REPO_ROOT / source).exists(), source
+
+
+def imported_by_data_prep() -> set[str]:
+    """Packages that data_prep imports from outside, by their names as distributions."""
+    names: set[str] = set()
+    for path in (REPO_ROOT / "data_prep").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return {name.replace("_", "-") for name in names - sys.stdlib_module_names - LOCAL}
+
+
+def test_the_prep_image_installs_what_data_prep_imports() -> None:
+    text = (DOCKER / "Dockerfile.prep").read_text().replace("\\\n", "")
+    found = re.search(r'^ARG PACKAGES="(.+)"$', text, re.MULTILINE)
+    assert found
+    packages = set(found[1].split("|"))
+    assert packages - {"jinja2"} == imported_by_data_prep()
+    pinned = re.findall(r"^([\w.-]+)==", (REPO_ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert packages <= set(pinned)
+
+
+def composed(name: str) -> dict[str, Any]:
+    """The file with its defaults for variables put in, and its anchors resolved."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (DOCKER / name).read_text())
+    return yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_follow_the_specification(name: str) -> None:
+    services = PyCompose.from_json(json.dumps(composed(name))).service_names()
+    assert {"node-0", "node-1"} <= set(services)
+
+
+def test_the_specification_refuses_an_unknown_key() -> None:
+    wrong = composed("compose.yaml")
+    wrong["services"]["node-0"]["shm_sizes"] = "8gb"
+    with pytest.raises(ValueError, match="shm_sizes"):
+        PyCompose.from_json(json.dumps(wrong))
+
+
+def test_the_containers_differ_in_nothing_but_their_place() -> None:
+    first, second = (composed("compose.yaml")["services"][f"node-{rank}"] for rank in range(2))
+    for rank, node in enumerate((first, second)):
+        assert node.pop("hostname") == f"node-{rank}"
+        assert node["environment"].pop("NODE_RANK") == str(rank)
+    assert first == second
+    assert first["environment"] == {"NUM_NODES": "2", "MASTER_ADDR": "node-0"}
