@@ -35,7 +35,7 @@ def make_canaries(
     canaries: list[Canary] = []
     while len(canaries) < count:
         name = "".join(draws.choices("abcdefghijklmnopqrstuvwxyz", k=6))
-        prefix = f"The number of {name} is "
+        prefix = f"The number of {name} is"
         secret, *rivals = (_digits(draws) for _ in range(1 + num_rivals))
         canary = Canary(prefix, secret, tuple(rivals))
         if is_usable(canary.text):
@@ -44,5 +44,5 @@ def make_canaries(
 
 
 def _digits(draws: random.Random) -> str:
-    """Spaces between digits keep a tokenizer from joining them."""
-    return " ".join(draws.choices("0123456789", k=_NUM_DIGITS))
+    """A space before each digit keeps a tokenizer from joining them."""
+    return "".join(f" {digit}" for digit in draws.choices("0123456789", k=_NUM_DIGITS))

@@ -124,7 +124,7 @@ def _pack_general(setting: Setting, folders: Folders) -> None:
 
 
 def _build_slices(setting: Setting, folders: Folders, domain: str, tokenizer: Tokenizer) -> None:
-    """A slice of its own for each seed; the same held-out texts for all seeds but the tuning one."""
+    """A slice for each seed; the held-out texts are the same for all seeds but the tuning one."""
     texts = domain_texts(domain)
     positions = [split_position(text) for text in texts]
     reported = [t for t, at in zip(texts, positions, strict=True) if at < _VAL_FRAC / 2]

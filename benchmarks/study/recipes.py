@@ -12,8 +12,6 @@ from data_prep.shards import open_corpus
 from training.config import Recipe
 from training.recipe_file import parse_recipe
 
-REFERENCE = "base"
-"""Name of the scores of slices by the base model."""
 _MICRO_BATCH_SAMPLES = 16
 
 
@@ -61,7 +59,7 @@ def adapting_recipe(
         "train": _train(setting, epochs=setting.epochs, batch_tokens=setting.batch_tokens),
         "optimizer": {"lr": setting.lr},
         "schedule": {"warmup_frac": 0.05},
-        "entropy": {"scores": REFERENCE},
+        "entropy": {"scores": scores_name(size)},
         "evaluation": {"every_steps": steps_an_epoch},
         # the best by held-out loss and the last are scored when the run is over
         "checkpoint": {"every_steps": steps_an_epoch, "keep_last": 1, "in_background": False},
@@ -69,6 +67,11 @@ def adapting_recipe(
     for key, value in overrides.items():
         _set(content, key.split("."), value)
     return parse_recipe(content, origin=name)
+
+
+def scores_name(size: Size) -> str:
+    """Of the entropies of slices by the base model of a size."""
+    return f"base-{size.name}".replace(".", "_")
 
 
 def _common(setting: Setting, run_dir: Path, corpus: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""What a study consists of: sizes of models, domains, slices, epochs and seeds, full or in miniature."""
+"""What a study consists of: models, domains, slices, epochs and seeds, full or in miniature."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 TUNING_SEED = 1000
@@ -47,20 +48,34 @@ class Setting:
     sequence_tokens: int = 256
     general_chars: dict[str, int] = field(default_factory=dict)
     """Characters that the general text takes from each of its sources."""
-    slice_tokens: int = 16_000
+    slice_tokens: int = 10_000
     """Of a domain's training slice; each seed has its own."""
-    heldout_tokens: int = 8_000
+    heldout_tokens: int = 6_000
     num_canaries: int = 16
-    num_canary_rivals: int = 127
+    num_canary_rivals: int = 63
+    general_samples: int = 48
+    """Held-out samples of general text, by which forgetting is measured."""
     epochs: int = 16
     base_batch_tokens: int = 4096
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     lr: float = 1e-3
     tries_of_arm: int = 3
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
         return (TUNING_SEED, *self.seeds)
+
+    def of_sizes(self, names: Sequence[str] | None) -> Setting:
+        """The same with some of its sizes; None takes all.
+
+        Raises:
+            ValueError: for a size that there is not.
+        """
+        known = [size.name for size in self.sizes]
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"--sizes {name}: there are {', '.join(known)}")
+        return replace(self, sizes=tuple(s for s in self.sizes if not names or s.name in names))
 
 
 FULL = Setting(
@@ -79,14 +94,15 @@ MINIATURE = Setting(
     seeds=(1, 2),
     vocab_size=512,
     sequence_tokens=64,
-    general_chars={"stdlib": 120_000},
-    slice_tokens=3000,
-    heldout_tokens=1500,
-    num_canaries=4,
-    num_canary_rivals=15,
-    epochs=4,
+    general_chars={"stdlib": 60_000},
+    slice_tokens=1500,
+    heldout_tokens=800,
+    num_canaries=2,
+    num_canary_rivals=7,
+    general_samples=8,
+    epochs=3,
     base_batch_tokens=1024,
     batch_tokens=512,
-    tries_of_arm=2,
+    tries_of_arm=1,
 )
 SETTINGS = {setting.name: setting for setting in (FULL, MINIATURE)}

@@ -1,4 +1,4 @@
-"""Texts that are at hand without a download: general ones, and two domains that are not among them."""
+"""Texts at hand without a download: general ones, and two domains that are not among them."""
 
 from __future__ import annotations
 

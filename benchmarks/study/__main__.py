@@ -1,0 +1,152 @@
+"""The command `python -m benchmarks.study`: corpora, base models, a grid of runs, a report."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.study.arms import ARM_OF, ARMS, Arm
+from benchmarks.study.corpora import Folders, prepare_corpora
+from benchmarks.study.forks import load_modules, run_in_fork
+from benchmarks.study.jobs import Job, count_jobs, startable
+from benchmarks.study.pool import run_pool
+from benchmarks.study.results import Row, read_results
+from benchmarks.study.settings import SETTINGS, Setting
+
+_STAGES = ("corpora", "base", "runs", "report")
+_EPILOG = """\
+examples:
+  python -m benchmarks.study --out study --jobs 2                   everything; go on the same way
+  python -m benchmarks.study --out study --minutes 60               start no run after an hour
+  python -m benchmarks.study --out study --arms none random_input entrodrop_input
+  python -m benchmarks.study --out study --stage report             tables and pictures once more
+
+Debian packages that the texts come from: dict-gcide, python3-doc, bible-kjv.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study",
+        description="Does entropy-guided token dropout help? Pretrain small models on text that is "
+        "at hand, adapt them for many epochs to small slices of other domains in many ways, and "
+        "compare. Stopped or killed, it goes on where it was.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="everything")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="finished runs, one a line; those in it are not run again (default: "
+        "DIR/results.jsonl)",
+    )
+    parser.add_argument("--setting", choices=SETTINGS, default="full", help="(default: full)")
+    parser.add_argument(
+        "--stage", choices=_STAGES, nargs="+", default=_STAGES, help="only these (default: all)"
+    )
+    parser.add_argument("--sizes", nargs="+", metavar="SIZE", help="only these models")
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=ARM_OF,
+        metavar="ARM",
+        help="only these; see arms.py",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs side by side, a core each"
+    )
+    parser.add_argument("--minutes", type=float, metavar="M", help="start no run after so long")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """A user's mistake is one message and exit code 2."""
+    options = build_parser().parse_args(argv)
+    try:
+        _run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    if options.jobs < 1:
+        raise ValueError(f"--jobs {options.jobs}: must be at least 1")
+    setting = SETTINGS[options.setting].of_sizes(options.sizes)
+    folders = Folders(options.out.resolve())
+    results = options.results or folders.out / "results.jsonl"
+    arms = [ARM_OF[name] for name in options.arms] if options.arms else list(ARMS)
+    if "corpora" in options.stage:
+        prepare_corpora(setting, folders)
+    if {"base", "runs"} & set(options.stage):
+        load_modules()
+    if "base" in options.stage:
+        _prepare_bases(setting, folders)
+    if "runs" in options.stage:
+        until = began + 60 * options.minutes if options.minutes else None
+        is_whole = _run_grid(
+            setting, folders, results, arms=arms, num_side_by_side=options.jobs, until=until
+        )
+        if not is_whole:
+            print("time is up; the same command goes on", flush=True)
+    if "report" in options.stage:
+        from benchmarks.study.report import write_report
+
+        print(write_report(read_results(results), out=folders.out / "report"))
+
+
+def _prepare_bases(setting: Setting, folders: Folders) -> None:
+    from benchmarks.study.base import prepare_base, prepare_scores
+
+    for size in setting.sizes:
+        for name, prepare in (("base", prepare_base), ("scores", prepare_scores)):
+            print(f"{name} of {size.name}", flush=True)
+            run_in_fork(
+                functools.partial(prepare, setting, size, folders),
+                log=folders.out / "logs" / f"{name}-{size.name}.txt",
+                what=f"{name} of {size.name}",
+            )
+
+
+def _run_grid(
+    setting: Setting,
+    folders: Folders,
+    results: Path,
+    *,
+    arms: list[Arm],
+    num_side_by_side: int,
+    until: float | None,
+) -> bool:
+    from benchmarks.study.runs import run_job
+
+    def next_jobs() -> list[Job]:
+        return startable(setting, read_results(results), arms=arms)
+
+    def work(job: Job) -> Row:
+        return run_job(job, setting, folders)
+
+    num_all = count_jobs(setting, arms=arms)
+    return run_pool(
+        next_jobs,
+        work,
+        folders=folders,
+        results=results,
+        num_side_by_side=num_side_by_side,
+        num_all=num_all,
+        num_done=min(len(read_results(results)), num_all),
+        until=until,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The arms of a study in one table: what each changes in a recipe, and what it may be tuned by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Overrides = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train."""
+
+    name: str
+    label: str
+    """For tables and pictures."""
+    fixed: Overrides
+    tries: tuple[Overrides, ...] = ()
+    """Settings to choose among; each of them, or each arm that tunes, has as many."""
+    like: tuple[str, ...] = ()
+    """Arms whose chosen setting this one takes over; it tunes nothing of its own."""
+    spared_by: str | None = None
+    """The same as that arm where both have chosen the same setting; not run then."""
+    round: int = 0
+    """Those of lower rounds run first."""
+
+
+def _tries(key: str, *values: float) -> tuple[Overrides, ...]:
+    return tuple({key: value} for value in values)
+
+
+_RATES = _tries("dropout.max_rate", 0.3, 0.6, 0.9)
+"""With quantile 0.5 half of it is the mean rate at the end, for random dropout too."""
+
+
+def _entrodrop(**changes: Any) -> Overrides:
+    """By reference entropies; `dropout__where` sets dropout.where."""
+    fixed = {"regulariser": "entrodrop", "entropy.source": "reference"}
+    return fixed | {key.replace("__", "."): value for key, value in changes.items()}
+
+
+def _random(**changes: Any) -> Overrides:
+    return {"regulariser": "random_token_dropout"} | {
+        key.replace("__", "."): value for key, value in changes.items()
+    }
+
+
+ARMS = (
+    Arm("none", "none", {"regulariser": "none"}),
+    Arm("random_input", "random tokens, input", _random(dropout__where="input"), _RATES),
+    Arm("entrodrop_input", "EntroDrop, input", _entrodrop(dropout__where="input"), _RATES),
+    Arm(
+        "hidden_dropout",
+        "hidden dropout",
+        {"regulariser": "hidden_dropout"},
+        _tries("baseline.hidden_dropout", 0.05, 0.1, 0.2),
+    ),
+    Arm(
+        "random_matched",
+        "random tokens, input, at EntroDrop's rate",
+        _random(dropout__where="input"),
+        like=("entrodrop_input",),
+        spared_by="random_input",
+    ),
+    Arm(
+        "high_input",
+        "opposite: high entropy, input",
+        _entrodrop(dropout__where="input", dropout__side="high"),
+        like=("entrodrop_input",),
+    ),
+    Arm(
+        "weight_decay",
+        "weight decay",
+        {"regulariser": "weight_decay"},
+        _tries("baseline.weight_decay", 1.0, 3.0, 10.0),
+        round=1,
+    ),
+    Arm("entrodrop_both", "EntroDrop, both", _entrodrop(dropout__where="both"), _RATES, round=1),
+    Arm("entrodrop_loss", "EntroDrop, loss", _entrodrop(dropout__where="loss"), _RATES, round=1),
+    Arm("random_loss", "random tokens, loss", _random(dropout__where="loss"), _RATES, round=1),
+    Arm(
+        "neftune",
+        "NEFTune",
+        {"regulariser": "neftune"},
+        _tries("baseline.neftune_alpha", 5.0, 15.0, 45.0),
+        round=1,
+    ),
+    Arm(
+        "label_smoothing",
+        "label smoothing",
+        {"regulariser": "label_smoothing"},
+        _tries("baseline.label_smoothing", 0.05, 0.1, 0.2),
+        round=1,
+    ),
+    Arm(
+        "cache_input",
+        "EntroDrop, input, cache",
+        _entrodrop(dropout__where="input", entropy__source="cache"),
+        like=("entrodrop_input",),
+        round=2,
+    ),
+    Arm(
+        "online_input",
+        "EntroDrop, input, online",
+        _entrodrop(dropout__where="input", entropy__source="online"),
+        like=("entrodrop_input",),
+        round=2,
+    ),
+    Arm(
+        "with_decay",
+        "EntroDrop, input + weight decay",
+        _entrodrop(dropout__where="input"),
+        like=("entrodrop_input", "weight_decay"),
+        round=2,
+    ),
+    Arm(
+        "corpus_input",
+        "EntroDrop, input, threshold of the corpus",
+        _entrodrop(dropout__where="input", entropy__scope="corpus"),
+        like=("entrodrop_input",),
+        round=3,
+    ),
+    Arm(
+        "constant_input",
+        "EntroDrop, input, no curriculum",
+        _entrodrop(dropout__where="input", dropout__curriculum__kind="constant"),
+        like=("entrodrop_input",),
+        round=3,
+    ),
+    Arm(
+        "constant_random",
+        "random tokens, input, no curriculum",
+        _random(dropout__where="input", dropout__curriculum__kind="constant"),
+        like=("random_input",),
+        round=3,
+    ),
+    Arm(
+        "mean_input",
+        "EntroDrop, input, replaced by the mean",
+        _entrodrop(dropout__where="input", dropout__replace="mean"),
+        like=("entrodrop_input",),
+        round=3,
+    ),
+    Arm(
+        "quarter_input",
+        "EntroDrop, input, q 0.25",
+        _entrodrop(dropout__where="input", dropout__quantile=0.25),
+        like=("entrodrop_input",),
+        round=3,
+    ),
+    Arm(
+        "most_input",
+        "EntroDrop, input, q 0.75",
+        _entrodrop(dropout__where="input", dropout__quantile=0.75),
+        like=("entrodrop_input",),
+        round=3,
+    ),
+)
+ARM_OF = {arm.name: arm for arm in ARMS}
+_RENAMED = {"baseline.weight_decay": "optimizer.weight_decay"}
+"""A regulariser that an arm takes over beside its own: only the optimizer's key combines."""
+
+
+def overrides_of(arm: Arm, chosen: Overrides) -> dict[str, Any]:
+    """What a recipe changes, given the setting that was chosen."""
+    combines = len(arm.like) > 1
+    renamed = {_RENAMED.get(key, key) if combines else key: v for key, v in chosen.items()}
+    return {**arm.fixed, **renamed}

@@ -1,0 +1,44 @@
+"""The base models: pretrained by our own trainer, exported, and asked for entropies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.study.corpora import Folders
+from benchmarks.study.recipes import base_recipe, scores_name
+from benchmarks.study.settings import Setting, Size
+from training.export import export_run
+from training.loop import train
+from training.score import ScoreOptions, score_corpus
+
+_SAMPLES_AT_ONCE = 16
+
+
+def prepare_base(setting: Setting, size: Size, folders: Folders) -> None:
+    """Go on until the model is exported."""
+    run_dir = folders.base(size.name)
+    if not (run_dir / "export").exists():
+        train(base_recipe(setting, size, folders))
+        export_run(run_dir)
+
+
+def prepare_scores(setting: Setting, size: Size, folders: Folders) -> None:
+    """Reference entropies of every slice that has none of this size yet."""
+    for domain in setting.domains:
+        for seed in setting.all_seeds:
+            corpus = folders.slice(domain, seed)
+            if not (corpus / f"scores-{scores_name(size)}").exists():
+                _score(corpus, setting, size, model=folders.base(size.name) / "export")
+
+
+def _score(corpus: Path, setting: Setting, size: Size, *, model: Path) -> None:
+    score_corpus(
+        ScoreOptions(
+            corpus=corpus,
+            model=str(model),
+            sequence_tokens=setting.sequence_tokens,
+            name=scores_name(size),
+            micro_batch_samples=_SAMPLES_AT_ONCE,
+            deepspeed="ds_configs/zero3_fp32.json",
+        )
+    )

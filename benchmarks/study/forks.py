@@ -1,0 +1,77 @@
+"""Work in forks of a process that has loaded all modules: a start then takes a second, not ten."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+_PRELOADED = (
+    "benchmarks.study.base",
+    "benchmarks.study.runs",
+    # what these import at the first start of an engine
+    "deepspeed.runtime.zero.muon.original_muon",
+    "torch.utils.tensorboard",
+    "transformers.models.qwen3.modeling_qwen3",
+)
+_PR_SET_PDEATHSIG = 1
+
+
+def load_modules() -> None:
+    """Before the first fork. The process itself never trains: a process group does not fork."""
+    os.environ.update(
+        OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", TOKENIZERS_PARALLELISM="false", WORLD_SIZE="1"
+    )
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    gc.freeze()  # or every fork's collector goes through, and so copies, all of it
+
+
+def fork(work: Callable[[], None], *, log: Path) -> int:
+    """Start `work` in another process, which dies with this one; what it prints goes to `log`.
+
+    Returns:
+        Its process id, to wait for.
+    """
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(printed, 1)
+        os.dup2(printed, 2)
+        work()
+        code = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+    finally:
+        os._exit(code)
+
+
+def run_in_fork(work: Callable[[], None], *, log: Path, what: str) -> None:
+    """Start it and wait.
+
+    Raises:
+        ValueError: when it fails, with its last words.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    child = fork(work, log=log)
+    try:
+        _, status = os.waitpid(child, 0)
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    refuse_failure(status, log=log, what=what)
+
+
+def refuse_failure(status: int, *, log: Path, what: str) -> None:
+    """The status is that of `os.waitpid`."""
+    if os.waitstatus_to_exitcode(status):
+        raise ValueError(f"{what} failed:\n{log.read_text(errors='replace')[-1500:]}")

@@ -1,0 +1,120 @@
+"""Which runs a study has, which can start now, and which settings the finished ones chose."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.study.arms import ARM_OF, ARMS, Arm, Overrides, overrides_of
+from benchmarks.study.results import Row
+from benchmarks.study.settings import TUNING_SEED, Setting
+
+BASE_ARM = "base"
+"""The base model itself, scored and not trained."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. Its key says everything that it depends on, so that none is run twice."""
+
+    size: str
+    domain: str
+    arm: str
+    seed: int
+    chosen: tuple[tuple[str, Any], ...]
+    """Of the arm's tries, the setting that this run takes."""
+
+    @property
+    def key(self) -> str:
+        setting = ",".join(f"{key}={value:g}" for key, value in self.chosen)
+        return "/".join([self.size, self.domain, self.arm, setting or "-", str(self.seed)])
+
+    @property
+    def folder_name(self) -> str:
+        digest = hashlib.sha256(self.key.encode()).hexdigest()[:8]
+        return f"{self.size}-{self.domain}-{self.arm}-{self.seed}-{digest}"
+
+    def overrides(self) -> dict[str, Any]:
+        return overrides_of(ARM_OF[self.arm], dict(self.chosen))
+
+    def as_row(self) -> Row:
+        """What a line of results says of the run before what was measured."""
+        return {
+            "key": self.key,
+            "size": self.size,
+            "domain": self.domain,
+            "arm": self.arm,
+            "seed": self.seed,
+            "chosen": dict(self.chosen),
+        }
+
+
+def startable(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm] = ARMS) -> list[Job]:
+    """Unfinished runs whose settings are known by now, in the order in which they shall start."""
+    rows, arms = list(rows), list(arms)
+    done = {row["key"] for row in rows}
+    found = [
+        job
+        for size in setting.sizes
+        for number in sorted({arm.round for arm in arms})
+        for domain in setting.domains
+        for job in _of_round(setting, rows, size.name, domain, arms=arms, number=number)
+    ]
+    return [job for job in dict.fromkeys(found) if job.key not in done]
+
+
+def count_jobs(setting: Setting, *, arms: Iterable[Arm] = ARMS) -> int:
+    """All runs of a study, with those that are not known yet."""
+    of_arms = sum(len(tries_of(setting, arm)) + len(setting.seeds) for arm in arms)
+    return len(setting.sizes) * len(setting.domains) * (of_arms + 1)
+
+
+def tries_of(setting: Setting, arm: Arm) -> tuple[Overrides, ...]:
+    return arm.tries[: setting.tries_of_arm]
+
+
+def choose(setting: Setting, rows: Iterable[Row], size: str, domain: str, arm: Arm) -> Any:
+    """The setting of an arm with the least final held-out loss on the tuning slice.
+
+    Returns:
+        None while a run that decides it is missing.
+    """
+    if arm.like:
+        parts = [choose(setting, rows, size, domain, ARM_OF[name]) for name in arm.like]
+        return None if None in parts else {key: v for part in parts for key, v in part.items()}
+    tries = tries_of(setting, arm)
+    if not tries:
+        return {}
+    losses = {
+        json.dumps(row["chosen"], sort_keys=True): row["final"]["domain_loss"]
+        for row in rows
+        if (row["size"], row["domain"], row["arm"], row["seed"])
+        == (size, domain, arm.name, TUNING_SEED)
+    }
+    found = [losses.get(json.dumps(dict(one), sort_keys=True)) for one in tries]
+    if None in found:
+        return None
+    return dict(tries[found.index(min(found))])
+
+
+def _of_round(
+    setting: Setting, rows: list[Row], size: str, domain: str, *, arms: list[Arm], number: int
+) -> Iterator[Job]:
+    if number == 0:
+        yield Job(size, domain, BASE_ARM, setting.seeds[0], ())
+    own = [arm for arm in arms if arm.round == number]
+    for arm in own:
+        for one in tries_of(setting, arm):
+            yield Job(size, domain, arm.name, TUNING_SEED, tuple(one.items()))
+    # a seed of all arms before the next seed: a study that is cut short compares them all
+    for seed in setting.seeds:
+        for arm in own:
+            chosen = choose(setting, rows, size, domain, arm)
+            is_spared = arm.spared_by is not None and chosen == choose(
+                setting, rows, size, domain, ARM_OF[arm.spared_by]
+            )
+            if chosen is not None and not is_spared:
+                yield Job(size, domain, arm.name, seed, tuple(chosen.items()))

@@ -1,0 +1,44 @@
+"""The results of a study: one finished run a line of JSON, appended whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def read_results(path: Path) -> list[Row]:
+    """All rows; the beginning of a line that a kill cut short is left out.
+
+    Raises:
+        ValueError: when another line is no JSON object.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(True), start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: {error}; remove this line") from None
+    return rows
+
+
+def append_result(path: Path, row: Row) -> None:
+    """One write of one line; what a kill left of another is cut off before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    with path.open("ab") as file:
+        file.truncate(_end_of_last_line(path))
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _end_of_last_line(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1

@@ -1,0 +1,130 @@
+"""One run of a study: train, score the best and the last weights, give back a line of results."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.study.corpora import Folders, canaries_of
+from benchmarks.study.jobs import BASE_ARM, Job
+from benchmarks.study.recipes import adapting_recipe
+from benchmarks.study.results import Row
+from benchmarks.study.scoring import Scorer, completed_share, heldout_pieces, mean_nll, memorised
+from benchmarks.study.settings import Setting, Size
+from data_prep.shards import open_corpus
+from data_prep.tokenizing.tokenizer import load_tokenizer
+from training.checkpoint_marker import newest_complete, read_marker
+from training.export import trained_weights
+from training.loop import train
+from training.metrics_file import METRICS_FILE, read_metrics
+
+
+def run_job(job: Job, setting: Setting, folders: Folders) -> Row:
+    """Go on with the run where it was, if it was begun before."""
+    size = next(size for size in setting.sizes if size.name == job.size)
+    began, cpu = time.monotonic(), time.process_time()
+    torch.set_num_threads(1)
+    measured = _score_base(job, setting, size, folders)
+    if job.arm != BASE_ARM:
+        measured = _adapt(job, setting, size, folders)
+    spent = {
+        "seconds": round(time.monotonic() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }
+    return job.as_row() | measured | spent
+
+
+def _score_base(job: Job, setting: Setting, size: Size, folders: Folders) -> Row:
+    if job.arm != BASE_ARM:
+        return {}
+    export = folders.base(size.name) / "export"
+    scorer = _Knowledge(job, setting, folders, config_folder=export)
+    from transformers import AutoModelForCausalLM
+
+    weights = AutoModelForCausalLM.from_pretrained(export).state_dict()
+    return {"final": scorer.of(weights)}
+
+
+def _adapt(job: Job, setting: Setting, size: Size, folders: Folders) -> Row:
+    recipe = adapting_recipe(
+        setting,
+        size,
+        folders,
+        domain=job.domain,
+        seed=job.seed,
+        name=job.folder_name,
+        overrides=job.overrides(),
+    )
+    run_dir = train(recipe)
+    last = newest_complete(run_dir / "checkpoints")
+    assert last is not None
+    scorer = _Knowledge(job, setting, folders, config_folder=run_dir / "model")
+    scored = {
+        folder: scorer.of(trained_weights(folder, dtype=torch.float32))
+        for folder in {last, _best(run_dir)}
+    }
+    metrics = read_metrics(run_dir / METRICS_FILE)
+    steps = [row for row in metrics if row["kind"] == "step"]
+    return {
+        "curve": _curve(metrics),
+        "realised_drop_rate": round(float(np.mean([s["drop_rate_realised"] for s in steps])), 4),
+        "train_loss": round(float(np.mean([s["loss"] for s in steps[-10:]])), 4),
+        "num_steps": len(steps),
+        "final": scored[last],
+        "best": scored[_best(run_dir)],
+    }
+
+
+def _best(run_dir: Path) -> Path:
+    """Of the two checkpoints that are kept, the one of least held-out loss."""
+    found = sorted((run_dir / "checkpoints").glob("step-*"))
+    return min(found, key=lambda folder: read_marker(folder)["heldout_loss"])
+
+
+def _curve(metrics: list[Row]) -> dict[str, Any]:
+    """Held-out losses over epochs, whole and by band, from before the first step on."""
+    rows = [row for row in metrics if row["kind"] == "evaluation"]
+    return {
+        "epoch": [round(row["epoch"], 3) for row in rows],
+        "loss": [round(row["loss"], 5) for row in rows],
+        "bands": [[round(band["loss"], 4) for band in row["bands"]] for row in rows],
+        "edges_nats": [round(band["to_nats"], 4) for band in rows[0]["bands"][:-1]],
+    }
+
+
+class _Knowledge:
+    """Scores of weights on the held-out texts, words and canaries of a job."""
+
+    def __init__(
+        self, job: Job, setting: Setting, folders: Folders, *, config_folder: Path
+    ) -> None:
+        corpus = folders.slice(job.domain, job.seed)
+        self._job, self._scorer = job, Scorer(config_folder)
+        self._tokenizer = load_tokenizer(open_corpus(corpus).tokenizer_dir)
+        vocab_size = open_corpus(corpus).vocab_size
+        self._token_texts = [self._tokenizer.decode([token]) for token in range(vocab_size)]
+        self._domain = heldout_pieces(corpus, sequence_tokens=setting.sequence_tokens)
+        self._general = heldout_pieces(
+            folders.general,
+            sequence_tokens=setting.sequence_tokens,
+            limit=setting.general_samples,
+        )
+        self._canaries = canaries_of(setting, job.seed)
+
+    def of(self, weights: dict[str, Any]) -> Row:
+        self._scorer.load(weights)
+        scores = self._scorer.score(self._domain)
+        completed = completed_share(
+            self._domain, scores, token_texts=self._token_texts, domain=self._job.domain
+        )
+        known = memorised(self._scorer, self._canaries, self._tokenizer)
+        return {
+            "domain_loss": round(mean_nll(scores), 5),
+            "general_loss": round(mean_nll(self._scorer.score(self._general)), 5),
+            "completed": {kind: round(share, 5) for kind, share in completed.items()},
+            "canaries": {name: round(value, 5) for name, value in known.items()},
+        }

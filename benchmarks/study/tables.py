@@ -1,0 +1,127 @@
+"""The tables of a study's report, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.study.comparison import (
+    ArmRuns,
+    Measure,
+    Place,
+    area,
+    band_rise,
+    best_epoch,
+    best_loss,
+    final_band,
+    final_loss,
+    known,
+)
+from benchmarks.study.intervals import Interval
+
+
+def losses_table(place: Place) -> str:
+    """Held-out loss of the domain, and differences to no regulariser and to random dropout."""
+    head = ["arm", "setting", "seeds", "final", "best", "epoch of best", "mean over epochs"]
+    head += ["final − none", "best − none", "final − random at equal rate"]
+    none = place.arms.get("none")
+    rows = []
+    for name, runs in place.arms.items():
+        partner = place.random_partner(name)
+        rows.append(
+            [
+                runs.arm.label,
+                _setting(runs),
+                str(len(runs.rows)),
+                number(runs.mean(final_loss)),
+                number(runs.mean(best_loss)),
+                number(runs.mean(best_epoch), digits=1),
+                number(runs.mean(area)),
+                "" if name == "none" else difference(runs.minus(none, final_loss)),
+                "" if name == "none" else difference(runs.minus(none, best_loss)),
+                difference(runs.minus(partner, final_loss)),
+            ]
+        )
+    return markdown(head, rows)
+
+
+def bands_table(place: Place) -> str:
+    """Final loss of each entropy band, and its rise above the band's own best."""
+    some = next(iter(next(iter(place.arms.values())).rows.values()))
+    bands = range(len(some["curve"]["bands"][0]))
+    head = ["arm", *(f"band {band + 1} final" for band in bands)]
+    head += [f"band {band + 1} rise" for band in bands]
+    rows = [
+        [
+            runs.arm.label,
+            *(number(runs.mean(final_band(band))) for band in bands),
+            *(number(runs.mean(band_rise(band))) for band in bands),
+        ]
+        for runs in place.arms.values()
+    ]
+    return markdown(head, rows)
+
+
+def knowledge_table(place: Place) -> str:
+    """What the last weights forgot, complete and know by heart; the base model for comparison."""
+    some = next(iter(next(iter(place.arms.values())).rows.values()))
+    kinds = list(some["final"]["completed"])
+    measures: list[tuple[str, Measure, int]] = [
+        ("general loss, final", known("final", "general_loss"), 3),
+        ("general loss, best", known("best", "general_loss"), 3),
+        *((f"{kind}, final", known("final", "completed", kind), 3) for kind in kinds),
+        *((f"{kind}, best", known("best", "completed", kind), 3) for kind in kinds),
+        ("canaries written out", known("final", "canaries", "exact"), 2),
+        ("exposure, bits", known("final", "canaries", "exposure_bits"), 2),
+    ]
+    rows = [
+        [runs.arm.label, *(number(runs.mean(m), digits=digits) for _, m, digits in measures)]
+        for runs in place.arms.values()
+    ]
+    if place.base:
+        # the base model has one set of weights, told under `final`
+        base = place.base | {"best": place.base["final"]}
+        rows.insert(0, ["base model", *(f"{m(base):.{digits}f}" for _, m, digits in measures)])
+    return markdown(["arm", *(name for name, _, _ in measures)], rows)
+
+
+def tuning_table(place: Place) -> str:
+    """Final held-out loss of every try on the tuning slice."""
+    rows = []
+    for runs in place.tuning.values():
+        best = min(final_loss(row) for row in runs)
+        tried = [
+            f"{'**' if final_loss(row) == best else ''}{_values(row['chosen'])}: "
+            f"{final_loss(row):.3f}{'**' if final_loss(row) == best else ''}"
+            for row in runs
+        ]
+        rows.append([runs[0]["arm"], str(len(runs)), ", ".join(tried)])
+    return markdown(["arm", "tries", "setting: final loss"], rows)
+
+
+def number(interval: Interval, *, digits: int = 3) -> str:
+    """Mean ± half of the interval; the mean alone where there is one run."""
+    if interval.half is None:
+        return f"{interval.mean:.{digits}f}"
+    return f"{interval.mean:.{digits}f} ± {interval.half:.{digits}f}"
+
+
+def difference(interval: Interval | None) -> str:
+    """With its sign, in bold where the 95% interval excludes 0."""
+    if interval is None:
+        return ""
+    half = "" if interval.half is None else f" ± {interval.half:.3f}"
+    text = f"{interval.mean:+.3f}{half}".replace("-", "−")
+    return f"**{text}**" if interval.excludes_zero else text
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _setting(runs: ArmRuns) -> str:
+    return ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in runs.chosen.items())
+
+
+def _values(chosen: dict[str, float]) -> str:
+    return ", ".join(f"{value:g}" for value in chosen.values())
