@@ -94,10 +94,10 @@ def choose(setting: Setting, rows: Iterable[Row], size: str, domain: str, arm: A
         if (row["size"], row["domain"], row["arm"], row["seed"])
         == (size, domain, arm.name, TUNING_SEED)
     }
-    found = [losses.get(json.dumps(dict(one), sort_keys=True)) for one in tries]
-    if None in found:
+    names = [json.dumps(dict(one), sort_keys=True) for one in tries]
+    if not all(name in losses for name in names):
         return None
-    return dict(tries[found.index(min(found))])
+    return dict(min(zip(names, tries, strict=True), key=lambda pair: losses[pair[0]])[1])
 
 
 def _of_round(

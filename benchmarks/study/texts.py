@@ -26,7 +26,8 @@ def general_texts(source: str, *, num_chars: int) -> list[str]:
     """
     pieces = [piece for text in _GENERAL[source]() for piece in _pieces(text)]
     random.Random(source).shuffle(pieces)
-    taken, total = [], 0
+    taken: list[str] = []
+    total = 0
     for piece in pieces:
         if total >= num_chars:
             return taken

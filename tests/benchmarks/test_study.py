@@ -1,0 +1,260 @@
+"""The study: what it counts, what it may run, and that a kill changes none of its numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study.arms import ARMS, Arm
+from benchmarks.study.canaries import make_canaries
+from benchmarks.study.cloze import find_blanks
+from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
+from benchmarks.study.intervals import mean_interval, t_quantile
+from benchmarks.study.jobs import Job, choose, count_jobs, startable
+from benchmarks.study.results import append_result, read_results
+from benchmarks.study.settings import MINIATURE, TUNING_SEED
+from training.recipe_file import parse_recipe
+
+# --- statistics ---
+
+
+def share_below(t: float, degrees: int) -> float:
+    """Student's distribution function, by Simpson's rule on its density."""
+    scale = math.gamma((degrees + 1) / 2) / math.gamma(degrees / 2) / math.sqrt(degrees * math.pi)
+    steps, width = 2000, t / 2000
+    weights = [1 if i in (0, steps) else 4 if i % 2 else 2 for i in range(steps + 1)]
+    density = [(1 + (i * width) ** 2 / degrees) ** (-(degrees + 1) / 2) for i in range(steps + 1)]
+    return 0.5 + scale * width / 3 * sum(w * d for w, d in zip(weights, density, strict=True))
+
+
+@pytest.mark.parametrize("degrees", range(1, 31))
+def test_quantiles_are_those_of_students_distribution(degrees):
+    assert share_below(t_quantile(degrees), degrees) == pytest.approx(0.975, abs=3e-5)
+
+
+def test_interval_of_three_values_is_the_textbooks():
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.half == pytest.approx(4.303 / math.sqrt(3))
+    assert not found.excludes_zero
+    assert mean_interval([2.0]).half is None
+
+
+def row(arm: str, seed: int, losses: list[float], **chosen: float) -> dict:
+    job = Job("tiny", "code", arm, seed, tuple(chosen.items()))
+    epochs = [float(i) for i in range(len(losses))]
+    curve = {"epoch": epochs, "loss": losses, "bands": [[loss] for loss in losses]}
+    return job.as_row() | {"curve": curve, "final": {"domain_loss": losses[-1]}}
+
+
+def test_measures_leave_the_untrained_model_out_of_the_best():
+    found = row("none", 1, [1.0, 3.0, 2.0, 4.0])
+    assert (best_loss(found), best_epoch(found)) == (2.0, 2.0)
+    assert area(found) == pytest.approx((2.0 + 2.5 + 3.0) / 3)
+
+
+def test_differences_are_paired_by_seed_and_by_rate():
+    rate = {"dropout.max_rate": 0.6}
+    rows = [row("none", 1, [9.0, 5.0]), row("none", 2, [9.0, 7.0]), row("none", 3, [9.0, 1.0])]
+    rows += [row("random_input", seed, [9.0, 4.0 + seed], **rate) for seed in (1, 2)]
+    rows += [row("entrodrop_input", seed, [9.0, 3.0 + seed], **rate) for seed in (1, 2)]
+    rows += [row("entrodrop_loss", seed, [9.0, 3.0], **rate) for seed in (1, 2)]
+    (place,) = places_of(rows)
+    measured = place.arms["entrodrop_input"].minus(
+        place.arms["none"], lambda r: r["curve"]["loss"][-1]
+    )
+    assert (measured.mean, measured.count) == (-1.5, 2)
+    assert place.random_partner("entrodrop_input") is place.arms["random_input"]
+    assert place.random_partner("entrodrop_loss") is None  # no loss was dropped at random
+    assert place.random_partner("none") is None
+
+
+# --- what is run ---
+
+
+def test_every_arm_that_tunes_has_as_many_tries():
+    assert len({len(arm.tries) for arm in ARMS if arm.tries}) == 1
+    assert not [arm.name for arm in ARMS if arm.tries and arm.like]
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_every_arm_makes_a_valid_recipe(arm: Arm):
+    of_name = {other.name: other for other in ARMS}
+    taken = {k: v for name in arm.like for k, v in of_name[name].tries[0].items()}
+    for one in arm.tries or (taken,):
+        job = Job("tiny", "code", arm.name, 1, tuple(one.items()))
+        recipe = parse_recipe(
+            {
+                "run_dir": "x",
+                "model": {"pretrained": "x"},
+                "data": {"corpus": "x", "sequence_tokens": 64},
+                "train": {"global_batch_tokens": 64},
+                **nested(job.overrides()),
+            }
+        )
+        if arm.name == "with_decay":
+            assert recipe.regulariser == "entrodrop"
+            assert recipe.optimizer.weight_decay == 1.0
+
+
+def nested(overrides: dict) -> dict:
+    content: dict = {}
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        node = content
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return content
+
+
+def finish_all(arms: list[Arm], *, loss_of) -> list[dict]:
+    """As a study would, with losses out of a formula."""
+    rows: list[dict] = []
+    while jobs := startable(MINIATURE, rows, arms=arms):
+        job = jobs[0]
+        rows.append(row(job.arm, job.seed, [9.0, loss_of(job)], **dict(job.chosen)))
+    return rows
+
+
+def test_grid_ends_after_the_runs_that_it_counts_and_repeats_none():
+    arms = [arm for arm in ARMS if arm.spared_by is None]
+    rows = finish_all(arms, loss_of=lambda job: 1.0)
+    assert len(rows) == len({found["key"] for found in rows}) == count_jobs(MINIATURE, arms=arms)
+
+
+def test_reported_runs_take_the_setting_of_least_final_loss_on_the_tuning_slice():
+    from dataclasses import replace
+
+    setting = replace(MINIATURE, tries_of_arm=3)
+    arm = next(arm for arm in ARMS if arm.name == "random_input")
+    rows = [
+        row(arm.name, TUNING_SEED, [9.0, loss], **one)
+        for one, loss in zip(arm.tries, (3.0, 1.0, 2.0), strict=True)
+    ]
+    assert choose(setting, rows[:2], "tiny", "code", arm) is None
+    assert choose(setting, rows, "tiny", "code", arm) == arm.tries[1]
+
+
+def test_matched_random_dropout_runs_only_where_the_rates_differ():
+    names = ("random_input", "entrodrop_input", "random_matched")
+    arms = [arm for arm in ARMS if arm.name in names]
+    rows = finish_all(arms, loss_of=lambda job: 1.0)
+    assert "random_matched" not in {found["arm"] for found in rows}
+
+
+# --- files and texts ---
+
+
+def test_results_cut_short_by_a_kill_are_left_out_and_then_cut_off(tmp_path):
+    path = tmp_path / "results.jsonl"
+    append_result(path, {"key": "a"})
+    with path.open("a") as file:
+        file.write('{"key": "b", "lo')
+    assert read_results(path) == [{"key": "a"}]
+    append_result(path, {"key": "c"})
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
+
+
+def test_blanks_are_whole_words_that_tokens_begin():
+    tokens = ["def", " solve", "r", "(", "x", "):", "\n", " return", " solve", "r", "\n"]
+    found = find_blanks(tokens, domain="code")
+    assert [(b.kind, b.first, b.last) for b in found] == [
+        ("identifiers", 1, 3),
+        ("identifiers", 8, 10),
+        ("closing brackets", 5, 6),
+    ]
+    found = find_blanks(["In", " the", " beg", "inning", ":", " day", "."], domain="prose")
+    assert [(b.first, b.last) for b in found] == [(2, 4), (5, 6)]
+
+
+def test_canaries_are_the_seeds_own_and_their_rivals_differ():
+    first = make_canaries(1, count=4, num_rivals=7, is_usable=lambda line: True)
+    assert first == make_canaries(1, count=4, num_rivals=7, is_usable=lambda line: True)
+    assert first != make_canaries(2, count=4, num_rivals=7, is_usable=lambda line: True)
+    assert all(len({canary.secret, *canary.rivals}) == 8 for canary in first)
+
+
+# --- the whole command ---
+
+
+def study(out: Path, *more: str) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.study", "--setting", "miniature"]
+    return [*command, "--out", str(out), "--arms", "none", "random_input", *more]
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def numbers(out: Path) -> tuple[dict, str]:
+    """Rows by key and the report, without what depends on the clock."""
+    rows = {}
+    for found in read_results(out / "results.jsonl"):
+        rows[found["key"]] = {k: v for k, v in found.items() if "seconds" not in k}
+    return rows, re.sub(r"[\d.]+ core hours", "", (out / "report" / "report.md").read_text())
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(tmp_path):
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    run(*study(calm, "--stage", "corpora", "base"))
+    shutil.copytree(calm, killed)
+    run(*study(calm, "--jobs", "2", "--stage", "runs", "report"))
+
+    victim = subprocess.Popen(
+        study(killed, "--stage", "runs"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not saved_in_the_middle(killed):
+        assert victim.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    rows_before = len(read_results(killed / "results.jsonl"))
+    (begun,) = [path for path in (killed / "runs").iterdir() if (path / "checkpoints").exists()]
+    time.sleep(0.5)  # the run dies with the study
+    size = (begun / "metrics.jsonl").stat().st_size
+    time.sleep(0.5)
+    assert (begun / "metrics.jsonl").stat().st_size == size
+
+    run(*study(killed, "--stage", "runs", "report"))
+    assert 1 <= rows_before < len(read_results(killed / "results.jsonl"))
+    assert numbers(killed) == numbers(calm)
+    rows, report = numbers(calm)
+    assert len(rows) == count_jobs(
+        MINIATURE, arms=[a for a in ARMS if a.name in ("none", "random_input")]
+    )
+    final = [found["final"]["domain_loss"] for found in rows.values() if found["arm"] == "none"]
+    assert f"{sum(final) / len(final):.3f} ±" in report
+    for found in rows.values():
+        if "curve" in found:  # the trainer's own evaluation and plain transformers agree
+            assert found["final"]["domain_loss"] == pytest.approx(
+                found["curve"]["loss"][-1], abs=2e-4
+            )
+    assert sorted(path.name for path in (calm / "report").glob("*.png")) == [
+        "evidence_bands.png",
+        "evidence_curves.png",
+        "evidence_differences.png",
+    ]
+
+
+def saved_in_the_middle(out: Path) -> bool:
+    """A run has saved, and a result is there before it."""
+    saved = [*out.glob("runs/*/checkpoints/step-*")]
+    return bool(saved) and bool(read_results(out / "results.jsonl"))
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    done = subprocess.run(study(tmp_path, "--sizes", "7B"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --sizes 7B: there are tiny\n")
