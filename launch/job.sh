@@ -53,12 +53,14 @@ print_command() {
 
 # supervise CMD ...: run it; SIGTERM, SIGINT and SIGUSR1 ask the run to save and end, by its STOP
 # file, which works under every launcher; the verdict comes from its run_state.json.
-# Sets VERDICT, STEP and SIGNALLED for the caller; returns 0 when the run is complete or was stopped.
+# Sets for the caller VERDICT, STEP, REASON (of a stop, as run_state.json has it), SIGNALLED and
+# STATUS (the launcher's exit code); returns 0 when the run is complete or was stopped.
 supervise() {
-    local starts child status=0
+    local starts child
+    VERDICT=refused STEP=0 REASON="" SIGNALLED="" STATUS=2
     starts=$("$PYTHON" -m launch.verdict starts "$RUN_DIR") || return 2
-    SIGNALLED=""
     mkdir -p "$RUN_DIR" || return 2
+    take_back_stop # of a launch script that was killed before it could do so
     # A session of its own: Ctrl-C reaches this script alone, and the run ends in order.
     setsid "$@" &
     child=$!
@@ -66,24 +68,33 @@ supervise() {
     trap 'ask_to_stop USR1' USR1
     trap 'if [[ $SIGNALLED == INT ]]; then kill -TERM -- "-$child"; else ask_to_stop INT; fi' INT
     while kill -0 "$child" 2>/dev/null; do
-        wait "$child" && status=0 || status=$?
+        wait "$child" && STATUS=0 || STATUS=$?
     done
-    trap - TERM USR1 INT
+    trap - TERM INT
+    trap '' USR1 # one that comes now must not end this script before the verdict
     # What it started and left behind ends with it.
     kill -TERM -- "-$child" 2>/dev/null || true
-    if [[ -n $SIGNALLED ]]; then
-        rm -f -- "$RUN_DIR/STOP"
-    fi
-    # shellcheck disable=SC2034 # STEP is for the caller
-    read -r VERDICT STEP < <("$PYTHON" -m launch.verdict judge "$RUN_DIR" "$starts" || true)
+    take_back_stop
+    # shellcheck disable=SC2034 # STEP and REASON are for the caller
+    read -r VERDICT STEP REASON < <("$PYTHON" -m launch.verdict judge "$RUN_DIR" "$starts" || true)
     if [[ $VERDICT != complete && $VERDICT != stopped ]]; then
-        echo "(the launcher ended with exit code $status)" >&2
+        echo "(the launcher ended with exit code $STATUS)" >&2
         return 1
     fi
 }
 
+# The words tell this request from a STOP file that the user made, which stays when a run has not
+# come to it, and which is left as it is.
+STOP_WORDS="asked for by a launch script"
+
 ask_to_stop() {
     echo "got SIG$1: asking the run to save and end (${RUN_DIR}/STOP)" >&2
     SIGNALLED=$1
-    touch -- "$RUN_DIR/STOP"
+    [[ -e $RUN_DIR/STOP ]] || echo "$STOP_WORDS" >"$RUN_DIR/STOP"
+}
+
+take_back_stop() {
+    if grep -qsF "$STOP_WORDS" "$RUN_DIR/STOP"; then
+        rm -f -- "$RUN_DIR/STOP"
+    fi
 }

@@ -2,8 +2,9 @@
 
 Usage: python -m launch.verdict starts RUN_DIR            how many starts it has had
        python -m launch.verdict judge RUN_DIR STARTS      the verdict on the start after STARTS
-The second prints `VERDICT STEP` on stdout and a sentence on stderr, and ends with 0 when the run is
-complete or was stopped. Verdicts: complete, stopped, failed, killed, refused.
+The second prints `VERDICT STEP REASON` on stdout and a sentence on stderr, and ends with 0 when the
+run is complete or was stopped. Verdicts: complete, stopped, failed, killed, refused. REASON is that
+of a stop, in the words of run_state.json, and else empty.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def main(arguments: list[str]) -> int:
         print(state.num_starts if state else 0)
         return 0
     verdict, sentence = judge(state, run_dir, starts_before=int(arguments[2]))
-    print(verdict, state.step if state else 0)
+    reason = state.reason if state and verdict == "stopped" else None
+    print(verdict, state.step if state else 0, reason or "")
     print(sentence, file=sys.stderr)
     return 0 if verdict in ("complete", "stopped") else 1
 
