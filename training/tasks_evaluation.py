@@ -82,11 +82,12 @@ def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | Non
     manager = _together(lambda: open_task_list(options.tasks, tasks_dir=options.tasks_dir))
     permit_code(manager, options.tasks, says=is_main)
     with ExitStack() as until_loaded:
-        weights, out = agree(
-            _together(
-                lambda: _weights_and_out(target, options, until_loaded) if is_main else (None, None)
-            )
+        on_main = _together(
+            lambda: _weights_and_out(target, options, until_loaded) if is_main else None
         )
+        agreed = agree(on_main)
+        assert agreed is not None
+        weights, out = agreed
         loaded = _together(
             lambda: load_tasks(
                 manager, options.tasks, limit=options.limit, world_size=dist.get_world_size()
@@ -115,7 +116,7 @@ def _join_ranks() -> None:
         dist.init_process_group("gloo", timeout=patience)
     else:
         dist.init_process_group(
-            "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=patience
+            "gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1, timeout=patience
         )
 
 

@@ -30,7 +30,7 @@ class WholeModel(HFLM):
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", trust_remote_code=False
             )
         except Exception as error:  # transformers answers with errors of many kinds

@@ -1,0 +1,440 @@
+"""Benchmarks through lm-evaluation-harness, offline, against plain transformers by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from data_prep.shards import open_corpus
+from tests.distributed import run_ranks
+from tests.docs.markdown import code_blocks
+from tests.training.short_runs import short_recipe, train_on_rank
+from training.checkpoint_marker import read_marker
+from training.tasks_evaluation import TaskOptions
+from training.tasks_harness import (
+    _OUR_LISTS,
+    load_tasks,
+    open_task_list,
+    permit_code,
+    require_harness,
+)
+from training.tasks_results import read_results, result_name
+from training.tasks_weights import find_weights
+
+pytestmark = pytest.mark.slow  # each start imports torch, transformers and the harness
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["def load(self,", "return cls(", "import os\nclass", "if not self.", "for key in"]
+CHOICES = [" name", " value):", "\n    raise KeyError"]
+NUM_NEW_TOKENS = 6
+
+
+def evaluate(*arguments: str, home: Path, num_ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """`python -m training evaluate`, as a user without internet runs it."""
+    launcher = [sys.executable]
+    if num_ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(home / "hf_home"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
+    return subprocess.run(
+        [*launcher, "-m", "training", "evaluate", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+class Plain:
+    """The reference: one text at a time, all logits, nothing of the harness."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.lm = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    @torch.no_grad()
+    def log_probs(self, ids: list[int]) -> Tensor:
+        return self.lm(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+
+    def score(self, context: str, continuation: str) -> tuple[float, bool]:
+        """Log-likelihood, and whether each token is the likeliest one.
+
+        As the harness has it, the continuation is what the whole text has behind as many tokens as
+        the context alone has, also where a token of the whole spans the seam.
+        """
+        before = self.tokenizer.encode(context)
+        start = len(before)
+        ids = before + self.tokenizer.encode(context + continuation)[start:]
+        rows, targets = self.log_probs(ids)[start - 1 : -1], torch.tensor(ids[start:])
+        greedy = bool((rows.argmax(-1) == targets).all())
+        return float(rows.gather(1, targets[:, None]).sum()), greedy
+
+    def continued(self, context: str) -> str:
+        """Greedily, to the first line break or the end of the text."""
+        ids = self.tokenizer.encode(context)
+        new: list[int] = []
+        while len(new) < NUM_NEW_TOKENS:
+            new.append(int(self.log_probs(ids + new)[-1].argmax()))
+            if new[-1] == self.tokenizer.eos_token_id:
+                break
+        return self.tokenizer.decode(new, skip_special_tokens=True).split("\n")[0]
+
+    def score_whole(self, text: str) -> float:
+        """Of all tokens of a text, the first one after EOS."""
+        ids = [self.tokenizer.eos_token_id, *self.tokenizer.encode(text)]
+        rows = self.log_probs(ids)[:-1]
+        return float(rows.gather(1, torch.tensor(ids[1:])[:, None]).sum())
+
+
+@pytest.fixture(scope="module")
+def model(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, large enough to have opinions."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tasks") / "model"
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "qwen3",
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.3,
+        max_position_embeddings=128,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(open_corpus(small_corpus).tokenizer_dir).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks_dir(model: Path) -> Path:
+    """A task of each kind, five documents each: no number that two ranks share evenly."""
+    plain, folder = Plain(model), model.parent / "tasks"
+    folder.mkdir()
+    continued = [plain.continued(prompt) for prompt in PROMPTS]
+    told = [text if i % 2 else "something else" for i, text in enumerate(continued)]
+    write_task(
+        folder,
+        "our_choice",
+        [{"text": text, "answer": i % 3} for i, text in enumerate(PROMPTS)],
+        output_type="multiple_choice",
+        doc_to_choice=CHOICES,
+        doc_to_target="{{answer}}",
+        metrics=["acc", "acc_norm"],
+    )
+    write_task(
+        folder,
+        "our_cloze",
+        [{"text": a, "target": b} for a, b in zip(PROMPTS, told, strict=True)],
+        output_type="loglikelihood",
+        doc_to_target="{{target}}",
+        metrics=["acc", "perplexity"],
+    )
+    write_task(
+        folder,
+        "our_pages",
+        [{"text": "", "page": text * 3} for text in PROMPTS],
+        output_type="loglikelihood_rolling",
+        doc_to_target="{{page}}",
+        metrics=["bits_per_byte"],
+    )
+    write_task(
+        folder,
+        "our_answers",
+        [{"text": a, "target": b} for a, b in zip(PROMPTS, told, strict=True)],
+        output_type="generate_until",
+        doc_to_target="{{target}}",
+        metrics=["exact_match"],
+        generation_kwargs={
+            "until": ["\n"],
+            "max_gen_toks": NUM_NEW_TOKENS,
+            "do_sample": False,
+        },
+    )
+    return folder
+
+
+def write_task(
+    folder: Path, name: str, documents: list[dict[str, Any]], *, metrics: list[str], **keys: Any
+) -> None:
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    lower_is_better = ("perplexity", "bits_per_byte")
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "doc_to_text": "{{text}}",
+        "target_delimiter": "",
+        "metric_list": [
+            {"metric": metric, "aggregation": metric, "higher_is_better": False}
+            if metric in lower_is_better
+            else {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in metrics
+        ],
+        "metadata": {"version": 3.0},
+        **keys,
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+
+
+OUR_TASKS = "our_choice,our_cloze,our_pages,our_answers"
+
+
+def results_of(model: Path, tasks_dir: Path, *, num_ranks: int) -> dict[str, Any]:
+    out = model.parent / f"on-{num_ranks}.json"
+    ended = evaluate(
+        *[str(model), "--tasks", OUR_TASKS, "--tasks-dir", str(tasks_dir)],
+        *["--out", str(out), "--batch-size", "2"],
+        home=model.parent,
+        num_ranks=num_ranks,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("our_answers") == 1  # one table, whatever the ranks
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def on_one(model: Path, tasks_dir: Path) -> dict[str, Any]:
+    return results_of(model, tasks_dir, num_ranks=1)
+
+
+def test_every_kind_of_task_gives_the_numbers_of_plain_transformers(model, tasks_dir, on_one):
+    plain = Plain(model)
+    found = on_one["results"]
+
+    picked, picked_by_length = [], []
+    for prompt in PROMPTS:
+        scores = [plain.score(prompt, choice)[0] for choice in CHOICES]
+        by_length = [s / len(choice) for s, choice in zip(scores, CHOICES, strict=True)]
+        picked.append(scores.index(max(scores)))
+        picked_by_length.append(by_length.index(max(by_length)))
+    right = [pick == i % 3 for i, pick in enumerate(picked)]
+    right_by_length = [pick == i % 3 for i, pick in enumerate(picked_by_length)]
+    assert found["our_choice"]["acc,none"] == pytest.approx(sum(right) / 5)
+    assert found["our_choice"]["acc_norm,none"] == pytest.approx(sum(right_by_length) / 5)
+
+    rows = [json.loads(line) for line in (tasks_dir / "our_cloze.jsonl").open()]
+    scored = [plain.score(row["text"], row["target"]) for row in rows]
+    num_greedy = sum(greedy for _, greedy in scored)
+    assert 0 < num_greedy < 5
+    assert found["our_cloze"]["acc,none"] == pytest.approx(num_greedy / 5)
+    mean = sum(score for score, _ in scored) / 5
+    assert found["our_cloze"]["perplexity,none"] == pytest.approx(math.exp(-mean), rel=1e-4)
+
+    pages = [prompt * 3 for prompt in PROMPTS]
+    bits = -sum(plain.score_whole(page) for page in pages) / math.log(2)
+    num_bytes = sum(len(page.encode()) for page in pages)
+    assert found["our_pages"]["bits_per_byte,none"] == pytest.approx(bits / num_bytes, rel=1e-5)
+
+    right = [plain.continued(row["text"]) == row["target"] for row in rows]
+    assert 0 < sum(right) < 5
+    assert found["our_answers"]["exact_match,none"] == pytest.approx(sum(right) / 5)
+
+
+def test_two_ranks_find_the_same_numbers_from_the_same_documents(model, tasks_dir, on_one):
+    on_two = results_of(model, tasks_dir, num_ranks=2)
+    assert on_two["settings"]["num_processes"] == 2
+    assert set(on_two["num_documents"].values()) == {5}
+    for key in ("task_hashes", "num_documents", "num_fewshot", "task_versions", "versions"):
+        assert on_two[key] == on_one[key]
+    assert on_two["results"].keys() == on_one["results"].keys()
+    for task, row in on_one["results"].items():
+        exact = {key: value for key, value in row.items() if "_stderr" not in key}
+        found = {key: value for key, value in on_two["results"][task].items() if key in exact}
+        assert found == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def run_dir(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run_ranks(
+        train_on_rank, short_recipe(small_corpus, folder, checkpoint__every_steps=3), world_size=2
+    )
+    return folder
+
+
+def test_a_run_is_asked_by_its_newest_checkpoint_and_keeps_the_results(
+    run_dir, tasks_dir, model, tmp_path
+):
+    from training.export import export_run
+
+    asked = ["--tasks", "our_pages", "--tasks-dir", str(tasks_dir)]
+    ended = evaluate(str(run_dir), *asked, home=model.parent)
+    assert ended.returncode == 0, ended.stderr
+    (result,) = read_results(run_dir)
+    assert result["step"] == 8
+    assert result["heldout_loss"] > 0
+    kept = sorted(path.name for path in (run_dir / "tasks").iterdir())
+    assert kept == ["our_pages.step-8.json"]  # and nothing of the weights
+    assert not (run_dir / "export").exists()
+    assert list((run_dir / "tensorboard" / "tasks").iterdir())
+
+    plain = Plain(export_run(run_dir, out=tmp_path / "export"))
+    pages = [prompt * 3 for prompt in PROMPTS]
+    bits = -sum(plain.score_whole(page) for page in pages) / math.log(2)
+    expected = bits / sum(len(page.encode()) for page in pages)
+    found = result["results"]["our_pages"]["bits_per_byte,none"]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(run_dir):
+    markers = [read_marker(folder) for folder in (run_dir / "checkpoints").glob("step-*")]
+    assert len(markers) > 1
+    best = min(markers, key=lambda marker: marker["heldout_loss"])
+    assert find_weights(run_dir, checkpoint="best").step == best["step"]
+    assert find_weights(run_dir, checkpoint=None).step == 8
+
+
+def test_an_export_of_the_same_checkpoint_is_used_as_it_is(run_dir, tmp_path):
+    from training.export import export_run
+
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    assert find_weights(copy, checkpoint=None).checkpoint is not None
+    export_run(copy)
+    assert find_weights(copy, checkpoint=None).checkpoint is None
+    assert find_weights(copy / "export", checkpoint=None).step == 8
+    (copy / "export" / "config.json").write_text("{}")
+    assert find_weights(copy, checkpoint=None).checkpoint is not None
+    with pytest.raises(ValueError, match="not as it was written"):
+        find_weights(copy / "export", checkpoint=None)
+
+
+def test_a_task_without_its_data_is_one_line_and_no_traceback(model, tmp_path):
+    task = {"task": "far_away", "dataset_path": "nobody/absent", "test_split": "test"}
+    (tmp_path / "far_away.yaml").write_text(yaml.safe_dump(task))
+    ended = evaluate(
+        *[str(model), "--tasks", "far_away", "--tasks-dir", str(tmp_path)],
+        *["--out", str(tmp_path / "out.json")],
+        home=model.parent,
+    )
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "error: task far_away: Couldn't reach 'nobody/absent'" in ended.stderr
+    assert "comes from the internet" in ended.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_fewer_documents_than_processes_are_refused(tasks_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    manager = open_task_list(["our_choice"], tasks_dir=tasks_dir)
+    assert load_tasks(manager, ["our_choice"], limit=None, world_size=5)
+    with pytest.raises(ValueError, match="our_choice: 5 documents are too few for 6"):
+        load_tasks(manager, ["our_choice"], limit=None, world_size=6)
+    with pytest.raises(ValueError, match="our_choice: 1 documents are too few for 2"):
+        load_tasks(manager, ["our_choice"], limit=1, world_size=2)
+
+
+def test_the_task_of_the_documentation_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "evaluation.md"
+    (text,) = code_blocks(page, "yaml")
+    (document,) = re.findall(r"`(\{.*?\})`", page.read_text())
+    for name, content in (("tasks/mine.yaml", text), ("data/choice.jsonl", document + "\n")):
+        Path(name).parent.mkdir()
+        Path(name).write_text(content)
+    manager = open_task_list(["my_choice"], tasks_dir=Path("tasks"))
+    (task,) = load_tasks(manager, ["my_choice"], limit=None, world_size=1)
+    (asked,) = task.eval_docs
+    assert task.doc_to_text(asked) == "2 + 2 ="
+    assert task.doc_to_choice(asked)[task.doc_to_target(asked)] == "4"
+
+
+@pytest.fixture(scope="module")
+def all_tasks() -> Any:
+    return open_task_list(["paper"], tasks_dir=None)
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_no_code"])
+def test_every_benchmark_of_the_ready_lists_is_a_task_of_the_harness(all_tasks, name):
+    listed = yaml.safe_load((_OUR_LISTS / f"{name}.yaml").read_text())
+    assert listed["group"] == name
+    assert set(listed["task"]) <= all_tasks.task_index.keys()
+    for member in listed["task"]:
+        assert _OUR_LISTS not in all_tasks.task_index[member].yaml_path.parents
+
+
+def test_tasks_that_run_programs_of_the_model_wait_for_the_users_word(
+    all_tasks, monkeypatch, capsys
+):
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    with pytest.raises(ValueError, match="humaneval, mbpp: scored by RUNNING programs"):
+        permit_code(all_tasks, ["paper"], says=True)
+    permit_code(all_tasks, ["paper_no_code"], says=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    permit_code(all_tasks, ["paper"], says=True)
+    assert "WARNING: HF_ALLOW_CODE_EVAL=1: humaneval, mbpp RUN" in capsys.readouterr().err
+
+
+def test_an_unknown_task_names_the_nearest(tasks_dir):
+    with pytest.raises(ValueError, match="no task 'our_choise'; did you mean our_choice"):
+        open_task_list(["our_choise"], tasks_dir=tasks_dir)
+
+
+def test_a_folder_of_tasks_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no file \*.yaml"):
+        open_task_list(["a"], tasks_dir=tmp_path)
+    (tmp_path / "a.yaml").write_text("task: [a\n")
+    with pytest.raises(ValueError, match=r"a.yaml: while parsing"):
+        open_task_list(["a"], tasks_dir=tmp_path)
+
+
+def test_a_missing_harness_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ValueError, match=r'pip install "lm-eval\[ifeval,math\]'):
+        require_harness()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"limit": 0}, "--limit 0: expected at least 1"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"num_fewshot": -1}, "--num-fewshot -1"),
+        ({"tasks": ("a", "")}, "expected names"),
+        ({"tasks": ("a", "a")}, "each once"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TaskOptions(**{"tasks": ("a",), **changes})
+
+
+def test_results_of_other_settings_or_steps_never_share_a_file():
+    names = {
+        result_name(["a", "b"], step=step, num_fewshot=shots, limit=limit)
+        for step in (None, 1, 2)
+        for shots in (None, 0, 5)
+        for limit in (None, 10)
+    }
+    assert len(names) == 18
+    with pytest.raises(ValueError, match="--out FILE"):
+        result_name([f"task_{i}" for i in range(40)], step=1, num_fewshot=None, limit=None)
