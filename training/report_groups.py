@@ -141,12 +141,12 @@ def _names(
     names = {}
     for key, runs in members.items():
         names[key] = runs[0].name if len(runs) == 1 else _shared_name([run.name for run in runs])
-    names = _without_shared_key(names)
+    described = [RunGroup("", (), found) for found in settings.values()]
+    differing = differing_settings(described)
+    names = _without_shared_key(names, {key.rpartition(".")[2] for key in differing})
     taken = list(names.values())
     if len(members) == 1 or all(len(name) > 1 and taken.count(name) == 1 for name in taken):
         return {key: name or "all runs" for key, name in names.items()}
-    described = [RunGroup("", (), found) for found in settings.values()]
-    differing = differing_settings(described)
     labels = [
         ", ".join(f"{name.rpartition('.')[2]}={values[i]}" for name, values in differing.items())
         for i in range(len(described))
@@ -158,20 +158,20 @@ def _names(
 
 
 def _shared_name(names: list[str]) -> str:
-    """Example: of none-seed1 and none-seed2 it is "none", of a=1,seed=1 and a=1,seed=2 "a=1"."""
+    """Example: of none-seed1 and none-seed2 it is "none", of a-1,seed-1 and a-1,seed-2 "a-1"."""
     columns = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
     shared = "".join(letters[0] for letters in columns)
     return re.sub(r"[-_.,/ ]*((?<![a-z])(seed|s))?[-_=]?\d*$", "", shared) or shared
 
 
-def _without_shared_key(names: dict[str, str]) -> dict[str, str]:
-    """Example: regulariser=none and regulariser=entrodrop are "none" and "entrodrop".
+def _without_shared_key(names: dict[str, str], differing: set[str]) -> dict[str, str]:
+    """Example: regulariser-none and regulariser-entrodrop are "none" and "entrodrop".
 
     Numbers keep their key: 0.1 alone says nothing.
     """
-    parts = {key: name.partition("=") for key, name in names.items()}
-    keys = {key for key, _, _ in parts.values()}
+    parts = {key: name.partition("-") for key, name in names.items()}
+    starts = {start for start, _, _ in parts.values()}
     values = [value for _, _, value in parts.values()]
-    if len(keys) == 1 and all(value[:1].isalpha() and "=" not in value for value in values):
+    if len(starts) == 1 and starts <= differing and all(v[:1].isalpha() for v in values):
         return {key: value for key, (_, _, value) in parts.items()}
     return names

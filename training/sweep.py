@@ -47,11 +47,13 @@ def run_sweep(options: SweepOptions) -> int:
         ValueError: before the first run starts, with the mistakes of all combinations.
     """
     axes = parse_axes(options.varied, options.seeds)
-    runs = plan_runs(options.recipe, options.overrides, axes)
     if options.slurm is not None:
         check_place()
+    mistakes = Mistakes()
+    runs = plan_runs(options.recipe, options.overrides, axes, mistakes=mistakes)
+    total_steps = _check(runs, options, mistakes)
+    mistakes.raise_all()
     environments = _environments(runs[0], options)
-    total_steps = _check(runs, options)
     folder = runs[0].run_dir.parent
     todo = [run for run in runs if not _is_complete(run)]
     print(f"{len(runs)} runs in {folder}, {len(runs) - len(todo)} of them complete", flush=True)
@@ -76,9 +78,9 @@ def run_sweep(options: SweepOptions) -> int:
     return _finish(runs, outcomes, folder, is_local=options.slurm is None)
 
 
-def _check(runs: list[PlannedRun], options: SweepOptions) -> dict[str, int]:
+def _check(runs: list[PlannedRun], options: SweepOptions, mistakes: Mistakes) -> dict[str, int]:
     """Open what each run needs, and see that its folder is its own; its number of steps."""
-    mistakes, total_steps = Mistakes(), {}
+    total_steps = {}
     for run in runs:
         other = find_other_recipe(run)
         if other:
@@ -87,7 +89,7 @@ def _check(runs: list[PlannedRun], options: SweepOptions) -> dict[str, int]:
         # the bytes of the corpus are compared when the run starts, once a run is enough
         recipe = replace(run.recipe, data=replace(run.recipe.data, verify="sizes"))
         sp_size = recipe.train.sequence_parallel_size
-        gpus = 0 if options.slurm is not None else len(_gpus()) // options.num_jobs
+        gpus = 0 if options.slurm is not None else len(_gpus()) // max(options.num_jobs, 1)
         layout = Layout(
             rank=0,
             world_size=options.num_processes or gpus or sp_size,
@@ -98,7 +100,6 @@ def _check(runs: list[PlannedRun], options: SweepOptions) -> dict[str, int]:
             total_steps[run.name] = check_start(recipe, layout).plan.total_steps
         except (ValueError, OSError) as error:
             mistakes.add(run.name, str(error))
-    mistakes.raise_all()
     return total_steps
 
 

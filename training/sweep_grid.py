@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class PlannedRun:
     """One combination."""
 
     name: str
-    """Of its folder in the sweep's, as `max_rate=0.2,seed=1`."""
+    """Of its folder in the sweep's, as `max_rate-0.2,seed-1`."""
     recipe: Recipe
 
     @property
@@ -65,33 +65,6 @@ def parse_axes(varied: Sequence[str], seeds: str | None) -> list[Axis]:
     return axes
 
 
-def plan_runs(recipe: Path, overrides: Sequence[str], axes: Sequence[Axis]) -> list[PlannedRun]:
-    """The recipe of every combination, each with a folder of its own under `run_dir`.
-
-    Raises:
-        ValueError: with the mistakes of all combinations.
-    """
-    base_overrides = list(overrides)
-    names = _short_names([axis.key for axis in axes])
-    runs, mistakes = [], Mistakes()
-    for values in itertools.product(*(axis.values for axis in axes)):
-        changes = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
-        name = ",".join(f"{key}={_safe(value)}" for key, value in zip(names, values, strict=True))
-        try:
-            base = load_recipe(recipe, [*base_overrides, *changes])
-            run_dir = f"{base.run_dir}/{name}"
-            found = load_recipe(recipe, [*base_overrides, *changes, f"run_dir={_quoted(run_dir)}"])
-            runs.append(PlannedRun(name, found))
-        except ValueError as error:
-            mistakes.add(name, str(error))
-    mistakes.raise_all()
-    names_in_use = [run.name for run in runs]
-    for run in runs:
-        if names_in_use.count(run.name) > 1:
-            raise ValueError(f"two combinations would share the folder {run.run_dir}")
-    return runs
-
-
 class Mistakes:
     """What is wrong with runs, each thing said once with the runs that it is true of."""
 
@@ -109,6 +82,30 @@ class Mistakes:
                 "no run was started\n"
                 + "\n".join(f"{_some(names)}: {text}" for text, names in self._names.items())
             )
+
+
+def plan_runs(
+    recipe: Path, overrides: Sequence[str], axes: Sequence[Axis], *, mistakes: Mistakes
+) -> list[PlannedRun]:
+    """The recipe of every combination, each with a folder of its own under `run_dir`.
+
+    Those that are no recipe are left out and noted in `mistakes`.
+    """
+    names = _short_names([axis.key for axis in axes])
+    runs: dict[str, PlannedRun] = {}
+    for values in itertools.product(*(axis.values for axis in axes)):
+        changes = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
+        # no "=" in a path: launchers take what has one for a key of the recipe
+        name = ",".join(f"{key}-{_safe(value)}" for key, value in zip(names, values, strict=True))
+        try:
+            found = load_recipe(recipe, [*overrides, *changes])
+        except ValueError as error:
+            mistakes.add(name, str(error))
+            continue
+        if name in runs:
+            mistakes.add(name, "two combinations would share this folder")
+        runs[name] = PlannedRun(name, replace(found, run_dir=f"{found.run_dir}/{name}"))
+    return list(runs.values())
 
 
 def find_other_recipe(run: PlannedRun) -> str | None:
@@ -168,11 +165,6 @@ def _short_names(keys: list[str]) -> list[str]:
 def _safe(value: str) -> str:
     """A value as a part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", value)
-
-
-def _quoted(text: str) -> str:
-    """As a YAML value that is a string whatever is in it."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _some(names: list[str]) -> str:
