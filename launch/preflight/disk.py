@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -95,14 +96,13 @@ def measure(context: Context) -> dict[str, float]:
     """Bytes a second of this rank, while all others do the same; what was written is read back.
 
     Raises:
-        OSError: where writing or reading is not possible.
-        ValueError: when other bytes come back.
+        ValueError: where writing is not possible, or other bytes come back.
     """
     path = context.own_file
-    path.parent.mkdir(parents=True, exist_ok=True)
     piece = os.urandom(_PIECE_BYTES)
     began = time.monotonic()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb", buffering=0) as file:
             for _ in range(_WRITE_MIB * _MIB // _PIECE_BYTES):
                 file.write(piece)
@@ -113,8 +113,13 @@ def measure(context: Context) -> dict[str, float]:
             while found := file.read(_PIECE_BYTES):
                 if found != piece:
                     raise ValueError(f"{path}: other bytes come back than were written")
+    except OSError as error:
+        raise ValueError(
+            f"run_dir {path.parent}: {error.strerror}; make room there or choose another"
+        ) from None
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
     return {"write": _WRITE_MIB * _MIB / written_seconds, **_read_corpus(context)}
 
 
@@ -189,6 +194,7 @@ def _of_saves(setting: Setting, writes: float) -> list[Finding]:
 def clean_up(context: Context) -> None:
     """Remove what rank 0 left for the others to find, and a run folder that holds nothing."""
     folder: Path = context.setting.run_dir
-    context.shared_file.unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
+    with suppress(OSError):  # a folder that could not be written has been told
+        context.shared_file.unlink()
+    with suppress(OSError):  # one that holds something stays
         folder.rmdir()

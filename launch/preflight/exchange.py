@@ -95,7 +95,10 @@ def answer_within(call: Callable[[], Any], *, seconds: float) -> Answer:
     def work() -> None:
         try:
             box.append(Answer(value=call()))
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            box.append(Answer(error=f"{where}{error.strerror or error}"))
+        except ValueError as error:
             box.append(Answer(error=" ".join(str(error).split())))
         except Exception as error:  # libraries have errors of many kinds
             where = _own_line(error.__traceback__)

@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.shards import open_corpus
 from launch.preflight.finding import Finding, first_of_hosts, name_ranks, ranks_by_value
 from launch.preflight.setting import Context, Setting
+from launch.preflight.wording import count
 
 _MIB = 2**20
 _SPARE_FILES = 512
@@ -183,8 +184,9 @@ def _of_timeout(setting: Setting, by_rank: Mapping[int, dict[str, str]]) -> list
             found.append(
                 Finding(
                     "warn",
-                    f"DEEPSPEED_TIMEOUT={minutes} on {setting.hosts[rank]}: {minutes} minutes for "
-                    "the slowest collective, loading of weights among them",
+                    f"DEEPSPEED_TIMEOUT={minutes} on {setting.hosts[rank]}: "
+                    f"{count(minutes, 'minute')} for the slowest "
+                    "collective, loading of weights among them",
                     f"10 or more; the watchdog ends what hangs (watchdog.slow_seconds is "
                     f"{limit_seconds:g})",
                     (rank,),

@@ -31,7 +31,7 @@ class Request(NamedTuple):
     overrides: list[str]
     deep: bool = False
     min_gbps: float | None = None
-    meet_seconds: float = 120.0
+    meet_seconds: float = 300.0
 
 
 class CommonMistake(ValueError):

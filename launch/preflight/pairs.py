@@ -13,6 +13,7 @@ import torch.distributed as dist
 from launch.preflight.bandwidth import meet_all, num_bytes, wait_for_device
 from launch.preflight.finding import Finding
 from launch.preflight.setting import Context, Setting
+from launch.preflight.wording import count
 
 _MAX_ROUNDS = 32
 """Of more than 33 hosts each meets 32 others, spread evenly: the check stays within a minute."""
@@ -132,8 +133,9 @@ def judge(setting: Setting, measures: Mapping[int, list[list[Any]]]) -> list[Fin
                 (setting.ranks_of_host[one][0], setting.ranks_of_host[other][0]),
             )
         )
-    told = f"{len(speeds)} pairs, {usual:,.2f} Gbit/s each way at the median, {least:,.2f} at least"
-    return findings or [Finding("pass", f"{told} ({one} and {other})")]
+    told = f"{count(len(speeds), 'pair')}, {usual:,.2f} Gbit/s each way at the median"
+    told += f", {least:,.2f} at least ({one} and {other})"
+    return findings or [Finding("pass", told)]
 
 
 def _upper_quartile(gbps: list[float]) -> float:

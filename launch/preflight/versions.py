@@ -42,7 +42,8 @@ def measure(context: Context, *, version_of: Callable[[str], str] = version) -> 
 def judge(setting: Setting, measures: Mapping[int, dict[str, str]]) -> list[Finding]:
     """One finding for each name that is not the same everywhere."""
     findings = [_outside(measures[min(measures)])]
-    for name in sorted({name for found in measures.values() for name in found}):
+    names = {name for found in measures.values() for name in found}
+    for name in sorted(names - {"commit"}):  # equal sources are what counts
         values = {rank: found.get(name, "none") for rank, found in measures.items()}
         (usual, _), *others = ranks_by_value(values)
         for other, ranks in others:
@@ -100,11 +101,12 @@ def _outside(found: Mapping[str, str]) -> Finding:
                 f"{', '.join(outside)}: not what this repository is tested with",
                 "pip install -r requirements.txt",
             )
-    return Finding("pass", f"{text}, sources {found['sources']}")
+    commit = f" (commit {found['commit']})" if "commit" in found else ""
+    return Finding("pass", f"{text}, sources {found['sources']}{commit}")
 
 
 def _todo(name: str) -> str:
-    if name in ("sources", "commit"):
+    if name == "sources":
         return "bring the checkout of these hosts to the same state, or use a shared one"
     if name == "recipe":
         return "start all processes with the same recipe, DeepSpeed JSON and overrides"

@@ -13,6 +13,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -54,7 +55,9 @@ def measure(context: Context) -> dict[str, Any]:
     loads = context.recipe.model.pretrained is not None
     with TemporaryDirectory(prefix="preflight-") as folder:
         if loads:
-            plain.save_pretrained(folder)
+            # not by `save_pretrained`, which writes on rank 0 alone
+            config.save_pretrained(folder)
+            save_file(expected, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         found = _weights_under_zero(context, config, folder if loads else None)
     if found.keys() != expected.keys():
         raise ValueError(f"other weights: {sorted(found.keys() ^ expected.keys())}")

@@ -1,0 +1,348 @@
+"""Preflight on real processes: a good set-up passes; each planted fault is named with its rank."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.__main__ import main
+from launch.preflight.catalogue import CHECKS
+from tests.distributed import run_ranks
+from tests.launch.shared_runs import write_recipe
+from tests.training.short_runs import short_recipe
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+NUMERICS = ("weights", "documents", "gradients")
+
+
+@pytest.fixture
+def recipe(small_corpus: Path, tmp_path: Path) -> str:
+    """Two ranks share each sequence; saved every fourth step."""
+    made = short_recipe(small_corpus, tmp_path / "run", checkpoint={"every_steps": 4})
+    return str(write_recipe(made, tmp_path / "recipe.yaml"))
+
+
+def only(*names: str) -> list[str]:
+    return ["--skip", ",".join(name for name in CHECKS if name not in names)]
+
+
+def preflight_on_rank(arguments: list[str], plant: Callable[[], None] | None) -> dict[str, Any]:
+    """What the command prints in JSON, its exit code, and what it says on stderr."""
+    if plant is not None:
+        plant()
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["preflight", *arguments, "--json"])
+    printed = json.loads(out.getvalue()) if out.getvalue() else {}
+    return {"code": code, "printed": printed, "err": err.getvalue()}
+
+
+def preflight(
+    *arguments: str, world_size: int = 2, plant: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """The same from all ranks, where rank 0 alone prints and all end with one code."""
+    main_rank, *others = run_ranks(preflight_on_rank, list(arguments), plant, world_size=world_size)
+    assert all(other["printed"] == {} for other in others)
+    assert {other["code"] for other in others} <= {main_rank["code"]}
+    return main_rank
+
+
+def findings(done: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Of one check; its row is there, whatever became of it."""
+    (row,) = [row for row in done["printed"]["checks"] if row["name"] == name]
+    return row["findings"]
+
+
+def failure(done: dict[str, Any], name: str) -> dict[str, Any]:
+    """The first failure of a check, when it and nothing else ended the command with 1."""
+    assert done["code"] == 1, done
+    failed = [row["name"] for row in done["printed"]["checks"] if row["verdict"] == "fail"]
+    assert failed == [name], done
+    return findings(done, name)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_a_good_set_up_passes_every_check(recipe: str, world_size: int) -> None:
+    done = preflight(recipe, world_size=world_size)
+    assert done["code"] == 0, done
+    verdicts = {row["name"]: row["verdict"] for row in done["printed"]["checks"]}
+    assert list(verdicts) == list(CHECKS)
+    # more processes than cores, and disks of busy machines, are worth a warning
+    assert {name for name in verdicts if verdicts[name] == "warn"} <= {"devices", "disk"}, done
+    for name in ("versions", "paths", "model", "start", "contents", "all-to-all", *NUMERICS):
+        assert verdicts[name] == "pass", done
+    assert not Path(recipe).with_name("run").exists()  # nothing is left behind
+
+
+@pytest.mark.slow
+def test_a_single_process_needs_no_launcher_and_prints_a_table(recipe: str) -> None:
+    command = [sys.executable, "-m", "launch", "preflight", recipe]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, "train.sequence_parallel_size=1"],
+        env=environment, capture_output=True, text=True, cwd=REPO_ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    first, *rows, last = done.stdout.splitlines()
+    assert "1 process on" in first
+    assert last.startswith(f"{len(CHECKS)} checks in ")
+    assert [row.split()[0] for row in rows if not row.startswith(" ")] == list(CHECKS)
+
+
+def test_a_flipped_bit_in_the_corpus_is_found(recipe: str, small_corpus: Path, tmp_path: Path):
+    damaged = shutil.copytree(small_corpus, tmp_path / "damaged")
+    shard = next(damaged.glob("*.tokens"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    done = preflight(recipe, f"data.corpus={damaged}", *only("contents"))
+    found = failure(done, "contents")
+    assert shard.name in found["found"] and "damaged" in found["found"]
+    assert len(found["ranks"]) == 1  # whose share it was
+
+
+def test_a_run_folder_that_cannot_be_written_is_told_once_by_each_check(recipe: str) -> None:
+    done = preflight(recipe, "run_dir=/proc/no-run", *only("paths", "disk"))
+    assert done["code"] == 1
+    (told,) = findings(done, "paths")
+    assert told["verdict"] == "fail" and "/proc" in told["found"], told
+    (told,) = findings(done, "disk")
+    assert told["verdict"] == "fail" and told["ranks"] == [0, 1], told
+
+
+def no_large_files_on_rank_1() -> None:
+    import resource
+
+    if os.environ["RANK"] == "1":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+
+def test_a_rank_that_cannot_write_its_share_is_named(recipe: str) -> None:
+    found = failure(preflight(recipe, *only("disk"), plant=no_large_files_on_rank_1), "disk")
+    assert found["ranks"] == [1] and "File too large" in found["found"]
+
+
+def leaking_attention() -> None:
+    """What transformers' sdpa does under Ulysses: causal over the whole row."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    import training.attention
+
+    def sdpa(module: Any, query: Any, key: Any, value: Any, _: Any, **keywords: Any) -> Any:
+        return sdpa_attention_forward(
+            module, query, key, value, None, scaling=keywords.get("scaling"), is_causal=True
+        )
+
+    training.attention.document_attention = sdpa
+
+
+def gradients_times_sp() -> None:
+    from training.engine import Engine
+
+    plain = Engine.backward_and_step
+
+    def scaled(self: Any, loss_sum: Any, *, divisor: float, lr: float) -> Any:
+        return plain(self, loss_sum * self.layout.sp_size, divisor=divisor, lr=lr)
+
+    Engine.backward_and_step = scaled
+
+
+def weights_without_init() -> None:
+    """`from_config` in `deepspeed.zero.Init`, without transformers knowing of it."""
+    import deepspeed
+    from transformers import AutoModelForCausalLM
+
+    from launch.preflight import weights
+
+    def build(_: Any, config: Any, *, ds_config: Any, seed: int) -> Any:
+        with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)):
+            return AutoModelForCausalLM.from_config(config)
+
+    weights.build_model = build
+
+
+@pytest.mark.parametrize("sp_size", [1, 2])
+def test_attention_that_leaks_between_documents_is_found(recipe: str, sp_size: int) -> None:
+    arguments = [recipe, f"train.sequence_parallel_size={sp_size}", *only("documents")]
+    found = failure(preflight(*arguments, plant=leaking_attention), "documents")
+    assert found["found"].startswith("documents leak")
+
+
+def test_gradients_that_sequence_shards_scale_are_found(recipe: str) -> None:
+    found = failure(preflight(recipe, *only("gradients"), plant=gradients_times_sp), "gradients")
+    assert "gradients are 2.0000 times those of one process" in found["found"]
+    assert found["ranks"] == [0, 1]
+
+
+def test_weights_that_were_never_initialised_are_found(recipe: str) -> None:
+    found = failure(preflight(recipe, *only("weights"), plant=weights_without_init), "weights")
+    assert "embed_tokens.weight has mean" in found["found"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model on disk whose tokenizer is the corpus's."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("pretrained") / "model"
+    config = AutoConfig.for_model(
+        "llama", vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=0,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    shutil.copy(small_corpus / "tokenizer" / "tokenizer.json", folder)
+    return folder
+
+
+def of_pretrained(folder: Path) -> list[str]:
+    return [f"model.pretrained={folder}", "model.config=null"]
+
+
+def test_a_pretrained_model_passes_and_its_loading_is_compared_bit_by_bit(recipe, pretrained):
+    names = ("model", "tokenizer", "weights", "gradients")
+    done = preflight(recipe, *of_pretrained(pretrained), *only(*names))
+    assert done["code"] == 0, done
+    assert "1 file of weights whole" in findings(done, "model")[0]["found"]
+    assert findings(done, "tokenizer")[0]["verdict"] in ("pass", "warn")
+    assert "loaded bit by bit" in findings(done, "weights")[0]["found"]
+
+
+def test_a_model_with_another_tokenizer_or_half_a_file_is_refused(recipe, pretrained, tmp_path):
+    other = shutil.copytree(pretrained, tmp_path / "other")
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    one, two = (token for token, number in vocab.items() if number in (300, 301))
+    vocab[one], vocab[two] = vocab[two], vocab[one]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = preflight(recipe, *of_pretrained(other), *only("model", "tokenizer"))
+    assert done["code"] == 1
+    assert "id 300 is" in findings(done, "tokenizer")[0]["found"]
+    assert "copy the model again" in findings(done, "model")[0]["found"]
+
+
+def test_a_vocabulary_too_small_and_too_little_memory_are_told(recipe: str) -> None:
+    changes = ["model.config.vocab_size=300", "model.config.hidden_size=8192"]
+    changes += ["model.config.num_hidden_layers=80", "model.config.intermediate_size=32768"]
+    done = preflight(recipe, *changes, *only("memory", "space", "model"))
+    assert "smaller than the corpus's 512" in findings(done, "model")[0]["found"]
+    (memory,) = findings(done, "memory")
+    assert memory["verdict"] == "warn" and "free" in memory["found"]
+    assert findings(done, "space")[0]["verdict"] == "fail"
+
+
+def clock_of_rank_1_is_ahead() -> list[dict[str, Any]]:
+    """Findings on rank 0, the two ranks taken for two hosts."""
+    from launch.preflight import clocks
+    from launch.preflight.setting import Context, Setting
+    from tests.training.layouts import tiny_recipe
+    from training.dist import init_layout
+
+    layout = init_layout(sp_size=1)
+    setting = Setting(recipe=tiny_recipe(), hosts=("h1", "h2"), on_gpu=False)
+    context = Context(setting, layout, cpu_group=None, nonce="")
+    ahead = 3.0 if layout.rank == 1 else 0.0
+    found = clocks.measure(context, now=lambda: time.time() + ahead)
+    return [] if layout.rank == 0 else clocks.judge(setting, {1: found})
+
+
+def test_a_skewed_clock_is_measured_over_the_network_and_its_host_named() -> None:
+    _, (finding,) = run_ranks(clock_of_rank_1_is_ahead, world_size=2)
+    assert finding.verdict == "warn"
+    assert finding.found == "the clock of h2 is 3.0 s ahead of that of h1"
+
+
+def one_rank_hangs(recipe: str) -> list[Any] | None:
+    """Rank 1 leaves the first check in an endless wait, the others in a collective."""
+    import torch.distributed as dist
+
+    from launch.preflight.checks import Check
+    from launch.preflight.finding import Finding
+    from launch.preflight.meeting import Request, meet
+    from launch.preflight.run import run_checks
+
+    def hang(context: Any) -> None:
+        if context.layout.rank == 1:
+            time.sleep(600)
+        dist.barrier()
+
+    passes = Check(lambda context: context.layout.rank, lambda _s, _m: [Finding("pass", "ran")])
+    checks = {"hangs": Check(hang, passes.judge, talks=True)}
+    checks |= {"talks": passes._replace(talks=True), "alone": passes}
+    context, exchange = meet(Request(recipe, []))
+    results = run_checks(context, exchange, seconds=2.0, show=lambda _: None, checks=checks)
+    exchange.leave()
+    return results if context.layout.is_main else None
+
+
+def test_a_rank_that_hangs_is_named_and_keeps_nobody_waiting(recipe: str) -> None:
+    began = time.monotonic()
+    results, _ = run_ranks(one_rank_hangs, recipe, world_size=2)
+    assert time.monotonic() - began < 60
+    hangs, talks, alone = results
+    told = {finding.ranks: finding.found for finding in hangs.findings}
+    assert hangs.verdict == "fail" and (1,) in told
+    assert "no answer in 2 seconds" in told[1,] and "in hang)" in told[1,]
+    assert talks.verdict == "skip" and "not run" in talks.findings[0].found
+    assert alone.verdict == "pass"
+
+
+def recipe_is_missing_on_rank_1(recipe: str) -> dict[str, Any]:
+    path = recipe if os.environ["RANK"] == "0" else recipe + ".elsewhere"
+    return preflight_on_rank([path], None)
+
+
+def test_a_recipe_that_one_host_lacks_ends_all_with_one_message(recipe: str) -> None:
+    main_rank, other = run_ranks(recipe_is_missing_on_rank_1, recipe, world_size=2)
+    assert (main_rank["code"], other["code"]) == (2, 2)
+    assert "error: rank 1 on " in main_rank["err"] and "No such file" in main_rank["err"]
+    assert other["err"] == ""
+
+
+def test_mistakes_end_with_2_before_torch_is_loaded(recipe: str) -> None:
+    code = (
+        "import sys; from launch.__main__ import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    for arguments, told in (
+        (["--skip", "dsk,pairs"], "there is no check 'dsk'; did you mean disk"),
+        (["--min-gbps", "0"], "--min-gbps 0 is not above 0"),
+        (["--skipp", "disk"], "unknown option --skipp"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "preflight", recipe, *arguments],
+            capture_output=True, text=True, cwd=REPO_ROOT,
+        )  # fmt: skip
+        assert done.returncode == 2 and told in done.stderr, done
+
+
+def test_help_lists_every_check(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["preflight", "--help"])
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in CHECKS)
+
+
+def test_one_changed_line_changes_the_hash_of_the_sources(tmp_path: Path) -> None:
+    from launch.preflight.versions import sources_hash
+
+    copy = tmp_path / "checkout"
+    for folder in ("launch", "training", "data_prep", "ds_configs"):
+        shutil.copytree(REPO_ROOT / folder, copy / folder)
+    before = sources_hash(copy)
+    with (copy / "training" / "schedule.py").open("a") as file:
+        file.write("\n# another line\n")
+    assert sources_hash(copy) != before
