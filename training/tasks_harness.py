@@ -48,13 +48,21 @@ def open_task_list(names: Sequence[str], *, tasks_dir: Path | None) -> TaskManag
             return local  # the harness' own are 14,000 files, 15 seconds to read
         folders.append(tasks_dir)
     manager = TaskManager(include_path=folders)
-    known = manager.all_tasks
+    refuse_unknown(manager, names)
+    return manager
+
+
+def refuse_unknown(manager: TaskManager, names: Sequence[str]) -> None:
+    """Name the nearest tasks where one that is asked for does not exist.
+
+    Raises:
+        ValueError: for the first of them.
+    """
     for name in names:
         if name not in manager.task_index:
-            near = get_close_matches(name, known, n=3)
+            near = get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
             raise ValueError(f"--tasks: there is no task {name!r}; {hint}")
-    return manager
 
 
 def _check_folder(tasks_dir: Path) -> None:

@@ -28,6 +28,7 @@ from training.tasks_harness import (
     load_tasks,
     open_task_list,
     permit_code,
+    refuse_unknown,
     require_harness,
 )
 from training.tasks_results import read_results, result_name
@@ -368,8 +369,8 @@ def test_the_task_of_the_documentation_loads(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def all_tasks() -> Any:
-    return open_task_list(["paper"], tasks_dir=None)
+def all_tasks(tasks_dir: Path) -> Any:
+    return open_task_list(["paper", "our_choice"], tasks_dir=tasks_dir)
 
 
 @pytest.mark.parametrize("name", ["paper", "paper_no_code"])
@@ -394,9 +395,12 @@ def test_tasks_that_run_programs_of_the_model_wait_for_the_users_word(
     assert "WARNING: HF_ALLOW_CODE_EVAL=1: humaneval, mbpp RUN" in capsys.readouterr().err
 
 
-def test_an_unknown_task_names_the_nearest(tasks_dir):
+def test_an_unknown_task_names_the_nearest(all_tasks):
+    refuse_unknown(all_tasks, ["gsm8k", "our_choice", "paper"])
     with pytest.raises(ValueError, match="no task 'our_choise'; did you mean our_choice"):
-        open_task_list(["our_choise"], tasks_dir=tasks_dir)
+        refuse_unknown(all_tasks, ["gsm8k", "our_choise"])
+    with pytest.raises(ValueError, match="no task 'hellaswagg'; did you mean hellaswag"):
+        refuse_unknown(all_tasks, ["hellaswagg"])
 
 
 def test_a_folder_of_tasks_that_cannot_be_read_is_refused(tmp_path):
