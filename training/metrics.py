@@ -12,6 +12,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from training.metrics_file import METRICS_FILE, cut_after, read_metrics, to_line
+from training.metrics_tokens import TokenPicture, TokenTexts, add_histogram
 from training.overfit_warning import OverfitWatch
 
 STEP_TAGS = {
@@ -40,6 +41,27 @@ EVALUATION_TAGS = {
     "seconds": "speed/evaluation_seconds",
 }
 
+# What one looks at together: TensorBoard's tab "Custom Scalars".
+CHARTS = {
+    "Is it learning?": {
+        "training and held-out loss": ["Multiline", ["train/loss", "heldout/loss"]],
+        "held-out loss by entropy band": ["Multiline", ["heldout/band_.*"]],
+        "gradient norm": ["Multiline", ["train/gradient_norm"]],
+    },
+    "What is dropped?": {
+        "asked and realised": ["Multiline", ["dropout/rate_asked", "dropout/rate_realised"]],
+        "threshold and mean entropy": [
+            "Multiline",
+            ["entropy/threshold_nats", "entropy/mean_nats", "heldout/entropy_nats"],
+        ],
+    },
+    "How fast?": {
+        "tokens a second": ["Multiline", ["speed/tokens_per_second"]],
+        "seconds": ["Multiline", ["speed/step_seconds", "ranks/late_seconds"]],
+        "memory": ["Multiline", ["ranks/peak_memory_gib"]],
+    },
+}
+
 
 class MetricsWriter:
     """Keeps and shows the numbers of a run; on all ranks but one every method does nothing."""
@@ -59,6 +81,7 @@ class MetricsWriter:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
+        self._texts: TokenTexts | None = None
         # A new run keeps nothing: rows before its first checkpoint belong to a start that failed.
         self._open_after(start_step if start_step > 0 else -1)
         self._progress = _Progress(total_steps=total_steps, start_step=start_step)
@@ -76,6 +99,7 @@ class MetricsWriter:
         self._tensorboard = SummaryWriter(
             str(self._run_dir / "tensorboard"), purge_step=max(step + 1, 0)
         )
+        self._tensorboard.add_custom_scalars(CHARTS)
 
     def rewind(self, step: int) -> None:
         """Drop the rows of steps after `step`, which the run goes through again."""
@@ -136,6 +160,20 @@ class MetricsWriter:
                 self._add_scalars(band | {"step": row["step"]}, tags)
             self._tensorboard.flush()
             self._progress.show_evaluation(row)
+
+    def log_tokens(self, picture: TokenPicture, *, step: int, tokenizer: Path) -> None:
+        """Show the entropies of a step's tokens and which tokens of one sample dropped.
+
+        Args:
+            tokenizer: its folder beside the corpus.
+        """
+        if self._enabled:
+            counts = {"all": picture.entropy_counts, "dropped": picture.dropped_counts}
+            for name, found in counts.items():
+                add_histogram(self._tensorboard, f"entropy/tokens_{name}_nats", found, step=step)
+            if self._texts is None:
+                self._texts = TokenTexts(tokenizer)
+            self._tensorboard.add_text("dropout/sample", self._texts.marked(picture), step)
 
     def close(self) -> None:
         """Flush everything and end the progress bar; calling it again does no harm."""

@@ -75,7 +75,7 @@ class LocalRuns:
         self._progress = _Progress(runs, total_steps)
 
     def run_all(self) -> list[Outcome]:
-        """Until all have ended. SIGTERM or Ctrl-C asks each to save and end; twice kills them."""
+        """Until all have ended. SIGTERM or Ctrl-C asks each to save and end; twice ends them."""
         with self._signals():
             while self._jobs or (self._waiting and not self._num_signals):
                 self._fill_places()
@@ -128,10 +128,8 @@ class LocalRuns:
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._num_signals += 1
         for job in self._jobs:
-            if self._num_signals == 1:
-                job.process.send_signal(signal.SIGTERM)
-            else:
-                os.killpg(job.process.pid, signal.SIGKILL)
+            # the launcher asks the run to save and end; told a second time, it ends it at once
+            job.process.send_signal(signal.SIGINT)
 
 
 def local_command(run: PlannedRun, num_processes: int | None) -> list[str]:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tokenizers import Tokenizer
 
-from training.metrics import MetricsWriter
+from training.metrics import CHARTS, MetricsWriter
 from training.metrics_file import read_metrics
+from training.metrics_tokens import ENTROPY_EDGES_NATS, NUM_BINS, TokenPicture, TokenTexts
 
 
 def step_row(step: int, **changes: Any) -> dict[str, Any]:
@@ -129,6 +133,76 @@ def test_tensorboard_shows_the_series_under_their_tags(tmp_path: Path) -> None:
         "heldout/band_2": 2.0,
     }.items():
         assert scalars(tmp_path, tag) == {1: pytest.approx(value)}
+
+
+def test_custom_scalars_name_series_that_are_there(tmp_path: Path) -> None:
+    with MetricsWriter(tmp_path, total_steps=10, start_step=0, enabled=True) as metrics:
+        metrics.log_step(step_row(1))
+        metrics.log_evaluation(evaluation_row(1))
+        metrics.log_ranks(
+            {"step": 1, "late_seconds": 0.1, "late_share": 0.0, "slowest_rank": 1}
+            | {"peak_memory_gib": 1.0}
+        )
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    layout = layout_pb2.Layout()
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout.ParseFromString(event.tensor_proto.string_val[0])
+    charts = [chart for category in layout.category for chart in category.chart]
+    assert [category.title for category in layout.category] == list(CHARTS)
+    written = events.Tags()["scalars"]
+    for chart in charts:
+        for tag in chart.multiline.tag:
+            assert any(re.fullmatch(tag, name) for name in written), tag
+
+
+def token_picture(ids: list[int], dropped: set[int]) -> TokenPicture:
+    """Two targets that are sure, one of them dropped, and one that is not."""
+    sure, unsure = (
+        next(i for i, edge in enumerate(ENTROPY_EDGES_NATS) if edge >= nats) for nats in (0.01, 3.0)
+    )
+    counts = [2 * (i == sure) + (i == unsure) for i in range(NUM_BINS)]
+    return TokenPicture(
+        entropy_counts=counts,
+        dropped_counts=[int(i == sure) for i in range(NUM_BINS)],
+        sample=7,
+        ids=ids,
+        is_dropped=[place in dropped for place in range(len(ids))],
+    )
+
+
+def test_tensorboard_shows_entropies_and_which_tokens_dropped(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(small_corpus / "tokenizer" / "tokenizer.json"))
+    text = "def f(x):\n    return *x* < 1\n\n# <b>not bold</b>"
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    with MetricsWriter(tmp_path, total_steps=10, start_step=0, enabled=True) as metrics:
+        picture = token_picture(ids, {0, 1, len(ids) - 1})
+        metrics.log_tokens(picture, step=4, tokenizer=small_corpus / "tokenizer")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (found,) = events.Histograms("entropy/tokens_all_nats")
+    assert found.step == 4
+    assert found.histogram_value.num == 3
+    assert sum(found.histogram_value.bucket) == 3
+    assert found.histogram_value.max >= 3.0
+    (found,) = events.Histograms("entropy/tokens_dropped_nats")
+    assert found.histogram_value.num == 1
+    assert found.histogram_value.max < 0.02
+
+    (shown,) = events.Tensors("dropout/sample/text_summary")
+    markdown = shown.tensor_proto.string_val[0].decode()
+    assert markdown.startswith(f"Sample 7: 3 of its first {len(ids)} tokens dropped, in ⟦ ⟧.\n\n")
+    code = "\n".join(line.removeprefix("    ") for line in markdown.split("\n")[2:]).rstrip("\n")
+    assert code.replace("⟦", "").replace("⟧", "") == text
+    assert code.startswith("⟦" + tokenizer.decode(ids[:2]) + "⟧")
+    assert code.endswith("⟦" + tokenizer.decode(ids[-1:]) + "⟧")
+
+
+def test_a_corpus_without_a_tokenizer_shows_ids(tmp_path: Path) -> None:
+    texts = TokenTexts(tmp_path)
+    assert texts.marked(token_picture([5, 6, 7], {1})).splitlines()[-1] == "    5⟦6⟧7"
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

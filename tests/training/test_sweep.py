@@ -24,12 +24,15 @@ from training.sweep_slurm import submit
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_recipe(corpus: Path, folder: Path, *, max_steps: int = 4, **train: Any) -> Path:
+def write_recipe(corpus: Path, folder: Path, *, max_steps: int = 4) -> Path:
     """A recipe of one process whose runs go to `folder/runs`."""
     recipe = short_recipe(
-        corpus, folder / "runs", evaluation={"every_steps": 2}, checkpoint={"every_steps": 10}
+        corpus,
+        folder / "runs",
+        evaluation={"every_steps": max_steps // 2, "max_samples": 4},
+        checkpoint={"every_steps": 10},
     )
-    changes = {"sequence_parallel_size": 1, "max_steps": max_steps} | train
+    changes: dict[str, Any] = {"sequence_parallel_size": 1, "max_steps": max_steps}
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(replace(recipe, train=replace(recipe.train, **changes))))
     return path
