@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -77,15 +78,21 @@ def test_the_prep_image_makes_the_corpus_of_a_local_build(
     buildah: Buildah, prep_image: str, writable: Callable[[str], Path]
 ) -> None:
     """Built, packed and verified in containers: by processes, then under mpirun."""
-    source, data = Path(json.__file__).parent, writable("data")
+    data, source = writable("data"), writable("texts") / "json"
+    shutil.copytree(Path(json.__file__).parent, source)
     local = data.parent / "local"
     options = BuildOptions(
-        inputs=(source,), out=local, train_tokenizer="bpe", train_vocab_size=512, val_frac=0.3
+        inputs=(source,),
+        out=local,
+        train_tokenizer="bpe",
+        train_vocab_size=512,
+        val_frac=0.3,
+        num_workers=1,
     )
     build(options)
     pack(local, seq_len=64)
 
-    mounts = ["-v", f"{data}:/workspace/data", "-v", f"{source}:{source}:ro"]
+    mounts = ["-v", f"{data}:/workspace/data", "-v", f"{source.parent}:{source.parent}:ro"]
     build_options = ["build", "--input", str(source), "--train-tokenizer", "bpe"]
     build_options += ["--vocab-size", "512", "--val-frac", "0.3", "--out"]
 
