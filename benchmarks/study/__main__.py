@@ -58,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="only these; see arms.py",
     )
     parser.add_argument(
+        "--tries",
+        type=int,
+        metavar="N",
+        help="settings that each arm is tuned with (default: 3); with 1 the likeliest is taken",
+    )
+    parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="runs side by side, a core each"
     )
     parser.add_argument("--minutes", type=float, metavar="M", help="start no run after so long")
@@ -82,7 +88,7 @@ def _run(options: argparse.Namespace) -> None:
     began = time.monotonic()
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: must be at least 1")
-    setting = SETTINGS[options.setting].of_sizes(options.sizes)
+    setting = SETTINGS[options.setting].narrowed(sizes=options.sizes, tries=options.tries)
     folders = Folders(options.out.resolve())
     results = options.results or folders.out / "results.jsonl"
     arms = [ARM_OF[name] for name in options.arms] if options.arms else list(ARMS)

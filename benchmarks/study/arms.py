@@ -18,7 +18,7 @@ class Arm:
     """For tables and pictures."""
     fixed: Overrides
     tries: tuple[Overrides, ...] = ()
-    """Settings to choose among; each of them, or each arm that tunes, has as many."""
+    """Settings to choose among, the likeliest first; each arm that tunes has as many."""
     like: tuple[str, ...] = ()
     """Arms whose chosen setting this one takes over; it tunes nothing of its own."""
     spared_by: str | None = None
@@ -31,7 +31,7 @@ def _tries(key: str, *values: float) -> tuple[Overrides, ...]:
     return tuple({key: value} for value in values)
 
 
-_RATES = _tries("dropout.max_rate", 0.3, 0.6, 0.9)
+_RATES = _tries("dropout.max_rate", 0.6, 0.3, 0.9)
 """With quantile 0.5 half of it is the mean rate at the end, for random dropout too."""
 
 
@@ -55,7 +55,7 @@ ARMS = (
         "hidden_dropout",
         "hidden dropout",
         {"regulariser": "hidden_dropout"},
-        _tries("baseline.hidden_dropout", 0.05, 0.1, 0.2),
+        _tries("baseline.hidden_dropout", 0.1, 0.05, 0.2),
     ),
     Arm(
         "random_matched",
@@ -74,7 +74,7 @@ ARMS = (
         "weight_decay",
         "weight decay",
         {"regulariser": "weight_decay"},
-        _tries("baseline.weight_decay", 1.0, 3.0, 10.0),
+        _tries("baseline.weight_decay", 3.0, 1.0, 10.0),
         round=1,
     ),
     Arm("entrodrop_both", "EntroDrop, both", _entrodrop(dropout__where="both"), _RATES, round=1),
@@ -84,14 +84,14 @@ ARMS = (
         "neftune",
         "NEFTune",
         {"regulariser": "neftune"},
-        _tries("baseline.neftune_alpha", 5.0, 15.0, 45.0),
+        _tries("baseline.neftune_alpha", 15.0, 5.0, 45.0),
         round=1,
     ),
     Arm(
         "label_smoothing",
         "label smoothing",
         {"regulariser": "label_smoothing"},
-        _tries("baseline.label_smoothing", 0.05, 0.1, 0.2),
+        _tries("baseline.label_smoothing", 0.1, 0.05, 0.2),
         round=1,
     ),
     Arm(

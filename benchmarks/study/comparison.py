@@ -129,8 +129,8 @@ def _place(rows: list[Row], size: str, domain: str) -> Place:
         for row in of_arm:
             if row["seed"] != TUNING_SEED:
                 groups.setdefault(str(row["chosen"]), {})[row["seed"]] = row
-        if groups:  # should a later tuning have chosen another setting: the one with most seeds
-            most = max(groups.values(), key=len)
+        if groups:  # should a later tuning have chosen another setting: that with most seeds
+            most = max(reversed(groups.values()), key=len)
             arms[arm.name] = ArmRuns(arm, next(iter(most.values()))["chosen"], most)
     base = next((row for row in own if row["arm"] == BASE_ARM), None)
     return Place(size, domain, base, arms, {name: runs for name, runs in tuning.items() if runs})

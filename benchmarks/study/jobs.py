@@ -73,7 +73,9 @@ def count_jobs(setting: Setting, *, arms: Iterable[Arm] = ARMS) -> int:
 
 
 def tries_of(setting: Setting, arm: Arm) -> tuple[Overrides, ...]:
-    return arm.tries[: setting.tries_of_arm]
+    """Those that are run; a single one needs none to be chosen."""
+    tries = arm.tries[: setting.tries_of_arm]
+    return tries if len(tries) > 1 else ()
 
 
 def choose(setting: Setting, rows: Iterable[Row], size: str, domain: str, arm: Arm) -> Any:
@@ -85,9 +87,9 @@ def choose(setting: Setting, rows: Iterable[Row], size: str, domain: str, arm: A
     if arm.like:
         parts = [choose(setting, rows, size, domain, ARM_OF[name]) for name in arm.like]
         return None if None in parts else {key: v for part in parts for key, v in part.items()}
-    tries = tries_of(setting, arm)
-    if not tries:
-        return {}
+    tries = arm.tries[: setting.tries_of_arm]
+    if len(tries) < 2:
+        return dict(*tries)
     losses = {
         json.dumps(row["chosen"], sort_keys=True): row["final"]["domain_loss"]
         for row in rows

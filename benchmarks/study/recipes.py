@@ -26,8 +26,8 @@ def base_recipe(setting: Setting, size: Size, folders: Folders) -> Recipe:
             ),
             "regulariser": "none",
             "optimizer": {"lr": size.base_lr},
-            "evaluation": {"every_steps": 200, "max_samples": 64},
-            "checkpoint": {"every_steps": 200, "keep_last": 1},
+            "evaluation": {"every_steps": 500, "max_samples": 64},
+            "checkpoint": {"every_steps": 500, "keep_last": 1},
         },
         origin="base",
     )

@@ -56,7 +56,7 @@ class Setting:
     general_samples: int = 48
     """Held-out samples of general text, by which forgetting is measured."""
     epochs: int = 16
-    base_batch_tokens: int = 4096
+    base_batch_tokens: int = 1024
     batch_tokens: int = 1024
     lr: float = 1e-3
     tries_of_arm: int = 3
@@ -65,17 +65,20 @@ class Setting:
     def all_seeds(self) -> tuple[int, ...]:
         return (TUNING_SEED, *self.seeds)
 
-    def of_sizes(self, names: Sequence[str] | None) -> Setting:
-        """The same with some of its sizes; None takes all.
+    def narrowed(self, *, sizes: Sequence[str] | None, tries: int | None) -> Setting:
+        """The same with some of its sizes and fewer tries; None leaves them as they are.
 
         Raises:
-            ValueError: for a size that there is not.
+            ValueError: for a size that there is not, or a number of tries below 1.
         """
         known = [size.name for size in self.sizes]
-        for name in names or ():
+        for name in sizes or ():
             if name not in known:
                 raise ValueError(f"--sizes {name}: there are {', '.join(known)}")
-        return replace(self, sizes=tuple(s for s in self.sizes if not names or s.name in names))
+        if tries is not None and tries < 1:
+            raise ValueError(f"--tries {tries}: must be at least 1")
+        chosen = tuple(size for size in self.sizes if sizes is None or size.name in sizes)
+        return replace(self, sizes=chosen, tries_of_arm=tries or self.tries_of_arm)
 
 
 FULL = Setting(
@@ -101,7 +104,7 @@ MINIATURE = Setting(
     num_canary_rivals=7,
     general_samples=8,
     epochs=3,
-    base_batch_tokens=1024,
+    base_batch_tokens=512,
     batch_tokens=512,
     tries_of_arm=1,
 )

@@ -103,7 +103,7 @@ def test_every_arm_makes_a_valid_recipe(arm: Arm):
         )
         if arm.name == "with_decay":
             assert recipe.regulariser == "entrodrop"
-            assert recipe.optimizer.weight_decay == 1.0
+            assert recipe.optimizer.weight_decay == 3.0
 
 
 def nested(overrides: dict) -> dict:
@@ -142,6 +142,7 @@ def test_reported_runs_take_the_setting_of_least_final_loss_on_the_tuning_slice(
         for one, loss in zip(arm.tries, (3.0, 1.0, 2.0), strict=True)
     ]
     assert choose(setting, rows[:2], "tiny", "code", arm) is None
+    assert choose(MINIATURE, [], "tiny", "code", arm) == arm.tries[0]
     assert choose(setting, rows, "tiny", "code", arm) == arm.tries[1]
 
 
