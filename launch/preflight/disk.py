@@ -38,7 +38,7 @@ def measure_space(context: Context) -> dict[str, Any]:
     found = os.statvfs(folder)
     # file systems without a fixed number of names say that they have none at all
     names = found.f_favail if found.f_files else None
-    return {"free": found.f_bavail * found.f_frsize, "names": names, "folder": str(folder)}
+    return {"free": found.f_bavail * found.f_frsize, "names": names}
 
 
 def judge_space(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
@@ -50,7 +50,7 @@ def judge_space(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> lis
         findings.append(
             Finding(
                 "warn",
-                f"{found['folder']} on {host}: room for {found['names']:,} more files only",
+                f"run_dir {setting.run_dir} on {host}: room for {found['names']:,} more files only",
                 "remove small files there",
                 (rank,),
             )
@@ -63,7 +63,7 @@ def judge_space(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> lis
     least = need.checkpoint_on_disk + need.export_on_disk
     most = need.checkpoint_on_disk * need.checkpoints_kept + need.export_on_disk
     most += need.entropies_on_disk
-    where = f"{found['folder']} on {host} has {size(found['free'])} free"
+    where = f"run_dir {setting.run_dir} on {host} has {size(found['free'])} free"
     kept = f"{count(need.checkpoints_kept, 'checkpoint')} and the export take {size(most)}"
     todo = "make room, set checkpoint.keep_last lower, or choose another run_dir"
     if found["free"] < least:

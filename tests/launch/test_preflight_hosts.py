@@ -48,7 +48,9 @@ def skip_all_but(*names: str) -> list[str]:
 
 
 def rows_of(printed: str) -> dict[str, dict[str, Any]]:
-    data = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+    # launchers prefix lines with the host, and say things of their own
+    lines = [line.removeprefix("h1: ") for line in printed.splitlines()]
+    data = json.loads("\n".join(lines[lines.index("{") : lines.index("}") + 1]))
     return {row["name"]: row for row in data["checks"]}
 
 
@@ -71,9 +73,7 @@ def test_a_launcher_of_several_hosts_starts_it_as_it_starts_a_training(
     started = hosts.start("h1", command, environment=environment)
     printed, _ = started.communicate(timeout=300)
     assert started.returncode == 0, printed
-    # what the launchers prefix lines with
-    lines = [line.removeprefix("h1: ") for line in printed.splitlines()]
-    rows = rows_of("\n".join(lines))
+    rows = rows_of(printed)
     assert list(rows) == [name for name in CHECKS if name in names], printed
     assert rows["clocks"]["verdict"] == rows["pairs"]["verdict"] == "pass", printed
     assert rows["gradients"]["verdict"] == "pass", printed

@@ -215,7 +215,7 @@ def test_a_disk_that_is_slow_for_one_host_or_full_is_told() -> None:
     assert slow.ranks == (3,) and "writing to run_dir: 10 MB/s" in slow.found
     (long,) = disk.judge(setting(), same(good | {"corpus_bytes": 4e12}))
     assert "data.verify: sizes" in long.todo
-    room = {"free": 100 * GIB, "names": None, "folder": "/runs"}
+    room = {"free": 100 * GIB, "names": None}
     assert disk.judge_space(setting(), same(room))[0].verdict == "pass"
     (full,) = disk.judge_space(setting(), same(room, r2=room | {"free": 1000}))
     assert full.verdict == "fail" and "on h2" in full.found
