@@ -33,6 +33,7 @@ from training.report_tables import (
 from training.report_theme import DARK, LIGHT, as_png, draw_key, draw_panel, tiled
 from training.run_curves import RunCurves, load_runs
 
+_NOISE_PERCENT = 0.5  # as in the warning of overfitting: less is the noise of a held-out split
 _MOST_NAMES = 4
 _MOST_VERDICTS = 4
 _ABOUT_THE_TABLE = (
@@ -150,6 +151,8 @@ def _verdict(run: RunCurves) -> str:
     if last.get("loss") is None:
         return at_best + " The last evaluation gave no finite number."
     rise = 100 * (last["loss"] / best["loss"] - 1)
+    if rise < _NOISE_PERCENT:
+        return at_best + f" Since then it has stayed within {rise:.2f}% of that."
     return at_best + f" Since then it has risen by {rise:.1f}%: the run overfits from there on."
 
 

@@ -112,6 +112,9 @@ def test_a_run_that_still_improves_is_not_called_overfit(tmp_path: Path) -> None
     text = page_text(write_run(tmp_path / "run", heldout=[3.0, 2.0, 1.6]))
     assert "overfits" not in text
     assert "Overfitting" not in text
+    text = page_text(write_run(tmp_path / "noise", heldout=[3.0, 2.0, 2.005]))
+    assert "stayed within 0.25%" in text
+    assert "overfits" not in text
 
 
 def test_the_warning_of_overfitting_is_on_the_page(tmp_path: Path) -> None:
