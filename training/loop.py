@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch.distributed as dist
@@ -15,7 +14,7 @@ from data_prep.shards import Mixture, describe
 from training.checkpoint_load import load_checkpoint
 from training.checkpoint_marker import newest_verified, read_marker
 from training.config import Recipe
-from training.dist import init_layout, raise_together
+from training.dist import Layout, init_layout, raise_together
 from training.engine import build_engine
 from training.entropy_cache import EntropyCache
 from training.entropy_source import choose_source, open_cache
@@ -24,11 +23,12 @@ from training.model import warn_of_remote_code
 from training.progress import Progress
 from training.recipe_file import dump_recipe
 from training.relayout import is_of_other_ranks
+from training.run_folder import held_run_folder
 from training.run_identity import refuse_differences, run_identity
 from training.run_state import RunRecord
 from training.run_steps import Run, run_steps
 from training.saver import Saver
-from training.start import check_start_together
+from training.start import Start, check_start_together
 from training.stopping import StopRequests
 from training.watchdog import Watchdog
 
@@ -49,16 +49,31 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     if layout.is_main:
         warn_of_remote_code(recipe.model)
     start = check_start_together(recipe, layout)
-    pack, plan = start.pack, start.plan
-    identity = run_identity(recipe, pack, dtype=start.dtype, scores=start.scores)
+    identity = run_identity(recipe, start.pack, dtype=start.dtype, scores=start.scores)
     run_dir = Path(recipe.run_dir)
-    newest = newest_verified(run_dir / "checkpoints", layout)
-    if newest and recipe.resume == "never":
-        raise ValueError(f"run_dir {run_dir} holds a run already; choose another, or resume: auto")
-    if newest:
-        refuse_differences(newest, read_marker(newest)["identity"], identity, accepted=accepted)
-    raise_together(_make_run_folder(run_dir) if layout.is_main else None)
+    with held_run_folder(run_dir, layout):
+        newest = newest_verified(run_dir / "checkpoints", layout)
+        if newest and recipe.resume == "never":
+            raise ValueError(
+                f"run_dir {run_dir} holds a run already; choose another, or resume: auto"
+            )
+        if newest:
+            saved = read_marker(newest)["identity"]
+            refuse_differences(newest, saved, identity, accepted=accepted)
+        _run(recipe, layout, start, identity, newest, accepted)
+    return run_dir
 
+
+def _run(
+    recipe: Recipe,
+    layout: Layout,
+    start: Start,
+    identity: dict[str, Any],
+    newest: Path | None,
+    accepted: Collection[str],
+) -> None:
+    """Build, go on from `newest` if there is one, and run the steps."""
+    run_dir, plan, pack = Path(recipe.run_dir), start.plan, start.pack
     with Watchdog(run_dir, rank=layout.rank, **asdict(recipe.watchdog)) as watchdog:
         engine = build_engine(
             recipe,
@@ -122,19 +137,6 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
             )
             run_steps(run, progress)
             dist.barrier()
-    return run_dir
-
-
-def _make_run_folder(run_dir: Path) -> str | None:
-    """The text of a mistake, if there is one: known before the weights are."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        # permissions alone do not tell: a file system may be mounted to be read only
-        with TemporaryFile(dir=run_dir):
-            pass
-    except OSError as error:
-        return f"run_dir {run_dir}: {error.strerror}"
-    return None
 
 
 def _clear(cache: EntropyCache) -> str | None:
