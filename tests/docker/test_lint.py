@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -35,6 +37,66 @@ def test_hadolint_would_find_something(tmp_path: Path) -> None:
     path = tmp_path / "Dockerfile"
     path.write_text("FROM debian\nRUN cd /tmp && sudo apt-get install gcc\n")
     assert lint(path).returncode != 0
+
+
+def compiled_with(flags: list[str], *, cpu_arch: str, folder: Path) -> list[str]:
+    """What docker/portable_cxx.sh makes of a compiler's arguments; a g++ that repeats them."""
+    compiler = folder / "g++"
+    compiler.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    compiler.chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CPU_ARCH": cpu_arch}
+    done = subprocess.run(
+        [DOCKER / "portable_cxx.sh", *flags], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86_64, whose levels these are")
+def test_operators_are_compiled_for_the_named_processor_and_not_for_the_builders(
+    tmp_path: Path,
+) -> None:
+    flags = ["-O3", "-march=native", "-D__AVX512__", "a b.cpp"]
+    narrow = compiled_with(flags, cpu_arch="x86-64-v3", folder=tmp_path)
+    assert narrow == ["-O3", "-march=x86-64-v3", "-D__AVX256__", "a b.cpp"]
+    wide = compiled_with(flags, cpu_arch="x86-64-v4", folder=tmp_path)
+    assert wide == ["-O3", "-march=x86-64-v4", "-D__AVX512__", "a b.cpp"]
+
+
+def installed_with(*, has_nvcc: bool, folder: Path) -> str:
+    """What docker/install_deepspeed.sh says, and what it gives to a pip that repeats it."""
+    (folder / "pip").write_text('#!/bin/sh\necho "$DS_ACCELERATOR" "$@"; env | grep ^DS_BUILD\n')
+    (folder / "pip").chmod(0o755)
+    if has_nvcc:
+        (folder / "nvcc").symlink_to("/bin/true")
+    (folder / "requirements.txt").write_text("torch==2.0\ndeepspeed==0.19.8\n")
+    done = subprocess.run(
+        [DOCKER / "install_deepspeed.sh", folder / "requirements.txt"],
+        env={
+            "PATH": f"{folder}:/usr/bin:/bin",
+            "DEEPSPEED_OPS": "cpu_adam fused_adam",
+            "TORCH_CUDA_ARCH_LIST": "9.0",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "deepspeed==0.19.8" in done.stdout
+    return done.stdout
+
+
+def test_operators_are_compiled_for_cuda_where_the_base_has_nvcc(tmp_path: Path) -> None:
+    said = installed_with(has_nvcc=True, folder=tmp_path)
+    assert "compiling for CUDA (9.0): cpu_adam fused_adam" in said
+    assert "DS_BUILD_CPU_ADAM=1" in said and "DS_BUILD_FUSED_ADAM=1" in said
+    assert "\ncuda install" in said
+
+
+def test_a_base_without_nvcc_is_told_of_and_compiles_for_the_cpu_alone(tmp_path: Path) -> None:
+    said = installed_with(has_nvcc=False, folder=tmp_path)
+    assert "this base has no nvcc" in said
+    assert "DS_BUILD_CPU_ADAM=1" in said and "FUSED" not in said
+    assert "\ncpu install" in said
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
