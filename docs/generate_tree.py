@@ -18,16 +18,24 @@ _FOLDERS = {
     "data_prep/viewing": "a corpus as people see it: terminal, HTML page, statistics",
     "training": "recipe to trained, exported model",
     "training/entrodrop": "THE METHOD: torch only, liftable into any trainer",
+    "training/checkpoints": "whole or absent: written, found, kept, loaded on any layout",
+    "training/reports": "runs as people see them: groups of seeds, figures, one page",
+    "training/sweeps": "many runs of one recipe, here or under Slurm",
+    "training/tasks": "benchmarks by lm-evaluation-harness",
     "training/recipes": "one YAML file a run",
     "launch": "from a recipe to processes",
     "launch/planner": "what a run takes, before it starts; loads no torch",
+    "launch/preflight": "checks on all ranks before a run, each with what to do",
+    "launch/slurm": "jobs that queue themselves again",
+    "launch/kubernetes": "a JobSet, and what runs in its containers",
     "ds_configs": "DeepSpeed JSON: memory and communication, nothing that decides what is learnt",
     "benchmarks": "what is measured, each with its plain reference",
-    "docker": "the image",
+    "benchmarks/study": "does it help? arms, seeds and domains, from text to verdict",
+    "docker": "images for training and for data preparation, and a cluster of two containers",
     "docs": "pages for users and contributors",
     "tests": "by package; a test's name is a property",
 }
-_SUFFIXES = (".py", ".sh", ".yaml")
+_SUFFIXES = (".py", ".sh", ".sbatch", ".yaml")
 _COLUMN = 28
 
 
