@@ -1,76 +1,19 @@
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.browser import built_page, picture, share_of_colour
+from tests.training.report_runs import write_run, write_seeds
 from training.report import page_of, write_report
 from training.report_compare import compare, mean_and_half_width, t_quantile
 from training.report_groups import group_runs
 from training.report_plots import smoothed
 from training.run_curves import load_runs
-
-
-def write_run(
-    run_dir: Path, *, heldout: list[float], bands: int = 2, recipe: dict[str, Any] | None = None
-) -> Path:
-    """A run of two steps an evaluation, one evaluation an epoch, the first at step 0."""
-    facts = {"world_size": 2, "corpus": "<b>", "total_steps": 2 * len(heldout) - 2}
-    rows: list[dict[str, Any]] = [{"kind": "run", "step": 0} | facts]
-    for epoch, loss in enumerate(heldout):
-        for step in (2 * epoch - 1, 2 * epoch) if epoch else ():
-            rows.append(
-                {
-                    "kind": "step",
-                    "step": step,
-                    "tokens": 100 * step,
-                    "epoch": step / 2,
-                    "loss": 4.0 / step,
-                    "grad_norm": 1.0,
-                    "drop_rate_asked": 0.1,
-                    "drop_rate_realised": 0.2,
-                    "entropy_threshold_nats": 1.0,
-                    "mean_entropy_nats": 2.0,
-                    "tokens_per_second": 1000.0,
-                    "seconds": 0.5,
-                }
-            )
-        found = [
-            {"band": b, "from_nats": b - 1.0, "to_nats": float(b), "loss": loss, "num_targets": 9}
-            for b in range(1, bands + 1)
-        ]
-        rows.append(
-            {"kind": "evaluation", "step": 2 * epoch, "epoch": float(epoch), "loss": loss}
-            | ({"bands": found} if bands else {})
-        )
-    run_dir.mkdir(parents=True)
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if recipe:
-        resolved = {"run_dir": str(run_dir)} | recipe
-        (run_dir / "recipe.resolved.yaml").write_text(yaml.safe_dump(resolved))
-    return run_dir
-
-
-def write_seeds(folder: Path, regulariser: str, finals: dict[int, float]) -> list[Path]:
-    """Runs of one recipe, one a seed, that end at these held-out losses and were best at 2.0."""
-    return [
-        write_run(
-            folder / f"{regulariser}-seed{seed}",
-            heldout=[3.0, 2.0, 2.1, final],
-            recipe={"seed": seed, "regulariser": regulariser},
-        )
-        for seed, final in finals.items()
-    ]
 
 
 def page_text(*runs: Path) -> str:
@@ -271,100 +214,3 @@ def test_smoothing_is_the_mean_of_the_finite_values_in_the_window() -> None:
     assert result[200] == pytest.approx(sum(window) / len(window))
     assert result[0] == pytest.approx(2.0)
     assert all(map(math.isnan, smoothed([math.nan] * 300)))
-
-
-@pytest.fixture(scope="module")
-def compared_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of two groups of two seeds with names that a line of a phone does not hold."""
-    folder = tmp_path_factory.mktemp("compared")
-    long_name = "a_regulariser_with_a_name_that_is_longer_than_the_line_of_a_phone"
-    runs = write_seeds(folder, "none", {1: 2.6, 2: 2.7}) + write_seeds(
-        folder, long_name, {1: 2.2, 2: 2.4}
-    )
-    return write_report(runs, folder / "report")
-
-
-# An iframe has a width of its own, narrower than any window of a browser without a screen; its
-# text is given with it, so that the script around it may look inside.
-_FRAME = """<!doctype html><body style="margin:0"><script>
-const frame = document.createElement("iframe");
-frame.style = "border:0;width:{width}px;height:900px";
-frame.srcdoc = {page};
-frame.onload = () => {{
-  const page = frame.contentDocument, root = page.documentElement;
-  const wide = [...page.querySelectorAll("main *")].filter((part) =>
-    part.getBoundingClientRect().right > {width} + 1 && !part.closest("pre"));
-  document.body.dataset.found = JSON.stringify({{
-    overflow: root.scrollWidth - root.clientWidth,
-    wide: wide.map((part) => part.tagName + ": " + part.textContent.slice(0, 40)),
-    images: page.images.length,
-    broken: [...page.images].filter((image) => !image.naturalWidth).length,
-    fetched: frame.contentWindow.performance.getEntriesByType("resource")
-      .map((entry) => entry.name).filter((name) => !name.startsWith("data:")),
-  }});
-}};
-document.body.append(frame);
-</script>"""
-
-
-def framed(page: Path, *, width: int, folder: Path) -> Path:
-    """A page that shows another one in a frame of this width, and says what it found there."""
-    text = json.dumps(page.read_text("utf-8")).replace("</", "<\\/")
-    frame = folder / f"frame-{width}.html"
-    frame.write_text(_FRAME.format(width=width, page=text), encoding="utf-8")
-    return frame
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_page_fits_a_phone_and_a_desk_and_all_its_pictures_load(
-    compared_page: Path, tmp_path: Path, width: int
-) -> None:
-    dom = built_page(framed(compared_page, width=width, folder=tmp_path), folder=tmp_path)
-    (found,) = re.findall(r'data-found="([^"]*)"', dom)
-    seen = json.loads(html.unescape(found))
-    assert seen["overflow"] == 0
-    assert seen["wide"] == []
-    assert seen["images"] == 7
-    assert seen["broken"] == 0
-    assert seen["fetched"] == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("width", [390, 1280])
-def test_page_is_light_or_dark_as_the_reader_likes(
-    compared_page: Path, tmp_path: Path, width: int
-) -> None:
-    frame = framed(compared_page, width=width, folder=tmp_path)
-    for is_dark, page, card in ((False, "#f6f8fa", "#ffffff"), (True, "#0d1117", "#161b22")):
-        image = picture(
-            frame, folder=tmp_path, width=max(width, 500), height=3000, is_dark=is_dark
-        )[:900, :width]
-        assert share_of_colour(image, page) > 0.05
-        assert share_of_colour(image, card) > 0.3
-
-
-@pytest.mark.slow
-def test_the_browser_has_nothing_to_complain_of(compared_page: Path, tmp_path: Path) -> None:
-    assert console_messages(compared_page, folder=tmp_path) == []
-    broken = tmp_path / "broken.html"
-    broken.write_text("<script>console.error('as it is said')</script>")
-    (message,) = console_messages(broken, folder=tmp_path)
-    assert "as it is said" in message
-
-
-def console_messages(page: Path, *, folder: Path) -> list[str]:
-    """What the browser writes to its console while it loads a page."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if browser is None:
-        pytest.skip("needs Chromium")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    profile = f"--user-data-dir={folder / 'console'}"
-    done = subprocess.run(
-        [browser, *flags, profile, "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -53,18 +53,6 @@ def environment(**changes: str) -> dict[str, str]:
     return os.environ | {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", **changes}
 
 
-def run_command(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        sweep_command(recipe, *arguments),
-        capture_output=True,
-        text=True,
-        cwd=REPO_ROOT,
-        env=environment(),
-        timeout=570,
-        check=False,
-    )
-
-
 @contextmanager
 def started_sweep(recipe: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A sweep in the background, which a test that fails does not leave behind."""
@@ -82,6 +70,13 @@ def started_sweep(recipe: Path, *arguments: str) -> Iterator[subprocess.Popen[st
         if sweep.poll() is None:
             sweep.terminate()
         sweep.communicate()
+
+
+def run_command(recipe: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A sweep to its end."""
+    with started_sweep(recipe, *arguments) as sweep:
+        told = sweep.communicate(timeout=570)
+    return subprocess.CompletedProcess(sweep.args, sweep.returncode, *told)
 
 
 def wait_for_step(run_dir: Path, step: int, sweep: subprocess.Popen[str]) -> None:
@@ -206,15 +201,15 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(small_corpus: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_sweep_that_is_asked_to_end_saves_and_goes_on(small_corpus: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(small_corpus, tmp_path, max_steps=120)
+    recipe = write_recipe(small_corpus, tmp_path, max_steps=60)
     first_run, second_run = planned(recipe, seeds="1,2")
     with started_sweep(recipe, "--seeds", "1,2") as sweep:
-        wait_for_step(first_run.run_dir, 5, sweep)
+        wait_for_step(first_run.run_dir, 3, sweep)
         sweep.send_signal(signal.SIGTERM)
         _, told = sweep.communicate(timeout=240)
     assert sweep.returncode == 1
     stopped_at = read_run_state(first_run.run_dir).step
-    assert 5 <= stopped_at < 120
+    assert 3 <= stopped_at < 60
     assert f"seed-1: stopped and saved at step {stopped_at}" in told
     assert "seed-2: not begun" in told
     assert processes_of(first_run.run_dir) == []
@@ -223,14 +218,14 @@ def test_a_sweep_that_is_asked_to_end_saves_and_goes_on(small_corpus: Path, tmp_
     assert again.returncode == 0, again.stderr
     assert read_run_state(first_run.run_dir).num_starts == 2
     for run in (first_run, second_run):
-        assert [row["step"] for row in metrics(run.run_dir, "step")] == list(range(1, 121))
+        assert [row["step"] for row in metrics(run.run_dir, "step")] == list(range(1, 61))
 
 
 @pytest.mark.slow
 def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     small_corpus: Path, tmp_path: Path
 ) -> None:
-    recipe = write_recipe(small_corpus, tmp_path, max_steps=400)
+    recipe = write_recipe(small_corpus, tmp_path, max_steps=60)
     (run,) = planned(recipe, seeds="1")
     with started_sweep(recipe, "--seeds", "1") as sweep:
         wait_for_step(run.run_dir, 12, sweep)
@@ -238,6 +233,8 @@ def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     started = processes_of(run.run_dir)
     try:
         assert started
+        for process in started:  # so that the run does not end before the next command looks
+            os.kill(process, signal.SIGSTOP)
         refused = run_command(recipe, "--seeds", "1")
         assert refused.returncode == 2
         assert "another sweep is at work here, or runs that it started" in refused.stderr
@@ -249,7 +246,7 @@ def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     again = run_command(recipe, "--seeds", "1")
     assert again.returncode == 0, again.stderr
     assert read_run_state(run.run_dir).num_starts == 2
-    assert [row["step"] for row in metrics(run.run_dir, "step")] == list(range(1, 401))
+    assert [row["step"] for row in metrics(run.run_dir, "step")] == list(range(1, 61))
 
 
 # A stand-in for the command line alone; jobs of a real Slurm are tests/launch/test_slurm_jobs.py.
