@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,12 +60,12 @@ def with_efa() -> Manifest:
     return manifest
 
 
-def pod(manifest: Manifest) -> dict[str, Any]:
+def pod_spec(manifest: Manifest) -> dict[str, Any]:
     return manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
 
 
 def container(manifest: Manifest) -> dict[str, Any]:
-    return pod(manifest)["containers"][0]
+    return pod_spec(manifest)["containers"][0]
 
 
 def understood(manifest: Manifest) -> Manifest:
@@ -97,7 +99,7 @@ def test_kustomizations_name_files_that_exist() -> None:
 def test_what_the_manifest_mounts_it_declares() -> None:
     for manifest in (base(), with_efa()):
         mounted = {mount["name"] for mount in container(manifest)["volumeMounts"]}
-        assert mounted == {volume["name"] for volume in pod(manifest)["volumes"]}
+        assert mounted == {volume["name"] for volume in pod_spec(manifest)["volumes"]}
 
 
 def test_pods_find_the_first_one_by_the_name_that_jobset_gives_it() -> None:
@@ -194,8 +196,10 @@ def test_a_crash_loop_without_a_new_checkpoint_is_final(tmp_path: Path) -> None:
     assert not (run_dir / ".container-starts").exists()  # who starts it anew is not refused
 
 
-def start_pods(recipe: Path) -> list[subprocess.Popen[str]]:
-    return [
+@contextmanager
+def started_pods(recipe: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Both pods of a run, with nothing left of them afterwards."""
+    pods = [
         subprocess.Popen(
             [WORKER, str(recipe)],
             cwd=REPO_ROOT,
@@ -206,12 +210,25 @@ def start_pods(recipe: Path) -> list[subprocess.Popen[str]]:
         )
         for rank in range(2)
     ]
+    try:
+        yield pods
+    finally:
+        for pod in pods:
+            if pod.poll() is None:
+                # torchrun has a session of its own
+                children = Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
+                for child in map(int, children):
+                    if os.getpgid(child) == child:
+                        os.killpg(child, signal.SIGKILL)
+                pod.kill()
+                pod.communicate()
 
 
 @pytest.fixture(scope="module")
 def recipe(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     whole = shared_recipe(small_corpus, tmp_path_factory.mktemp("undisturbed") / "run")
-    return replace(whole, train=replace(whole.train, max_steps=NUM_STEPS))
+    patient = replace(whole.watchdog, seconds=60.0)
+    return replace(whole, train=replace(whole.train, max_steps=NUM_STEPS), watchdog=patient)
 
 
 @pytest.mark.slow
@@ -222,16 +239,16 @@ def test_a_preempted_pod_makes_all_save_and_the_next_start_is_exact(
     expected = undisturbed_losses(recipe)
     run_dir = tmp_path / "run"
     path = write_recipe(replace(recipe, run_dir=str(run_dir)), tmp_path / "recipe.yaml")
-    pods = start_pods(path)
-    wait_for_steps(run_dir, 15, of=pods[0])
-    pods[1].send_signal(signal.SIGTERM)
-    printed = [each.communicate(timeout=300)[0] for each in pods]
+    with started_pods(path) as pods:
+        wait_for_steps(run_dir, 15, of=pods[0], seconds=400)
+        pods[1].send_signal(signal.SIGTERM)
+        printed = [each.communicate(timeout=300)[0] for each in pods]
     assert [each.returncode for each in pods] == [0, 1], printed
     state, step = state_of(run_dir)
     assert state == "stopped" and 15 <= step < NUM_STEPS
     assert f"saved step {step}; the next start goes on from it" in printed[1]
-    pods = start_pods(path)
-    printed = [each.communicate(timeout=300)[0] for each in pods]
+    with started_pods(path) as pods:
+        printed = [each.communicate(timeout=400)[0] for each in pods]
     assert [each.returncode for each in pods] == [0, 0], printed
     assert state_of(run_dir) == ("complete", NUM_STEPS)
     assert metrics(run_dir, "step") == expected
