@@ -24,7 +24,7 @@ import torch.distributed as dist
 from benchmarks.machine import describe_machine
 from tests.distributed import run_ranks
 from tests.training.layouts import UnevenPack, make_source, tiny_recipe
-from training.checkpoint_save import CheckpointSave
+from training.checkpoints.save import CheckpointSave
 from training.data import SampleStream
 from training.dist import init_layout
 from training.engine import build_engine

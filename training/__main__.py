@@ -137,7 +137,7 @@ def _add_task_options(evaluate: argparse.ArgumentParser) -> None:
 
 def _evaluate_tasks(arguments: argparse.Namespace) -> None:
     """Benchmarks; options that were not given keep the defaults of `TaskOptions`."""
-    from training.tasks_evaluation import TaskOptions, evaluate_tasks
+    from training.tasks.evaluation import TaskOptions, evaluate_tasks
 
     if arguments.overrides:
         raise ValueError(f"{arguments.overrides[0]}: --tasks takes no keys of the recipe")
@@ -236,7 +236,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from training.sweep import SweepOptions, run_sweep
+    from training.sweeps.sweep import SweepOptions, run_sweep
 
     return run_sweep(
         SweepOptions(
@@ -295,7 +295,7 @@ def _run(arguments: argparse.Namespace) -> None:
             )
         )
     else:
-        from training.report import write_report
+        from training.reports.report import write_report
 
         print(write_report(arguments.runs, arguments.out or arguments.runs[0] / "report"))
 

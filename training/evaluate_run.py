@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shards import open_corpus
-from training.checkpoint_marker import damage_together
+from training.checkpoints.marker import damage_together
 from training.dist import init_layout
 from training.engine import build_engine, training_dtype
 from training.evaluation import evaluate, heldout_stream, load_bands

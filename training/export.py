@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from data_prep.shards import open_corpus
-from training.checkpoint_files import ENGINE_TAG, only_data, record_file
-from training.checkpoint_marker import (
+from training.checkpoints.files import ENGINE_TAG, only_data, record_file
+from training.checkpoints.marker import (
     damage,
     newest_complete,
     read_marker,

@@ -11,8 +11,10 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from data_prep.shards import Mixture, describe
-from training.checkpoint_load import load_checkpoint
-from training.checkpoint_marker import newest_verified, read_marker
+from training.checkpoints.load import load_checkpoint
+from training.checkpoints.marker import newest_verified, read_marker
+from training.checkpoints.relayout import is_of_other_ranks
+from training.checkpoints.saver import Saver
 from training.config import Recipe
 from training.dist import Layout, init_layout, raise_together
 from training.engine import build_engine
@@ -22,12 +24,10 @@ from training.metrics import MetricsWriter
 from training.model import warn_of_remote_code
 from training.progress import Progress
 from training.recipe_file import dump_recipe
-from training.relayout import is_of_other_ranks
 from training.run_folder import held_run_folder
 from training.run_identity import refuse_differences, run_identity
 from training.run_state import RunRecord
 from training.run_steps import Run, run_steps
-from training.saver import Saver
 from training.start import Start, check_start_together
 from training.stopping import StopRequests
 from training.watchdog import Watchdog

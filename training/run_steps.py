@@ -9,8 +9,9 @@ from typing import Any
 
 from data_prep.shards import Mixture, PackIndex
 from training.bad_step import BadStepReport
-from training.checkpoint_load import load_checkpoint
-from training.checkpoint_marker import newest_verified
+from training.checkpoints.load import load_checkpoint
+from training.checkpoints.marker import newest_verified
+from training.checkpoints.saver import Saver
 from training.config import Recipe
 from training.corpus_threshold import CorpusThreshold, corpus_threshold
 from training.data import SampleStream
@@ -27,7 +28,6 @@ from training.progress import Progress
 from training.rank_report import RankMeter
 from training.run_state import RunRecord
 from training.sample_order import SampleOrder
-from training.saver import Saver
 from training.step import train_step
 from training.stopping import StopRequests
 

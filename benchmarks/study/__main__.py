@@ -13,7 +13,7 @@ from benchmarks.study.corpora import Folders, prepare_corpora
 from benchmarks.study.forks import load_modules, run_in_fork
 from benchmarks.study.jobs import Job, count_jobs, startable
 from benchmarks.study.pool import run_pool
-from benchmarks.study.results import Row, read_results
+from benchmarks.study.results import Row, read_results, refuse_other_bases
 from benchmarks.study.settings import SETTINGS, Setting
 
 _STAGES = ("corpora", "base", "runs", "report")
@@ -133,7 +133,11 @@ def _run_grid(
     num_side_by_side: int,
     until: float | None,
 ) -> bool:
+    from benchmarks.study.base import base_identity
     from benchmarks.study.runs import run_job
+
+    identities = {size.name: base_identity(size, folders) for size in setting.sizes}
+    refuse_other_bases(read_results(results), identities)
 
     def next_jobs() -> list[Job]:
         return startable(setting, read_results(results), arms=arms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from benchmarks.study.corpora import Folders
@@ -29,6 +30,12 @@ def prepare_scores(setting: Setting, size: Size, folders: Folders) -> None:
             corpus = folders.slice(domain, seed)
             if not (corpus / f"scores-{scores_name(size)}").exists():
                 _score(corpus, setting, size, model=folders.base(size.name) / "export")
+
+
+def base_identity(size: Size, folders: Folders) -> str:
+    """Of the exported weights: runs are comparable when they started from the same."""
+    weights = folders.base(size.name) / "export" / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
 
 def _score(corpus: Path, setting: Setting, size: Size, *, model: Path) -> None:

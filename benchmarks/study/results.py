@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ def read_results(path: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: {error}; remove this line") from None
     return rows
+
+
+def refuse_other_bases(rows: Iterable[Row], identities: Mapping[str, str]) -> None:
+    """Runs that start from different weights must not be compared.
+
+    Args:
+        identities: by size, that of the base model at hand.
+
+    Raises:
+        ValueError: naming a run that started from another.
+    """
+    for row in rows:
+        if row["base"] != identities.get(row["size"], row["base"]):
+            raise ValueError(
+                f"results: run {row['key']} started from base {row['base']}, the base model at "
+                f"hand is {identities[row['size']]}; keep results of other base models apart: "
+                "choose another --results"
+            )
 
 
 def append_result(path: Path, row: Row) -> None:

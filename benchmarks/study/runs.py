@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.study.base import base_identity
 from benchmarks.study.corpora import Folders, canaries_of
 from benchmarks.study.jobs import BASE_ARM, Job
 from benchmarks.study.recipes import adapting_recipe
@@ -17,7 +18,7 @@ from benchmarks.study.scoring import Scorer, completed_share, heldout_pieces, me
 from benchmarks.study.settings import Setting, Size
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
-from training.checkpoint_marker import newest_complete, read_marker
+from training.checkpoints.marker import newest_complete, read_marker
 from training.export import trained_weights
 from training.loop import train
 from training.metrics_file import METRICS_FILE, read_metrics
@@ -35,7 +36,8 @@ def run_job(job: Job, setting: Setting, folders: Folders) -> Row:
         "seconds": round(time.monotonic() - began, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
     }
-    return job.as_row() | measured | spent
+    started_from = {"base": base_identity(size, folders)}
+    return job.as_row() | started_from | measured | spent
 
 
 def _score_base(job: Job, setting: Setting, size: Size, folders: Folders) -> Row:

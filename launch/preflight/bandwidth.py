@@ -50,7 +50,7 @@ def judge_all_reduce(setting: Setting, measures: Mapping[int, Any]) -> list[Find
     if setting.world_size == 1:
         return [Finding("skip", "one process")]
     gbps = min(found["gbps"] for found in measures.values())
-    told = f"{gbps:,.1f} Gbit/s (bus bandwidth) over {setting.world_size} processes"
+    told = f"{gbps:,.2f} Gbit/s (bus bandwidth) over {setting.world_size} processes"
     if setting.num_hosts == 1 and setting.min_gbps is not None and gbps < setting.min_gbps:
         return [
             Finding(
@@ -104,7 +104,7 @@ def judge_all_to_all(setting: Setting, measures: Mapping[int, Any]) -> list[Find
         return [
             Finding(
                 "warn",
-                f"{least:,.1f} Gbit/s on {name_ranks(slow, setting.hosts)}, {usual:,.1f} at the "
+                f"{least:,.2f} Gbit/s on {name_ranks(slow, setting.hosts)}, {usual:,.2f} at the "
                 "median of all groups",
                 "keep a group within a host; look at the links of these hosts",
                 slow,
@@ -114,7 +114,7 @@ def judge_all_to_all(setting: Setting, measures: Mapping[int, Any]) -> list[Find
     return [
         Finding(
             "pass",
-            f"{usual:,.1f} Gbit/s a process in {count(num_groups, 'group')} of {setting.sp_size}",
+            f"{usual:,.2f} Gbit/s a process in {count(num_groups, 'group')} of {setting.sp_size}",
         )
     ]
 

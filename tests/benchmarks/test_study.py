@@ -20,7 +20,7 @@ from benchmarks.study.cloze import find_blanks
 from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
 from benchmarks.study.intervals import mean_interval, t_quantile
 from benchmarks.study.jobs import Job, choose, count_jobs, startable
-from benchmarks.study.results import append_result, read_results
+from benchmarks.study.results import append_result, read_results, refuse_other_bases
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from training.recipe_file import parse_recipe
 
@@ -164,6 +164,13 @@ def test_results_cut_short_by_a_kill_are_left_out_and_then_cut_off(tmp_path):
     assert read_results(path) == [{"key": "a"}]
     append_result(path, {"key": "c"})
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
+
+
+def test_results_of_another_base_model_are_refused():
+    rows = [{"key": "tiny/code/none/-/1", "size": "tiny", "base": "aa"}]
+    refuse_other_bases(rows, {"tiny": "aa", "other": "bb"})
+    with pytest.raises(ValueError, match="started from base aa, the base model at hand is bb"):
+        refuse_other_bases(rows, {"tiny": "bb"})
 
 
 def test_blanks_are_whole_words_that_tokens_begin():

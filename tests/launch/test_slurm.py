@@ -45,8 +45,19 @@ def expected(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def submit(cluster: SlurmCluster, recipe: Recipe, tmp_path: Path) -> Callable[..., TrainJob]:
-    return lambda *options: TrainJob(cluster, recipe, tmp_path, options)
+def submit(
+    cluster: SlurmCluster, recipe: Recipe, tmp_path: Path
+) -> Iterator[Callable[..., TrainJob]]:
+    jobs: list[TrainJob] = []
+
+    def start(*options: str) -> TrainJob:
+        jobs.append(TrainJob(cluster, recipe, tmp_path, options))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:  # one that failed must not keep the nodes from the next
+        cluster.run("scancel", job.id)
+    cluster.wait_for_nodes(seconds=120)
 
 
 class TrainJob:
@@ -55,7 +66,6 @@ class TrainJob:
     def __init__(
         self, cluster: SlurmCluster, recipe: Recipe, folder: Path, options: tuple[str, ...]
     ) -> None:
-        cluster.wait_for_nodes()
         self.cluster, self.run_dir = cluster, folder / "run"
         self._output = folder / "job.out"
         path = write_recipe(replace(recipe, run_dir=str(self.run_dir)), folder / "r.yaml")
@@ -86,7 +96,7 @@ class TrainJob:
         )
 
     def check_complete(self, expected: list[dict[str, Any]], *, restarts: int) -> None:
-        job = self.cluster.wait_for(self.id, "COMPLETED", "FAILED", "CANCELLED", seconds=240)
+        job = self.cluster.wait_for(self.id, "COMPLETED", "FAILED", "CANCELLED", seconds=600)
         assert (job["JobState"], job["Restarts"]) == ("COMPLETED", str(restarts)), self.printed()
         assert state_of(self.run_dir) == ("complete", NUM_STEPS)
         assert metrics(self.run_dir, "step") == expected
@@ -149,7 +159,7 @@ def test_a_killed_rank_ends_the_others_and_the_job_goes_on_exactly(submit, clust
     ranks = job.ranks()
     os.kill(ranks[0], signal.SIGKILL)
     wait_until(
-        lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), seconds=8, what="end"
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), seconds=30, what="end"
     )
     job.check_complete(expected, restarts=1)
 

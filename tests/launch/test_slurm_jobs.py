@@ -76,7 +76,12 @@ def ended(
             (*ONE_TASK, f"--output={folder / how}.out"),
             str(path),
             "train.sequence_parallel_size=1",
-            environment={"PYTHON": python, "HOW": how, "ENTRODROP_MAX_RESTARTS": "2"},
+            environment={
+                "PYTHON": python,
+                "HOW": how,
+                "ENTRODROP_MAX_RESTARTS": "2",
+                "ENTRODROP_MAX_CRASHES": "2",
+            },
         )
     state = folder / "stop" / "run_state.json"
     wait_until(state.exists, seconds=60, what="start", told=lambda: str(cluster.job(jobs["stop"])))

@@ -23,8 +23,8 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import PRELOADED
 from training import loop
-from training.checkpoint_files import read_state
-from training.checkpoint_marker import read_marker
+from training.checkpoints.files import read_state
+from training.checkpoints.marker import read_marker
 from training.config import Recipe
 
 RANKS = (0, 1)

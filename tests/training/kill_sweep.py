@@ -37,8 +37,8 @@ from tests.training.forked_runs import (
     timeless_rows,
 )
 from tests.training.layouts import tiny_recipe
-from training.checkpoint_marker import newest_complete, read_marker
-from training.checkpoint_save import CheckpointSave
+from training.checkpoints.marker import newest_complete, read_marker
+from training.checkpoints.save import CheckpointSave
 from training.config import Recipe
 
 FIRST_SAVE, KILLED_SAVE, LAST_STEP = 2, 4, 6

@@ -31,7 +31,7 @@ from tests.training.forked_runs import (
     timeless_rows,
 )
 from tests.training.layouts import tiny_recipe
-from training.checkpoint_marker import newest_complete, read_marker
+from training.checkpoints.marker import newest_complete, read_marker
 
 EVALUATE_EVERY_STEPS = 150
 KINDS = {"kill one": 4, "kill both": 3, "SIGTERM": 1, "SIGUSR1": 1, "flip a bit": 1}

@@ -18,8 +18,8 @@ import torch
 
 from tests.distributed import run_ranks
 from tests.training.test_run import message_of_error, metrics, recipe_of, train_on_rank
-from training.checkpoint_files import record_file
-from training.checkpoint_marker import MARKER, damage, newest_complete, read_marker, write_marker
+from training.checkpoints.files import record_file
+from training.checkpoints.marker import MARKER, damage, newest_complete, read_marker, write_marker
 from training.config import Recipe
 from training.export import export_run
 
@@ -107,7 +107,7 @@ def test_every_damage_to_every_kind_of_file_is_found_and_told(finished, tmp_path
 
 
 def chosen_of(roots: list[Path]) -> list[tuple[Path | None, str]]:
-    from training.checkpoint_marker import newest_verified
+    from training.checkpoints.marker import newest_verified
     from training.dist import init_layout
 
     layout = init_layout(sp_size=1)
@@ -213,7 +213,7 @@ FAULTS = {2: ("write", 1), 3: ("fsync", 0), 4: ("pwrite", 1), 5: ("rename", 0), 
 
 def train_with_faults(recipe: Recipe) -> str:
     """What rank 0 says on stderr; the calls of `FAULTS` fail as on a full disk."""
-    from training.checkpoint_save import CheckpointSave
+    from training.checkpoints.save import CheckpointSave
 
     begin, publish = CheckpointSave.__init__, CheckpointSave.publish
     patch = pytest.MonkeyPatch()

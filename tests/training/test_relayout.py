@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed import run_ranks
 from tests.training.test_run import metrics, recipe_of, train_on_rank
-from training.checkpoint_marker import read_marker
+from training.checkpoints.marker import read_marker
 
 # ranks that go on, ranks that share a sequence: from two that share the data
 LAYOUTS = {"one": (1, 1), "two_to_a_sequence": (2, 2), "four": (4, 1), "four_by_two": (4, 2)}

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.training.report_runs import write_run, write_seeds
-from training.report import page_of, write_report
-from training.report_compare import compare, mean_and_half_width, t_quantile
-from training.report_groups import group_runs
-from training.report_plots import smoothed
-from training.run_curves import load_runs
+from training.reports.compare import compare, mean_and_half_width, t_quantile
+from training.reports.curves import load_runs
+from training.reports.groups import group_runs
+from training.reports.plots import smoothed
+from training.reports.report import page_of, write_report
 
 
 def page_text(*runs: Path) -> str:

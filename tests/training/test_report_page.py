@@ -11,7 +11,7 @@ import pytest
 
 from tests.browser import built_page, picture, share_of_colour
 from tests.training.report_runs import write_seeds
-from training.report import write_report
+from training.reports.report import write_report
 
 
 @pytest.fixture(scope="module")

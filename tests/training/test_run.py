@@ -18,7 +18,7 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import run_ranks
 from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
-from training.checkpoint_marker import newest_complete
+from training.checkpoints.marker import newest_complete
 from training.config import Recipe
 from training.recipe_file import dump_recipe
 

@@ -35,7 +35,7 @@ def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> dict[str, Any]:
     """Train; one rank is asked to stop behind the first of the two micro-steps of a step."""
     import training.loop
-    from training.checkpoint_save import CheckpointSave
+    from training.checkpoints.save import CheckpointSave
     from training.engine import Engine
 
     num_backwards, saved = 0, []

@@ -16,10 +16,10 @@ import pytest
 from tests.training.short_runs import metrics, short_recipe
 from training.recipe_file import dump_recipe
 from training.run_state import read_run_state
-from training.sweep import SweepOptions, run_sweep
-from training.sweep_grid import Mistakes, PlannedRun, parse_axes, plan_runs
-from training.sweep_jobs import steps_done
-from training.sweep_slurm import submit
+from training.sweeps.grid import Mistakes, PlannedRun, parse_axes, plan_runs
+from training.sweeps.jobs import steps_done
+from training.sweeps.slurm import submit
+from training.sweeps.sweep import SweepOptions, run_sweep
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,9 +21,9 @@ from data_prep.shards import open_corpus
 from tests.distributed import run_ranks
 from tests.docs.markdown import code_blocks
 from tests.training.short_runs import short_recipe, train_on_rank
-from training.checkpoint_marker import read_marker
-from training.tasks_evaluation import TaskOptions
-from training.tasks_harness import (
+from training.checkpoints.marker import read_marker
+from training.tasks.evaluation import TaskOptions
+from training.tasks.harness import (
     _OUR_LISTS,
     load_tasks,
     open_task_list,
@@ -31,8 +31,8 @@ from training.tasks_harness import (
     refuse_unknown,
     require_harness,
 )
-from training.tasks_results import read_results, result_name
-from training.tasks_weights import find_weights
+from training.tasks.results import read_results, result_name
+from training.tasks.weights import find_weights
 
 pytestmark = pytest.mark.slow  # each start imports torch, transformers and the harness
 

@@ -6,8 +6,8 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from training.sweep_grid import PlannedRun
-from training.sweep_jobs import Outcome
+from training.sweeps.grid import PlannedRun
+from training.sweeps.jobs import Outcome
 
 _SCRIPT = Path("launch/slurm/train.sbatch")
 _JOB_FILE = "slurm_job_id"

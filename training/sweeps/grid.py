@@ -13,7 +13,7 @@ import yaml
 
 from training.config import Recipe
 from training.recipe_file import dump_recipe, load_recipe
-from training.report_groups import flat_settings
+from training.reports.groups import flat_settings
 
 _NOT_TO_VARY = ("run_dir", "resume")
 

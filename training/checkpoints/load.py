@@ -6,20 +6,20 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint_files import (
+from training.checkpoints.files import (
     CACHE_FILE,
     ENGINE_TAG,
     CheckpointFiles,
     only_data,
     read_state,
 )
-from training.checkpoint_marker import read_marker
+from training.checkpoints.marker import read_marker
+from training.checkpoints.relayout import is_of_other_ranks, load_universal, universal_copy
 from training.dist import Layout, raise_together
 from training.engine import Engine
 from training.entropy_cache import EntropyCache
 from training.progress import Progress
 from training.random_state import random_state_path, set_random_state
-from training.relayout import is_of_other_ranks, load_universal, universal_copy
 from training.run_identity import refuse_differences
 from training.token_dropout import KeptThreshold
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from training.metrics_file import METRICS_FILE
 from training.run_state import RunState, read_run_state
-from training.sweep_grid import PlannedRun
+from training.sweeps.grid import PlannedRun
 
 _LOG = "sweep.log"
 _POLL_SECONDS = 0.5
@@ -134,7 +134,7 @@ class LocalRuns:
 
 def local_command(run: PlannedRun, num_processes: int | None) -> list[str]:
     """What starts a run on this machine."""
-    launcher = Path(__file__).resolve().parent.parent / "launch" / "local.sh"
+    launcher = Path(__file__).resolve().parents[2] / "launch" / "local.sh"
     count = [] if num_processes is None else ["-n", str(num_processes)]
     return [str(launcher), str(run.recipe_path), *count]
 

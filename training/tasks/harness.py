@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
-_OUR_LISTS = Path(__file__).parent / "tasks"
+_OUR_LISTS = Path(__file__).parent
 _INSTALL = 'pip install "lm-eval[ifeval,math]>=0.4.13,<0.5"'
 _ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
 

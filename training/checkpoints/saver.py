@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from training.checkpoint_save import CheckpointSave, SaveFailed
+from training.checkpoints.save import CheckpointSave, SaveFailed
 from training.config import Checkpoint
 from training.engine import Engine
 from training.entropy_cache import EntropyCache

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 
-from training.report_compare import (
+from training.reports.compare import (
     Difference,
     Measure,
     choose_baseline,
@@ -14,8 +14,8 @@ from training.report_compare import (
     mean_and_half_width,
     unfinished,
 )
-from training.report_groups import RunGroup, differing_settings
-from training.run_curves import RunCurves
+from training.reports.curves import RunCurves
+from training.reports.groups import RunGroup, differing_settings
 
 MEASURES: dict[str, Measure] = {
     "final": lambda run: run.final_loss,

@@ -15,11 +15,11 @@ import torch
 
 from training.dist import Layout
 from training.recipe_file import dump_recipe
-from training.report import comparison_text, write_report
+from training.reports.report import comparison_text, write_report
 from training.start import check_start
-from training.sweep_grid import Mistakes, PlannedRun, find_other_recipe, parse_axes, plan_runs
-from training.sweep_jobs import LocalRuns, Outcome, local_command, state_of, steps_done
-from training.sweep_slurm import check_place, queued_job, slurm_command, submit
+from training.sweeps.grid import Mistakes, PlannedRun, find_other_recipe, parse_axes, plan_runs
+from training.sweeps.jobs import LocalRuns, Outcome, local_command, state_of, steps_done
+from training.sweeps.slurm import check_place, queued_job, slurm_command, submit
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint_marker import MARKER, damage, newest_complete, read_marker
+from training.checkpoints.marker import MARKER, damage, newest_complete, read_marker
 
 _FACTS = ("step", "tokens", "heldout_loss")
 _BEST, _NEWEST = "best", "newest"

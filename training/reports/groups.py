@@ -10,7 +10,7 @@ from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
-from training.run_curves import RunCurves
+from training.reports.curves import RunCurves
 
 # Keys that change nothing of what is learnt or measured.
 _SETTINGS_LEFT_OUT = ("run_dir", "seed", "resume", "checkpoint", "watchdog")

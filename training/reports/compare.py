@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev, variance
 
-from training.report_groups import RunGroup
-from training.run_curves import RunCurves
+from training.reports.curves import RunCurves
+from training.reports.groups import RunGroup
 
 # 97.5% quantiles of Student's t by degrees of freedom; between two, the lower one is taken.
 _T_QUANTILES = {

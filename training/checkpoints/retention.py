@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.checkpoint_marker import read_marker
+from training.checkpoints.marker import read_marker
 from training.config import Checkpoint
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
-from training.report_groups import Curve, RunGroup
-from training.report_theme import Panel, Theme
+from training.reports.groups import Curve, RunGroup
+from training.reports.theme import Panel, Theme
 
 _DASHED = (0, (4, 2))
 _MOST_BAND_PANELS = 4

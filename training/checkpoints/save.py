@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from training.checkpoint_files import (
+from training.checkpoints.files import (
     CACHE_FILE,
     ENGINE_TAG,
     CheckpointFiles,
@@ -18,15 +18,15 @@ from training.checkpoint_files import (
     fsync_path,
     record_file,
 )
-from training.checkpoint_marker import write_marker
+from training.checkpoints.marker import write_marker
+from training.checkpoints.relayout import LEFT_OVER
+from training.checkpoints.retention import prune
 from training.config import Checkpoint
 from training.dist import Layout, agree
 from training.engine import Engine
 from training.entropy_cache import EntropyCache
 from training.progress import Progress
 from training.random_state import random_state, random_state_path
-from training.relayout import LEFT_OVER
-from training.retention import prune
 
 
 class SaveFailed(ValueError):

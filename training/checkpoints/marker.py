@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from training.checkpoint_files import FileRecord, fsync_path, record_file, write_all
+from training.checkpoints.files import FileRecord, fsync_path, record_file, write_all
 from training.dist import Layout, agree
 
 MARKER = "complete.json"

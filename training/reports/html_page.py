@@ -6,8 +6,8 @@ import base64
 import html
 from collections.abc import Sequence
 
-from training.report_tables import Table
-from training.report_theme import DARK, LIGHT
+from training.reports.tables import Table
+from training.reports.theme import DARK, LIGHT
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f8fa; --card: #ffffff; --text: #1f2328;

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from training.report_groups import RunGroup
+from training.reports.groups import RunGroup
 
 Picture = NDArray[np.uint8]
 """`[height, width, 4]`, red, green, blue, alpha."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from training.report_groups import RunGroup, group_runs
-from training.report_html import (
+from training.reports.curves import RunCurves, load_runs
+from training.reports.groups import RunGroup, group_runs
+from training.reports.html_page import (
     colour_key,
     fold,
     page,
@@ -19,8 +20,8 @@ from training.report_html import (
     table,
     tiles,
 )
-from training.report_plots import panels_of
-from training.report_tables import (
+from training.reports.plots import panels_of
+from training.reports.tables import (
     Table,
     band_table,
     comparison_table,
@@ -30,8 +31,7 @@ from training.report_tables import (
     verdicts,
     whole,
 )
-from training.report_theme import DARK, LIGHT, as_png, draw_key, draw_panel, tiled
-from training.run_curves import RunCurves, load_runs
+from training.reports.theme import DARK, LIGHT, as_png, draw_key, draw_panel, tiled
 
 _NOISE_PERCENT = 0.5  # as in the warning of overfitting: less is the noise of a held-out split
 _MOST_NAMES = 4

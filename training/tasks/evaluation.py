@@ -20,18 +20,18 @@ import torch
 import torch.distributed as dist
 
 from training.dist import agree, raise_together
-from training.tasks_harness import (
+from training.tasks.harness import (
     load_tasks,
     open_task_list,
     permit_code,
     quieten,
     require_harness,
 )
-from training.tasks_results import TASKS_FOLDER, result_name, write_result
-from training.tasks_weights import Weights, find_weights
+from training.tasks.results import TASKS_FOLDER, result_name, write_result
+from training.tasks.weights import Weights, find_weights
 
 if TYPE_CHECKING:
-    from training.tasks_model import WholeModel
+    from training.tasks.whole_model import WholeModel
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ def _weights_and_out(
 
 
 def _load_model(folder: Path, options: TaskOptions) -> WholeModel:
-    from training.tasks_model import WholeModel
+    from training.tasks.whole_model import WholeModel
 
     device = torch.device("cpu")
     if torch.cuda.is_available():
