@@ -201,9 +201,14 @@ class Hosts:
         (self._folder / "hosts").write_text("\n".join(lines) + "\n")
 
     def _tear_down(self) -> None:
-        for name in self.names:
-            subprocess.run(["ip", "netns", "del", f"{_PREFIX}-{name}"], capture_output=True)
-            subprocess.run(["ip", "link", "del", self._cable(name)], capture_output=True)
+        """Also hosts that a killed test with more of them has left."""
+        listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True)
+        spaces = [line.split()[0] for line in listed.stdout.splitlines()]
+        for space in spaces:
+            if space.startswith(f"{_PREFIX}-"):
+                subprocess.run(["ip", "netns", "del", space], capture_output=True)
+                cable = self._cable(space.removeprefix(f"{_PREFIX}-"))
+                subprocess.run(["ip", "link", "del", cable], capture_output=True)
         subprocess.run(["ip", "link", "del", _BRIDGE], capture_output=True)
 
 
