@@ -30,6 +30,7 @@ from training.run_state import RunRecord
 from training.sample_order import SampleOrder
 from training.step import train_step
 from training.stopping import StopRequests
+from training.token_sketch import TokenSketch
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def _one_step(
     run: Run, stream: SampleStream, memory: _Memory, progress: Progress
 ) -> tuple[Progress, BadStepReport | None]:
     began = time.monotonic()
+    sketch = TokenSketch(run.engine.layout) if _is_evaluated(run, progress.step + 1) else None
     done = train_step(
         run.recipe,
         run.engine,
@@ -150,6 +152,7 @@ def _one_step(
         corpus=memory.corpus,
         guard=memory.guard,
         leaves_out=progress.step in progress.left_out,
+        sketch=sketch,
         step=progress.step,
         done_frac=progress.tokens / run.plan.planned_tokens,
     )
@@ -171,8 +174,12 @@ def _one_step(
     )
     speed = {"tokens_per_second": done.num_tokens / seconds, "seconds": seconds}
     position = _position(run.plan, progress)
+    picture = sketch.over_ranks() if sketch else None
     run.engine.watchdog.enter("metrics", step=progress.step, alone=True)
     run.metrics.log_step(position | done.row | speed)
+    if picture:
+        tokenizer = Path(run.recipe.data.corpus) / "tokenizer"
+        run.metrics.log_tokens(picture, step=progress.step, tokenizer=tokenizer)
     for epoch, digest in finished.items():
         run.metrics.log_epoch(position | {"finished_epoch": epoch, "samples_digest": digest})
     memory.meter.add(alone_seconds=done.alone_seconds, step_seconds=seconds)
@@ -180,6 +187,11 @@ def _one_step(
     if report:
         run.metrics.log_ranks({"step": progress.step} | report)
     return progress, done.bad
+
+
+def _is_evaluated(run: Run, step: int) -> bool:
+    every = run.recipe.evaluation.every_steps
+    return every is not None and (step % every == 0 or step == run.plan.total_steps)
 
 
 def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from training.lagged_dropout import LaggedDropout
 from training.loss_guard import LossGuard, judge_rerun
 from training.schedule import learning_rate
 from training.token_dropout import StepDropout, plan_dropout
+from training.token_sketch import TokenSketch
 
 
 class StepResult(NamedTuple):
@@ -48,6 +49,7 @@ def train_step(
     corpus: CorpusThreshold | None = None,
     guard: LossGuard | None = None,
     leaves_out: bool = False,
+    sketch: TokenSketch | None = None,
     step: int,
     done_frac: float,
 ) -> StepResult:
@@ -59,6 +61,7 @@ def train_step(
         corpus: says who is low, if not the step's own quantile does.
         guard: says whether the step is one to learn from.
         leaves_out: go through the batch without an update.
+        sketch: is shown the step's tokens.
         step: 0-based.
         done_frac: trained tokens / planned tokens, which drives the curriculum.
 
@@ -99,6 +102,9 @@ def train_step(
         source.observe(batch, done.nll_BS, done.entropy_BS, done.input_drops_BS)
         rows.add(batch, done.nll_BS)
         sums.add(batch, done)
+        if sketch:
+            planned = dropout if lagged is None else None
+            sketch.add(batch, done, planned, micro_step=micro_step)
         is_last = micro_step == len(batches) - 1
         if is_last and guard and guard.decides_before_update and not leaves_out:
             bad = guard.examine_loss(sums.over_ranks().loss)
