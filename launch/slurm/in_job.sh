@@ -45,9 +45,19 @@ queue_again() {
     exit 0
 }
 
+# number_steps: gives the next srun another step number than in the start before. When a process or
+# a node is lost, Slurm (22.05) ends the step, and a minute later does so again, by its number alone:
+# that SIGTERM then reaches the step of the next start.
+number_steps() {
+    if ((${SLURM_RESTART_COUNT:-0} % 2)); then
+        srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true
+    fi
+}
+
 # run_or_queue_again CMD ...: work that goes on where it was when it is started again.
 run_or_queue_again() {
     local status=0
+    number_steps || true
     "$@" || status=$?
     if ((status)) && is_running && is_preempted; then
         queue_again "preempted"
