@@ -114,7 +114,8 @@ def test_the_prep_image_makes_the_corpus_of_a_local_build(
 def test_the_training_image_is_whole(buildah: Buildah, training_image: str) -> None:
     checked = buildah.run(training_image, ["python", "docker/self_check.py", "training"])
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "77 of 77 pins installed" in checked.stdout
+    num_pins = (REPO_ROOT / "requirements.txt").read_text().count("==")
+    assert f"{num_pins} of {num_pins} pins installed" in checked.stdout
     assert "ok    user       1000" in checked.stdout
 
 
