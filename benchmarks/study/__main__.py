@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.study.arms import ARM_OF, ARMS, Arm
 from benchmarks.study.corpora import Folders, prepare_corpora
 from benchmarks.study.forks import load_modules, run_in_fork
-from benchmarks.study.jobs import Job, count_jobs, startable
+from benchmarks.study.jobs import BASE_ARM, Job, count_jobs, startable
 from benchmarks.study.pool import run_pool
 from benchmarks.study.results import Row, read_results, refuse_other_bases
 from benchmarks.study.settings import SETTINGS, Setting
@@ -141,13 +141,17 @@ def _run_grid(
     identities = {size.name: base_identity(size, folders) for size in setting.sizes}
     refuse_other_bases(read_results(results), identities)
 
+    known = {BASE_ARM, *(arm.name for arm in arms)}
+
     def next_jobs() -> list[Job]:
         return startable(setting, read_results(results), arms=arms)
 
     def work(job: Job) -> Row:
         return run_job(job, setting, folders)
 
-    num_all = count_jobs(setting, arms=arms)
+    counted = {(size.name, name) for size in setting.sizes for name in known}
+    num_done = sum((row["size"], row["arm"]) in counted for row in read_results(results))
+    num_all = max(count_jobs(setting, arms=arms), num_done)
     return run_pool(
         next_jobs,
         work,
@@ -155,7 +159,7 @@ def _run_grid(
         results=results,
         num_side_by_side=num_side_by_side,
         num_all=num_all,
-        num_done=min(len(read_results(results)), num_all),
+        num_done=num_done,
         until=until,
     )
 

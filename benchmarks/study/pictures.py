@@ -102,7 +102,8 @@ def draw_differences(places: Sequence[Place], path: Path) -> None:
 
 def _curve(ax: Axes, runs: ArmRuns, color: str) -> None:
     losses = np.array([row["curve"]["loss"] for row in _alike(runs)])
-    ax.plot(_epochs(runs), losses.mean(0), color=color, label=runs.arm.label)
+    label = f"{runs.arm.label} ({len(losses)} seeds)"
+    ax.plot(_epochs(runs), losses.mean(0), color=color, label=label)
     ax.fill_between(_epochs(runs), losses.min(0), losses.max(0), color=color, alpha=0.15, lw=0)
 
 

@@ -47,7 +47,7 @@ def _counts(rows: Sequence[Row]) -> str:
     hours = sum(row["cpu_seconds"] for row in trained) / 3600
     return (
         f"{len(trained)} runs: {tuning} that tuned settings, {len(trained) - tuning} reported; "
-        f"{hours:.1f} core hours.\n"
+        f"at least {hours:.1f} core hours (of a killed run, those since its last start).\n"
     )
 
 
