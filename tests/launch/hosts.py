@@ -7,10 +7,12 @@ Needs root, iproute2, util-linux and openssh-server.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,6 +90,9 @@ class Hosts:
         return f"{_NETWORK}.{name[1:]}"
 
     def __enter__(self) -> Self:
+        # their names and addresses exist once on a machine
+        self._lock = (Path(tempfile.gettempdir()) / "entrodrop-test-hosts.lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._tear_down()  # what a killed test left
         self._write_files()
         _ip("link", "add", _BRIDGE, "type", "bridge")
@@ -113,6 +118,7 @@ class Hosts:
         for name in self.names:
             self.power_off(name)
         self._tear_down()
+        self._lock.close()
 
     def boot(self, name: str) -> None:
         self.mend_cable(name)
