@@ -23,7 +23,8 @@ lint: ## ruff, mypy, import layers, shellcheck
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/shellcheck --external-sources .ci/run launch/*.sh launch/slurm/* launch/kubernetes/*.sh docker/*.sh
+	.venv/bin/shellcheck --external-sources .ci/run launch/*.sh launch/slurm/* \
+		launch/kubernetes/*.sh launch/kubernetes/efa/*.sh docker/*.sh
 
 format: ## rewrite the sources as ruff formats them
 	@launch/setup.sh --dev
