@@ -177,6 +177,12 @@ class Hosts:
             **options,
         )
 
+    def signal(self, started: subprocess.Popen[str], number: int) -> None:
+        """To a command of `start` itself: `nsenter`, which waits for it, passes nothing on."""
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), number)
+
     def processes(self, name: str, pattern: str) -> list[str]:
         """Command lines on the host that hold the pattern."""
         found = subprocess.run(

@@ -17,7 +17,7 @@ from training.recipe_file import dump_recipe
 from training.run_state import read_run_state
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
-NUM_STEPS = 150
+NUM_STEPS = 60
 
 
 def shared_recipe(corpus: Path, run_dir: Path) -> Recipe:

@@ -74,6 +74,7 @@ class Job:
         try:
             printed, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
+            self.hosts.signal(process, signal.SIGKILL)
             process.kill()
             raise AssertionError(
                 f"still there after {seconds} s: {process.communicate()[0]}"
@@ -95,14 +96,14 @@ def test_a_job_saves_when_asked_and_goes_on_exactly(job: Job, expected, launcher
     """SIGUSR1, which schedulers send, reaches the launch script only."""
     started = job.start(launcher)
     wait_for_steps(job.run_dir, 15, of=started)
-    started.send_signal(signal.SIGUSR1)
-    code, printed = job.end(started, seconds=60)
+    job.hosts.signal(started, signal.SIGUSR1)
+    code, printed = job.end(started, seconds=120)
     state, step = state_of(job.run_dir)
     assert (code, state) == (0, "stopped"), printed
     assert 15 <= step < NUM_STEPS
     assert "asking the run to save and end" in printed and "start again to go on" in printed
     assert (job.run_dir / "logs" / "rank-00001.log").exists()
-    code, printed = job.end(job.start(launcher), seconds=120)
+    code, printed = job.end(job.start(launcher), seconds=240)
     assert code == 0, printed
     assert state_of(job.run_dir) == ("complete", NUM_STEPS)
     assert metrics(job.run_dir, "step") == expected
@@ -115,13 +116,13 @@ def test_a_cut_cable_ends_the_job_and_the_next_start_is_exact(job: Job, expected
     job.hosts.cut_cable("h2")
     cut_at = time.monotonic()
     try:
-        code, printed = job.end(started, seconds=60)
+        code, printed = job.end(started, seconds=120)
     finally:
         job.hosts.mend_cable("h2")
     assert code != 0
     assert time.monotonic() - cut_at < 40
     assert "Failed: rank" in printed and "watchdog" in printed, printed
-    code, printed = job.end(job.start("deepspeed"), seconds=120)
+    code, printed = job.end(job.start("deepspeed"), seconds=240)
     assert code == 0, printed
     assert metrics(job.run_dir, "step") == expected
 
@@ -131,11 +132,11 @@ def test_a_lost_host_ends_the_job_and_the_next_start_is_exact(job: Job, expected
     wait_for_steps(job.run_dir, 25, of=started)
     job.hosts.power_off("h2")
     try:
-        code, printed = job.end(started, seconds=60)
+        code, printed = job.end(started, seconds=120)
     finally:
         job.hosts.boot("h2")
     assert code != 0
     assert "A next start goes on from step" in printed, printed
-    code, printed = job.end(job.start("mpirun"), seconds=120)
+    code, printed = job.end(job.start("mpirun"), seconds=240)
     assert code == 0, printed
     assert metrics(job.run_dir, "step") == expected
