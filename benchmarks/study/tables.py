@@ -86,6 +86,8 @@ def knowledge_table(place: Place) -> str:
 
 def tuning_table(place: Place) -> str:
     """Final held-out loss of every try on the tuning slice."""
+    if not place.tuning:
+        return "None: each arm has the likeliest of its settings.\n"
     rows = []
     for runs in place.tuning.values():
         best = min(final_loss(row) for row in runs)
