@@ -56,7 +56,7 @@ print_command() {
 # Sets for the caller VERDICT, STEP, REASON (of a stop, as run_state.json has it), SIGNALLED and
 # STATUS (the launcher's exit code); returns 0 when the run is complete or was stopped.
 supervise() {
-    local starts child
+    local starts child guard
     VERDICT=refused STEP=0 REASON="" SIGNALLED="" STATUS=2
     starts=$("$PYTHON" -m launch.verdict starts "$RUN_DIR") || return 2
     mkdir -p "$RUN_DIR" || return 2
@@ -64,6 +64,8 @@ supervise() {
     # A session of its own: Ctrl-C reaches this script alone, and the run ends in order.
     setsid "$@" &
     child=$!
+    end_a_launcher_that_stays "$child" &
+    guard=$!
     trap 'ask_to_stop TERM' TERM
     trap 'ask_to_stop USR1' USR1
     trap 'if [[ $SIGNALLED == INT ]]; then kill -TERM -- "-$child"; else ask_to_stop INT; fi' INT
@@ -72,8 +74,9 @@ supervise() {
     done
     trap - TERM INT
     trap '' USR1 # one that comes now must not end this script before the verdict
+    kill "$guard" 2>/dev/null || true
     # What it started and left behind ends with it.
-    kill -TERM -- "-$child" 2>/dev/null || true
+    pkill -TERM --session "$child" || true
     take_back_stop
     # shellcheck disable=SC2034 # STEP and REASON are for the caller
     read -r VERDICT STEP REASON < <("$PYTHON" -m launch.verdict judge "$RUN_DIR" "$starts" || true)
@@ -81,6 +84,29 @@ supervise() {
         echo "(the launcher ended with exit code $STATUS)" >&2
         return 1
     fi
+}
+
+# end_a_launcher_that_stays PID: a launcher can wait for a host that is lost long after the run has
+# noted its end, and keep GPUs of the others meanwhile. It then goes, with all that it has started.
+end_a_launcher_that_stays() {
+    local mark=$RUN_DIR/.launched patience=${ENTRODROP_END_SECONDS:-60} since=""
+    touch -- "$mark" # a state file that is older speaks of an earlier start
+    trap 'rm -f -- "$mark"; exit 0' TERM
+    while kill -0 "$1" 2>/dev/null; do
+        sleep 2 >/dev/null 2>&1 &
+        wait $!
+        if [[ $RUN_DIR/run_state.json -nt $mark ]] \
+            && ! grep -q '"state": "running"' "$RUN_DIR/run_state.json"; then
+            since=${since:-$SECONDS}
+        fi
+        if [[ -n $since ]] && ((SECONDS - since >= patience)); then
+            echo "the run has ended and its launcher has not, $patience s later: ending it" >&2
+            pkill -TERM --session "$1"
+            sleep 10 >/dev/null 2>&1
+            pkill -KILL --session "$1"
+        fi
+    done
+    rm -f -- "$mark"
 }
 
 # The words tell this request from a STOP file that the user made, which stays when a run has not

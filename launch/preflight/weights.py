@@ -32,7 +32,9 @@ def plain_model(config: PretrainedConfig) -> PreTrainedModel:
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # it may outlive the engine that it was made for
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", trust_remote_code=False
+    )
     assert isinstance(model, PreTrainedModel)
     return model
 

@@ -66,7 +66,8 @@ class Job:
     def start(self, launcher: str) -> subprocess.Popen[str]:
         """From h1, as a user does who is logged in there."""
         command = [f"launch/{launcher}.sh", str(self.recipe), "--hostfile", str(self.hostfile)]
-        environment = cluster_environment(**(MPI_NETWORK if launcher == "mpirun" else {}))
+        network = MPI_NETWORK if launcher == "mpirun" else {}
+        environment = cluster_environment(ENTRODROP_END_SECONDS="20", **network)
         return self.hosts.start("h1", command, environment=environment)
 
     def end(self, process: subprocess.Popen[str], *, seconds: float) -> tuple[int, str]:
@@ -74,7 +75,9 @@ class Job:
         try:
             printed, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            self.hosts.signal(process, signal.SIGKILL)
+            for name in self.up():  # whatever still runs on them holds the pipe
+                self.hosts.power_off(name)
+                self.hosts.boot(name)
             process.kill()
             raise AssertionError(
                 f"still there after {seconds} s: {process.communicate()[0]}"
