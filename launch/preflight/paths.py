@@ -167,7 +167,7 @@ def judge_caches(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> li
             path, why = found[name]
             if why:
                 findings.append(
-                    Finding("warn", f"{name} {path} of {host}: {why}", _TODO[name], (rank,))
+                    Finding("warn", f"{name} {path} of {host}: {why}", _REMEDIES[name], (rank,))
                 )
         if found["tmp_free"] < _TMP_MIB * 2**20:
             findings.append(
@@ -184,7 +184,7 @@ def judge_caches(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> li
     return [Finding("pass", f"writable: {first['home'][0]}, {first['TMPDIR'][0]}")]
 
 
-_TODO = {
+_REMEDIES = {
     "home": "set HOME, or TRITON_CACHE_DIR and TORCH_EXTENSIONS_DIR, to a folder that is writable",
     "TRITON_CACHE_DIR": "name a folder that is writable, on a disk of the host",
     "TMPDIR": "set TMPDIR to a folder that is writable, on a disk of the host",
