@@ -22,6 +22,17 @@ if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What workers of pytest-xdist share: files, but clusters of this machine stay with one.
+
+    Clusters come first: they mostly wait, while the other workers compute.
+    """
+    for item in items:
+        cluster = item.get_closest_marker("cluster")
+        item.add_marker(pytest.mark.xdist_group("cluster" if cluster else item.path.name))
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+
+
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python's own json package, tokenised with a BPE of 512 ids, packed to 64 tokens."""
