@@ -22,6 +22,7 @@ from tests.distributed import run_ranks
 from tests.docs.markdown import code_blocks
 from tests.training.short_runs import short_recipe, train_on_rank
 from training.checkpoints.marker import read_marker
+from training.task_results import read_results, result_name
 from training.tasks.evaluation import TaskOptions
 from training.tasks.harness import (
     _OUR_LISTS,
@@ -31,7 +32,6 @@ from training.tasks.harness import (
     refuse_unknown,
     require_harness,
 )
-from training.tasks.results import read_results, result_name
 from training.tasks.weights import find_weights
 
 pytestmark = pytest.mark.slow  # each start imports torch, transformers and the harness

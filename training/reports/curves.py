@@ -14,6 +14,7 @@ import yaml
 from training.metrics_file import METRICS_FILE, read_metrics
 from training.overfit_warning import OverfitWatch
 from training.run_state import RUN_STATE_FILE, RunState, read_run_state
+from training.task_results import read_results
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class RunCurves:
     state: RunState | None
     warnings: tuple[tuple[float, str], ...]
     """Epoch and text of each warning of overfitting."""
+    task_results: list[dict[str, Any]]
+    """Of `evaluate --tasks`, by step."""
     is_torn: bool
     """Whether the last line of its metrics is cut short."""
 
@@ -177,6 +180,7 @@ def _load_run(run_dir: Path, *, name: str) -> RunCurves:
         recipe=yaml.safe_load(recipe_yaml) or {},
         state=read_run_state(run_dir) if (run_dir / RUN_STATE_FILE).exists() else None,
         warnings=tuple((row["epoch"], str(warning)) for row, warning in said if warning),
+        task_results=read_results(run_dir),
         is_torn=not path.read_bytes().endswith(b"\n"),
     )
 

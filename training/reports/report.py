@@ -31,9 +31,14 @@ from training.reports.tables import (
     verdicts,
     whole,
 )
+from training.reports.task_table import task_table
 from training.reports.theme import DARK, LIGHT, as_png, draw_key, draw_panel, tiled
 
 _NOISE_PERCENT = 0.5  # as in the warning of overfitting: less is the noise of a held-out split
+_ABOUT_TASKS = (
+    "Found by evaluate --tasks, at the latest step that was asked. Whether more is better depends "
+    "on the metric. Rows of the same task differ in what was asked."
+)
 _MOST_NAMES = 4
 _MOST_VERDICTS = 4
 _ABOUT_THE_TABLE = (
@@ -83,6 +88,7 @@ def page_of(groups: list[RunGroup], figures: Sequence[str]) -> str:
         section("", f'{key}<div class="pictures">{"".join(figures)}</div>'),
         section("Numbers of each run", table(run_table(groups))),
         section("Held-out loss by entropy band", table(band_table(groups))) if has_bands else "",
+        _tasks(groups),
         _differences(groups) if len(groups) > 1 else "",
         section("The runs" if len(runs) > 1 else "The run", "".join(map(_facts, runs))),
     ]
@@ -193,6 +199,13 @@ def _notes(runs: list[RunCurves]) -> str:
 def _comparison(groups: list[RunGroup]) -> str:
     about = paragraph(_ABOUT_THE_TABLE, kind="soft small")
     return section("Comparison", table(comparison_table(groups)) + about)
+
+
+def _tasks(groups: list[RunGroup]) -> str:
+    content = task_table(groups)
+    if not content.rows:
+        return ""
+    return section("Benchmarks", table(content) + paragraph(_ABOUT_TASKS, kind="soft small"))
 
 
 def _differences(groups: list[RunGroup]) -> str:

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from training.dist import agree, raise_together
+from training.task_results import TASKS_FOLDER, result_name, write_result
 from training.tasks.harness import (
     load_tasks,
     open_task_list,
@@ -27,7 +28,6 @@ from training.tasks.harness import (
     quieten,
     require_harness,
 )
-from training.tasks.results import TASKS_FOLDER, result_name, write_result
 from training.tasks.weights import Weights, find_weights
 
 if TYPE_CHECKING:
