@@ -106,7 +106,7 @@ stage "Export to a Hugging Face folder, loaded again and compared"
 TQDM_DISABLE=1 run_python training export "$run_dir"
 
 stage "Evaluation of the export"
-run_python training evaluate "$run_dir" train.sequence_parallel_size=1 >/dev/null
+run_python training evaluate "$run_dir" >/dev/null
 "$PYTHON" - "$run_dir" <<'PYTHON'
 import json, pathlib, sys
 

@@ -11,6 +11,8 @@ import pytest
 
 from tests.docs.markdown import REPO_ROOT, code_blocks
 
+PAGES = ("launching.md", "planning.md")
+
 
 def commands(page: str) -> list[str]:
     blocks = code_blocks(REPO_ROOT / "docs" / page, "bash")
@@ -18,7 +20,7 @@ def commands(page: str) -> list[str]:
     return [line for line in joined.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("command", commands("launching.md") + commands("planning.md")[:-1])
+@pytest.mark.parametrize("command", [line for page in PAGES for line in commands(page)])
 def test_a_command_runs(command: str, tmp_path: Path) -> None:
     for name in ("launch", "training", "data_prep", "ds_configs"):
         (tmp_path / name).symlink_to(REPO_ROOT / name)

@@ -339,7 +339,7 @@ def message_of_evaluation(run_dir: Path) -> str:
     from training.evaluate_run import evaluate_run
 
     with pytest.raises(ValueError) as caught:
-        evaluate_run(run_dir, ["train.sequence_parallel_size=1"])
+        evaluate_run(run_dir, [])
     return str(caught.value)
 
 
