@@ -84,11 +84,10 @@ class Setting:
 FULL = Setting(
     name="full",
     sizes=(
-        Size("0.5M", hidden=96, layers=4, heads=4, base_lr=3e-3),
         Size("1M", hidden=128, layers=4, heads=4, base_lr=3e-3),
-        Size("5M", hidden=256, layers=6, heads=4, base_lr=2e-3),
+        Size("4M", hidden=256, layers=4, heads=4, base_lr=2e-3),
     ),
-    general_chars={"dictionary": 1_300_000, "manual": 1_300_000, "python": 2_200_000},
+    general_chars={"dictionary": 1_300_000, "manual": 1_300_000, "python": 8_000_000},
 )
 MINIATURE = Setting(
     name="miniature",

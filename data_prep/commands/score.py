@@ -52,7 +52,14 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from training.score import ScoreOptions, score_corpus
+    try:
+        from training.score import ScoreOptions, score_corpus
+    except ModuleNotFoundError as missing:
+        raise ValueError(
+            f"score runs a model, and this installation has no {missing.name}: it is one for "
+            "preparing data alone. Run it where requirements.txt is installed, or in the training "
+            "image"
+        ) from None
 
     folder = score_corpus(
         ScoreOptions(

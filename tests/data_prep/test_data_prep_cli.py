@@ -146,3 +146,18 @@ def test_mpi_ranks_write_the_bytes_that_processes_write(
     process = start_mpi(3, "-m", "data_prep", *command)
     assert process.wait(timeout=120) == 0
     assert tree(one) == tree(tmp_path / "many")
+
+
+def test_score_without_training_says_where_it_runs(tmp_path: Path) -> None:
+    """As in the image for data preparation, which has neither training nor torch."""
+    shutil.copytree(ROOT / "data_prep", tmp_path / "data_prep")
+    refused = subprocess.run(
+        [sys.executable, "-m", "data_prep", "score", "corpus", "--model", "m", "--seq-len", "64"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 2
+    assert "error: score runs a model, and this installation has no training" in refused.stderr
+    assert "Traceback" not in refused.stderr
