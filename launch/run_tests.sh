@@ -8,4 +8,6 @@ source launch/env.sh
 # One thread a process: the tests start several processes on few cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
-exec "$PYTHON" -m pytest -rs --durations=10 "$@"
+# Clusters of this machine mostly wait, so a second worker has the rest. -n0 in ARGS: only one.
+exec "$PYTHON" -m pytest -rs --durations=25 -n "$((NUM_CORES < 4 ? 2 : 4))" --dist loadgroup \
+    --no-loadscope-reorder "$@"
