@@ -30,7 +30,7 @@ Any key can be changed on the command line, with its dotted name:
 launch/local.sh training/recipes/quickstart.yaml train.epochs=3 dropout.max_rate=0.2
 ```
 
-This page is written by `python docs/generate_recipe_reference.py` out of `training/config.py`; a
+This page is written by `python -m docs.generate_recipe_reference` out of `training/config.py`; a
 test fails when it is out of date.
 """
 

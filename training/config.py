@@ -291,6 +291,8 @@ class Recipe:
     ] = "entrodrop"
     """entrodrop and its baselines. random_token_dropout drops any target with the mean rate that
     EntroDrop would have (gamma * quantile), by the same `dropout.*` keys."""
+    beside: Literal["hidden_dropout", "label_smoothing", "neftune", "weight_decay"] | None = None
+    """A usual regulariser together with the first, as strong as `baseline.*` says."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     entropy: Entropy = Field(default_factory=Entropy)
@@ -300,6 +302,19 @@ class Recipe:
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     guard: Guard = Field(default_factory=Guard)
     watchdog: Watchdog = Field(default_factory=Watchdog)
+
+    def applies(self, regulariser: str) -> bool:
+        """Whether it is the regulariser, or the one beside it."""
+        return regulariser in (self.regulariser, self.beside)
+
+    @model_validator(mode="after")
+    def _beside_another(self) -> Recipe:
+        if self.beside is not None and self.regulariser in ("none", self.beside):
+            raise ValueError(
+                f"beside: {self.beside} needs another regulariser that it stands beside (is "
+                f"{self.regulariser}); alone it is regulariser: {self.beside}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _lagged_fits(self) -> Recipe:

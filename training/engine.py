@@ -231,8 +231,8 @@ def build_engine(
     )
     if loads_universal:
         ds_config["checkpoint"] = {"load_universal": True}
-    smooths = recipe.regulariser == "label_smoothing"
-    drops_hidden = recipe.regulariser == "hidden_dropout"
+    smooths = recipe.applies("label_smoothing")
+    drops_hidden = recipe.applies("hidden_dropout")
     model = build_model(
         recipe.model,
         model_config,
@@ -269,7 +269,7 @@ def build_engine(
 
 def weight_decay_of(recipe: Recipe) -> float:
     """The optimizer's own, unless weight decay is the regulariser that is tried."""
-    if recipe.regulariser == "weight_decay":
+    if recipe.applies("weight_decay"):
         return recipe.baseline.weight_decay
     return recipe.optimizer.weight_decay
 

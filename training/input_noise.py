@@ -16,13 +16,13 @@ from training.entrodrop.counter_rng import NOISE_STREAM, token_keys, uniform_fro
 
 
 def neftune_noise(batch: MicroBatch, recipe: Recipe, *, num_channels: int) -> Tensor | None:
-    """Noise of each embedding, fp32 `[B, S, D]`; None under another regulariser.
+    """Noise of each embedding, fp32 `[B, S, D]`; None when the recipe has none.
 
     Uniform in [-1, 1] times alpha / sqrt(L D), where L is the length of the token's own document
     in the sample, not of the sample. Drawn by the identity of token and channel, so the same on
     every layout and after a resume.
     """
-    if recipe.regulariser != "neftune":
+    if not recipe.applies("neftune"):
         return None
     channels_D = torch.arange(num_channels, device=batch.ids_BS.device)
     index_BSD = batch.token_index_BS1[:, :-1, None] * num_channels + channels_D

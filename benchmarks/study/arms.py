@@ -111,8 +111,15 @@ ARMS = (
     Arm(
         "with_decay",
         "EntroDrop, input + weight decay",
-        _entrodrop(dropout__where="input"),
+        _entrodrop(dropout__where="input", beside="weight_decay"),
         like=("entrodrop_input", "weight_decay"),
+        round=2,
+    ),
+    Arm(
+        "with_hidden",
+        "EntroDrop, input + hidden dropout",
+        _entrodrop(dropout__where="input", beside="hidden_dropout"),
+        like=("entrodrop_input", "hidden_dropout"),
         round=2,
     ),
     Arm(
@@ -159,12 +166,8 @@ ARMS = (
     ),
 )
 ARM_OF = {arm.name: arm for arm in ARMS}
-_RENAMED = {"baseline.weight_decay": "optimizer.weight_decay"}
-"""A regulariser that an arm takes over beside its own: only the optimizer's key combines."""
 
 
 def overrides_of(arm: Arm, chosen: Overrides) -> dict[str, Any]:
     """What a recipe changes, given the setting that was chosen."""
-    combines = len(arm.like) > 1
-    renamed = {_RENAMED.get(key, key) if combines else key: v for key, v in chosen.items()}
-    return {**arm.fixed, **renamed}
+    return {**arm.fixed, **chosen}

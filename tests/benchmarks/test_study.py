@@ -103,7 +103,8 @@ def test_every_arm_makes_a_valid_recipe(arm: Arm):
         )
         if arm.name == "with_decay":
             assert recipe.regulariser == "entrodrop"
-            assert recipe.optimizer.weight_decay == 3.0
+            assert recipe.applies("weight_decay")
+            assert recipe.baseline.weight_decay == 3.0
 
 
 def nested(overrides: dict) -> dict:

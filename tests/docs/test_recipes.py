@@ -24,7 +24,7 @@ def load_generator() -> ModuleType:
 
 def test_reference_of_recipe_keys_is_up_to_date() -> None:
     written = (REPO_ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert written == load_generator().reference(), "run: python docs/generate_recipe_reference.py"
+    assert written == load_generator().reference(), "run: python -m docs.generate_recipe_reference"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -121,6 +121,18 @@ def test_weight_decay_as_the_regulariser_takes_the_place_of_the_optimizers() -> 
     assert weight_decay_of(tiny_recipe(baseline__weight_decay=3.0)) == 0.1
 
 
+def test_a_usual_regulariser_stands_beside_token_dropout() -> None:
+    with_decay = tiny_recipe(beside="weight_decay", baseline__weight_decay=3.0)
+    assert with_decay.regulariser == "entrodrop"
+    assert weight_decay_of(with_decay) == 3.0
+    (batch,) = batches_of_rank(0, 1)
+    noisy = neftune_noise(batch, tiny_recipe(beside="neftune"), num_channels=D)
+    alone = neftune_noise(batch, tiny_recipe(regulariser="neftune"), num_channels=D)
+    assert noisy is not None
+    assert alone is not None
+    assert torch.equal(noisy, alone)
+
+
 def test_lengths_of_pieces() -> None:
     positions = torch.tensor([0, 1, 2, 0, 1, 0]).numpy()
     assert piece_lengths(positions).tolist() == [3, 3, 3, 2, 2, 1]

@@ -54,6 +54,8 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
         ("regulariser=entrodrop2", "'none', 'entrodrop', 'random_token_dropout'"),
         ("model.pretrained=some/model", "exactly one of"),
         ("dropout.replace=mask_token", "mask_token_id"),
+        ("beside=hiden_dropout", "'hidden_dropout', 'label_smoothing'"),
+        ("beside=entrodrop", "'hidden_dropout', 'label_smoothing'"),
         ("seed", "not of the form a.b=c"),
         ("seed=[", "override 'seed=\\['"),
     ],
@@ -82,3 +84,9 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_the_dump_of_a_recipe_is_the_recipe(tmp_path):
     recipe = tiny_recipe(dropout__where="both", train__epochs=2.5)
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize("regulariser", ["none", "neftune"])
+def test_what_stands_beside_a_regulariser_needs_another_one(tmp_path, regulariser):
+    with pytest.raises(ValueError, match="alone it is regulariser: neftune"):
+        load_recipe(write(tmp_path, GOOD), ["beside=neftune", f"regulariser={regulariser}"])

@@ -71,6 +71,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
         "entropy__measure": "nll",
         "entropy__cache_keeps": "latest",
     },
+    "both_beside_hidden_dropout": {"dropout__where": "both", "beside": "hidden_dropout"},
     "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
 }
 
@@ -85,11 +86,11 @@ def measure(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> di
     results = {}
     for name, change in DROPOUTS.items():
         changed = tiny_recipe(**base, **change)
-        smooths = changed.regulariser == "label_smoothing"
+        smooths = changed.applies("label_smoothing")
         head = engine.model.lm.get_output_embeddings()
         engine.model.replaces_by_mean = changed.dropout.replace == "mean"
         engine.model._mean_D = None
-        drops_hidden = changed.regulariser == "hidden_dropout"
+        drops_hidden = changed.applies("hidden_dropout")
         rate = changed.baseline.hidden_dropout if drops_hidden else 0.0
         engine.model.hidden_dropout.rate = rate
         head.label_smoothing = changed.baseline.label_smoothing if smooths else 0.0
