@@ -57,7 +57,7 @@ def adapting_recipe(
         "seed": seed,
         "model": {"pretrained": str(folders.base(size.name) / "export")},
         "train": _train(setting, epochs=setting.epochs, batch_tokens=setting.batch_tokens),
-        "optimizer": {"lr": setting.lr},
+        "optimizer": {"lr": setting.lr_of_domain[domain]},
         "schedule": {"warmup_frac": 0.05},
         "entropy": {"scores": scores_name(size)},
         "evaluation": {"every_steps": steps_an_epoch},
