@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,16 +24,26 @@ if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What workers of pytest-xdist share: files, but clusters of this machine stay with one.
-
-    Clusters come first: they mostly wait, while the other workers compute.
-    """
-    for item in items:
-        cluster = item.get_closest_marker("cluster")
-        item.add_marker(pytest.mark.xdist_group("cluster" if cluster else item.path.name))
+    """Clusters first: they mostly wait, while the other workers compute."""
     items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a file at a time; clusters, of which a machine holds one, stay with one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    @cache
+    def scope(path: str) -> str:
+        text = (config.rootpath / path).read_text(encoding="utf-8")
+        return "cluster" if "pytest.mark.cluster" in text else path
+
+    class FilesAndClusters(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid.partition("::")[0])
+
+    return FilesAndClusters(config, log)
 
 
 @pytest.fixture(scope="session")
