@@ -50,6 +50,11 @@ read_recipe "$recipe" "${overrides[@]}"
 read_hostfile "$hostfile"
 ((${#HOSTS[@]} > 1)) || fail "$hostfile names ${HOSTS[0]} alone; there, use launch/local.sh"
 check_num_processes "$NUM_SLOTS"
+while read -r name; do
+    # DeepSpeed sets a value between double quotes for the other host's shell.
+    [[ ${!name} != *[\"\$\`\\$'\n']* ]] || fail "$name cannot travel to other hosts: its value has a \
+line break or one of \" \$ \` \\; change or unset it, or use launch/mpirun.sh"
+done < <(forwarded_variables)
 
 command=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$(realpath -- "$hostfile")"
     --no_ssh_check --master_port "$port" --module training train
@@ -71,7 +76,7 @@ done
 DS_ENV_FILE=$(mktemp)
 export DS_ENV_FILE
 trap 'rm -f -- "$DS_ENV_FILE"' EXIT
-forwarded_variables | while read -r name; do
-    printf '%s=%q\n' "$name" "${!name}"
-done >"$DS_ENV_FILE"
+while read -r name; do
+    printf '%s=%s\n' "$name" "${!name}"
+done < <(forwarded_variables) >"$DS_ENV_FILE"
 supervise "${command[@]}"

@@ -1,0 +1,74 @@
+"""Variables of the shell arrive on the hosts of a hostfile as they are, by both launchers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "training/recipes/quickstart.yaml"
+# In the place of pdsh: the other host's shell, with DeepSpeed's exports and nothing of this one.
+PDSH = """#!/usr/bin/env bash
+shift 5
+command="$*"
+env -i bash -c "${command%%cd /*} /usr/bin/env" >"$ARRIVED"
+echo "$command" >"$ARRIVED.command"
+"""
+Start = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """A launcher on two hosts that are not there, from a head node without a GPU."""
+    for name, text in (("pdsh", PDSH), ("ssh", "#!/bin/sh\necho 127.0.0.2\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "hosts.txt").write_text("127.0.0.2 slots=2\n127.0.0.3 slots=2\n")
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DS_ACCELERATOR", "OMP_NUM_THREADS", "MASTER_ADDR")
+    }
+
+    def run(launcher: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [f"launch/{launcher}.sh", RECIPE, "--hostfile", str(tmp_path / "hosts.txt")]
+        return subprocess.run(
+            [*command, f"run_dir={tmp_path / 'run'}", *arguments],
+            cwd=REPO_ROOT,
+            env=inherited
+            | {
+                "CUDA_VISIBLE_DEVICES": "",
+                "PYTHON": sys.executable,
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                "ARRIVED": str(tmp_path / "arrived"),
+            }
+            | variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_values_arrive_as_they_are_through_deepspeeds_own_exports(
+    start: Start, tmp_path: Path
+) -> None:
+    """A backslash before the comma would name a network card that no host has."""
+    sent = {"NCCL_IB_HCA": "mlx5_0,mlx5_1", "NCCL_DEBUG_FILE": "/tmp/of run;(1) *.log"}
+    done = start("deepspeed", **sent)
+    arrived = (tmp_path / "arrived").read_text().splitlines()
+    for name, value in sent.items():
+        assert f"{name}={value}" in arrived, done.stderr
+
+
+@pytest.mark.parametrize("value", ['"a"', "$HOME", "`id`", "a\\b", "a\nb"])
+def test_a_value_that_another_shell_would_change_is_refused(start: Start, value: str) -> None:
+    done = start("deepspeed", "--dry-run", NCCL_IB_HCA=value)
+    assert done.returncode == 2
+    assert "error: NCCL_IB_HCA cannot travel to other hosts" in done.stderr
