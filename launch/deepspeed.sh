@@ -79,4 +79,7 @@ trap 'rm -f -- "$DS_ENV_FILE"' EXIT
 while read -r name; do
     printf '%s=%s\n' "$name" "${!name}"
 done < <(forwarded_variables) >"$DS_ENV_FILE"
+if ((NUM_GPUS == 0)); then
+    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # of the launcher alone, which would warn
+fi
 supervise "${command[@]}"

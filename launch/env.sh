@@ -37,9 +37,11 @@ count_gpus() {
 NUM_GPUS=$(count_gpus)
 NUM_CORES=$("$PYTHON" -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || nproc)
 
-if ((NUM_GPUS == 0)); then
+ACCELERATOR_IS_OURS=""
+if ((NUM_GPUS == 0)) && [[ -z ${DS_ACCELERATOR:-} ]]; then
     # DeepSpeed otherwise looks for an accelerator and warns when there is none.
     export DS_ACCELERATOR=cpu
+    ACCELERATOR_IS_OURS=1
 fi
 
 # NCCL says what fails and nothing else; everything besides is best left to its defaults.
@@ -62,4 +64,4 @@ forwarded_variables() {
 }
 
 # The variables are for the scripts that source this file.
-: "$PYTHON" "$NUM_CORES"
+: "$PYTHON" "$NUM_CORES" "$ACCELERATOR_IS_OURS"

@@ -39,6 +39,12 @@ read_hostfile() {
         NUM_SLOTS=$((NUM_SLOTS + ${slots#slots=}))
     done <"$1"
     ((${#HOSTS[@]})) || fail "hostfile $1 names no host"
+    forget_this_host
+}
+
+# forget_this_host: other hosts may have the GPUs that this one lacks; their processes look.
+forget_this_host() {
+    [[ -z $ACCELERATOR_IS_OURS ]] || unset DS_ACCELERATOR
 }
 
 # print_command CMD ...: what a dry run shows.

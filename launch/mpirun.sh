@@ -56,6 +56,7 @@ if [[ -n $hostfile ]]; then
     ((num_processes <= NUM_SLOTS)) || fail "-n $num_processes exceeds the $NUM_SLOTS slots of $hostfile"
 elif [[ -n ${SLURM_NTASKS:-} ]]; then
     num_processes=${num_processes:-$SLURM_NTASKS}
+    forget_this_host # salloc leaves its shell on the login node
 else
     [[ -n $num_processes ]] || fail "how many processes? -n N on this machine, or --hostfile FILE"
     placement=(--oversubscribe) # mpirun counts cores, of which several share one GPU
@@ -70,9 +71,6 @@ fi
 export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-15}
 export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-5}
 export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-3}
-if ((NUM_GPUS == 0)); then
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-fi
 
 command=(mpirun -np "$num_processes" "${placement[@]}" --bind-to none)
 while read -r name; do

@@ -7,6 +7,8 @@ import socket
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Set by the mpirun of Open MPI, and by those of MPICH and Intel."""
+_LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "LOCAL_SIZE")
+"""Processes on this host, by both kinds of mpirun and by DeepSpeed's launcher."""
 _SLURM_NAMES = {
     "RANK": "SLURM_PROCID",
     "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",
@@ -18,12 +20,14 @@ def set_rank_variables() -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where a launcher did not.
 
     Without it every process of mpirun or srun would take itself for a run of its own, in one run
-    folder. A single process gets nothing: it needs none of them.
+    folder. A single process gets nothing: it needs none of them. Under mpirun and DeepSpeed's
+    launcher OMP_NUM_THREADS is set as well, where the user did not; call it before torch is loaded.
 
     Raises:
         ValueError: under srun without MASTER_ADDR and MASTER_PORT, which Slurm does not set; under
             an mpirun that mpi4py does not belong to.
     """
+    _share_cores()
     if "RANK" in os.environ:
         return
     mpi_size = max(map(_number, _MPI_SIZES))
@@ -40,12 +44,24 @@ def set_rank_variables() -> None:
         os.environ.update({name: os.environ[slurm] for name, slurm in _SLURM_NAMES.items()})
 
 
+def _share_cores() -> None:
+    """Only here are the cores of this very host known; torchrun and Slurm have settled it."""
+    num_local = max(map(_number, _LOCAL_SIZES))
+    if num_local > 1:
+        threads = max(len(os.sched_getaffinity(0)) // num_local, 1)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
 def _number(name: str) -> int:
     return int(os.environ.get(name, "1"))
 
 
 def _ask_mpi(expected_size: int) -> None:
     """Through mpi4py, as DeepSpeed does, with a port that is free on the machine of rank 0."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed settles it when it is loaded
     from deepspeed.comm.comm import mpi_discovery
     from mpi4py import MPI
 

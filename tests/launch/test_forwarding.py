@@ -72,3 +72,23 @@ def test_a_value_that_another_shell_would_change_is_refused(start: Start, value:
     done = start("deepspeed", "--dry-run", NCCL_IB_HCA=value)
     assert done.returncode == 2
     assert "error: NCCL_IB_HCA cannot travel to other hosts" in done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "mpirun"])
+def test_what_a_head_node_without_gpus_chooses_for_itself_stays_there(
+    start: Start, launcher: str
+) -> None:
+    """DS_ACCELERATOR=cpu would keep hosts from their GPUs, one thread would slow an offload."""
+    shown = start(launcher, "--dry-run").stdout
+    assert "NCCL_DEBUG=WARN" in shown
+    assert "DS_ACCELERATOR" not in shown and "OMP_NUM_THREADS" not in shown
+    shown = start(launcher, "--dry-run", DS_ACCELERATOR="cpu", OMP_NUM_THREADS="3").stdout
+    assert "DS_ACCELERATOR=cpu" in shown and "OMP_NUM_THREADS=3" in shown
+
+
+def test_deepspeeds_launcher_keeps_its_accelerator_to_itself(start: Start, tmp_path: Path) -> None:
+    done = start("deepspeed")
+    assert "NCCL_DEBUG=WARN" in (tmp_path / "arrived").read_text(), done.stderr
+    assert "DS_ACCELERATOR" not in (tmp_path / "arrived").read_text()
+    # nor does it warn that it has found none
+    assert "accelerator" not in done.stdout + done.stderr
