@@ -11,12 +11,13 @@ pdsh and ssh. The repository, its Python, the corpus and the run folder have the
 hosts. Rank 0 prints here, the others into RUN/logs.
 
   --hostfile FILE     which hosts, and how many GPUs of each
-  --master-port P     where the ranks meet on the first host (default: 29500)
+  --master-port P     where the ranks meet on the first host (default: MASTER_PORT, else 29500)
   --dry-run           print what would run and stop
   a.b=c               change keys of the recipe, as in train.epochs=3
 
-Ctrl-C, SIGTERM and SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is
-0 when the run is complete or was stopped.
+Where the first host has several addresses, MASTER_ADDR chooses the one at which they meet. Ctrl-C,
+SIGTERM and SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is 0 when
+the run is complete or was stopped.
 
 example:
   launch/deepspeed.sh training/recipes/qwen3_0.6b.yaml --hostfile hosts.txt
@@ -26,7 +27,7 @@ TEXT
 # shellcheck source=launch/job.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/job.sh"
 
-recipe="" hostfile="" port=29500 dry_run="" overrides=()
+recipe="" hostfile="" port=${MASTER_PORT:-29500} dry_run="" overrides=()
 while (($#)); do
     case $1 in
         -h | --help) usage && exit 0 ;;
@@ -57,8 +58,8 @@ line break or one of \" \$ \` \\; change or unset it, or use launch/mpirun.sh"
 done < <(forwarded_variables)
 
 command=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$(realpath -- "$hostfile")"
-    --no_ssh_check --master_port "$port" --module training train
-    --rank-logs "$(realpath -- "$recipe")" "${overrides[@]}")
+    --no_ssh_check ${MASTER_ADDR:+--master_addr "$MASTER_ADDR"} --master_port "$port"
+    --module training train --rank-logs "$(realpath -- "$recipe")" "${overrides[@]}")
 if [[ -n $dry_run ]]; then
     print_command "${command[@]}"
     exit 0

@@ -59,7 +59,7 @@ export PYTHONPATH=$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}
 
 # Names of the exported variables that processes on other hosts need; nothing secret among them.
 forwarded_variables() {
-    compgen -e | grep -E '^(NCCL_|GLOO_|UCX_|FI_|OMP_|DS_|PYTHON|TORCH|TRITON_|TRANSFORMERS_|TOKENIZERS_|TF_CPP|HF_HOME|HF_HUB_OFFLINE|LD_LIBRARY_PATH|PATH$)' \
+    compgen -e | grep -E '^(NCCL_|GLOO_|UCX_|FI_|OMP_|DS_|DEEPSPEED_|PYTHON|TORCH|TRITON_|TRANSFORMERS_|TOKENIZERS_|TF_CPP|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|MASTER_(ADDR|PORT)$|LD_LIBRARY_PATH|PATH$)' \
         | grep -vE 'TOKEN$|KEY|SECRET|PASSW|DS_ENV_FILE' || true
 }
 

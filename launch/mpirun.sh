@@ -16,9 +16,10 @@ prints here, the others into RUN/logs.
   --dry-run          print what would run and stop
   a.b=c              change keys of the recipe, as in train.epochs=3
 
-What mpirun itself should be told (networks, ssh) goes into OMPI_MCA_* variables. Ctrl-C, SIGTERM
-and SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is 0 when the run
-is complete or was stopped.
+What mpirun itself should be told (networks, ssh) goes into OMPI_MCA_* variables; MASTER_ADDR and
+MASTER_PORT say where the ranks meet, where the choice made for them is wrong. Ctrl-C, SIGTERM and
+SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is 0 when the run is
+complete or was stopped.
 
 examples:
   launch/mpirun.sh training/recipes/quickstart.yaml -n 2

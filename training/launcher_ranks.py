@@ -71,11 +71,11 @@ def _ask_mpi(expected_size: int) -> None:
             f"{MPI.COMM_WORLD.Get_size()}: it has loaded another MPI than that of mpirun "
             f"({MPI.Get_library_version().splitlines()[0]}); install mpi4py beside that one"
         )
-    master_addr, port = os.environ.get("MASTER_ADDR"), None
-    if MPI.COMM_WORLD.Get_rank() == 0:
+    master_addr, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if MPI.COMM_WORLD.Get_rank() == 0 and not port:
         with socket.socket() as probe:
             probe.bind(("", 0))
-            port = probe.getsockname()[1]
+            port = str(probe.getsockname()[1])
     mpi_discovery(distributed_port=MPI.COMM_WORLD.bcast(port, root=0), verbose=False)
     if master_addr:  # of several networks a user may know the right one
         os.environ["MASTER_ADDR"] = master_addr

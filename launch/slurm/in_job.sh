@@ -110,8 +110,5 @@ print_job() {
     else
         echo "# outside a job; sbatch says how many processes, on how many nodes"
     fi
-    if [[ -n ${MASTER_ADDR:-} ]]; then
-        printf 'MASTER_ADDR=%q MASTER_PORT=%q ' "$MASTER_ADDR" "$MASTER_PORT"
-    fi
     print_command "$@"
 }

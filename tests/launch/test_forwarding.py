@@ -32,7 +32,7 @@ def start(tmp_path: Path) -> Start:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("DS_ACCELERATOR", "OMP_NUM_THREADS", "MASTER_ADDR")
+        if name not in ("DS_ACCELERATOR", "OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT")
     }
 
     def run(launcher: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -92,3 +92,23 @@ def test_deepspeeds_launcher_keeps_its_accelerator_to_itself(start: Start, tmp_p
     assert "DS_ACCELERATOR" not in (tmp_path / "arrived").read_text()
     # nor does it warn that it has found none
     assert "accelerator" not in done.stdout + done.stderr
+
+
+def test_an_address_that_the_user_chose_is_where_the_ranks_meet(start: Start) -> None:
+    """Of several networks only the user knows the right one."""
+    chosen = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4242"}
+    shown = start("deepspeed", "--dry-run", **chosen).stdout
+    assert "--master_addr 10.0.0.1 --master_port 4242" in shown
+    shown = start("mpirun", "--dry-run", **chosen).stdout
+    assert "MASTER_ADDR=10.0.0.1 MASTER_PORT=4242" in shown
+    assert "-x MASTER_ADDR -x MASTER_PORT" in shown
+
+
+@pytest.mark.parametrize("name", ["DEEPSPEED_TIMEOUT", "HF_HUB_CACHE"])
+def test_what_every_rank_must_know_travels(start: Start, name: str) -> None:
+    assert f"{name}=/1" in start("mpirun", "--dry-run", **{name: "/1"}).stdout
+
+
+def test_secrets_stay_at_home(start: Start) -> None:
+    secrets = {"HF_HUB_TOKEN": "planted", "DS_API_KEY": "planted", "AWS_SECRET": "planted"}
+    assert "planted" not in start("mpirun", "--dry-run", **secrets).stdout
