@@ -349,6 +349,11 @@ class Recipe:
                 "entropies of the whole corpus are not at hand"
             )
         measures_in_training = entropy.source == "cache" or entropy.threshold == "lagged"
+        if measures_in_training and entropy.measure == "nll" and self.beside == "label_smoothing":
+            raise ValueError(
+                "entropy.measure: nll of the training forward would be that of smoothed targets "
+                "(beside: label_smoothing); take measure: shannon, or another regulariser beside"
+            )
         if measures_in_training and entropy.measure == "nll" and self.train.z_loss:
             raise ValueError(
                 f"entropy.measure: nll of the training forward would contain train.z_loss "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 from pathlib import Path
@@ -14,15 +15,15 @@ from training.dist import init_layout
 from training.engine import build_engine, training_dtype
 from training.evaluation import evaluate, heldout_stream, load_bands
 from training.model import resolve_model_config, warn_of_remote_code
-from training.model_checks import check_heads
+from training.model_checks import check_heads, check_window
 from training.recipe_file import load_recipe
-from training.task_results import write_result
+from training.whole_file import write_whole
 
 _SP_KEY = "train.sequence_parallel_size"
 
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
-    """Held-out loss of `run_dir/export`, by the bands that the run froze when it has any.
+    """Held-out loss of `run_dir/export`, on the run's own held-out data by the bands it froze.
 
     Fewer processes than the run had share a sequence as far as they can; the numbers are the same.
 
@@ -31,7 +32,8 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         overrides: keys of the recipe, for example `data.corpus=data/other`.
 
     Returns:
-        The result, which rank 0 also writes to `run_dir/evaluation.json`.
+        The result, which rank 0 also writes to `run_dir/evaluation.json` when it is of the run's
+        own data.
 
     Raises:
         ValueError: when there is no export, it has changed since, or there is no held-out data.
@@ -61,9 +63,13 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe)
     )
     check_heads(model_config, sp_size=layout.sp_size)
+    check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1, trains=False)
     frozen = run_dir / "heldout_bands"
-    result = evaluate(engine, stream, load_bands(frozen) if frozen.exists() else None)
-    if layout.is_main:
-        write_result(run_dir / "evaluation.json", result)
+    bands = load_bands(frozen) if frozen.exists() else None
+    is_own = bands is None or bands.pack == pack.fingerprint
+    result: dict[str, Any] = {"corpus": recipe.data.corpus, "pack": pack.fingerprint}
+    result |= evaluate(engine, stream, bands if is_own else None)
+    if layout.is_main and is_own:
+        write_whole(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result

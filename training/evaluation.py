@@ -22,6 +22,7 @@ from training.data import MicroBatch, SampleStream
 from training.dist import Layout, sum_over_ranks
 from training.engine import Engine
 from training.entrodrop.quantile import global_quantile
+from training.whole_file import write_whole
 
 _NO_BAND = 255
 
@@ -35,6 +36,8 @@ class Bands:
     path: Path
     """uint8 memmap `[num_samples, T]`, the band of the target at each position."""
     shape: tuple[int, int]
+    pack: str
+    """Fingerprint of the pack whose targets they are."""
 
     @property
     def num_bands(self) -> int:
@@ -161,12 +164,10 @@ def freeze_bands(
     dist.barrier()
     if engine.layout.is_main:
         partial.replace(path)
-        described = {"edges_nats": edges, "shape": shape}
-        staged = folder / "heldout_bands.json.partial"
-        staged.write_text(json.dumps(described), encoding="utf-8")
-        staged.replace(folder / "heldout_bands.json")
+        described = {"edges_nats": edges, "shape": shape, "pack": stream.pack.fingerprint}
+        write_whole(folder / "heldout_bands.json", json.dumps(described))
     dist.barrier()
-    return Bands(edges, path, shape)
+    return Bands(edges, path, shape, stream.pack.fingerprint)
 
 
 def load_bands(folder: Path) -> Bands:
@@ -182,4 +183,9 @@ def load_bands(folder: Path) -> Bands:
         raise ValueError(
             f"{described}: {error.strerror}; the run cannot go on without it"
         ) from None
-    return Bands(tuple(content["edges_nats"]), folder / "heldout_bands.u8", tuple(content["shape"]))
+    return Bands(
+        edges_nats=tuple(content["edges_nats"]),
+        path=folder / "heldout_bands.u8",
+        shape=tuple(content["shape"]),
+        pack=content["pack"],
+    )

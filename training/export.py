@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from data_prep.shards import open_corpus
 from training.checkpoints.files import ENGINE_TAG, only_data, record_file
 from training.checkpoints.marker import (
+    MARKER,
     damage,
     newest_complete,
     read_marker,
@@ -35,15 +36,18 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     Args:
         run_dir: folder of a run.
         checkpoint: `run_dir/checkpoints/step-*`; by default the newest complete one.
-        out: by default `run_dir/export`, replaced when it is there.
+        out: by default `run_dir/export`; an older export is replaced, anything else refused.
 
     Returns:
         The folder, which plain `transformers` loads.
 
     Raises:
-        ValueError: when there is no whole checkpoint, or when what was written and loaded again
-            differs from the trained weights; nothing is left under `out` then.
+        ValueError: when there is no whole checkpoint, when `out` is something else, or when what
+            was written and loaded again differs from the trained weights; nothing is left under
+            `out` then.
     """
+    out = out or run_dir / "export"
+    _refuse_foreign(out)
     recipe = load_run_recipe(run_dir)
     warn_of_remote_code(recipe.model)
     chosen = checkpoint or newest_complete(run_dir / "checkpoints", hashes=True)
@@ -51,7 +55,6 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
         raise ValueError(f"{run_dir}/checkpoints holds no complete checkpoint; train first")
     if checkpoint and (broken := damage(checkpoint, hashes=True)) is not None:
         raise ValueError(f"checkpoint is not whole: {broken}")
-    out = out or run_dir / "export"
     staging = out.with_name(f".staging-{out.name}")
     shutil.rmtree(staging, ignore_errors=True)
 
@@ -73,6 +76,14 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     return out
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Before any work: nothing is replaced but an older export."""
+    is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    is_export = (out / MARKER).is_file() and (out / "config.json").is_file()
+    if out.is_symlink() or not (is_free or is_export):
+        raise ValueError(f"{out} is there and is no export; name a folder that is not there yet")
+
+
 def load_run_recipe(run_dir: Path) -> Recipe:
     """The resolved recipe that a run keeps.
 
@@ -84,6 +95,8 @@ def load_run_recipe(run_dir: Path) -> Recipe:
         return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), origin=str(path))
     except OSError:
         raise ValueError(f"{run_dir} is no run folder: {path.name} is missing") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:

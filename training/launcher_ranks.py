@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Set by the mpirun of Open MPI, and by those of MPICH and Intel."""
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "LOCAL_SIZE")
 """Processes on this host, by both kinds of mpirun and by DeepSpeed's launcher."""
 _SLURM_NAMES = {
@@ -30,7 +28,7 @@ def set_rank_variables() -> None:
     _share_cores()
     if "RANK" in os.environ:
         return
-    mpi_size = max(map(_number, _MPI_SIZES))
+    mpi_size = _mpi_size()
     if mpi_size > 1:
         _ask_mpi(mpi_size)
     elif _number(_SLURM_NAMES["WORLD_SIZE"]) > 1:
@@ -50,6 +48,15 @@ def _share_cores() -> None:
     if num_local > 1:
         threads = max(len(os.sched_getaffinity(0)) // num_local, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _mpi_size() -> int:
+    """Processes of an mpirun: Open MPI's, or MPICH's and Intel's; 1 without it.
+
+    Slurm's pmi2 plug-in sets PMI_SIZE as well, and there importing mpi4py would abort the process.
+    """
+    by_srun = "SLURM_PROCID" in os.environ and "MPI_LOCALNRANKS" not in os.environ
+    return max(_number("OMPI_COMM_WORLD_SIZE"), 1 if by_srun else _number("PMI_SIZE"))
 
 
 def _number(name: str) -> int:

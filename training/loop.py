@@ -31,6 +31,7 @@ from training.run_steps import Run, run_steps
 from training.start import Start, check_start_together
 from training.stopping import StopRequests
 from training.watchdog import Watchdog
+from training.whole_file import write_whole
 
 
 def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
@@ -124,6 +125,7 @@ def _run(
                 mixture=start.mixture,
                 metrics=metrics,
                 identity=identity,
+                accepted=accepted,
                 record=record,
                 requests=requests,
                 saver=Saver(
@@ -154,7 +156,7 @@ def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig)
     With them export and evaluate need neither the recipe file nor the hub.
     """
     try:
-        (run_dir / "recipe.resolved.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        write_whole(run_dir / "recipe.resolved.yaml", dump_recipe(recipe))
         model_config.save_pretrained(run_dir / "model")
     except OSError as error:
         return f"run_dir {run_dir}: {error.strerror}"

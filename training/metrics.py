@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
 
-from training.metrics_file import METRICS_FILE, cut_after, read_metrics, to_line
+from training.board import Board
+from training.metrics_file import METRICS_FILE, MetricsFile, cut_after, read_metrics
 from training.metrics_tokens import TokenPicture, TokenTexts, add_histogram
 from training.overfit_warning import OverfitWatch
 
@@ -87,24 +89,19 @@ class MetricsWriter:
         self._progress = _Progress(total_steps=total_steps, start_step=start_step)
 
     def _open_after(self, step: int) -> None:
-        # 1.5 seconds of import that only this rank has to pay
-        from torch.utils.tensorboard import SummaryWriter
-
         path = self._run_dir / METRICS_FILE
         cut_after(path, step=step)
         self._overfit = OverfitWatch()
         for row in read_metrics(path) if path.exists() else []:
             self._overfit.saw(row)
-        self._file = path.open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(
-            str(self._run_dir / "tensorboard"), purge_step=max(step + 1, 0)
-        )
-        self._tensorboard.add_custom_scalars(CHARTS)
+        self._file = MetricsFile(path)
+        self._board = Board(self._run_dir / "tensorboard", purge_step=max(step + 1, 0))
+        self._board.show(lambda writer: writer.add_custom_scalars(CHARTS))
 
     def rewind(self, step: int) -> None:
         """Drop the rows of steps after `step`, which the run goes through again."""
         if self._enabled:
-            self._tensorboard.close()
+            self._board.close()
             self._file.close()
             self._open_after(step)
             self._progress.rewind(step)
@@ -147,7 +144,7 @@ class MetricsWriter:
         """Keep and show what was wrong with a step: `text`, and `samples` by number."""
         if self._enabled:
             self._write({"kind": "bad_step"} | row)
-            self._tensorboard.add_text("train/bad_step", row["text"], row["step"])
+            self._board.text("train/bad_step", row["text"], row["step"])
             tqdm.write(row["text"], file=sys.stderr)
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
@@ -158,7 +155,7 @@ class MetricsWriter:
             for band in row.get("bands", []):
                 tags = {"loss": f"heldout/band_{band['band']}"}
                 self._add_scalars(band | {"step": row["step"]}, tags)
-            self._tensorboard.flush()
+            self._board.flush()
             self._progress.show_evaluation(row)
 
     def log_tokens(self, picture: TokenPicture, *, step: int, tokenizer: Path) -> None:
@@ -170,17 +167,18 @@ class MetricsWriter:
         if self._enabled:
             counts = {"all": picture.entropy_counts, "dropped": picture.dropped_counts}
             for name, found in counts.items():
-                add_histogram(self._tensorboard, f"entropy/tokens_{name}_nats", found, step=step)
+                tag = f"entropy/tokens_{name}_nats"
+                self._board.show(partial(add_histogram, tag=tag, counts=found, step=step))
             if self._texts is None:
                 self._texts = TokenTexts(tokenizer)
-            self._tensorboard.add_text("dropout/sample", self._texts.marked(picture), step)
+            self._board.text("dropout/sample", self._texts.marked(picture), step)
 
     def close(self) -> None:
         """Flush everything and end the progress bar; calling it again does no harm."""
         if self._enabled:
             self._enabled = False
             self._progress.close()
-            self._tensorboard.close()
+            self._board.close()
             self._file.close()
 
     def __enter__(self) -> Self:
@@ -195,19 +193,18 @@ class MetricsWriter:
         self.close()
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(to_line(row))
-        self._file.flush()
+        self._file.write(row)
         warning = self._overfit.saw(row)
         if warning:
             tqdm.write(f"step {row['step']}: {warning}", file=sys.stderr)
-            self._tensorboard.add_text("heldout/overfitting", str(warning), row["step"])
+            self._board.text("heldout/overfitting", str(warning), row["step"])
             self._write({"kind": "warning", "step": row["step"], "text": str(warning)})
 
     def _add_scalars(self, row: dict[str, Any], tags: dict[str, str]) -> None:
         for key, tag in tags.items():
             value = row.get(key)
             if value is not None and math.isfinite(value):
-                self._tensorboard.add_scalar(tag, value, row["step"])
+                self._board.scalar(tag, value, row["step"])
 
 
 class _Progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,34 @@ METRICS_FILE = "metrics.jsonl"
 def to_line(row: dict[str, Any]) -> str:
     """One line of JSON; NaN and infinities become null, since JSON has no word for them."""
     return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+class MetricsFile:
+    """metrics.jsonl, open for appending; rows that a full disk refuses wait for the next write."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+        self._has_told = False
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row as far as the disk takes it; a run that trains on must not end by it."""
+        self._waiting += to_line(row).encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not self._has_told:
+                print(f"{self._path}: {error.strerror}; its rows wait in memory", file=sys.stderr)
+        self._has_told = bool(self._waiting)
+
+    def close(self) -> None:
+        """Say what is lost if the disk is still full."""
+        self._file.close()
+        if self._waiting:
+            num_lost = self._waiting.count(b"\n")
+            print(f"{self._path}: {num_lost} rows could not be written", file=sys.stderr)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

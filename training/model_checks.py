@@ -82,8 +82,40 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
         raise ValueError(f"model: layers {sorted(layer_types)}; only full_attention is supported")
+    for found in _values_of(getattr(config, "rope_parameters", None), "rope_type"):
+        if "dynamic" in found or found == "longrope":
+            raise ValueError(
+                f"model: rope_type {found!r} is not supported: it turns by the length of a batch's "
+                "longest row, which a rank that holds a part of it does not see"
+            )
     if getattr(config, "attention_dropout", 0.0):
         raise ValueError("model: attention_dropout must be 0")
+
+
+def _values_of(tree: Any, key: str) -> list[str]:
+    """Of a key in nested mappings: RoPE may be set for each kind of layer."""
+    if not isinstance(tree, dict):
+        return []
+    own = [str(tree[key])] if key in tree else []
+    return own + [found for value in tree.values() for found in _values_of(value, key)]
+
+
+def check_window(config: PretrainedConfig, *, sequence_tokens: int) -> None:
+    """A sliding window that a sample may exceed: attention here always sees the whole document.
+
+    Configurations with `layer_types` say there whether a window is used at all.
+
+    Raises:
+        ValueError: naming the sample lengths that work.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if window and not getattr(text, "layer_types", None) and window < sequence_tokens:
+        raise ValueError(
+            f"model: sliding_window {window} is not supported for samples of {sequence_tokens} "
+            f"tokens; it works with data.sequence_tokens up to {window}, or with sliding_window: "
+            "null"
+        )
 
 
 def check_heads(config: PretrainedConfig, *, sp_size: int) -> None:

@@ -34,7 +34,8 @@ def write_preview(
         scores: name of the scores beside the corpus.
 
     Raises:
-        ValueError: for an epoch, sample or scores that are not there.
+        ValueError: for an epoch, sample or scores that are not there, and for recipes that drop by
+            other rules than the quantile of a step.
     """
     # A step is the same set of samples whatever passes it is made of.
     recipe = replace(recipe, train=replace(recipe.train, micro_batch_samples=1))
@@ -53,7 +54,9 @@ def write_preview(
         micro_batch_samples=1,
         order=SampleOrder(mixture, seed=recipe.seed),
     )
-    source = Reference(pack, corpus.open_scores(scores), layout)
+    kept = corpus.open_scores(scores)
+    _refuse_other_methods(recipe, measure=kept.manifest.measure)
+    source = Reference(pack, kept, layout)
     shown = []
     for sample, number in sorted(places.items()):
         step, row = divmod(number, plan.samples_per_step)
@@ -82,6 +85,20 @@ def write_preview(
     beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     beside.replace(out)
     return out
+
+
+def _refuse_other_methods(recipe: Recipe, *, measure: str) -> None:
+    """What is shown is the low set of a step: other ways to drop would be shown wrongly."""
+    entropy = recipe.entropy
+    for key, value, shown in (
+        ("regulariser", recipe.regulariser, "entrodrop"),
+        ("entropy.scope", entropy.scope, "batch"),
+        ("entropy.threshold", entropy.threshold, "step"),
+        ("entropy.measure", entropy.measure, measure),
+    ):
+        if value != shown:
+            of = "these scores are" if key == "entropy.measure" else "preview shows drops of"
+            raise ValueError(f"{key} is {value}; {of} {shown}")
 
 
 def _places(

@@ -7,7 +7,6 @@ deepspeed runner have ways of their own. Whoever starts runs reads this file ins
 from __future__ import annotations
 
 import json
-import os
 import sys
 import uuid
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
+
+from training.whole_file import write_whole
 
 RUN_STATE_FILE = "run_state.json"
 State = Literal["running", "stopped", "complete", "failed"]
@@ -163,19 +164,9 @@ def note_failure(run_dir: Path, *, rank: int, message: str) -> None:
 
 
 def _write(run_dir: Path, state: RunState, *, rank: int = 0) -> None:
-    """Aside, flushed to disk, renamed: a reader finds the old content or the new."""
-    aside = run_dir / f".{RUN_STATE_FILE}.rank{rank:05d}.partial"
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(asdict(replace(state, updated_at=_now())), file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(run_dir / RUN_STATE_FILE)
-    descriptor = os.open(run_dir, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    content = asdict(replace(state, updated_at=_now()))
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(run_dir / RUN_STATE_FILE, text, writer=f".rank{rank:05d}")
 
 
 def _now() -> str:

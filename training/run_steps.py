@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from training.entropy_source import EntropySource
 from training.epoch_proof import finish_epochs
 from training.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.lagged_dropout import LaggedDropout, lagged_dropout
-from training.loss_guard import LossGuard
+from training.loss_guard import Action, LossGuard
 from training.metrics import MetricsWriter
 from training.plan import Plan
 from training.progress import Progress
@@ -46,6 +47,8 @@ class Run:
     mixture: Mixture
     metrics: MetricsWriter
     identity: dict[str, Any]
+    accepted: Collection[str]
+    """What of the identity may differ from that of a checkpoint."""
     record: RunRecord
     requests: StopRequests
     saver: Saver
@@ -93,16 +96,18 @@ def run_steps(run: Run, progress: Progress) -> None:
         micro_batch_samples=recipe.train.micro_batch_samples,
         order=SampleOrder(run.mixture, seed=recipe.seed),
     )
-    bands = None
+    heldout, bands = None, None
     if recipe.evaluation.every_steps is not None:
         heldout = heldout_stream(run.pack, recipe, run.engine.layout)
-        bands = freeze_bands(
-            run.engine,
-            heldout,
-            num_bands=recipe.evaluation.num_bands,
-            folder=Path(recipe.run_dir) / "heldout_bands",
-            reuse=progress.step > 0,
-        )
+        # a run that began without evaluations has no bands, and gets none in its midst
+        if progress.step == 0 or progress.heldout_loss is not None:
+            bands = freeze_bands(
+                run.engine,
+                heldout,
+                num_bands=recipe.evaluation.num_bands,
+                folder=Path(recipe.run_dir) / "heldout_bands",
+                reuse=progress.step > 0,
+            )
         if progress.step == 0:
             progress = _evaluate(run, heldout, bands, progress)
     evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
@@ -114,10 +119,14 @@ def run_steps(run: Run, progress: Progress) -> None:
         if bad:
             run.saver.finish()
             told = _describe(run, bad, progress)
-            if bad.action == "rollback":
-                progress = _roll_back(run, progress)
-                memory = _Memory.at(run, progress)
+            earlier = _roll_back(run, progress) if bad.action == "rollback" else None
+            if earlier:
+                progress, memory = earlier, _Memory.at(run, earlier)
+            action, did = _what_was_done(run.engine, went_back=earlier is not None)
+            told |= {"action": action, "text": f"{told['text']}: {did}"}
             run.metrics.log_bad_step({"step": progress.step} | told)
+            if earlier:  # evaluated and saved when the run first came here
+                continue
         run.engine.watchdog.enter("agreement")
         run.saver.publish_when_written()
         stop = run.requests.agreed()
@@ -126,7 +135,7 @@ def run_steps(run: Run, progress: Progress) -> None:
             run.saver.save_last(progress)
             run.record.stopped(progress.step, stop)
             run.requests.remove_stop_file()
-        if bands and evaluate_every and (is_last or progress.step % evaluate_every == 0):
+        if heldout and evaluate_every and (is_last or progress.step % evaluate_every == 0):
             progress = _evaluate(run, heldout, bands, progress)
         if is_last and not stop:
             run.saver.save_last(progress)
@@ -183,6 +192,7 @@ def _one_step(
     for epoch, digest in finished.items():
         run.metrics.log_epoch(position | {"finished_epoch": epoch, "samples_digest": digest})
     memory.meter.add(alone_seconds=done.alone_seconds, step_seconds=seconds)
+    run.engine.watchdog.enter("ranks")
     report = memory.meter.report()
     if report:
         run.metrics.log_ranks({"step": progress.step} | report)
@@ -219,26 +229,30 @@ def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any
     if bad.action == "stop" or progress.num_bad_in_row > limit:
         why = "guard asks to stop" if bad.action == "stop" else f"more than {limit} bad in a row"
         raise ValueError(f"{text}. {why}; the checkpoints are as they were")
-    did = {"report": "trained on all the same", "skip": "skipped", "rollback": "rolled back"}
-    return {
-        "bad_step": progress.step,
-        "action": bad.action,
-        "text": f"{text}: {did[bad.action]}",
-        "samples": named,
-    }
+    return {"bad_step": progress.step, "text": text, "samples": named}
 
 
-def _roll_back(run: Run, progress: Progress) -> Progress:
+def _what_was_done(engine: Engine, *, went_back: bool) -> tuple[Action, str]:
+    """Not what was asked for: without a checkpoint a rollback leaves things as they are."""
+    if went_back:
+        return "rollback", "rolled back"
+    # an exploded gradient is known only once it was clipped and used
+    return ("report", "trained on all the same") if engine.updated else ("skip", "skipped")
+
+
+def _roll_back(run: Run, progress: Progress) -> Progress | None:
     """Go on from the newest checkpoint, with the last step's batch left out this time.
 
-    Without a checkpoint the step has been skipped, and that is all.
+    None without a checkpoint: nothing is undone.
     """
     bad_step = progress.step - 1
     newest = newest_verified(run.saver.folder, run.engine.layout)
     if newest is None:
-        return progress
+        return None
     run.engine.watchdog.enter("load", slow=True)
-    loaded = load_checkpoint(run.engine, newest, identity=run.identity, cache=run.cache)
+    loaded = load_checkpoint(
+        run.engine, newest, identity=run.identity, accepted=run.accepted, cache=run.cache
+    )
     run.metrics.rewind(loaded.step)
     return replace(
         loaded,
@@ -247,7 +261,7 @@ def _roll_back(run: Run, progress: Progress) -> Progress:
     )
 
 
-def _evaluate(run: Run, heldout: SampleStream, bands: Bands, progress: Progress) -> Progress:
+def _evaluate(run: Run, heldout: SampleStream, bands: Bands | None, progress: Progress) -> Progress:
     result = evaluate(run.engine, heldout, bands)
     run.metrics.log_evaluation(_position(run.plan, progress) | result)
     return replace(progress, heldout_loss=result["loss"])

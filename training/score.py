@@ -21,7 +21,7 @@ from training.data import SampleStream
 from training.dist import Layout, agree, init_layout, raise_together, sum_over_ranks
 from training.engine import Engine, build_engine, training_dtype
 from training.model import resolve_model_config
-from training.model_checks import check_heads
+from training.model_checks import check_heads, check_window
 from training.recipe_file import parse_recipe
 
 COMMIT_SECONDS = 30.0
@@ -84,6 +84,7 @@ def score_corpus(options: ScoreOptions) -> Path:
         recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe)
     )
     check_heads(config, sp_size=layout.sp_size)
+    check_window(config, sequence_tokens=options.sequence_tokens)
     writing = open_scores_writer(
         corpus,
         name=options.name,

@@ -14,7 +14,7 @@ from training.engine import join_ds_config, training_dtype
 from training.entropy_source import open_scores
 from training.evaluation import heldout_stream
 from training.model import resolve_model_config
-from training.model_checks import check_heads
+from training.model_checks import check_heads, check_window
 from training.plan import Plan, choose_mixture, derive_plan
 from training.token_dropout import check_mask_token
 
@@ -49,6 +49,7 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     dtype = training_dtype(recipe)
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
+    check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
     check_mask_token(recipe, vocab_size=model_config.get_text_config().vocab_size)
     if recipe.data.verify == "hashes":
         check_contents(pack, scores=scores, rank=layout.rank, world_size=layout.world_size)

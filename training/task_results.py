@@ -1,9 +1,8 @@
-"""RUN/tasks/*.json: results of benchmarks, written whole or not at all, and read again."""
+"""RUN/tasks/*.json: the names of results of benchmarks, and reading them."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,21 +32,6 @@ def result_name(
             f"--tasks: {len(tasks)} names are too many for the name of a file; give one, --out FILE"
         )
     return name
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Replace the file at once, durably; a kill leaves the old content or the new.
-
-    Raises:
-        OSError: when the disk refuses.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(result, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def read_results(run_dir: Path) -> list[dict[str, Any]]:

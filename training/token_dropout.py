@@ -14,6 +14,7 @@ from torch import Tensor
 
 from training.config import Recipe
 from training.data import MicroBatch
+from training.dist import sum_over_ranks
 from training.entrodrop.counter_rng import REPLACE_STREAM, integers_from_keys, token_keys
 from training.entrodrop.curriculum import curriculum_strength
 from training.entrodrop.mask import LowSet, draw_drops, select_low_tokens
@@ -105,7 +106,9 @@ def plan_dropout(
         return _drop_at_random(batches, recipe, gamma=gamma)
     entropy_RS1 = source.of_step(batches)
     if corpus_low is not None:
-        return _drop_low_of_corpus(entropy_RS1, batches, recipe, corpus_low, gamma=gamma)
+        return _drop_low_of_corpus(
+            entropy_RS1, batches, recipe, corpus_low, gamma=gamma, num_targets=num_targets
+        )
     return choose_drops(entropy_RS1, batches, recipe, gamma=gamma, num_targets=num_targets)
 
 
@@ -169,9 +172,17 @@ def _drop_lowest(
 
 
 def _drop_low_of_corpus(
-    entropy_RS1: Tensor, batches: list[MicroBatch], recipe: Recipe, low: LowSet, *, gamma: float
+    entropy_RS1: Tensor,
+    batches: list[MicroBatch],
+    recipe: Recipe,
+    low: LowSet,
+    *,
+    gamma: float,
+    num_targets: int,
 ) -> StepDropout:
     """Each token that is low among all of the corpus drops with `gamma`."""
+    (num_known,) = sum_over_ranks(entropy_RS1[:, 1:].isfinite().sum()[None])
+    share_known = num_known / max(num_targets, 1)
     is_low_RS1 = low.contains(entropy_RS1, torch.cat([batch.corpus_index_BS1 for batch in batches]))
     index_RS1 = torch.cat([batch.token_index_BS1 for batch in batches])
     dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=recipe.seed)
@@ -180,7 +191,7 @@ def _drop_low_of_corpus(
     return StepDropout(
         where=recipe.dropout.where,
         gamma=gamma,
-        rate_asked=gamma * recipe.dropout.quantile * has_values,
+        rate_asked=gamma * recipe.dropout.quantile * share_known * has_values,
         threshold_nats=threshold if has_values else None,
         dropped_BS1=list(dropped_RS1.split(len(batches[0].visits))),
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.distributed import run_ranks
-from tests.training.test_run import metrics, recipe_of
+from tests.training.test_run import metrics, recipe_of, train_on_rank
 from training.config import Recipe
 
 BAD_STEP = 5  # the sixth
@@ -20,11 +20,14 @@ BASE: dict[str, Any] = {
 }
 
 
-def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool, lasting: bool) -> None:
+def train_with_bad_batch(
+    recipe: Recipe, factor: float, *, once: bool, lasting: bool, accepted: tuple[str, ...] = ()
+) -> None:
     """As if one sample of a step had a loss times `factor`; `once`: not when it is run again.
 
     Args:
         lasting: in every later step too.
+        accepted: as `train` takes it.
     """
     import training.step as module
     from training.loop import train
@@ -56,7 +59,7 @@ def train_with_bad_batch(recipe: Recipe, factor: float, *, once: bool, lasting: 
     import training.run_steps
 
     training.run_steps.train_step = train_step  # type: ignore[assignment]
-    train(recipe)
+    train(recipe, accepted=accepted)
 
 
 def run_of(
@@ -67,7 +70,7 @@ def run_of(
     lasting: bool = False,
     **changes: Any,
 ) -> Any:
-    recipe = recipe_of(corpus, run_dir, **BASE, **changes)
+    recipe = recipe_of(corpus, run_dir, **(BASE | changes))
     run_ranks(train_with_fault, recipe, factor, once, lasting, world_size=2)
     return metrics(run_dir, "step"), metrics(run_dir, "bad_step")
 
@@ -106,6 +109,53 @@ def test_a_rollback_leaves_the_batch_out_and_nothing_else(small_corpus, tmp_path
     assert [row["step"] for row in steps] == list(range(1, 9))
     assert [row["updated"] for row in steps] == [number != BAD_STEP for number in range(8)]
     assert [row["loss"] for row in steps] == [row["loss"] for row in skipped]
+
+
+def train_with_accepted_lr(recipe: Recipe) -> None:
+    train_with_bad_batch(
+        recipe, float("nan"), once=False, lasting=False, accepted=("recipe.optimizer.lr",)
+    )
+
+
+@pytest.mark.parametrize("save_every", [1, 8], ids=["to_its_own_save", "to_that_of_before"])
+def test_a_rollback_after_a_start_on_other_ranks(small_corpus, tmp_path, save_every):
+    """One rank saved what two go on with, at an accepted other rate; it goes back to either."""
+    changes = {**BASE, "guard__on_not_finite": "rollback"}
+    before = recipe_of(small_corpus, tmp_path / "run", **changes, train__stop_after_steps=4)
+    run_ranks(train_on_rank, before, world_size=1)
+    changes |= {"checkpoint__every_steps": save_every, "optimizer__lr": 5e-3}
+    run_ranks(
+        train_with_accepted_lr, recipe_of(small_corpus, tmp_path / "run", **changes), world_size=2
+    )
+    (told,) = metrics(tmp_path / "run", "bad_step")
+    assert (told["action"], told["step"]) == ("rollback", BAD_STEP if save_every == 1 else 4)
+    steps = metrics(tmp_path / "run", "step")
+    assert [row["step"] for row in steps] == list(range(1, 9))
+    assert [row["updated"] for row in steps] == [number != BAD_STEP for number in range(8)]
+
+
+def test_a_rollback_without_a_checkpoint_says_that_it_skipped(small_corpus, tmp_path):
+    _, (told,) = run_of(
+        small_corpus,
+        tmp_path / "run",
+        float("nan"),
+        guard__on_not_finite="rollback",
+        checkpoint__every_steps=None,
+    )
+    assert told["action"] == "skip"
+    assert told["text"].endswith(": skipped")
+
+
+def test_a_step_that_was_gone_back_to_is_evaluated_once(small_corpus, tmp_path):
+    run_of(
+        small_corpus,
+        tmp_path / "run",
+        float("nan"),
+        guard__on_not_finite="rollback",
+        evaluation={"every_steps": 2, "max_samples": 6},
+    )
+    evaluated = [row["step"] for row in metrics(tmp_path / "run", "evaluation")]
+    assert evaluated == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("action", ["skip", "rollback"])

@@ -72,6 +72,8 @@ def _load_engine(engine: Engine, checkpoint: Path) -> None:
     own_files = (checkpoint / ENGINE_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")
     read = _read_together([*own_files, random_state_path(checkpoint, rank)])
     engine.ds.checkpoint_engine = CheckpointFiles(checkpoint, loaded=read)
+    # a run that began with a relaid checkpoint may go back to one of its own
+    engine.ds._config.load_universal_checkpoint = False
     found, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
     set_random_state(read[random_state_path(checkpoint, rank)])
@@ -105,6 +107,7 @@ def _load_relaid(engine: Engine, checkpoint: Path) -> None:
         universal_copy(checkpoint / ENGINE_TAG, checkpoint.parent, layout=layout) as copy,
         only_data(copy),
     ):
+        engine.ds._config.load_universal_checkpoint = True
         found = load_universal(engine.ds, copy, tag=ENGINE_TAG)
         raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
 

@@ -177,12 +177,22 @@ def _load_run(run_dir: Path, *, name: str) -> RunCurves:
         steps=steps,
         evaluations=[row for row in rows if row["kind"] == "evaluation"],
         recipe_yaml=recipe_yaml,
-        recipe=yaml.safe_load(recipe_yaml) or {},
+        recipe=_as_mapping(recipe_yaml, recipe),
         state=read_run_state(run_dir) if (run_dir / RUN_STATE_FILE).exists() else None,
         warnings=tuple((row["epoch"], str(warning)) for row, warning in said if warning),
         task_results=read_results(run_dir),
         is_torn=not path.read_bytes().endswith(b"\n"),
     )
+
+
+def _as_mapping(text: str, path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no recipe")
+    return content
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

@@ -113,9 +113,13 @@ def find_other_recipe(run: PlannedRun) -> str | None:
     path = run.run_dir / "recipe.resolved.yaml"
     if not path.exists():
         return None
-    found, planned = (
-        _learnt(yaml.safe_load(text)) for text in (path.read_text("utf-8"), dump_recipe(run.recipe))
-    )
+    try:
+        kept = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}; move that folder away to go on") from None
+    if not isinstance(kept, dict):
+        raise ValueError(f"{path} is no recipe; move that folder away to go on")
+    found, planned = _learnt(kept), _learnt(yaml.safe_load(dump_recipe(run.recipe)))
     changed = [
         f"{key} was {found.get(key)}, is {planned.get(key)}"
         for key in sorted(found.keys() | planned.keys())

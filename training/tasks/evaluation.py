@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import platform
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from training.dist import agree, raise_together
-from training.task_results import TASKS_FOLDER, result_name, write_result
+from training.task_results import TASKS_FOLDER, result_name
 from training.tasks.harness import (
     load_tasks,
     open_task_list,
@@ -29,6 +30,7 @@ from training.tasks.harness import (
     require_harness,
 )
 from training.tasks.weights import Weights, find_weights
+from training.whole_file import write_whole
 
 if TYPE_CHECKING:
     from training.tasks.whole_model import WholeModel
@@ -100,7 +102,7 @@ def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | Non
         return None
     result = _describe(target, options, weights, lm) | _summary(answers)
     result |= {"versions": _versions(), "seconds": time.monotonic() - began}
-    write_result(out, result)
+    write_whole(out, json.dumps(result, indent=1) + "\n")
     if weights.run_dir and (options.num_fewshot, options.limit) == (None, None):
         _show_in_tensorboard(weights.run_dir, result)
     return out, _table(answers)

@@ -1,0 +1,56 @@
+"""TensorBoard's writer, which a full disk may end without ending the run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Board:
+    """Shows what it is asked to, until the disk refuses; the next start has a new one."""
+
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
+        # 1.5 seconds of import that only the rank which writes has to pay
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        except OSError as error:
+            self._give_up(error)
+
+    def show(self, draw: Callable[[SummaryWriter], object]) -> None:
+        """Let `draw` write; its thread reports a failed write at one of the next calls."""
+        if self._writer is None:
+            return
+        try:
+            draw(self._writer)
+        except OSError as error:
+            self._give_up(error)
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """A point of a curve."""
+        self.show(lambda writer: writer.add_scalar(tag, value, step))
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Markdown."""
+        self.show(lambda writer: writer.add_text(tag, text, step))
+
+    def flush(self) -> None:
+        """Wait until all of it is in the file."""
+        self.show(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        """Flush what there is."""
+        self.show(lambda writer: writer.close())
+        self._writer = None
+
+    def _give_up(self, error: OSError) -> None:
+        self._writer = None
+        print(f"{self._folder}: {error.strerror}; no more for TensorBoard", file=sys.stderr)
