@@ -99,7 +99,8 @@ srun_command() {
         # since 22.05 srun does not take it over from sbatch
         SRUN+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
     fi
-    SRUN+=("$@")
+    # The processes meet through torch; a cluster's default MPI would only get in between.
+    SRUN+=(--mpi=none "$@")
 }
 
 # print_job CMD ...: what a dry run shows.

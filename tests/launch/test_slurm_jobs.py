@@ -221,4 +221,4 @@ def test_a_dry_run_prints_what_would_run_with_the_numbers_of_sbatch(
     assert "# 4 processes on 2 nodes, h[1-2]; job " in job.printed and expected in job.printed
     if script != "prep":
         assert "MASTER_ADDR=h1 MASTER_PORT=2" in job.printed
-        assert "srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task=1 " in job.printed
+        assert "srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task=1 --mpi=none " in job.printed
