@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from data_prep.executor import abort_mpi
+from data_prep.executor import abort_mpi, mpi_rank, serve_as_mpi_worker
 
 _DESCRIPTION = """\
 Turn raw text into a corpus that training reads: token ids in shards, with a manifest that
@@ -44,19 +44,34 @@ VERBS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 the user can mend it."""
     options = make_parser().parse_args(arguments)
+    shares_work = _shares_work(options)
     try:
+        # score runs a model over all ranks, by torch
+        if mpi_rank() > 0 and options.verb != "score":
+            if shares_work:
+                serve_as_mpi_worker()
+            return 0
         return options.run(options)
     except BrokenPipeError:  # `inspect ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
-        abort_mpi(2)
+        if shares_work:
+            abort_mpi(2)
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing half-done has the name asked for", file=sys.stderr)
-        abort_mpi(130)
+        if shares_work:
+            abort_mpi(130)
         return 130
+
+
+def _shares_work(options: argparse.Namespace) -> bool:
+    """Over the ranks of an MPI job; every other command is the work of the first rank alone."""
+    if options.verb == "dedup":
+        return bool(options.near)
+    return options.verb in ("build", "import-megatron", "decontaminate")
 
 
 def _sentence(error: Exception) -> str:

@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 # Set by Open MPI's mpirun, by MPICH's and Intel's, and by `srun --mpi=pmix`. A plain `srun`
 # sets none of them, and there importing mpi4py would abort the process.
 _MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK")
+_MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _TASKS_A_WORKER = 2  # one under way, one waiting
 
 
@@ -28,6 +29,13 @@ def num_usable_cores() -> int:
 
 def launched_by_mpi() -> bool:
     return any(mark in os.environ for mark in _MPI_MARKS)
+
+
+def mpi_rank() -> int:
+    """As the environment has it: asking MPI would tie ranks with nothing to do to the others."""
+    if not launched_by_mpi():
+        return 0
+    return next((int(os.environ[name]) for name in _MPI_RANKS if name in os.environ), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,18 +136,13 @@ class _InThisProcess(Executor):
         return future
 
 
-def serve_as_mpi_worker() -> bool:
-    """On every rank but the first: work until the first rank is done. True if that was so."""
-    if not launched_by_mpi():
-        return False
+def serve_as_mpi_worker() -> None:
+    """On every rank but the first: work until the first rank is done."""
     from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
 
-    if MPI.COMM_WORLD.rank == 0:
-        return False
     with _one_tokenizer_thread(), MPICommExecutor(MPI.COMM_WORLD, root=0):
         pass
-    return True
 
 
 def abort_mpi(exit_code: int) -> None:

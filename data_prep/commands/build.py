@@ -87,10 +87,6 @@ def _add_writing(writing: argparse._ArgumentGroup) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from data_prep.executor import serve_as_mpi_worker
-
-    if serve_as_mpi_worker():
-        return 0
     from data_prep.build import BuildOptions, build
     from data_prep.viewing.summary import build_summary
 

@@ -62,10 +62,6 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from data_prep.executor import serve_as_mpi_worker
-
-    if serve_as_mpi_worker():
-        return 0
     from data_prep.cleaning.passes import decontaminate
     from data_prep.viewing.removals import removals_summary
 

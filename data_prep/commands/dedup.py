@@ -54,10 +54,6 @@ def add_writing_arguments(verb: argparse.ArgumentParser, *, default_name: str) -
 
 
 def run(options: argparse.Namespace) -> int:
-    from data_prep.executor import serve_as_mpi_worker
-
-    if serve_as_mpi_worker():
-        return 0
     from data_prep.cleaning.passes import dedup_exact, dedup_near
     from data_prep.viewing.removals import removals_summary
 

@@ -56,10 +56,6 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from data_prep.executor import serve_as_mpi_worker
-
-    if serve_as_mpi_worker():
-        return 0
     from data_prep.build import BuildOptions, build
     from data_prep.reading.documents import Fields
     from data_prep.viewing.summary import build_summary

@@ -148,6 +148,33 @@ def test_mpi_ranks_write_the_bytes_that_processes_write(
     assert tree(one) == tree(tmp_path / "many")
 
 
+@pytest.mark.parametrize("command", [["pack", "--seq-len", "32"], ["dedup"], ["verify"]])
+def test_a_command_that_shares_no_work_is_done_once_under_mpi(
+    packed_corpus: Path,
+    start_mpi: Callable[..., subprocess.Popen[str]],
+    command: list[str],
+) -> None:
+    """The ranks would fight for its lock, or wait for work that never comes."""
+    process = start_mpi(2, "-m", "data_prep", command[0], packed_corpus, *command[1:])
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    if command[0] != "verify":
+        made = {"pack": "pack-32", "dedup": "removals"}[command[0]]
+        assert (packed_corpus / made).is_dir()
+
+
+def test_a_mistake_in_such_a_command_ends_the_mpi_job(
+    tmp_path: Path, start_mpi: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start_mpi(2, "-m", "data_prep", "pack", tmp_path / "nowhere", "--seq-len", "32")
+    try:
+        assert process.wait(timeout=60) == 2
+    finally:
+        process.kill()
+
+
 def test_score_without_training_says_where_it_runs(tmp_path: Path) -> None:
     """As in the image for data preparation, which has neither training nor torch."""
     shutil.copytree(ROOT / "data_prep", tmp_path / "data_prep")
