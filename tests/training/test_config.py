@@ -56,13 +56,17 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
         ("dropout.replace=mask_token", "mask_token_id"),
         ("beside=hiden_dropout", "'hidden_dropout', 'label_smoothing'"),
         ("beside=entrodrop", "'hidden_dropout', 'label_smoothing'"),
+        (
+            "entropy.source=cache entropy.measure=nll beside=label_smoothing",
+            "nll of the training forward would be that of smoothed targets",
+        ),
         ("seed", "not of the form a.b=c"),
         ("seed=[", "override 'seed=\\['"),
     ],
 )
 def test_values_that_cannot_work_are_refused(tmp_path, override, expected):
     with pytest.raises(ValueError, match=expected):
-        load_recipe(write(tmp_path, GOOD), [override])
+        load_recipe(write(tmp_path, GOOD), override.split())
 
 
 def test_a_key_given_twice_is_refused(tmp_path):

@@ -125,3 +125,28 @@ def test_lists_of_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["preview", "r.yaml", "--scores", "a", "--samples", "x", "--out", "o"])
     assert "'x' is not of the form 0-3,17" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"regulariser": "random_token_dropout"}, "regulariser is random_token_dropout; preview"),
+        ({"entropy": {"source": "cache", "scope": "corpus"}}, "entropy.scope is corpus; preview"),
+        ({"entropy": {"measure": "nll"}}, "entropy.measure is nll; these scores are shannon"),
+    ],
+)
+def test_what_drops_by_other_rules_is_not_shown(
+    recipe: Recipe, tmp_path: Path, change: dict, told: str
+) -> None:
+    other = parse_recipe(
+        {
+            "run_dir": "unused",
+            "model": {"config": {"model_type": "qwen3"}},
+            "data": {"corpus": recipe.data.corpus, "sequence_tokens": SEQ_LEN},
+            "train": {"global_batch_tokens": 4 * SEQ_LEN},
+            **change,
+        }
+    )
+    with pytest.raises(ValueError, match=told):
+        write_preview(other, epoch=0, samples=[0], scores="base", out=tmp_path / "drops.json")
+    assert not (tmp_path / "drops.json").exists()

@@ -20,6 +20,7 @@ from tests.distributed import run_ranks
 from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
 from training.checkpoints.marker import newest_complete
 from training.config import Recipe
+from training.export import export_run
 from training.recipe_file import dump_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -276,6 +277,15 @@ def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
             return (seen[0][0] @ head.weight.T).clone()
 
 
+def test_export_replaces_nothing_but_an_export(finished, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for taken in (tmp_path, finished, finished / "checkpoints"):
+        with pytest.raises(ValueError, match="is there and is no export"):
+            export_run(finished, out=taken)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert newest_complete(finished / "checkpoints") is not None
+
+
 def test_export_of_a_folder_without_a_run_is_a_clear_error(tmp_path):
     with pytest.raises(subprocess.CalledProcessError) as caught:
         training("export", str(tmp_path))
@@ -286,7 +296,7 @@ def test_export_of_a_folder_without_a_run_is_a_clear_error(tmp_path):
 
 def test_evaluate_finds_the_losses_of_the_last_evaluation(finished, exported):
     """The export on one process, against the training engine on two that share sequences."""
-    training("evaluate", str(finished), "train.sequence_parallel_size=1")
+    training("evaluate", str(finished))
     found = json.loads((finished / "evaluation.json").read_text())
     expected = metrics(finished, "evaluation")[-1]
     assert found["num_targets"] == expected["num_targets"]
@@ -411,6 +421,41 @@ def test_evaluation_of_other_held_out_data_than_the_bands_is_refused(finished, e
             "evaluation.max_samples=3",
         )
     assert "holds bands of 6 samples of 64 tokens" in caught.value.stderr
+
+
+def test_other_data_is_evaluated_without_the_bands_of_the_runs_own(
+    finished, exported, small_corpus, tmp_path
+):
+    """And leaves the run's own result as it was."""
+    training("evaluate", str(finished))
+    own = (finished / "evaluation.json").read_bytes()
+    other = tmp_path / "other"
+    build(
+        BuildOptions(
+            inputs=(Path(shutil.__file__).parent / "email",),
+            out=other,
+            tokenizer=str(small_corpus / "tokenizer"),
+            val_frac=0.3,
+            num_workers=1,
+        )
+    )
+    pack(other, seq_len=SEQUENCE_TOKENS)
+    shown = json.loads(training("evaluate", str(finished), f"data.corpus={other}").stdout)
+    assert shown["corpus"] == str(other)
+    assert "bands" not in shown
+    assert shown["loss"] > 0
+    assert (finished / "evaluation.json").read_bytes() == own
+
+
+def test_evaluations_that_begin_with_a_resume_have_no_bands(small_corpus, tmp_path):
+    run_dir = tmp_path / "run"
+    without = {"evaluation": {"every_steps": None}, "train__stop_after_steps": 3}
+    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **without), world_size=2)
+    evaluation = {"every_steps": 4, "max_samples": None}
+    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, evaluation=evaluation), world_size=2)
+    rows = metrics(run_dir, "evaluation")
+    assert [row["step"] for row in rows] == [4, 8]
+    assert all(row["loss"] > 0 and "bands" not in row for row in rows)
 
 
 def test_whole_epochs_train_every_token_as_often_as_asked(small_corpus, tmp_path):
