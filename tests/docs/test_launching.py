@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.markdown import REPO_ROOT, code_blocks
+from training.recipe_file import load_recipe
 
 PAGES = ("launching.md", "planning.md")
 
@@ -41,3 +43,23 @@ def test_a_command_runs(command: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     shows = "GiB of a GPU, at the peak of" if "launch plan" in command else "training train "
     assert shows in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("page", "recipe"),
+    [
+        ("launching.md", "qwen3_8b"),
+        ("images.md", "qwen3_0.6b"),
+        ("images.md", "quickstart"),
+        ("../docker/compose.yaml", "quickstart"),
+    ],
+)
+def test_the_corpus_that_a_page_makes_is_the_one_that_its_recipe_reads(
+    page: str, recipe: str
+) -> None:
+    """Under another name, or without a pack of that length, the training after it is refused."""
+    text = (REPO_ROOT / "docs" / page).read_text(encoding="utf-8")
+    reads = load_recipe(REPO_ROOT / "training" / "recipes" / f"{recipe}.yaml", []).data
+    assert reads.corpus in re.findall(r"--out (data/\S+?)\)?$", text, re.MULTILINE)
+    packed = re.findall(r"\bpack (data/\S+) --seq-len (\d+)", text)
+    assert (reads.corpus, str(reads.sequence_tokens)) in packed
