@@ -123,6 +123,14 @@ def test_what_is_copied_is_let_through_to_the_build(name: str) -> None:
             assert (REPO_ROOT / source).exists(), source
 
 
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_any_user_may_write_the_home_folder(name: str) -> None:
+    """Caches go there, and `--user` is how files of a host get their owner."""
+    text = (DOCKER / name).read_text()
+    home = re.search(r"^ENV HOME=(\S+)$", text, re.MULTILINE)
+    assert home and f"chmod 1777 {home[1]} " in text
+
+
 def imported_by_data_prep() -> set[str]:
     """Packages that data_prep imports from outside, by their names as distributions."""
     names: set[str] = set()
