@@ -18,7 +18,7 @@ from training.entropy_source import EntropySource, ExcessLoss
 from training.input_noise import neftune_noise
 from training.model import CausalLMWithEntropy
 from training.step import loss_divisor
-from training.token_dropout import plan_dropout
+from training.token_dropout import KeptThreshold, plan_dropout
 
 D = 16
 
@@ -222,3 +222,32 @@ def test_hidden_dropout_acts_behind_every_layer_in_training_alone() -> None:
     lm.base_model(inputs_embeds=embeds)
     for given, found in zip(seen, after, strict=True):
         assert torch.equal(given, found)
+
+
+def test_the_divisor_counts_only_targets_that_the_corpus_has_a_value_for() -> None:
+    """As in a cache's first epoch of a domain: its tokens cannot drop, so their terms all stay."""
+    recipe = tiny_recipe(
+        dropout__where="loss",
+        dropout__quantile=0.5,
+        dropout__max_rate=0.4,
+        entropy={"source": "cache", "scope": "corpus"},
+    )
+    (batch,) = batches_of_rank(0, 1)
+    own = batch.is_target_token_BS1
+    values = torch.where(own, torch.rand(own.shape), torch.inf)
+    values[4:] = torch.inf  # samples that were not seen yet
+    num_targets, num_known = int(own[:, 1:].sum()), int(own[:4, 1:].sum())
+    low = KeptThreshold(nats=0.5, last_tie_key=0).low_set(seed=recipe.seed)
+    dropout = plan_dropout(
+        Given(values),  # type: ignore[arg-type]
+        [batch],
+        recipe,
+        progress=1.0,
+        num_targets=num_targets,
+        corpus_low=low,
+    )
+    assert dropout is not None
+    assert dropout.rate_asked == pytest.approx(0.4 * 0.5 * num_known / num_targets)
+    assert loss_divisor(recipe, num_targets, dropout) == pytest.approx(
+        num_targets - 0.4 * 0.5 * num_known
+    )
