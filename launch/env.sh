@@ -57,6 +57,14 @@ export DS_LOG_LEVEL=${DS_LOG_LEVEL:-warning}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
 export PYTHONPATH=$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}
 
+# share_cores PROCESSES: threads for each process of this machine, where the user has not said.
+# Otherwise torchrun gives each a single one, which slows an optimizer in host memory, and without
+# torchrun each starts one a core and they all fight for them.
+share_cores() {
+    local threads=$((NUM_CORES / $1))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+}
+
 # Names of the exported variables that processes on other hosts need; nothing secret among them.
 forwarded_variables() {
     compgen -e | grep -E '^(NCCL_|GLOO_|UCX_|FI_|OMP_|DS_|DEEPSPEED_|PYTHON|TORCH|TRITON_|TRANSFORMERS_|TOKENIZERS_|TF_CPP|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|MASTER_(ADDR|PORT)$|LD_LIBRARY_PATH|PATH$)' \

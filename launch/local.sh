@@ -55,14 +55,10 @@ if ((NUM_GPUS > 0 && num_processes > NUM_GPUS)); then
     fail "-n $num_processes exceeds the $NUM_GPUS GPUs of this machine; --cpu leaves them alone"
 fi
 
-if ((NUM_GPUS == 0)); then
-    # Without this every process starts a thread a core and they all fight for them.
-    threads=$((NUM_CORES / num_processes))
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
-    if [[ -e /sys/class/net/lo ]]; then
-        # gloo otherwise looks the host's name up, which fails in many containers.
-        export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
-    fi
+share_cores "$num_processes"
+if ((NUM_GPUS == 0)) && [[ -e /sys/class/net/lo ]]; then
+    # gloo otherwise looks the host's name up, which fails in many containers.
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
 fi
 
 command=("$PYTHON" -m launch.torchrun --standalone --local-addr=127.0.0.1

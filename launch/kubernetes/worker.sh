@@ -61,10 +61,7 @@ num_processes=${PROCESSES_PER_NODE:-$((NUM_GPUS > 0 ? NUM_GPUS : 1))}
 [[ $num_processes =~ ^[1-9][0-9]*$ ]] \
     || fail "PROCESSES_PER_NODE is $num_processes, no number of processes"
 check_num_processes $((num_processes * NUM_NODES))
-if ((NUM_GPUS == 0)); then
-    threads=$((NUM_CORES / num_processes))
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
-fi
+share_cores "$num_processes"
 command=("$PYTHON" -m launch.torchrun "--nnodes=$NUM_NODES" "--node-rank=$NODE_RANK"
     "--nproc-per-node=$num_processes" "--master-addr=$MASTER_ADDR"
     "--master-port=${MASTER_PORT:-29500}" "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"

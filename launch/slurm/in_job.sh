@@ -65,7 +65,13 @@ run_or_queue_again() {
     exit "$status"
 }
 
-# set_meeting_point: MASTER_ADDR and MASTER_PORT, which Slurm does not set.
+# cores_of_a_task: --cpus-per-task, else a task's part of what the job has on a node.
+cores_of_a_task() {
+    local cores=$((${SLURM_CPUS_ON_NODE:-1} * ${SLURM_NNODES:-1} / ${SLURM_NTASKS:-1}))
+    echo "${SLURM_CPUS_PER_TASK:-$((cores > 0 ? cores : 1))}"
+}
+
+# set_meeting_point: MASTER_ADDR and MASTER_PORT, which Slurm does not set, and a task's threads.
 set_meeting_point() {
     MASTER_ADDR=127.0.0.1
     if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
@@ -74,9 +80,7 @@ set_meeting_point() {
     # of its own for each job and each of its starts: two jobs may share a node
     MASTER_PORT=$((20000 + (${SLURM_JOB_ID:-0} * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000))
     export MASTER_ADDR MASTER_PORT
-    if ((NUM_GPUS == 0)); then
-        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-    fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cores_of_a_task)}
 }
 
 # check_gpus: one process a GPU, and every process sees all GPUs of its node.
