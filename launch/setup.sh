@@ -56,13 +56,19 @@ run_with_heartbeat() {
     echo "  $label"
     "$@" >"$log" 2>&1 &
     local pid=$!
+    # Ctrl-C does not reach what runs in the background: it would go on installing.
+    # shellcheck disable=SC2064 # their values of now: they are local
+    trap "kill $pid 2>/dev/null || true; rm -f '$log'" EXIT
     while kill -0 "$pid" 2>/dev/null; do
         sleep 1
         if (((SECONDS - started) % 20 == 19)) && kill -0 "$pid" 2>/dev/null; then
             echo "    still at it after $((SECONDS - started)) s"
         fi
     done
-    if ! wait "$pid"; then
+    local status=0
+    wait "$pid" || status=$?
+    trap - EXIT
+    if ((status)); then
         tail -n 30 "$log" >&2
         rm -f "$log"
         echo "error: this failed: $*" >&2
