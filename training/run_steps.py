@@ -16,6 +16,7 @@ from training.checkpoints.saver import Saver
 from training.config import Recipe
 from training.corpus_threshold import CorpusThreshold, corpus_threshold
 from training.data import SampleStream
+from training.dist import agree
 from training.engine import Engine
 from training.entropy_cache import EntropyCache
 from training.entropy_source import EntropySource
@@ -108,7 +109,7 @@ def run_steps(run: Run, progress: Progress) -> None:
                 folder=Path(recipe.run_dir) / "heldout_bands",
                 reuse=progress.step > 0,
             )
-        if progress.step == 0:
+        if progress.step == 0 or _owes_evaluation(run, progress.step):
             progress = _evaluate(run, heldout, bands, progress)
     evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
     last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
@@ -131,11 +132,13 @@ def run_steps(run: Run, progress: Progress) -> None:
         run.saver.publish_when_written()
         stop = run.requests.agreed()
         is_last = progress.step == last_step
-        if stop:  # before a due evaluation: who asks may not wait longer than for the save
+        if stop:  # who asks may not wait longer than for the save
             run.saver.save_last(progress)
-            run.record.stopped(progress.step, stop)
+            if not is_last:
+                run.record.stopped(progress.step, stop)
             run.requests.remove_stop_file()
-        if heldout and evaluate_every and (is_last or progress.step % evaluate_every == 0):
+        is_due = evaluate_every and progress.step % evaluate_every == 0 and not stop
+        if heldout and (is_due or is_last):
             progress = _evaluate(run, heldout, bands, progress)
         if is_last and not stop:
             run.saver.save_last(progress)
@@ -143,8 +146,8 @@ def run_steps(run: Run, progress: Progress) -> None:
             run.saver.save(progress)
     if progress.step == plan.total_steps:
         run.record.complete()
-    elif not stop:
-        run.record.stopped(progress.step, "train.stop_after_steps")
+    elif progress.step == last_step:
+        run.record.stopped(progress.step, stop or "train.stop_after_steps")
 
 
 def _one_step(
@@ -202,6 +205,13 @@ def _one_step(
 def _is_evaluated(run: Run, step: int) -> bool:
     every = run.recipe.evaluation.every_steps
     return every is not None and (step % every == 0 or step == run.plan.total_steps)
+
+
+def _owes_evaluation(run: Run, step: int) -> bool:
+    """Whether the start before was asked to stop at a step whose evaluation was due."""
+    every = run.recipe.evaluation.every_steps
+    is_due = every is not None and step % every == 0
+    return is_due and not agree(run.metrics.is_evaluated(step))
 
 
 def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any]:
