@@ -7,6 +7,14 @@ requirement=$(grep '^deepspeed==' "$1")
 export CXX
 CXX=$(realpath -- "$(dirname -- "${BASH_SOURCE[0]}")")/portable_cxx.sh
 if command -v nvcc >/dev/null; then
+    # DeepSpeed refuses another minor version as well, in a traceback after minutes.
+    nvcc_cuda=$(nvcc --version | sed -n 's/.*release \([0-9]*\.[0-9]*\),.*/\1/p')
+    torch_cuda=$(python -c 'import torch; print(torch.version.cuda)' | cut -d. -f1,2)
+    if [[ $nvcc_cuda != "$torch_cuda" ]]; then
+        echo "error: BUILD_IMAGE has CUDA $nvcc_cuda, and torch is built for $torch_cuda; name a base" \
+            "with that one" >&2
+        exit 2
+    fi
     # There is no GPU to be found while an image is built.
     export DS_ACCELERATOR=cuda
     ops=$DEEPSPEED_OPS

@@ -63,14 +63,21 @@ def test_operators_are_compiled_for_the_named_processor_and_not_for_the_builders
     assert wide == ["-O3", "-march=x86-64-v4", "-D__AVX512__", "a b.cpp"]
 
 
-def installed_with(*, has_nvcc: bool, folder: Path) -> str:
-    """What docker/install_deepspeed.sh says, and what it gives to a pip that repeats it."""
-    (folder / "pip").write_text('#!/bin/sh\necho "$DS_ACCELERATOR" "$@"; env | grep ^DS_BUILD\n')
-    (folder / "pip").chmod(0o755)
-    if has_nvcc:
-        (folder / "nvcc").symlink_to("/bin/true")
+def install_with(
+    *, nvcc_cuda: str | None, torch_cuda: str = "13.0", folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """docker/install_deepspeed.sh with a pip that repeats what it is given."""
+    programs = {
+        "pip": 'echo "$DS_ACCELERATOR" "$@"; env | grep ^DS_BUILD',
+        "python": f"echo {torch_cuda}",
+    }
+    if nvcc_cuda is not None:
+        programs["nvcc"] = f'echo "Cuda compilation tools, release {nvcc_cuda}, V{nvcc_cuda}.88"'
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
     (folder / "requirements.txt").write_text("torch==2.0\ndeepspeed==0.19.8\n")
-    done = subprocess.run(
+    return subprocess.run(
         [DOCKER / "install_deepspeed.sh", folder / "requirements.txt"],
         env={
             "PATH": f"{folder}:/usr/bin:/bin",
@@ -80,20 +87,35 @@ def installed_with(*, has_nvcc: bool, folder: Path) -> str:
         capture_output=True,
         text=True,
     )
+
+
+def installed_with(*, nvcc_cuda: str | None, folder: Path) -> str:
+    """What it says, and what it gives to pip."""
+    done = install_with(nvcc_cuda=nvcc_cuda, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "deepspeed==0.19.8" in done.stdout
     return done.stdout
 
 
 def test_operators_are_compiled_for_cuda_where_the_base_has_nvcc(tmp_path: Path) -> None:
-    said = installed_with(has_nvcc=True, folder=tmp_path)
+    said = installed_with(nvcc_cuda="13.0", folder=tmp_path)
     assert "compiling for CUDA (9.0): cpu_adam fused_adam" in said
     assert "DS_BUILD_CPU_ADAM=1" in said and "DS_BUILD_FUSED_ADAM=1" in said
     assert "\ncuda install" in said
 
 
+@pytest.mark.parametrize(("nvcc_cuda", "torch_cuda"), [("13.1", "13.0"), ("13.0", "None")])
+def test_a_base_with_another_cuda_than_torch_is_refused_in_a_sentence(
+    tmp_path: Path, nvcc_cuda: str, torch_cuda: str
+) -> None:
+    refused = install_with(nvcc_cuda=nvcc_cuda, torch_cuda=torch_cuda, folder=tmp_path)
+    assert refused.returncode == 2
+    assert f"has CUDA {nvcc_cuda}, and torch is built for {torch_cuda};" in refused.stderr
+    assert not refused.stdout
+
+
 def test_a_base_without_nvcc_is_told_of_and_compiles_for_the_cpu_alone(tmp_path: Path) -> None:
-    said = installed_with(has_nvcc=False, folder=tmp_path)
+    said = installed_with(nvcc_cuda=None, folder=tmp_path)
     assert "this base has no nvcc" in said
     assert "DS_BUILD_CPU_ADAM=1" in said and "FUSED" not in said
     assert "\ncpu install" in said
