@@ -1,4 +1,4 @@
-"""Write docs/recipes.md from the dataclasses of training/config.py and their docstrings."""
+"""Write docs/recipes.md from the dataclasses of a recipe and their docstrings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from training import config
+from training import config, recipe_sections
 from training.config import Recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -30,14 +30,18 @@ Any key can be changed on the command line, with its dotted name:
 launch/local.sh training/recipes/quickstart.yaml train.epochs=3 dropout.max_rate=0.2
 ```
 
-This page is written by `python -m docs.generate_recipe_reference` out of `training/config.py`; a
-test fails when it is out of date.
+This page is written by `python -m docs.generate_recipe_reference` out of `training/config.py`
+and `training/recipe_sections.py`; a test fails when it is out of date.
 """
 
 
 def reference() -> str:
     """The whole page."""
-    comments = field_docstrings(Path(config.__file__))
+    comments = {
+        key: text
+        for module in (recipe_sections, config)
+        for key, text in field_docstrings(Path(module.__file__)).items()
+    }
     return _INTRODUCTION + _section(Recipe, prefix="", comments=comments)
 
 

@@ -31,7 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker takes a file at a time; clusters, of which a machine holds one, stay with one."""
+    """A worker takes a file at a time; clusters, of which a machine holds one, stay with one.
+
+    xdist's own groups add to the names of tests, which pytest 9.2 no longer lets it do.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     @cache

@@ -38,7 +38,8 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: when there is no export, it has changed since, or there is no held-out data.
     """
-    recipe = load_recipe(run_dir / "recipe.resolved.yaml", overrides)
+    kept = run_dir / "recipe.resolved.yaml"
+    recipe = load_recipe(kept, overrides)
     sp_size = recipe.train.sequence_parallel_size
     if not any(override.startswith(f"{_SP_KEY}=") for override in overrides):
         sp_size = math.gcd(sp_size, int(os.environ.get("WORLD_SIZE", "1")))
@@ -67,9 +68,10 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1, trains=False)
     frozen = run_dir / "heldout_bands"
     bands = load_bands(frozen) if frozen.exists() else None
-    is_own = bands is None or bands.pack == pack.fingerprint
+    if bands and bands.pack != pack.fingerprint:
+        bands = None
     result: dict[str, Any] = {"corpus": recipe.data.corpus, "pack": pack.fingerprint}
-    result |= evaluate(engine, stream, bands if is_own else None)
-    if layout.is_main and is_own:
+    result |= evaluate(engine, stream, bands)
+    if layout.is_main and recipe.data == load_recipe(kept, []).data:
         write_whole(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result

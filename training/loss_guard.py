@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Literal
 
-from training.config import Guard
+from training.recipe_sections import Guard
 
 _MIN_STEPS = 16
 """Steps that must be known before one can be called a spike."""

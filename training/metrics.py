@@ -92,18 +92,18 @@ class MetricsWriter:
         path = self._run_dir / METRICS_FILE
         cut_after(path, step=step)
         self._overfit = OverfitWatch()
-        self._last_evaluated = -1
+        self._evaluated: set[int] = set()
         for row in read_metrics(path) if path.exists() else []:
             self._overfit.saw(row)
             if row["kind"] == "evaluation":
-                self._last_evaluated = row["step"]
+                self._evaluated.add(row["step"])
         self._file = MetricsFile(path)
         self._board = Board(self._run_dir / "tensorboard", purge_step=max(step + 1, 0))
         self._board.show(lambda writer: writer.add_custom_scalars(CHARTS))
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether there is an evaluation of `step` already, when the files were opened."""
-        return self._enabled and self._last_evaluated >= step
+        """Whether there was an evaluation of `step` when the files were opened; on rank 0."""
+        return self._enabled and step in self._evaluated
 
     def rewind(self, step: int) -> None:
         """Drop the rows of steps after `step`, which the run goes through again."""

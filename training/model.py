@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from training.attention import ATTENTION_NAME, DocumentLayout, register_attention
-from training.config import Model
 from training.entrodrop.head import (
     linear_cross_entropy_with_entropy,
     weighted_linear_cross_entropy,
@@ -31,6 +30,7 @@ from training.model_checks import (
     refuse_unknown_source,
     refuse_unsupported,
 )
+from training.recipe_sections import Model
 
 
 class EntropyHead(nn.Module):

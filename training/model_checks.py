@@ -9,7 +9,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
-from training.config import Model
+from training.recipe_sections import Model
 
 _SIZES = (
     "vocab_size",

@@ -101,7 +101,7 @@ def run_steps(run: Run, progress: Progress) -> None:
     if recipe.evaluation.every_steps is not None:
         heldout = heldout_stream(run.pack, recipe, run.engine.layout)
         # a run that began without evaluations has no bands, and gets none in its midst
-        if progress.step == 0 or progress.heldout_loss is not None:
+        if progress.step == 0 or agree(run.metrics.is_evaluated(0)):
             bands = freeze_bands(
                 run.engine,
                 heldout,

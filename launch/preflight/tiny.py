@@ -23,9 +23,10 @@ from data_prep.shards import PackedSample, PackIndex
 from launch.preflight.model import model_config
 from launch.preflight.setting import Context
 from training.attention import ATTENTION_NAME
-from training.config import Model, Recipe
+from training.config import Recipe
 from training.data import SampleStream
 from training.engine import Engine, build_engine
+from training.recipe_sections import Model
 
 VOCAB_SIZE = 257
 _HIDDEN, _INTERMEDIATE, _LAYERS = 64, 96, 2

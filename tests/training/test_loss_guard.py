@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from training.config import Guard
 from training.loss_guard import LossGuard, judge_rerun
+from training.recipe_sections import Guard
 
 
 def guard_after(losses: list[float], **settings: object) -> LossGuard:

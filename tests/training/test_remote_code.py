@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training.config import Model
 from training.model import warn_of_remote_code
+from training.recipe_sections import Model
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [

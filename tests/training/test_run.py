@@ -452,9 +452,13 @@ def test_evaluations_that_begin_with_a_resume_have_no_bands(small_corpus, tmp_pa
     without = {"evaluation": {"every_steps": None}, "train__stop_after_steps": 3}
     run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **without), world_size=2)
     evaluation = {"every_steps": 4, "max_samples": None}
-    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, evaluation=evaluation), world_size=2)
+    for last in (6, None):  # and with the resume after that
+        recipe = recipe_of(
+            small_corpus, run_dir, evaluation=evaluation, train__stop_after_steps=last
+        )
+        run_ranks(train_on_rank, recipe, world_size=2)
     rows = metrics(run_dir, "evaluation")
-    assert [row["step"] for row in rows] == [4, 8]
+    assert [row["step"] for row in rows] == [4, 6, 8]
     assert all(row["loss"] > 0 and "bands" not in row for row in rows)
 
 

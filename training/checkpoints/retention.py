@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.checkpoints.marker import read_marker
-from training.config import Checkpoint
+from training.recipe_sections import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from training.checkpoints.files import (
 from training.checkpoints.marker import write_marker
 from training.checkpoints.relayout import LEFT_OVER
 from training.checkpoints.retention import prune
-from training.config import Checkpoint
 from training.dist import Layout, agree
 from training.engine import Engine
 from training.entropy_cache import EntropyCache
 from training.progress import Progress
 from training.random_state import random_state, random_state_path
+from training.recipe_sections import Checkpoint
 
 
 class SaveFailed(ValueError):

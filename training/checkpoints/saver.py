@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 
 from training.checkpoints.save import CheckpointSave, SaveFailed
-from training.config import Checkpoint
 from training.engine import Engine
 from training.entropy_cache import EntropyCache
 from training.progress import Progress
+from training.recipe_sections import Checkpoint
 from training.run_state import RunRecord
 
 

@@ -1,0 +1,265 @@
+"""The sections of a recipe: their keys, defaults and ranges, and what must fit within one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(config=STRICT)
+class Model:
+    """Which causal LM to train: exactly one of `pretrained` and `config`."""
+
+    pretrained: str | None = None
+    """Hugging Face name or folder whose weights are adapted."""
+    config: dict[str, Any] | None = None
+    """A Hugging Face configuration (`model_type` and its keys) for weights from scratch."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass: about a third more compute, far less memory."""
+    trust_remote_code: bool = False
+    """Run Python code that a model repository brings along. Only for sources you trust."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Model:
+        if (self.pretrained is None) == (self.config is None):
+            raise ValueError("set exactly one of model.pretrained and model.config")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("model.config needs the key model_type, for example qwen3")
+        return self
+
+
+@dataclass(config=STRICT)
+class DomainWeight:
+    """How much of a domain an epoch takes: exactly one of the two."""
+
+    epochs: Annotated[float, Field(ge=0)] | None = None
+    """Times that an epoch goes through the domain; 0 leaves it out."""
+    proportion: Fraction | None = None
+    """Share of the epoch's tokens."""
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> DomainWeight:
+        if (self.epochs is None) == (self.proportion is None):
+            raise ValueError("set exactly one of epochs and proportion")
+        return self
+
+
+@dataclass(config=STRICT)
+class Data:
+    """Which packed corpus to train on."""
+
+    corpus: Name
+    """Folder written by `python -m data_prep build`."""
+    sequence_tokens: Annotated[int, Field(ge=2)]
+    """Tokens in a sample; `python -m data_prep pack CORPUS --seq-len` has made its index."""
+    mixture: dict[str, DomainWeight] | None = None
+    """By domain, how much of it an epoch takes: `{notes: {epochs: 4}, web: {proportion: 0.3}}`.
+    A domain not named is seen once; null takes the weights that `pack` was given."""
+    verify: Literal["hashes", "sizes"] = "hashes"
+    """What a start compares with the manifests. hashes: every byte of corpus, pack and scores, each
+    process reading a share of the files; sizes: of the files, which takes no time."""
+
+
+@dataclass(config=STRICT)
+class Train:
+    """How long and in what batches."""
+
+    global_batch_tokens: Positive
+    """Tokens in an optimizer step over all ranks and micro-steps."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    max_steps: Positive | None = None
+    """Stop early; the curriculum and the schedule then span this shorter run."""
+    micro_batch_samples: Positive = 1
+    """Samples that one data-parallel group takes in a forward pass."""
+    sequence_parallel_size: Positive = 1
+    """Ranks that share each sample (Ulysses)."""
+    gradient_clipping: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the whole gradient; null turns clipping off."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Factor of the square of each token's ln(sum of e^logits) in the loss, which keeps logits from
+    drifting (PaLM: 1e-4). It is in the training loss that is logged, not in held-out ones."""
+    stop_after_steps: Positive | None = None
+    """Save and stop after this many steps; a later start goes on. The horizon stays as it is."""
+
+
+@dataclass(config=STRICT)
+class Optimizer:
+    """AdamW; weight decay spares norms and biases."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+
+
+@dataclass(config=STRICT)
+class Schedule:
+    """Learning rate against optimizer steps."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_frac: Fraction = 0.02
+    """Share of all steps in which the rate rises linearly from 0."""
+    decay_frac: Fraction = 0.2
+    """wsd only: share of all steps at the end in which the rate falls linearly."""
+    final_lr_frac: Fraction = 0.1
+    """Rate at the end, as a share of the peak."""
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Schedule:
+        if self.kind == "wsd" and self.warmup_frac + self.decay_frac > 1:
+            raise ValueError("schedule.warmup_frac + schedule.decay_frac must not exceed 1")
+        return self
+
+
+@dataclass(config=STRICT)
+class Entropy:
+    """Where token entropies come from."""
+
+    source: Literal["online", "reference", "cache"] = "online"
+    """online: a forward pass without gradient over the step's own batch, unmasked. reference:
+    scores of a frozen model beside the corpus, by `python -m data_prep score`. cache: what the
+    training forward itself measured when it last saw the sample, which costs no pass."""
+    scores: str = "reference"
+    """reference, and the baseline rho1: which scores of the corpus. cache: where it has no value
+    yet these stand in, if they are there; without them nothing drops in the first epoch."""
+    cache_keeps: Literal["clean", "latest"] = "clean"
+    """cache: which of a token's measurements. clean: the last one with no dropped input before it
+    in its document, else the last; latest: the last one."""
+    scope: Literal["batch", "corpus"] = "batch"
+    """Whose quantile is the threshold. batch: the tokens of the optimizer step; corpus: those of
+    all samples, found anew at each epoch's start (reference and cache)."""
+    threshold: Literal["step", "lagged"] = "step"
+    """step: the quantile of the step's own tokens. lagged: that of the step before, against the
+    training forward's own entropies, which costs no pass; for source: online with where: loss."""
+    measure: Literal["shannon", "nll"] = "shannon"
+    """shannon: entropy of the predictive distribution; nll: the token's own cross-entropy."""
+
+
+@dataclass(config=STRICT)
+class Curriculum:
+    """How the drop rate rises with trained tokens / planned tokens."""
+
+    kind: Literal["sigmoid", "linear", "cosine", "constant"] = "sigmoid"
+    midpoint: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """sigmoid only: progress at which half of max_rate is reached."""
+    steepness: Annotated[float, Field(gt=0)] = 10.0
+    """sigmoid only: slope; larger is closer to a step."""
+
+
+@dataclass(config=STRICT)
+class Dropout:
+    """Which low-entropy tokens are dropped, how often, and what that does."""
+
+    where: Literal["input", "loss", "both"] = "input"
+    """input: the embedding is replaced; loss: the term leaves the loss."""
+    replace: Literal["zero", "mean", "mask_token", "random_token"] = "zero"
+    """What takes the place of a dropped token's embedding; mean: that of the whole vocabulary."""
+    mask_token_id: NonNegative | None = None
+    """Token id for replace: mask_token."""
+    quantile: Fraction = 0.5
+    """Share of the step's tokens, lowest entropy first, that may drop."""
+    side: Literal["low", "high"] = "low"
+    """high: the share of highest entropy instead, as a control: is it the entropy that helps?"""
+    max_rate: Fraction = 0.3
+    """Drop probability of such a token at the end of the curriculum (gamma_max)."""
+    renormalise: bool = True
+    """loss and both: divide by the kept share expected, so that the loss keeps its scale."""
+    curriculum: Curriculum = Field(default_factory=Curriculum)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Dropout:
+        if self.replace == "mask_token" and self.mask_token_id is None:
+            raise ValueError("dropout.replace: mask_token needs dropout.mask_token_id")
+        if self.where != "input" and self.renormalise and self.quantile * self.max_rate >= 1:
+            raise ValueError(
+                "dropout.quantile * dropout.max_rate must stay below 1: nothing would be left"
+            )
+        return self
+
+
+@dataclass(config=STRICT)
+class Baseline:
+    """Strengths of the usual regularisers; only that of the one chosen is used."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 1.0
+    """regulariser: weight_decay takes this in place of optimizer.weight_decay."""
+    label_smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """regulariser: label_smoothing. Share of each target that is spread over the vocabulary."""
+    hidden_dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """regulariser: hidden_dropout. Rate at which channels are dropped behind every layer."""
+    rho1_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    """regulariser: rho1. Share of the targets that is trained on: those whose loss exceeds that of
+    `entropy.scores` (of measure nll) most. Costs a forward pass without gradient."""
+    neftune_alpha: Annotated[float, Field(gt=0)] = 5.0
+    """regulariser: neftune. Uniform noise on embeddings, up to alpha / sqrt(L D) for L tokens of
+    the document and D channels."""
+
+
+@dataclass(config=STRICT)
+class Evaluation:
+    """Held-out loss, whole and by entropy band."""
+
+    every_steps: Positive | None = 100
+    """null trains without held-out data."""
+    max_samples: Positive | None = None
+    """Use only the first so many samples of the validation split; null takes all."""
+    num_bands: Annotated[int, Field(ge=1, le=64)] = 4
+    """Bands of equal size, cut by the entropies of the model at step 0 and then frozen."""
+
+
+@dataclass(config=STRICT)
+class Checkpoint:
+    """When the run is saved, which saves are kept, and what a failed one means."""
+
+    every_steps: Positive | None = None
+    """null saves at the end only."""
+    keep_last: Positive = 2
+    """How many of the newest stay."""
+    keep_best: NonNegative = 1
+    """How many of the best stay too, by the held-out loss of the newest evaluation before each."""
+    keep_every_steps: Positive | None = None
+    """Those of steps that this divides stay too."""
+    in_background: bool = True
+    """Training goes on while a save is written, from a copy in memory: of each process's share of
+    weights and optimizer. The last save of a run is always waited for."""
+    on_failure: Literal["stop", "go_on"] = "stop"
+    """When a save fails, for example on a full disk; older ones are kept either way. go_on says so
+    on stderr and tries again at the next save; the last save of a run must succeed."""
+
+
+@dataclass(config=STRICT)
+class Guard:
+    """What is done with a step that should not be learnt from; its samples are named."""
+
+    on_not_finite: Literal["skip", "rollback", "stop"] = "skip"
+    """A loss or gradient that is no number. skip: no update; rollback: go on from the newest
+    checkpoint and leave the step's batch out; stop: end the run."""
+    on_spike: Literal["report", "skip", "rollback", "stop"] = "report"
+    """A loss far above those before. An exploded gradient is clipped by train.gradient_clipping,
+    so skip only reports that one."""
+    spike_sigmas: Annotated[float, Field(gt=0)] | None = 6.0
+    """How far above the mean of the steps before is far; null looks for no spikes."""
+    window_steps: Annotated[int, Field(ge=16)] = 128
+    """How many steps before."""
+    max_bad_steps: Positive = 5
+    """So many in a row that were skipped or rolled back end the run."""
+
+
+@dataclass(config=STRICT)
+class Watchdog:
+    """When a rank that makes no progress ends the run instead of keeping all others waiting."""
+
+    seconds: Annotated[float, Field(gt=0)] | None = 600.0
+    """Longest time in one phase (data, forward, backward, update); null never ends a run."""
+    slow_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """The same for starting, where weights are loaded, and for saving."""
