@@ -8,6 +8,5 @@ source launch/env.sh
 # One thread a process: the tests start several processes on few cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
-# Clusters of this machine mostly wait, so a second worker has the rest. -n0 in ARGS: only one.
-exec "$PYTHON" -m pytest -rs --durations=25 -n "$((NUM_CORES < 4 ? 2 : 4))" --dist loadscope \
-    --no-loadscope-reorder "$@"
+# More workers than cores: tests of clusters, launchers and kills mostly wait. -n0 in ARGS: only one.
+exec "$PYTHON" -m pytest -rs --durations=25 -n 4 --dist loadfile --no-loadscope-reorder "$@"

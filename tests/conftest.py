@@ -6,9 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,28 +23,8 @@ if shutil.which("nvidia-smi") is None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Clusters first: they mostly wait, while the other workers compute."""
+    """Clusters first: the longest files, and they mostly wait while the other workers compute."""
     items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker takes a file at a time; clusters, of which a machine holds one, stay with one.
-
-    xdist's own groups add to the names of tests, which pytest 9.2 no longer lets it do.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    @cache
-    def scope(path: str) -> str:
-        text = (config.rootpath / path).read_text(encoding="utf-8")
-        return "cluster" if "pytest.mark.cluster" in text else path
-
-    class FilesAndClusters(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            return scope(nodeid.partition("::")[0])
-
-    return FilesAndClusters(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -21,9 +21,7 @@ from typing import Any, Self
 
 import pytest
 
-_NETWORK = "10.77.0"
-_PREFIX = "entrodrop"
-_BRIDGE = f"br-{_PREFIX}"[:15]
+_MOST_CLUSTERS = 8
 _INIT = """
 set -e; name=$1 folder=$2
 mount -t proc proc /proc; hostname "$name"
@@ -79,30 +77,34 @@ class Hosts:
     def __init__(self, folder: Path, number: int = 2) -> None:
         """Keep keys and logs in `folder`, which every host sees."""
         self.names = [f"h{index}" for index in range(1, number + 1)]
+        self.cluster_number = -1
+        """Of those that are up on this machine at a time; ports of the head node go by it."""
         self._folder = folder
         self._inits: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
+    def _bridge(self) -> str:
+        return f"br-{self._space('')}"
+
+    @property
     def head_address(self) -> str:
-        return f"{_NETWORK}.254"
+        return f"10.77.{self.cluster_number}.254"
 
     def address(self, name: str) -> str:
-        return f"{_NETWORK}.{name[1:]}"
+        return f"10.77.{self.cluster_number}.{name[1:]}"
 
     def __enter__(self) -> Self:
-        # their names and addresses exist once on a machine
-        self._lock = (Path(tempfile.gettempdir()) / "entrodrop-test-hosts.lock").open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._take_number()
         self._tear_down()  # what a killed test left
         self._write_files()
-        _ip("link", "add", _BRIDGE, "type", "bridge")
-        _ip("addr", "add", f"{self.head_address}/24", "dev", _BRIDGE)
-        _ip("link", "set", _BRIDGE, "up")
+        _ip("link", "add", self._bridge, "type", "bridge")
+        _ip("addr", "add", f"{self.head_address}/24", "dev", self._bridge)
+        _ip("link", "set", self._bridge, "up")
         for name in self.names:
-            space, cable = f"{_PREFIX}-{name}", self._cable(name)
+            space, cable = self._space(name), self._cable(name)
             _ip("netns", "add", space)
             _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
-            _ip("link", "set", cable, "master", _BRIDGE, "up")
+            _ip("link", "set", cable, "master", self._bridge, "up")
             _ip("-n", space, "link", "set", "lo", "up")
             _ip("-n", space, "addr", "add", f"{self.address(name)}/24", "dev", "eth0")
             _ip("-n", space, "link", "set", "eth0", "up")
@@ -120,6 +122,19 @@ class Hosts:
         self._tear_down()
         self._lock.close()
 
+    def _take_number(self) -> None:
+        """Names and addresses exist once on a machine: each cluster has some of its own."""
+        for self.cluster_number in range(_MOST_CLUSTERS):
+            path = Path(tempfile.gettempdir(), f"entrodrop-test-hosts-{self.cluster_number}.lock")
+            self._lock = path.open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+            else:
+                return
+        raise AssertionError(f"{_MOST_CLUSTERS} clusters are up on this machine already")
+
     def boot(self, name: str) -> None:
         self.mend_cable(name)
         ready = self._folder / f"{name}.ready"
@@ -129,7 +144,7 @@ class Hosts:
         init = ["bash", "-c", _INIT, "init", name, str(self._folder)]
         with (self._folder / f"init.{name}.log").open("ab") as log:
             self._inits[name] = subprocess.Popen(
-                ["ip", "netns", "exec", f"{_PREFIX}-{name}", "unshare", *namespaces, *init],
+                ["ip", "netns", "exec", self._space(name), "unshare", *namespaces, *init],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -196,7 +211,10 @@ class Hosts:
         return int(children[0])
 
     def _cable(self, name: str) -> str:
-        return f"v-{_PREFIX}-{name}"[:15]
+        return f"v-{self._space(name)}"  # 15 characters are the most
+
+    def _space(self, name: str) -> str:
+        return f"entrodrop{self.cluster_number}-{name}"
 
     def _write_files(self) -> None:
         ssh = self._folder / "ssh"
@@ -217,11 +235,11 @@ class Hosts:
         listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True)
         spaces = [line.split()[0] for line in listed.stdout.splitlines()]
         for space in spaces:
-            if space.startswith(f"{_PREFIX}-"):
+            if space.startswith(self._space("")):
                 subprocess.run(["ip", "netns", "del", space], capture_output=True)
-                cable = self._cable(space.removeprefix(f"{_PREFIX}-"))
+                cable = self._cable(space.removeprefix(self._space("")))
                 subprocess.run(["ip", "link", "del", cable], capture_output=True)
-        subprocess.run(["ip", "link", "del", _BRIDGE], capture_output=True)
+        subprocess.run(["ip", "link", "del", self._bridge], capture_output=True)
 
 
 def _ip(*arguments: str) -> None:
