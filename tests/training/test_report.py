@@ -13,7 +13,7 @@ from training.reports.compare import compare, mean_and_half_width, t_quantile
 from training.reports.curves import load_runs
 from training.reports.groups import group_runs
 from training.reports.plots import smoothed
-from training.reports.report import page_of, write_report
+from training.reports.report import comparison_text, page_of, write_report
 
 
 def page_text(*runs: Path) -> str:
@@ -164,8 +164,36 @@ def test_a_group_is_compared_seed_by_seed(tmp_path: Path) -> None:
     text = page_text(*runs)
     assert "entrodrop against none. Final held-out loss 0.1000 nats lower" in text
     assert "-0.1000 to -0.1000; 3 seeds, paired): better." in text
-    assert "Best held-out loss 0.0000 nats" in text
+    assert "Best held-out loss the same (95%" in text
     assert text.count("no difference seen (3 seeds, paired)") == 1
+
+
+def test_a_seed_that_ran_twice_counts_once(tmp_path: Path) -> None:
+    none = [*write_seeds(tmp_path, "none", {1: 2.5, 2: 2.9})]
+    again = write_seeds(tmp_path / "again", "none", {1: 2.7})
+    other = write_seeds(tmp_path, "entrodrop", {1: 2.0})
+    said = comparison_text([*none, *again, *other])
+    assert "2 (3 runs)" in said
+    # the mean of 2.6 and 2.9
+    assert "2.7500 ±" in said
+
+
+def test_runs_on_other_samples_are_not_called_better(tmp_path: Path) -> None:
+    """A corpus built again at the same path is another one, and no second seed of the first."""
+    none = write_seeds(tmp_path, "none", {1: 2.5, 2: 2.9, 3: 2.7})
+    other = write_seeds(tmp_path, "entrodrop", {1: 2.0, 2: 2.4, 3: 2.2})
+    for run in (*none, *other):
+        metrics = run / "metrics.jsonl"
+        pack = "old" if run in none else "new"
+        metrics.write_text(
+            metrics.read_text().replace('"corpus"', f'"pack": "{pack}", "corpus"', 1)
+        )
+    said = comparison_text([*none, *other])
+    assert "not comparable, measured on other held-out samples" in said
+    assert "better" not in said
+    old = none[0] / "metrics.jsonl"
+    old.write_text(old.read_text().replace('"old"', '"older"'))
+    assert len(group_runs(load_runs([*none, *other]))) == 3
 
 
 def test_one_seed_cannot_tell_and_the_page_says_so(tmp_path: Path) -> None:

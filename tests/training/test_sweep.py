@@ -115,6 +115,8 @@ def test_every_combination_has_a_recipe_and_a_folder_of_its_own(
 def test_values_with_commas_and_keys_that_end_alike_stay_apart(
     small_corpus: Path, tmp_path: Path
 ) -> None:
+    (axis,) = parse_axes(["data.corpus='a,b',\"c, d\",e"], None)
+    assert axis.values == ("'a,b'", '"c, d"', "e")
     (axis,) = parse_axes(["data.mixture=null,{all: {epochs: 2}, b: {epochs: 1}}"], None)
     assert axis.values == ("null", "{all: {epochs: 2}, b: {epochs: 1}}")
     recipe = write_recipe(small_corpus, tmp_path)
@@ -160,6 +162,32 @@ def test_mistakes_of_all_combinations_are_told_at_once_and_nothing_is_written(
     assert message.count("nowhere/manifest.json: not found") == 1
     assert "and 1 more" in message
     assert not (tmp_path / "runs").exists()
+
+
+def test_values_that_are_the_same_written_otherwise_are_told(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    """Two runs of one recipe would count as two seeds."""
+    mistakes = Mistakes()
+    axes = parse_axes(["optimizer.lr=1e-3,0.001", "seed=1,01"], None)
+    plan_runs(write_recipe(small_corpus, tmp_path), [], axes, mistakes=mistakes)
+    with pytest.raises(ValueError, match="is lr-1e-3,seed-1 once more") as caught:
+        mistakes.raise_all()
+    assert "lr-0.001,seed-01" in str(caught.value)
+
+
+def test_processes_of_this_machine_are_not_those_of_jobs(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    options = SweepOptions(
+        recipe=write_recipe(small_corpus, tmp_path),
+        overrides=[],
+        varied=["dropout.max_rate=0.3"],
+        num_processes=2,
+        slurm="--nodes=1",
+    )
+    with pytest.raises(ValueError, match="--ntasks"):
+        run_sweep(options)
 
 
 def test_a_folder_of_other_settings_is_refused(small_corpus: Path, tmp_path: Path) -> None:
@@ -279,6 +307,13 @@ def test_a_slurm_job_has_the_options_given_and_is_submitted_once(
     assert "--comment=two words" in arguments
     assert submit(run, "--nodes=2").text == "is queued as job 4711"
     assert (tmp_path / "calls").read_text().splitlines() == arguments
+
+    # a controller that does not answer is no job that has ended
+    (tools / "squeue").write_text("#!/bin/sh\necho 'Unable to contact' >&2\nexit 1\n")
+    with pytest.raises(ValueError, match="Unable to contact"):
+        submit(run, "--nodes=2")
+    (tools / "squeue").write_text("#!/bin/sh\necho 'Invalid job id specified' >&2\nexit 1\n")
+    assert submit(run, "--nodes=2").text == "queued as job 4711"
 
 
 def test_sbatch_that_refuses_is_told(

@@ -20,6 +20,7 @@ _T_QUANTILES = {
     18: 2.101, 19: 2.093, 20: 2.086, 25: 2.060, 30: 2.042, 40: 2.021, 60: 2.000, 120: 1.980,
 }  # fmt: skip
 
+_HELDOUT_SAMPLES = "evaluation.max_samples"
 Measure = Callable[[RunCurves], float | None]
 
 
@@ -65,6 +66,12 @@ def t_quantile(degrees_of_freedom: float) -> float:
     return _T_QUANTILES[max(known for known in _T_QUANTILES if known <= degrees_of_freedom)]
 
 
+def mean_over_seeds(group: RunGroup, measure: Measure) -> tuple[float, float | None] | None:
+    """Mean and half of its 95% interval; None when no run has such a number."""
+    values = list(_by_seed(group, measure).values())
+    return mean_and_half_width(values) if values else None
+
+
 def compare(group: RunGroup, other: RunGroup, measure: Measure) -> Difference | None:
     """`group` minus `other`, seed by seed where at least two seeds are in both; else by Welch.
 
@@ -91,6 +98,13 @@ def choose_baseline(groups: list[RunGroup]) -> RunGroup:
     """What the others are compared with: the only group without a regulariser, else the first."""
     plain = [group for group in groups if group.settings.get("regulariser") == "none"]
     return plain[0] if len(plain) == 1 else groups[0]
+
+
+def are_measured_alike(group: RunGroup, other: RunGroup) -> bool:
+    """Whether their held-out losses are of the same samples, as far as the runs tell."""
+    return all(
+        group.settings.get(key) == other.settings.get(key) for key in ("pack", _HELDOUT_SAMPLES)
+    )
 
 
 def unfinished(*groups: RunGroup) -> int:

@@ -44,12 +44,18 @@ class RunGroup:
     name: str
     runs: tuple[RunCurves, ...]
     settings: dict[str, Any]
-    """The recipe by dotted keys, without what differs between runs of a group."""
+    """The recipe by dotted keys, without what differs between runs of a group, and `pack`, the
+    fingerprint of their samples."""
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
         """One a run."""
         return tuple(run.seed for run in self.runs)
+
+    @property
+    def num_seeds(self) -> int:
+        """A seed that was run twice counts once."""
+        return len(set(self.seeds))
 
     @property
     def bands(self) -> list[dict[str, Any]]:
@@ -90,7 +96,7 @@ class RunGroup:
 
 
 def group_runs(runs: list[RunCurves]) -> list[RunGroup]:
-    """Put runs together whose recipes differ in nothing but the seed, in the order given.
+    """Put runs together that differ in nothing but the seed, samples included, in their order.
 
     A run without `recipe.resolved.yaml` stays alone.
     """
@@ -98,6 +104,8 @@ def group_runs(runs: list[RunCurves]) -> list[RunGroup]:
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         flat = flat_settings(run.recipe)
+        if "pack" in run.facts:  # a corpus built again at the same path is another one
+            flat["pack"] = run.facts["pack"]
         key = repr(sorted(flat.items())) if flat else f"alone: {run.name}"
         members.setdefault(key, []).append(run)
         settings[key] = flat

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,9 +45,10 @@ _MOST_VERDICTS = 4
 _ABOUT_THE_TABLE = (
     "Losses are means over seeds with 95% intervals by Student's t, in nats per token. Differences "
     "are taken seed by seed where both groups ran at least two seeds in common; below 0 the group "
-    "is better than the baseline. Each interval stands for itself: among twenty groups that are "
-    "all alike one will look better or worse. The best loss of a run is the lowest of its "
-    "evaluations, so it flatters every group a little."
+    "is better than the baseline. A seed that was run twice counts once, by its mean. Means are "
+    "over all seeds of a group, differences over those in common. Each interval stands for "
+    "itself: among twenty groups that are all alike one will look better or worse. The "
+    "best loss of a run is the lowest of its evaluations, so it flatters every group a little."
 )
 
 
@@ -156,7 +158,7 @@ def _verdict(run: RunCurves) -> str:
         return at_best.replace("was lowest", "is lowest at the last evaluation,")
     if last.get("loss") is None:
         return at_best + " The last evaluation gave no finite number."
-    rise = 100 * (last["loss"] / best["loss"] - 1)
+    rise = 100 * (last["loss"] / best["loss"] - 1) if best["loss"] else math.inf
     if rise < _NOISE_PERCENT:
         return at_best + f" Since then it has stayed within {rise:.2f}% of that."
     return at_best + f" Since then it has risen by {rise:.1f}%: the run overfits from there on."

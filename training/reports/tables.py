@@ -9,9 +9,10 @@ from statistics import fmean
 from training.reports.compare import (
     Difference,
     Measure,
+    are_measured_alike,
     choose_baseline,
     compare,
-    mean_and_half_width,
+    mean_over_seeds,
     unfinished,
 )
 from training.reports.curves import RunCurves
@@ -48,7 +49,7 @@ def comparison_table(groups: list[RunGroup]) -> Table:
         heads += [f"{name} held-out", f"{name}: difference, 95%", f"{name}: verdict"]
     rows = []
     for group in groups:
-        row = [group.name, str(len(group.runs))]
+        row = [group.name, _seeds(group)]
         for measure in MEASURES.values():
             row += [_mean(group, measure), *_difference_cells(group, baseline, measure)]
         rows.append(row)
@@ -145,11 +146,16 @@ def _bands_of_run(run: RunCurves) -> Table:
 
 
 def _mean(group: RunGroup, measure: Measure) -> str:
-    values = [value for run in group.runs if (value := measure(run)) is not None]
-    if not values:
+    found = mean_over_seeds(group, measure)
+    if found is None:
         return "none"
-    mean, half_width = mean_and_half_width(values)
+    mean, half_width = found
     return nats(mean) if half_width is None else f"{nats(mean)} ± {nats(half_width)}"
+
+
+def _seeds(group: RunGroup) -> str:
+    runs = len(group.runs)
+    return f"{group.num_seeds}" + (f" ({runs} runs)" if runs > group.num_seeds else "")
 
 
 def _difference_cells(group: RunGroup, baseline: RunGroup, measure: Measure) -> list[str]:
@@ -169,7 +175,8 @@ def _difference_cells(group: RunGroup, baseline: RunGroup, measure: Measure) -> 
 
 def _sentence(name: str, difference: Difference) -> str:
     side = "lower" if difference.mean < 0 else "higher"
-    text = f"{name.capitalize()} held-out loss {abs(difference.mean):.4f} nats {side}"
+    by = f"{abs(difference.mean):.4f} nats {side}" if difference.mean else "the same"
+    text = f"{name.capitalize()} held-out loss {by}"
     if difference.half_width is not None:
         text += f" (95% interval of the difference {difference.low:+.4f} to {difference.high:+.4f}"
         text += f"; {difference.basis})"
@@ -181,9 +188,11 @@ def _mean_of(run: RunCurves, key: str) -> float | None:
     return fmean(values) if values else None
 
 
-def _held_back(*groups: RunGroup) -> str:
-    """Why nothing is said yet, if some of their runs go on."""
-    number = unfinished(*groups)
+def _held_back(group: RunGroup, baseline: RunGroup) -> str:
+    """Why nothing is said: other held-out samples, or some of their runs go on."""
+    if not are_measured_alike(group, baseline):
+        return "not comparable, measured on other held-out samples"
+    number = unfinished(group, baseline)
     return (
         f"not the last word, {number} run{'s' if number > 1 else ''} unfinished" if number else ""
     )

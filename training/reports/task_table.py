@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from training.reports.compare import Measure, choose_baseline, compare, mean_and_half_width
+from training.reports.compare import Measure, choose_baseline, compare, mean_over_seeds
 from training.reports.curves import RunCurves
 from training.reports.groups import RunGroup
 from training.reports.tables import Table
@@ -79,10 +79,10 @@ def _measure(score: Score) -> Measure:
 
 
 def _mean(group: RunGroup, measure: Measure) -> str:
-    values = [value for run in group.runs if (value := measure(run)) is not None]
-    if not values:
+    found = mean_over_seeds(group, measure)
+    if found is None:
         return "none"
-    mean, half_width = mean_and_half_width(values)
+    mean, half_width = found
     return f"{mean:.4f}" if half_width is None else f"{mean:.4f} ± {half_width:.4f}"
 
 

@@ -93,6 +93,7 @@ def plan_runs(
     """
     names = _short_names([axis.key for axis in axes])
     runs: dict[str, PlannedRun] = {}
+    first_of: dict[str, str] = {}
     for values in itertools.product(*(axis.values for axis in axes)):
         changes = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
         # no "=" in a path: launchers take what has one for a key of the recipe
@@ -104,6 +105,9 @@ def plan_runs(
             continue
         if name in runs:
             mistakes.add(name, "two combinations would share this folder")
+        same = first_of.setdefault(repr(_learnt_by(found)), name)
+        if same != name:
+            mistakes.add(name, f"is {same} once more, its values written otherwise")
         runs[name] = PlannedRun(name, replace(found, run_dir=f"{found.run_dir}/{name}"))
     return list(runs.values())
 
@@ -119,7 +123,7 @@ def find_other_recipe(run: PlannedRun) -> str | None:
         raise ValueError(f"{path}: {error}; move that folder away to go on") from None
     if not isinstance(kept, dict):
         raise ValueError(f"{path} is no recipe; move that folder away to go on")
-    found, planned = _learnt(kept), _learnt(yaml.safe_load(dump_recipe(run.recipe)))
+    found, planned = _learnt(kept), _learnt_by(run.recipe)
     changed = [
         f"{key} was {found.get(key)}, is {planned.get(key)}"
         for key in sorted(found.keys() | planned.keys())
@@ -137,9 +141,13 @@ def _learnt(recipe: dict[str, Any]) -> dict[str, Any]:
     return flat_settings(recipe) | {"seed": recipe.get("seed")}
 
 
+def _learnt_by(recipe: Recipe) -> dict[str, Any]:
+    return _learnt(yaml.safe_load(dump_recipe(recipe)))
+
+
 def _parse_axis(text: str) -> Axis:
     key, separator, values = text.partition("=")
-    found = tuple(value.strip() for value in _split_outside_brackets(values))
+    found = tuple(value.strip() for value in _split_at_commas(values))
     if not separator or not key or not all(found):
         raise ValueError(f"--vary {text!r} is not of the form a.b=1,2,3")
     for value in found:
@@ -148,12 +156,15 @@ def _parse_axis(text: str) -> Axis:
     return Axis(key, found)
 
 
-def _split_outside_brackets(text: str) -> list[str]:
-    """Example: of "1,[2,3],{a: 4, b: 5}" it is "1", "[2,3]", "{a: 4, b: 5}"."""
-    parts, depth = [""], 0
+def _split_at_commas(text: str) -> list[str]:
+    """Outside brackets and quotes: of "1,[2,3],'4,5'" it is "1", "[2,3]", "'4,5'"."""
+    parts, depth, quote = [""], 0, ""
     for letter in text:
-        depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and depth == 0:
+        if letter in "'\"" and quote in ("", letter):
+            quote = "" if quote else letter
+        elif not quote:
+            depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0 and not quote:
             parts.append("")
         else:
             parts[-1] += letter

@@ -11,6 +11,7 @@ from training.sweeps.jobs import Outcome
 
 _SCRIPT = Path("launch/slurm/train.sbatch")
 _JOB_FILE = "slurm_job_id"
+_ENDED_LONG_AGO = "Invalid job id"
 
 
 def check_place() -> None:
@@ -37,14 +38,23 @@ def slurm_command(run: PlannedRun, options: str) -> list[str]:
 
 
 def queued_job(run: PlannedRun) -> str | None:
-    """The job of a run that waits or runs, from an earlier sweep."""
+    """The job of a run that waits or runs, from an earlier sweep.
+
+    Raises:
+        ValueError: when Slurm does not say: submitted again, the run might be queued twice.
+    """
     path = run.run_dir / _JOB_FILE
     if not path.exists():
         return None
-    job = path.read_text(encoding="utf-8").strip()
-    asked = _call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"])
-    # squeue does not know jobs that ended long ago, and fails
-    return job if asked.returncode == 0 and asked.stdout.strip() else None
+    job, _, cluster = path.read_text(encoding="utf-8").strip().partition(";")
+    where = [f"--clusters={cluster}"] if cluster else []
+    asked = _call(["squeue", "--noheader", *where, f"--jobs={job}", "--format=%T"])
+    if asked.returncode:
+        if _ENDED_LONG_AGO in asked.stderr:
+            return None
+        raise ValueError(f"--slurm: is job {job} of {run.name} queued? squeue: {_said(asked)}")
+    states = [line for line in asked.stdout.splitlines() if not line.startswith("CLUSTER:")]
+    return job if "".join(states).strip() else None
 
 
 def submit(run: PlannedRun, options: str) -> Outcome:
@@ -54,10 +64,14 @@ def submit(run: PlannedRun, options: str) -> Outcome:
         return Outcome(run, True, f"is queued as job {job}")
     done = _call(slurm_command(run, options))
     if done.returncode:
-        return Outcome(run, False, f"sbatch: {done.stderr.strip() or done.stdout.strip()}")
-    job = done.stdout.strip().partition(";")[0]  # job;cluster where there are several
+        return Outcome(run, False, f"sbatch: {_said(done)}")
+    job = done.stdout.strip()  # job;cluster where there are several
     (run.run_dir / _JOB_FILE).write_text(f"{job}\n", encoding="utf-8")
-    return Outcome(run, True, f"queued as job {job}")
+    return Outcome(run, True, f"queued as job {job.partition(';')[0]}")
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stderr.strip() or done.stdout.strip()
 
 
 def _call(command: list[str]) -> subprocess.CompletedProcess[str]:

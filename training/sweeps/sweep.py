@@ -49,6 +49,8 @@ def run_sweep(options: SweepOptions) -> int:
     axes = parse_axes(options.varied, options.seeds)
     if options.slurm is not None:
         check_place()
+        if options.num_processes is not None:
+            raise ValueError("-n is of this machine; for jobs say --slurm='--ntasks=...'")
     mistakes = Mistakes()
     runs = plan_runs(options.recipe, options.overrides, axes, mistakes=mistakes)
     total_steps = _check(runs, options, mistakes)
