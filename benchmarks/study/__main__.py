@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import signal
 import sys
 import time
@@ -12,9 +13,9 @@ from pathlib import Path
 from benchmarks.study.arms import ARM_OF, ARMS, Arm
 from benchmarks.study.corpora import Folders, prepare_corpora
 from benchmarks.study.forks import load_modules, run_in_fork
-from benchmarks.study.jobs import BASE_ARM, Job, count_jobs, startable
+from benchmarks.study.jobs import BASE_ARM, Job, count_jobs, refuse_untuned, startable
 from benchmarks.study.pool import run_pool
-from benchmarks.study.results import Row, read_results, refuse_other_bases
+from benchmarks.study.results import Row, read_results, refuse_other_studies
 from benchmarks.study.settings import SETTINGS, Setting
 
 _STAGES = ("corpora", "base", "runs", "report")
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--stage", choices=_STAGES, nargs="+", default=_STAGES, help="only these (default: all)"
     )
     parser.add_argument("--sizes", nargs="+", metavar="SIZE", help="only these models")
+    parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="only these texts")
     parser.add_argument(
         "--arms",
         nargs="+",
@@ -90,12 +92,13 @@ def _run(options: argparse.Namespace) -> None:
     began = time.monotonic()
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: must be at least 1")
-    setting = SETTINGS[options.setting].narrowed(sizes=options.sizes, tries=options.tries)
+    whole = SETTINGS[options.setting]
+    setting = whole.narrowed(sizes=options.sizes, domains=options.domains, tries=options.tries)
     folders = Folders(options.out.resolve())
     results = options.results or folders.out / "results.jsonl"
     arms = [ARM_OF[name] for name in options.arms] if options.arms else list(ARMS)
     if "corpora" in options.stage:
-        prepare_corpora(setting, folders)
+        prepare_corpora(whole, folders)
     if {"base", "runs"} & set(options.stage):
         load_modules()
     if "base" in options.stage:
@@ -138,8 +141,10 @@ def _run_grid(
     from benchmarks.study.base import base_identity
     from benchmarks.study.runs import run_job
 
-    identities = {size.name: base_identity(size, folders) for size in setting.sizes}
-    refuse_other_bases(read_results(results), identities)
+    bases = {size.name: base_identity(size, folders) for size in setting.sizes}
+    settings = {domain: setting.identity(domain) for domain in setting.domains}
+    refuse_other_studies(read_results(results), bases=bases, settings=settings)
+    refuse_untuned(setting, read_results(results), arms=arms)
 
     known = {BASE_ARM, *(arm.name for arm in arms)}
 
@@ -149,8 +154,9 @@ def _run_grid(
     def work(job: Job) -> Row:
         return run_job(job, setting, folders)
 
-    counted = {(size.name, name) for size in setting.sizes for name in known}
-    num_done = sum((row["size"], row["arm"]) in counted for row in read_results(results))
+    counted = set(itertools.product([size.name for size in setting.sizes], setting.domains, known))
+    rows = read_results(results)
+    num_done = sum((row["size"], row["domain"], row["arm"]) in counted for row in rows)
     num_all = max(count_jobs(setting, arms=arms), num_done)
     return run_pool(
         next_jobs,

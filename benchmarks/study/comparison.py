@@ -90,7 +90,8 @@ class Place:
 
     size: str
     domain: str
-    base: Row | None
+    base: ArmRuns | None
+    """The base model itself, scored on the canaries of each seed."""
     arms: dict[str, ArmRuns]
     tuning: dict[str, list[Row]]
     """By arm, the runs that chose its setting."""
@@ -132,5 +133,7 @@ def _place(rows: list[Row], size: str, domain: str) -> Place:
         if groups:  # should a later tuning have chosen another setting: that with most seeds
             most = max(reversed(groups.values()), key=len)
             arms[arm.name] = ArmRuns(arm, next(iter(most.values()))["chosen"], most)
-    base = next((row for row in own if row["arm"] == BASE_ARM), None)
+    # it has one set of weights, told under `final`
+    of_base = {row["seed"]: row | {"best": row["final"]} for row in own if row["arm"] == BASE_ARM}
+    base = ArmRuns(Arm(BASE_ARM, "base model", {}), {}, of_base) if of_base else None
     return Place(size, domain, base, arms, {name: runs for name, runs in tuning.items() if runs})

@@ -18,7 +18,7 @@ BASE_ARM = "base"
 
 @dataclass(frozen=True)
 class Job:
-    """One run. Its key says everything that it depends on, so that none is run twice."""
+    """One run. Its key tells it from all others of a study, so that none is run twice."""
 
     size: str
     domain: str
@@ -69,7 +69,33 @@ def startable(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm] = AR
 def count_jobs(setting: Setting, *, arms: Iterable[Arm] = ARMS) -> int:
     """All runs of a study, with those that are not known yet."""
     of_arms = sum(len(tries_of(setting, arm)) + len(setting.seeds) for arm in arms)
-    return len(setting.sizes) * len(setting.domains) * (of_arms + 1)
+    return len(setting.sizes) * len(setting.domains) * (of_arms + len(setting.seeds))
+
+
+def refuse_untuned(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm]) -> None:
+    """Arms that take over a setting wait for the arm that is tuned, for ever if it is not run.
+
+    Raises:
+        ValueError: naming arms that are neither asked for nor tuned already.
+    """
+    rows, arms = list(rows), list(arms)
+    names = {arm.name for arm in arms}
+    for arm in arms:
+        missing = [
+            name
+            for name in arm.like
+            if name not in names
+            and any(
+                choose(setting, rows, size.name, domain, ARM_OF[name]) is None
+                for size in setting.sizes
+                for domain in setting.domains
+            )
+        ]
+        if missing:
+            raise ValueError(
+                f"--arms {arm.name}: it takes the setting of {' and '.join(missing)}, which have "
+                "none yet; name them too"
+            )
 
 
 def tries_of(setting: Setting, arm: Arm) -> tuple[Overrides, ...]:
@@ -106,7 +132,8 @@ def _of_round(
     setting: Setting, rows: list[Row], size: str, domain: str, *, arms: list[Arm], number: int
 ) -> Iterator[Job]:
     if number == 0:
-        yield Job(size, domain, BASE_ARM, setting.seeds[0], ())
+        for seed in setting.seeds:  # each has canaries of its own
+            yield Job(size, domain, BASE_ARM, seed, ())
     own = [arm for arm in arms if arm.round == number]
     for arm in own:
         for one in tries_of(setting, arm):

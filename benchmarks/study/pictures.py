@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.study.comparison import ArmRuns, Place, best_loss, final_loss
+from benchmarks.study.results import Row
 
 _SHOWN = ("none", "random_input", "entrodrop_input", "high_input", "hidden_dropout", "weight_decay")
 _OF_BANDS = ("none", "random_input", "entrodrop_input")
@@ -101,29 +102,33 @@ def draw_differences(places: Sequence[Place], path: Path) -> None:
 
 
 def _curve(ax: Axes, runs: ArmRuns, color: str) -> None:
-    losses = np.array([row["curve"]["loss"] for row in _alike(runs)])
+    epochs = _epochs(runs)
+    losses = np.array([_at(epochs, row, row["curve"]["loss"]) for row in runs.rows.values()])
     label = f"{runs.arm.label} ({len(losses)} seeds)"
-    ax.plot(_epochs(runs), losses.mean(0), color=color, label=label)
-    ax.fill_between(_epochs(runs), losses.min(0), losses.max(0), color=color, alpha=0.15, lw=0)
+    ax.plot(epochs, losses.mean(0), color=color, label=label)
+    ax.fill_between(epochs, losses.min(0), losses.max(0), color=color, alpha=0.15, lw=0)
 
 
 def _bands(runs: ArmRuns) -> np.ndarray:
     """`[evaluations, bands]`, the mean over seeds."""
-    return np.array([row["curve"]["bands"] for row in _alike(runs)]).mean(0)
-
-
-def _epochs(runs: ArmRuns) -> list[float]:
-    return _alike(runs)[0]["curve"]["epoch"]
-
-
-def _alike(runs: ArmRuns) -> list[dict]:
-    """Slices differ by a sample or two, and with them the number of evaluations."""
-    rows = [row for _, row in sorted(runs.rows.items())]
-    length = min(len(row["curve"]["loss"]) for row in rows)
-    return [
-        row | {"curve": {key: value[:length] for key, value in row["curve"].items()}}
-        for row in rows
+    bands = [np.array(row["curve"]["bands"]).T for row in runs.rows.values()]
+    epochs = _epochs(runs)
+    means = [
+        np.mean([_at(epochs, row, b) for row, b in zip(runs.rows.values(), losses, strict=True)], 0)
+        for losses in zip(*bands, strict=True)
     ]
+    return np.array(means).T
+
+
+def _epochs(runs: ArmRuns) -> np.ndarray:
+    """Where the means are taken: slices differ by a sample or two, and evaluations with them."""
+    curves = [row["curve"]["epoch"] for row in runs.rows.values()]
+    return np.linspace(0.0, min(epochs[-1] for epochs in curves), len(curves[0]))
+
+
+def _at(epochs: np.ndarray, row: Row, losses: Sequence[float]) -> np.ndarray:
+    """A curve of a run at these epochs, by straight lines between its evaluations."""
+    return np.interp(epochs, row["curve"]["epoch"], losses)
 
 
 def _finish(ax: Axes, title: str) -> None:

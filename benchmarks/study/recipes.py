@@ -43,7 +43,7 @@ def adapting_recipe(
     name: str,
     overrides: Mapping[str, Any],
 ) -> Recipe:
-    """Many epochs over a slice, evaluated and saved at each epoch's end.
+    """Many epochs over a slice, evaluated and saved about once an epoch, and at the end.
 
     Args:
         name: of the run.

@@ -30,22 +30,28 @@ def read_results(path: Path) -> list[Row]:
     return rows
 
 
-def refuse_other_bases(rows: Iterable[Row], identities: Mapping[str, str]) -> None:
-    """Runs that start from different weights must not be compared.
+def refuse_other_studies(
+    rows: Iterable[Row], *, bases: Mapping[str, str], settings: Mapping[str, str]
+) -> None:
+    """Runs that start from other weights or have another length must not be compared.
 
     Args:
-        identities: by size, that of the base model at hand.
+        bases: by size, the identity of the base model at hand.
+        settings: by domain, that of the setting, as `Setting.identity` gives it.
 
     Raises:
-        ValueError: naming a run that started from another.
+        ValueError: naming a run of another study.
     """
     for row in rows:
-        if row["base"] != identities.get(row["size"], row["base"]):
-            raise ValueError(
-                f"results: run {row['key']} started from base {row['base']}, the base model at "
-                f"hand is {identities[row['size']]}; keep results of other base models apart: "
-                "choose another --results"
-            )
+        for what, found, known in (
+            ("base model", row["base"], bases.get(row["size"])),
+            ("setting", row["setting"], settings.get(row["domain"])),
+        ):
+            if found != (known or found):
+                raise ValueError(
+                    f"results: run {row['key']} is of {what} {found}, at hand is {known}; keep "
+                    "results of other base models and settings apart: choose another --results"
+                )
 
 
 def append_result(path: Path, row: Row) -> None:

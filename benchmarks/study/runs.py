@@ -36,7 +36,10 @@ def run_job(job: Job, setting: Setting, folders: Folders) -> Row:
         "seconds": round(time.monotonic() - began, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
     }
-    started_from = {"base": base_identity(size, folders)}
+    started_from = {
+        "base": base_identity(size, folders),
+        "setting": setting.identity(job.domain),
+    }
     return job.as_row() | started_from | measured | spent
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 TUNING_SEED = 1000
@@ -67,20 +69,41 @@ class Setting:
     def all_seeds(self) -> tuple[int, ...]:
         return (TUNING_SEED, *self.seeds)
 
-    def narrowed(self, *, sizes: Sequence[str] | None, tries: int | None) -> Setting:
-        """The same with some of its sizes and fewer tries; None leaves them as they are.
+    def narrowed(
+        self,
+        *,
+        sizes: Sequence[str] | None = None,
+        domains: Sequence[str] | None = None,
+        tries: int | None = None,
+    ) -> Setting:
+        """The same with some sizes and domains and fewer tries; None leaves them as they are.
 
         Raises:
-            ValueError: for a size that there is not, or a number of tries below 1.
+            ValueError: for a name that there is not, or a number of tries below 1.
         """
-        known = [size.name for size in self.sizes]
-        for name in sizes or ():
-            if name not in known:
-                raise ValueError(f"--sizes {name}: there are {', '.join(known)}")
+        _refuse_unknown("--sizes", sizes, [size.name for size in self.sizes])
+        _refuse_unknown("--domains", domains, self.domains)
         if tries is not None and tries < 1:
             raise ValueError(f"--tries {tries}: must be at least 1")
-        chosen = tuple(size for size in self.sizes if sizes is None or size.name in sizes)
-        return replace(self, sizes=chosen, tries_of_arm=tries or self.tries_of_arm)
+        return replace(
+            self,
+            sizes=tuple(size for size in self.sizes if sizes is None or size.name in sizes),
+            domains=tuple(name for name in self.domains if domains is None or name in domains),
+            tries_of_arm=tries or self.tries_of_arm,
+        )
+
+    def identity(self, domain: str) -> str:
+        """Of all that the runs of a domain share: with another one, runs are not comparable."""
+        of_grid = ("name", "sizes", "domains", "seeds", "tries_of_arm", "lr_of_domain")
+        shared = {key: value for key, value in asdict(self).items() if key not in of_grid}
+        shared["lr"] = self.lr_of_domain[domain]
+        return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _refuse_unknown(option: str, names: Sequence[str] | None, known: Sequence[str]) -> None:
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"{option} {name}: there are {', '.join(known)}")
 
 
 FULL = Setting(

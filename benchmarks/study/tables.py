@@ -73,14 +73,11 @@ def knowledge_table(place: Place) -> str:
         ("canaries written out", known("final", "canaries", "exact"), 2),
         ("exposure, bits", known("final", "canaries", "exposure_bits"), 2),
     ]
+    shown = [*([place.base] if place.base else []), *place.arms.values()]
     rows = [
         [runs.arm.label, *(number(runs.mean(m), digits=digits) for _, m, digits in measures)]
-        for runs in place.arms.values()
+        for runs in shown
     ]
-    if place.base:
-        # the base model has one set of weights, told under `final`
-        base = place.base | {"best": place.base["final"]}
-        rows.insert(0, ["base model", *(f"{m(base):.{digits}f}" for _, m, digits in measures)])
     return markdown(["arm", *(name for name, _, _ in measures)], rows)
 
 

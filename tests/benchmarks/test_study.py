@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ from benchmarks.study.canaries import make_canaries
 from benchmarks.study.cloze import find_blanks
 from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
 from benchmarks.study.intervals import mean_interval, t_quantile
-from benchmarks.study.jobs import Job, choose, count_jobs, startable
-from benchmarks.study.results import append_result, read_results, refuse_other_bases
+from benchmarks.study.jobs import Job, choose, count_jobs, refuse_untuned, startable
+from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from training.recipe_file import parse_recipe
 
@@ -134,8 +135,6 @@ def test_grid_ends_after_the_runs_that_it_counts_and_repeats_none():
 
 
 def test_reported_runs_take_the_setting_of_least_final_loss_on_the_tuning_slice():
-    from dataclasses import replace
-
     setting = replace(MINIATURE, tries_of_arm=3)
     arm = next(arm for arm in ARMS if arm.name == "random_input")
     rows = [
@@ -154,6 +153,17 @@ def test_matched_random_dropout_runs_only_where_the_rates_differ():
     assert "random_matched" not in {found["arm"] for found in rows}
 
 
+def test_an_arm_that_waits_for_a_setting_nobody_tunes_is_refused():
+    setting = replace(MINIATURE, tries_of_arm=3)
+    arms = {arm.name: arm for arm in ARMS}
+    tuned, opposite = arms["entrodrop_input"], arms["high_input"]
+    with pytest.raises(ValueError, match="high_input: it takes the setting of entrodrop_input"):
+        refuse_untuned(setting, [], arms=[opposite])
+    refuse_untuned(setting, [], arms=[opposite, tuned])
+    rows = [row(tuned.name, TUNING_SEED, [9.0, 1.0], **one) for one in tuned.tries]
+    refuse_untuned(setting, rows, arms=[opposite])
+
+
 # --- files and texts ---
 
 
@@ -167,11 +177,18 @@ def test_results_cut_short_by_a_kill_are_left_out_and_then_cut_off(tmp_path):
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "c"]
 
 
-def test_results_of_another_base_model_are_refused():
-    rows = [{"key": "tiny/code/none/-/1", "size": "tiny", "base": "aa"}]
-    refuse_other_bases(rows, {"tiny": "aa", "other": "bb"})
-    with pytest.raises(ValueError, match="started from base aa, the base model at hand is bb"):
-        refuse_other_bases(rows, {"tiny": "bb"})
+def test_results_of_another_base_model_or_setting_are_refused():
+    own = MINIATURE.identity("code")
+    place = {"key": "tiny/code/none/-/1", "size": "tiny", "domain": "code"}
+    rows = [place | {"base": "aa", "setting": own}]
+    refuse_other_studies(rows, bases={"tiny": "aa", "other": "bb"}, settings={"code": own})
+    with pytest.raises(ValueError, match="is of base model aa, at hand is bb"):
+        refuse_other_studies(rows, bases={"tiny": "bb"}, settings={"code": own})
+    longer = replace(MINIATURE, epochs=4).identity("code")
+    with pytest.raises(ValueError, match=f"is of setting {own}, at hand is {longer}"):
+        refuse_other_studies(rows, bases={"tiny": "aa"}, settings={"code": longer})
+    # a part of a study is no other study
+    assert MINIATURE.narrowed(domains=["code"], tries=1).identity("code") == own
 
 
 def test_blanks_are_whole_words_that_tokens_begin():
@@ -267,3 +284,5 @@ def saved_in_the_middle(out: Path) -> bool:
 def test_a_mistake_is_one_line(tmp_path):
     done = subprocess.run(study(tmp_path, "--sizes", "7B"), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --sizes 7B: there are tiny\n")
+    done = subprocess.run(study(tmp_path, "--domains", "law"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --domains law: there are code\n")
