@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from benchmarks.study.comparison import ArmRuns, Place, best_loss, final_loss
+from benchmarks.study.comparison import ArmRuns, Place, best_loss, final_loss, known
 from benchmarks.study.results import Row
 
 _SHOWN = ("none", "random_input", "entrodrop_input", "high_input", "hidden_dropout", "weight_decay")
@@ -97,6 +97,40 @@ def draw_differences(places: Sequence[Place], path: Path) -> None:
         ax.set_title(f"{place.domain}, {place.size} parameters", fontsize=10)
         ax.grid(axis="x", alpha=0.3)
         ax.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=_DPI)
+    plt.close(figure)
+
+
+def draw_knowledge(places: Sequence[Place], path: Path) -> None:
+    """Loss on general text and exposure of canaries at the end, with 95% intervals."""
+    tallest = max(len(place.arms) for place in places)
+    figure, axes = plt.subplots(
+        len(places),
+        2,
+        figsize=(11, (0.3 * tallest + 1.4) * len(places)),
+        squeeze=False,
+        layout="constrained",
+    )
+    measures = (
+        ("loss of general text at the end, nats (forgetting)", known("final", "general_loss")),
+        ("exposure of canaries, bits", known("final", "canaries", "exposure_bits")),
+    )
+    for row, place in zip(axes, places, strict=True):
+        arms = [*([place.base] if place.base else []), *place.arms.values()][::-1]
+        for ax, (label, measure) in zip(row, measures, strict=True):
+            found = [runs.mean(measure) for runs in arms]
+            ax.errorbar(
+                [interval.mean for interval in found],
+                range(len(arms)),
+                xerr=[interval.half or 0.0 for interval in found],
+                fmt="o",
+                markersize=4,
+                capsize=2,
+            )
+            ax.set_yticks(range(len(arms)), [runs.arm.label for runs in arms], fontsize=8)
+            ax.set_xlabel(f"{label}; left is better")
+            ax.set_title(f"{place.domain}, {place.size} parameters", fontsize=10)
+            ax.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.study.comparison import Place, places_of
 from benchmarks.study.jobs import BASE_ARM
-from benchmarks.study.pictures import draw_bands, draw_curves, draw_differences
+from benchmarks.study.pictures import draw_bands, draw_curves, draw_differences, draw_knowledge
 from benchmarks.study.results import Row
 from benchmarks.study.settings import TUNING_SEED
 from benchmarks.study.tables import bands_table, knowledge_table, losses_table, tuning_table
@@ -15,7 +15,9 @@ from benchmarks.study.tables import bands_table, knowledge_table, losses_table, 
 _LEGEND = """\
 Losses are nats a token on held-out text of the domain. `final` is after the last epoch, `best` the
 least of all evaluations. ± is the half of a 95% interval of Student's t over seeds; a seed has a
-slice of its own. Differences are paired by seed and bold where the interval excludes 0.
+slice of its own; the held-out text and the base model are the same for all, so that intervals do
+not say how another text would do. Differences are paired by seed and bold where the interval
+excludes 0; of many such intervals some do so by chance.
 """
 
 
@@ -29,7 +31,12 @@ def write_report(rows: Sequence[Row], *, out: Path) -> Path:
     if not places:
         raise ValueError("report: no reported run has finished yet")
     out.mkdir(parents=True, exist_ok=True)
-    pictures = {"curves": draw_curves, "bands": draw_bands, "differences": draw_differences}
+    pictures = {
+        "curves": draw_curves,
+        "bands": draw_bands,
+        "differences": draw_differences,
+        "knowledge": draw_knowledge,
+    }
     for name, draw in pictures.items():
         draw(places, out / f"evidence_{name}.png")
     parts = ["# Study\n", _counts(rows), _LEGEND]

@@ -272,6 +272,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(
         "evidence_bands.png",
         "evidence_curves.png",
         "evidence_differences.png",
+        "evidence_knowledge.png",
     ]
 
 
