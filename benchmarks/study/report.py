@@ -10,6 +10,7 @@ from benchmarks.study.jobs import BASE_ARM
 from benchmarks.study.pictures import draw_bands, draw_curves, draw_differences, draw_knowledge
 from benchmarks.study.results import Row
 from benchmarks.study.settings import TUNING_SEED
+from benchmarks.study.spread import draw_spread
 from benchmarks.study.tables import bands_table, knowledge_table, losses_table, tuning_table
 
 _LEGEND = """\
@@ -36,6 +37,7 @@ def write_report(rows: Sequence[Row], *, out: Path) -> Path:
         "bands": draw_bands,
         "differences": draw_differences,
         "knowledge": draw_knowledge,
+        "spread": draw_spread,
     }
     for name, draw in pictures.items():
         draw(places, out / f"evidence_{name}.png")

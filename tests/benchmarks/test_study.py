@@ -23,6 +23,7 @@ from benchmarks.study.intervals import mean_interval, t_quantile
 from benchmarks.study.jobs import Job, choose, count_jobs, refuse_untuned, startable
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
+from benchmarks.study.spread import mask_bits
 from training.recipe_file import parse_recipe
 
 # --- statistics ---
@@ -77,6 +78,22 @@ def test_differences_are_paired_by_seed_and_by_rate():
     assert place.random_partner("entrodrop_input") is place.arms["random_input"]
     assert place.random_partner("entrodrop_loss") is None  # no loss was dropped at random
     assert place.random_partner("none") is None
+
+
+def test_masks_of_random_dropout_vary_most_at_an_equal_rate():
+    rows = [row("none", 1, [9.0, 5.0])]
+    for arm in ("random_input", "entrodrop_input", "high_input", "constant_input", "random_loss"):
+        rows.append(row(arm, 1, [9.0, 4.0], **{"dropout.max_rate": 1.0}))
+    (place,) = places_of(rows)
+    bits = {name: mask_bits(runs) for name, runs in place.arms.items()}
+    assert bits == {
+        "none": 0.0,
+        "random_input": 1.0,  # each token by the toss of a coin
+        "entrodrop_input": 0.0,  # the half of low entropy, always
+        "high_input": 0.0,
+        "constant_input": None,
+        "random_loss": None,
+    }
 
 
 # --- what is run ---
@@ -273,6 +290,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(
         "evidence_curves.png",
         "evidence_differences.png",
         "evidence_knowledge.png",
+        "evidence_spread.png",
     ]
 
 
