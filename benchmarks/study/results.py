@@ -45,9 +45,9 @@ def refuse_other_studies(
     for row in rows:
         for what, found, known in (
             ("base model", row["base"], bases.get(row["size"])),
-            ("setting", row["setting"], settings.get(row["domain"])),
+            ("setting", row.get("setting"), settings.get(row["domain"])),
         ):
-            if found != (known or found):
+            if known is not None and found != known:
                 raise ValueError(
                     f"results: run {row['key']} is of {what} {found}, at hand is {known}; keep "
                     "results of other base models and settings apart: choose another --results"

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.study.comparison import ArmRuns, Place, final_loss
-from training.config import Dropout
+from training.recipe_sections import Dropout
 
 _COLOURS = {"entrodrop": "C2", "random_token_dropout": "C1", "none": "C0"}
 _NAMES = {"entrodrop": "by entropy", "random_token_dropout": "at random", "none": "none"}
@@ -21,7 +21,7 @@ _NAMES = {"entrodrop": "by entropy", "random_token_dropout": "at random", "none"
 def mask_bits(runs: ArmRuns) -> float | None:
     """Entropy of a token's mask at full strength, in bits, on average over tokens.
 
-    EntroDrop draws with `max_rate` among the share `quantile` of tokens and never among the rest;
+    Of one step: EntroDrop draws with `max_rate` among the share `quantile` of tokens and never among the rest;
     random dropout draws among all with the product. None for arms that drop no inputs, or that
     drop them by another curriculum or replacement.
     """

@@ -204,6 +204,8 @@ def test_results_of_another_base_model_or_setting_are_refused():
     longer = replace(MINIATURE, epochs=4).identity("code")
     with pytest.raises(ValueError, match=f"is of setting {own}, at hand is {longer}"):
         refuse_other_studies(rows, bases={"tiny": "aa"}, settings={"code": longer})
+    with pytest.raises(ValueError, match="is of setting None"):  # a file of before there were any
+        refuse_other_studies([place | {"base": "aa"}], bases={"tiny": "aa"}, settings={"code": own})
     # a part of a study is no other study
     assert MINIATURE.narrowed(domains=["code"], tries=1).identity("code") == own
 
