@@ -21,8 +21,8 @@ _NAMES = {"entrodrop": "by entropy", "random_token_dropout": "at random", "none"
 def mask_bits(runs: ArmRuns) -> float | None:
     """Entropy of a token's mask at full strength, in bits, on average over tokens.
 
-    Of one step: EntroDrop draws with `max_rate` among the share `quantile` of tokens and never among the rest;
-    random dropout draws among all with the product. None for arms that drop no inputs, or that
+    Within a step EntroDrop draws with `max_rate` among the share `quantile` of tokens and never
+    among the rest; random dropout draws among all with the product. None for arms that drop no inputs, or that
     drop them by another curriculum or replacement.
     """
     setting = {**runs.arm.fixed, **runs.chosen}
