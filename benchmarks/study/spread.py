@@ -22,8 +22,8 @@ def mask_bits(runs: ArmRuns) -> float | None:
     """Entropy of a token's mask at full strength, in bits, on average over tokens.
 
     Within a step EntroDrop draws with `max_rate` among the share `quantile` of tokens and never
-    among the rest; random dropout draws among all with the product. None for arms that drop no inputs, or that
-    drop them by another curriculum or replacement.
+    among the rest; random dropout draws among all with the product. None for arms that drop no
+    inputs, or that drop them by another curriculum or replacement.
     """
     setting = {**runs.arm.fixed, **runs.chosen}
     kind = setting["regulariser"]
