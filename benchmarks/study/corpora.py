@@ -1,4 +1,4 @@
-"""The corpora of a study: general text with a tokenizer of its own, and slices of domains.
+"""The corpora of a study: general text with its tokenizer, and slices of domains.
 
 Held-out and training documents are told apart by a hash of their text, the one that the build
 itself splits by. Reported runs and the runs that tune settings hold out different documents.
@@ -49,7 +49,10 @@ class Folders:
 
 
 def prepare_corpora(setting: Setting, folders: Folders) -> None:
-    """Everything that is not there yet: general corpus, then a slice per domain and seed."""
+    """Everything that is not there yet: general corpus, then a slice per domain and seed.
+
+    The tokenizer of a ready model is taken from its folder, which must be there.
+    """
     whole = folders.out / "corpora" / "complete"
     if whole.exists():
         return
@@ -78,12 +81,14 @@ def _build_general(setting: Setting, folders: Folders) -> None:
         path = folders.texts(source)
         _write_texts(path, general_texts(source, num_chars=num_chars))
         inputs.append(f"{source}={path}")
+    ready = setting.ready_model
     build(
         BuildOptions(
             inputs=tuple(inputs),
             out=folders.general,
-            train_tokenizer="bpe",
-            train_vocab_size=setting.vocab_size,
+            tokenizer=str(folders.base(ready.name) / "export") if ready else None,
+            train_tokenizer=None if ready else "bpe",
+            train_vocab_size=None if ready else setting.vocab_size,
             val_frac=0.02,
             num_workers=1,
             overwrite=True,

