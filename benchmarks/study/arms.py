@@ -123,6 +123,20 @@ ARMS = (
         round=2,
     ),
     Arm(
+        "with_neftune",
+        "EntroDrop, input + NEFTune",
+        _entrodrop(dropout__where="input", beside="neftune"),
+        like=("entrodrop_input", "neftune"),
+        round=2,
+    ),
+    Arm(
+        "random_with_neftune",
+        "random tokens, input, at EntroDrop's rate + NEFTune",
+        _random(dropout__where="input", beside="neftune"),
+        like=("entrodrop_input", "neftune"),
+        round=3,
+    ),
+    Arm(
         "corpus_input",
         "EntroDrop, input, threshold of the corpus",
         _entrodrop(dropout__where="input", entropy__scope="corpus"),
