@@ -163,6 +163,7 @@ READY = Setting(
     num_canaries=8,
     num_canary_rivals=15,
     general_samples=8,
+    # not searched, as those of FULL were: no run has finished yet
     lr_of_domain={"code": 1e-4, "prose": 1e-4},
 )
 SETTINGS = {setting.name: setting for setting in (FULL, MINIATURE, READY)}
