@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.config import Recipe
 from training.data import MicroBatch
-from training.entrodrop.mask import draw_drops, select_low_tokens
+from training.entrodrop.mask import draw_guided_drops, select_low_tokens
 from training.token_dropout import KeptThreshold, StepDropout, gamma_at
 
 
@@ -62,7 +62,15 @@ class LaggedDropout:
         if self._low is None or self._gamma == 0.0:
             return torch.zeros_like(batch.is_target_BS)
         is_low_BS = self._low.contains(value_BS, index_BS)
-        return draw_drops(is_low_BS, index_BS, rate=self._gamma, seed=self._recipe.seed)
+        return draw_guided_drops(
+            is_low_BS,
+            is_known_BS,
+            index_BS,
+            gamma=self._gamma,
+            q=self._recipe.dropout.quantile,
+            guidance=self._recipe.dropout.guidance,
+            seed=self._recipe.seed,
+        )
 
     def end_step(self) -> None:
         """Find the threshold for the next step; every rank calls it, in every step."""

@@ -170,8 +170,11 @@ class Dropout:
     """Share of the step's tokens, lowest entropy first, that may drop."""
     side: Literal["low", "high"] = "low"
     """high: the share of highest entropy instead, as a control: is it the entropy that helps?"""
+    guidance: Fraction = 1.0
+    """How much entropy decides. 1: only that share drops; 0: all tokens alike, as
+    random_token_dropout; between: the others drop too, less often, at the same mean rate."""
     max_rate: Fraction = 0.3
-    """Drop probability of such a token at the end of the curriculum (gamma_max)."""
+    """Drop probability of such a token at the end of the curriculum (gamma_max), at guidance 1."""
     renormalise: bool = True
     """loss and both: divide by the kept share expected, so that the loss keeps its scale."""
     curriculum: Curriculum = Field(default_factory=Curriculum)

@@ -17,7 +17,12 @@ from training.data import MicroBatch
 from training.dist import sum_over_ranks
 from training.entrodrop.counter_rng import REPLACE_STREAM, integers_from_keys, token_keys
 from training.entrodrop.curriculum import curriculum_strength
-from training.entrodrop.mask import LowSet, draw_drops, select_low_tokens
+from training.entrodrop.mask import (
+    LowSet,
+    draw_drops,
+    draw_guided_drops,
+    select_low_tokens,
+)
 from training.entrodrop.quantile import Quantile
 from training.entropy_source import EntropySource
 
@@ -45,7 +50,7 @@ class StepDropout:
 
     where: Literal["input", "loss", "both"]
     gamma: float
-    """Drop probability of a low token at this point of the curriculum."""
+    """Drop probability of a low token at this point of the curriculum, with guidance 1."""
     rate_asked: float
     """Share of all targets that drop on average: gamma * quantile, of those with a value."""
     threshold_nats: float | None
@@ -95,6 +100,7 @@ def plan_dropout(
             batches,
             where="loss",
             quantile=1.0 - recipe.baseline.rho1_share,
+            guidance=1.0,
             gamma=1.0,
             seed=recipe.seed,
             num_targets=num_targets,
@@ -137,6 +143,7 @@ def choose_drops(
         batches,
         where=recipe.dropout.where,
         quantile=recipe.dropout.quantile,
+        guidance=recipe.dropout.guidance,
         gamma=gamma,
         seed=recipe.seed,
         num_targets=num_targets,
@@ -152,15 +159,23 @@ def _drop_lowest(
     *,
     where: Literal["input", "loss", "both"],
     quantile: float,
+    guidance: float,
     gamma: float,
     seed: int,
     num_targets: int,
 ) -> StepDropout:
-    """Each of the share `quantile` of lowest values, over the whole step, drops with `gamma`."""
+    """Tokens of the share `quantile` of lowest values, over the whole step, drop first."""
     index_RS1 = torch.cat([batch.token_index_BS1 for batch in batches])
     low = select_low_tokens(value_RS1[:, 1:], index_RS1[:, 1:], q=quantile, seed=seed)
-    is_low_RS1 = low.contains(value_RS1, index_RS1)
-    dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=seed)
+    dropped_RS1 = draw_guided_drops(
+        low.contains(value_RS1, index_RS1),
+        value_RS1.isfinite(),
+        index_RS1,
+        gamma=gamma,
+        q=quantile,
+        guidance=guidance,
+        seed=seed,
+    )
     share_known = low.quantile.population / max(num_targets, 1)
     return StepDropout(
         where=where,
@@ -180,14 +195,23 @@ def _drop_low_of_corpus(
     gamma: float,
     num_targets: int,
 ) -> StepDropout:
-    """Each token that is low among all of the corpus drops with `gamma`."""
-    (num_known,) = sum_over_ranks(entropy_RS1[:, 1:].isfinite().sum()[None])
+    """The same where low is a token that is so among all of the corpus."""
+    is_known_RS1 = entropy_RS1.isfinite()
+    (num_known,) = sum_over_ranks(is_known_RS1[:, 1:].sum()[None])
     share_known = num_known / max(num_targets, 1)
     is_low_RS1 = low.contains(entropy_RS1, torch.cat([batch.corpus_index_BS1 for batch in batches]))
     index_RS1 = torch.cat([batch.token_index_BS1 for batch in batches])
-    dropped_RS1 = draw_drops(is_low_RS1, index_RS1, rate=gamma, seed=recipe.seed)
     threshold = low.quantile.threshold
     has_values = math.isfinite(threshold)  # a cache has none in the first epoch
+    dropped_RS1 = draw_guided_drops(
+        is_low_RS1,
+        is_known_RS1 & has_values,
+        index_RS1,
+        gamma=gamma,
+        q=recipe.dropout.quantile,
+        guidance=recipe.dropout.guidance,
+        seed=recipe.seed,
+    )
     return StepDropout(
         where=recipe.dropout.where,
         gamma=gamma,

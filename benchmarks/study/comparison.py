@@ -107,7 +107,8 @@ class Place:
             if rates.get("regulariser") == "random_token_dropout" and all(
                 rates.get(key) == fixed.get(key)
                 for key in rates.keys() | fixed.keys()
-                if key.startswith(("dropout.", "baseline.")) and key != "dropout.side"
+                if key.startswith(("dropout.", "baseline."))
+                and key not in ("dropout.side", "dropout.guidance")
             ):
                 return other
         return None

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.study.comparison import ArmRuns, Place, final_loss
+from training.entrodrop.mask import guided_rates
 from training.recipe_sections import Dropout
 
 _COLOURS = {"entrodrop": "C2", "random_token_dropout": "C1", "none": "C0"}
@@ -21,23 +22,25 @@ _NAMES = {"entrodrop": "by entropy", "random_token_dropout": "at random", "none"
 def mask_bits(runs: ArmRuns) -> float | None:
     """Entropy of a token's mask at full strength, in bits, on average over tokens.
 
-    Within a step EntroDrop draws with `max_rate` among the share `quantile` of tokens and never
-    among the rest; random dropout draws among all with the product. None for arms that drop no
-    inputs, or that drop them by another curriculum or replacement.
+    Within a step EntroDrop draws with `max_rate` among the share `quantile` of tokens and, with
+    full guidance, never among the rest; random dropout draws among all with the product. None for
+    arms that drop no inputs, or that drop them by another curriculum or replacement.
     """
     setting = {**runs.arm.fixed, **runs.chosen}
     kind = setting["regulariser"]
     if kind == "none":
         return 0.0
     known = {"regulariser", "entropy.source", "dropout.side"}
-    known |= {"dropout.where", "dropout.quantile", "dropout.max_rate"}
+    known |= {"dropout.where", "dropout.quantile", "dropout.max_rate", "dropout.guidance"}
     if setting.get("dropout.where") != "input" or setting.keys() - known:
         return None
     share = setting.get("dropout.quantile", Dropout.quantile)
     rate = setting.get("dropout.max_rate", Dropout.max_rate)
+    guidance = setting.get("dropout.guidance", Dropout.guidance)
     if kind == "random_token_dropout":
-        share, rate = 1.0, share * rate
-    return share * _bits(rate)
+        guidance = 0.0
+    low_rate, other_rate = guided_rates(rate, q=share, guidance=guidance)
+    return share * _bits(low_rate) + (1 - share) * _bits(other_rate)
 
 
 def draw_spread(places: Sequence[Place], path: Path) -> None:

@@ -46,6 +46,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     "both_by_nll_random_token": {
         "dropout__where": "both",
         "dropout__replace": "random_token",
+        "dropout__guidance": 0.5,
         "entropy__measure": "nll",
     },
     "random_loss": {"regulariser": "random_token_dropout", "dropout__where": "loss"},
@@ -61,8 +62,9 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     "input_by_reference_of_the_corpus": {
         "entropy__source": "reference",
         "entropy__scope": "corpus",
+        "dropout__guidance": 0.25,
     },
-    "input_by_reference": {"entropy__source": "reference"},
+    "input_by_reference": {"entropy__source": "reference", "dropout__guidance": 0.25},
     "both_by_cache": {"dropout__where": "both", "entropy__source": "cache"},
     "loss_by_cache_of_the_corpus_nll": {
         "dropout__where": "loss",

@@ -9,7 +9,8 @@ import torch
 from tests.training.layouts import VOCAB_SIZE, UnevenPack, tiny_recipe
 from training.data import MicroBatch, SampleStream
 from training.dist import Layout
-from training.token_dropout import choose_drops, gamma_at, masked_input
+from training.entropy_source import EntropySource
+from training.token_dropout import choose_drops, gamma_at, masked_input, plan_dropout
 
 
 def batch_of_rank(rank: int, sp_size: int) -> MicroBatch:
@@ -22,6 +23,13 @@ def batch_of_rank(rank: int, sp_size: int) -> MicroBatch:
         micro_batch_samples=4,
     )
     return stream.step(0)[0]
+
+
+class NoEntropies(EntropySource):
+    """Of which nothing may be asked."""
+
+    def of_step(self, batches: list[MicroBatch]) -> torch.Tensor:
+        raise AssertionError("random dropout asked for entropies")
 
 
 def every_third(batch: MicroBatch) -> torch.Tensor:
@@ -84,3 +92,28 @@ def test_high_side_drops_exactly_the_tokens_of_highest_entropy():
         outermost = of_dropped.max() if side == "low" else of_dropped.min()
         assert found.threshold_nats == outermost.item()
     assert not (dropped["low"] & dropped["high"]).any()
+
+
+def test_without_guidance_the_tokens_are_those_of_random_dropout():
+    batch = batch_of_rank(0, 1)
+    rate = {"dropout__max_rate": 0.8, "dropout__curriculum": {"kind": "constant"}}
+    entropy_BS1 = torch.where(batch.is_target_token_BS1, batch.token_index_BS1 % 7.0, math.inf)
+    num_targets = int(batch.is_target_token_BS1[:, 1:].sum())
+    unguided = choose_drops(
+        entropy_BS1,
+        [batch],
+        tiny_recipe(dropout__guidance=0.0, **rate),
+        gamma=0.8,
+        num_targets=num_targets,
+    )
+    at_random = plan_dropout(
+        NoEntropies(),
+        [batch],
+        tiny_recipe(regulariser="random_token_dropout", **rate),
+        progress=0.5,
+        num_targets=num_targets,
+    )
+    assert at_random is not None
+    assert torch.equal(unguided.dropped_BS1[0], at_random.dropped_BS1[0])
+    assert at_random.dropped_BS1[0].any()
+    assert unguided.rate_asked == at_random.rate_asked == 0.4

@@ -107,3 +107,39 @@ def draw_drops(is_low: Tensor, token_index: Tensor, *, rate: float, seed: int) -
     """
     keys = token_keys(token_index, seed=seed, stream=DROP_STREAM)
     return is_low & (uniform_from_keys(keys) < rate)
+
+
+def guided_rates(gamma: float, *, q: float, guidance: float) -> tuple[float, float]:
+    """Drop probabilities of a low token and of any other, whose mean is `gamma * q` always.
+
+    Args:
+        gamma: that of a low token while others are spared, in [0, 1].
+        q: share of the tokens that is low.
+        guidance: in [0, 1]; 1 spares the others, 0 draws among all alike.
+    """
+    mean = gamma * q
+    return guidance * gamma + (1 - guidance) * mean, (1 - guidance) * mean
+
+
+def draw_guided_drops(
+    is_low: Tensor,
+    is_known: Tensor,
+    token_index: Tensor,
+    *,
+    gamma: float,
+    q: float,
+    guidance: float,
+    seed: int,
+) -> Tensor:
+    """Bool: as `draw_drops`, where tokens that are not low may drop as well (`guided_rates`).
+
+    Args:
+        is_low: bool, any shape.
+        is_known: bool of the same shape; tokens without an entropy never drop.
+        token_index: int64 of the same shape.
+    """
+    low_rate, other_rate = guided_rates(gamma, q=q, guidance=guidance)
+    low_drops = draw_drops(is_low, token_index, rate=low_rate, seed=seed)
+    if other_rate == 0.0:
+        return low_drops
+    return low_drops | draw_drops(is_known & ~is_low, token_index, rate=other_rate, seed=seed)

@@ -17,7 +17,13 @@ from training.entrodrop.counter_rng import (
     token_keys,
     uniform_from_keys,
 )
-from training.entrodrop.mask import draw_drops, masked_contexts, select_low_tokens
+from training.entrodrop.mask import (
+    draw_drops,
+    draw_guided_drops,
+    guided_rates,
+    masked_contexts,
+    select_low_tokens,
+)
 
 
 @pytest.mark.parametrize("q", [0.0, 0.01, 1 / 3, 0.5, 0.77, 1.0])
@@ -88,6 +94,30 @@ def test_low_tokens_drop_at_the_rate():
     assert share == pytest.approx(0.3, abs=4 * math.sqrt(0.3 * 0.7 / 100_000))
     assert not draw_drops(is_low, index, rate=0.0, seed=4).any()
     assert draw_drops(is_low, index, rate=1.0, seed=4)[is_low].all()
+
+
+def test_guidance_keeps_the_mean_rate_and_spares_the_others_at_one():
+    gamma, q = 0.37, 0.3
+    for guidance in (0.0, 0.25, 0.5, 1.0):
+        low, other = guided_rates(gamma, q=q, guidance=guidance)
+        assert q * low + (1 - q) * other == pytest.approx(gamma * q, rel=1e-12)
+        assert other <= low
+    assert guided_rates(gamma, q=q, guidance=1.0) == (gamma, 0.0)
+    assert guided_rates(gamma, q=q, guidance=0.0) == (gamma * q, gamma * q)
+
+
+def test_guided_drops_come_at_their_rates_and_never_where_there_is_no_entropy():
+    index = torch.arange(300_000)
+    is_known = index % 3 > 0
+    is_low = index % 3 == 1
+    asked = {"gamma": 0.4, "q": 0.5, "guidance": 0.5, "seed": 4}
+    dropped = draw_guided_drops(is_low, is_known, index, **asked)
+    assert not dropped[~is_known].any()
+    for which, rate in ((is_low, 0.3), (is_known & ~is_low, 0.1)):
+        share = dropped[which].double().mean().item()
+        assert share == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / 100_000))
+    whole = draw_guided_drops(is_low, is_known, index, **(asked | {"guidance": 1.0}))
+    assert torch.equal(whole, draw_drops(is_low, index, rate=0.4, seed=4))
 
 
 def test_a_draw_depends_on_the_token_and_not_on_its_place_in_the_tensor():
