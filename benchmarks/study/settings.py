@@ -159,11 +159,12 @@ READY = Setting(
     domains=("code", "prose"),
     sequence_tokens=512,
     general_chars={"dictionary": 400_000, "manual": 400_000, "python": 400_000},
-    slice_tokens=5000,
-    num_canaries=8,
+    slice_tokens=2500,
+    heldout_tokens=3000,
+    num_canaries=4,
     num_canary_rivals=15,
-    general_samples=8,
-    # not searched, as those of FULL were: no run has finished yet
+    general_samples=4,
+    # not searched, as those of FULL were
     lr_of_domain={"code": 1e-4, "prose": 1e-4},
 )
 SETTINGS = {setting.name: setting for setting in (FULL, MINIATURE, READY)}
