@@ -13,7 +13,7 @@ from benchmarks.study.settings import TUNING_SEED
 from benchmarks.study.spread import draw_spread
 from benchmarks.study.tables import bands_table, knowledge_table, losses_table, tuning_table
 
-_LEGEND = """\
+LEGEND = """\
 Losses are nats a token on held-out text of the domain. `final` is after the last epoch, `best` the
 least of all evaluations. ± is the half of a 95% interval of Student's t over seeds; a seed has a
 slice of its own; the held-out text and the base model are the same for all, so that intervals do
@@ -41,16 +41,17 @@ def write_report(rows: Sequence[Row], *, out: Path) -> Path:
     }
     for name, draw in pictures.items():
         draw(places, out / f"evidence_{name}.png")
-    parts = ["# Study\n", _counts(rows), _LEGEND]
+    parts = ["# Study\n", counts(rows), LEGEND]
     parts += [f"![{name}](evidence_{name}.png)\n" for name in pictures]
     for place in places:
-        parts.append(_of_place(place))
+        parts.append(of_place(place))
     path = out / "report.md"
     path.write_text("\n".join(parts), encoding="utf-8")
     return path
 
 
-def _counts(rows: Sequence[Row]) -> str:
+def counts(rows: Sequence[Row]) -> str:
+    """How many runs there are, of which kind, and what they cost."""
     trained = [row for row in rows if row["arm"] != BASE_ARM]
     tuning = sum(row["seed"] == TUNING_SEED for row in trained)
     hours = sum(row["cpu_seconds"] for row in trained) / 3600
@@ -60,7 +61,8 @@ def _counts(rows: Sequence[Row]) -> str:
     )
 
 
-def _of_place(place: Place) -> str:
+def of_place(place: Place) -> str:
+    """All tables of one model size and domain."""
     return "\n".join(
         [
             f"## {place.domain}, {place.size} parameters\n",
