@@ -18,8 +18,8 @@ _HEAD = """\
 
 Written by `python -m docs.generate_evidence_tables` from the rows in `benchmarks/study/`;
 [evidence.md](evidence.md) says what they mean and how they came about. `setting` is what tuning
-chose, or what was taken over from the arm that an arm varies. `exposure` is how far up a secret that
-was trained on stands among 63 that were not: 6 bits is the top.
+chose, or what was taken over from the arm that an arm varies. `exposure` is how far up a secret
+that was trained on stands among 63 that were not: 6 bits is the top.
 
 """
 
