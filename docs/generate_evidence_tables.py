@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from benchmarks.study.comparison import places_of
-from benchmarks.study.report import LEGEND, counts, of_place
 from benchmarks.study.results import read_results
+from benchmarks.study.settings import FULL
+from benchmarks.study.tables import LEGEND, counts, tables_of_place
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-_FILES = {
-    "results.jsonl": "From the first base",
-    "results_second_base.jsonl": "From the second base",
-}
-_HEAD = """\
+_FILES = {"results.jsonl": "first base", "results_second_base.jsonl": "second base"}
+_HEAD = f"""\
 # Evidence: all tables
 
 Written by `python -m docs.generate_evidence_tables` from the rows in `benchmarks/study/`;
 [evidence.md](evidence.md) says what they mean and how they came about. `setting` is what tuning
 chose, or what was taken over from the arm that an arm varies. `exposure` is how far up a secret
-that was trained on stands among 63 that were not: 6 bits is the top.
+that was trained on stands among {FULL.num_canary_rivals} that were not:
+{math.log2(FULL.num_canary_rivals + 1):g} bits is the top.
 
 """
 
 
 def page() -> str:
-    """The whole page."""
+    """The whole page.
+
+    Raises:
+        FileNotFoundError: for rows that are not there.
+    """
     parts = [_HEAD + LEGEND]
-    for name, title in _FILES.items():
-        rows = read_results(REPO_ROOT / "benchmarks" / "study" / name)
-        parts += [f"# {title}\n", f"`benchmarks/study/{name}`: {counts(rows)}"]
-        parts += [of_place(place) for place in places_of(rows) if place.arms]
+    for name, base in _FILES.items():
+        path = REPO_ROOT / "benchmarks" / "study" / name
+        if not path.exists():
+            raise FileNotFoundError(path)
+        rows = read_results(path)
+        parts.append(f"The {base}, `benchmarks/study/{name}`: {counts(rows)}")
+        for place in places_of(rows):
+            if place.arms:
+                title = f"## {place.domain}, {place.size} parameters, {base}\n"
+                parts += [title, tables_of_place(place)]
     return "\n".join(parts)
 
 

@@ -23,8 +23,12 @@ if shutil.which("nvidia-smi") is None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Clusters first: the longest files, and they mostly wait while the other workers compute."""
-    items.sort(key=lambda item: item.get_closest_marker("cluster") is None)
+    """Long files first, so that no worker is left alone with one at the end.
+
+    Clusters before all: they are the longest and mostly wait while the other workers compute.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.get_closest_marker("cluster") is None, item.path not in slow))
 
 
 @pytest.fixture(scope="session")

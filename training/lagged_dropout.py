@@ -13,7 +13,7 @@ from torch import Tensor
 from training.config import Recipe
 from training.data import MicroBatch
 from training.entrodrop.mask import draw_guided_drops, select_low_tokens
-from training.token_dropout import KeptThreshold, StepDropout, gamma_at
+from training.token_dropout import KeptThreshold, StepDropout, drop_rates, gamma_at
 
 
 class LaggedDropout:
@@ -66,9 +66,7 @@ class LaggedDropout:
             is_low_BS,
             is_known_BS,
             index_BS,
-            gamma=self._gamma,
-            q=self._recipe.dropout.quantile,
-            guidance=self._recipe.dropout.guidance,
+            rates=drop_rates(self._recipe, gamma=self._gamma),
             seed=self._recipe.seed,
         )
 

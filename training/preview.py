@@ -95,6 +95,8 @@ def _refuse_other_methods(recipe: Recipe, *, measure: str) -> None:
         ("entropy.scope", entropy.scope, "batch"),
         ("entropy.threshold", entropy.threshold, "step"),
         ("entropy.measure", entropy.measure, measure),
+        ("dropout.side", recipe.dropout.side, "low"),
+        ("dropout.guidance", recipe.dropout.guidance, 1.0),
     ):
         if value != shown:
             of = "these scores are" if key == "entropy.measure" else "preview shows drops of"

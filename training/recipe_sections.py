@@ -158,7 +158,7 @@ class Curriculum:
 
 @dataclass(config=STRICT)
 class Dropout:
-    """Which low-entropy tokens are dropped, how often, and what that does."""
+    """Which tokens are dropped, how often, and what that does."""
 
     where: Literal["input", "loss", "both"] = "input"
     """input: the embedding is replaced; loss: the term leaves the loss."""
@@ -167,14 +167,14 @@ class Dropout:
     mask_token_id: NonNegative | None = None
     """Token id for replace: mask_token."""
     quantile: Fraction = 0.5
-    """Share of the step's tokens, lowest entropy first, that may drop."""
+    """Share of the step's tokens, lowest entropy first, that is low."""
     side: Literal["low", "high"] = "low"
     """high: the share of highest entropy instead, as a control: is it the entropy that helps?"""
     guidance: Fraction = 1.0
-    """How much entropy decides. 1: only that share drops; 0: all tokens alike, as
+    """How much entropy decides. 1: only low tokens drop; 0: all that have an entropy alike, as
     random_token_dropout; between: the others drop too, less often, at the same mean rate."""
     max_rate: Fraction = 0.3
-    """Drop probability of such a token at the end of the curriculum (gamma_max), at guidance 1."""
+    """Drop probability of a low token at the end of the curriculum (gamma_max), at guidance 1."""
     renormalise: bool = True
     """loss and both: divide by the kept share expected, so that the loss keeps its scale."""
     curriculum: Curriculum = Field(default_factory=Curriculum)

@@ -18,6 +18,7 @@ from training.dist import sum_over_ranks
 from training.entrodrop.counter_rng import REPLACE_STREAM, integers_from_keys, token_keys
 from training.entrodrop.curriculum import curriculum_strength
 from training.entrodrop.mask import (
+    DropRates,
     LowSet,
     draw_drops,
     draw_guided_drops,
@@ -50,7 +51,7 @@ class StepDropout:
 
     where: Literal["input", "loss", "both"]
     gamma: float
-    """Drop probability of a low token at this point of the curriculum, with guidance 1."""
+    """Drop probability of a low token at this point of the curriculum, at guidance 1."""
     rate_asked: float
     """Share of all targets that drop on average: gamma * quantile, of those with a value."""
     threshold_nats: float | None
@@ -67,13 +68,18 @@ class StepDropout:
 
 
 def gamma_at(recipe: Recipe, *, progress: float) -> float:
-    """Drop probability of low tokens at a point of the run; 0 where no token drops."""
+    """Drop probability of low tokens, at guidance 1, at a point of the run; 0 where none drops."""
     if recipe.regulariser not in ("entrodrop", "random_token_dropout"):
         return 0.0
     curve = recipe.dropout.curriculum
     return recipe.dropout.max_rate * curriculum_strength(
         progress, kind=curve.kind, midpoint=curve.midpoint, steepness=curve.steepness
     )
+
+
+def drop_rates(recipe: Recipe, *, gamma: float) -> DropRates:
+    """Of EntroDrop at a point of the curriculum."""
+    return DropRates(gamma, q=recipe.dropout.quantile, guidance=recipe.dropout.guidance)
 
 
 def plan_dropout(
@@ -99,9 +105,7 @@ def plan_dropout(
             source.of_step(batches),
             batches,
             where="loss",
-            quantile=1.0 - recipe.baseline.rho1_share,
-            guidance=1.0,
-            gamma=1.0,
+            rates=DropRates(gamma=1.0, q=1.0 - recipe.baseline.rho1_share),
             seed=recipe.seed,
             num_targets=num_targets,
         )
@@ -142,9 +146,7 @@ def choose_drops(
         entropy_RS1,
         batches,
         where=recipe.dropout.where,
-        quantile=recipe.dropout.quantile,
-        guidance=recipe.dropout.guidance,
-        gamma=gamma,
+        rates=drop_rates(recipe, gamma=gamma),
         seed=recipe.seed,
         num_targets=num_targets,
     )
@@ -158,29 +160,25 @@ def _drop_lowest(
     batches: list[MicroBatch],
     *,
     where: Literal["input", "loss", "both"],
-    quantile: float,
-    guidance: float,
-    gamma: float,
+    rates: DropRates,
     seed: int,
     num_targets: int,
 ) -> StepDropout:
-    """Tokens of the share `quantile` of lowest values, over the whole step, drop first."""
+    """Low are the share `rates.q` of lowest values over the whole step."""
     index_RS1 = torch.cat([batch.token_index_BS1 for batch in batches])
-    low = select_low_tokens(value_RS1[:, 1:], index_RS1[:, 1:], q=quantile, seed=seed)
+    low = select_low_tokens(value_RS1[:, 1:], index_RS1[:, 1:], q=rates.q, seed=seed)
     dropped_RS1 = draw_guided_drops(
         low.contains(value_RS1, index_RS1),
         value_RS1.isfinite(),
         index_RS1,
-        gamma=gamma,
-        q=quantile,
-        guidance=guidance,
+        rates=rates,
         seed=seed,
     )
     share_known = low.quantile.population / max(num_targets, 1)
     return StepDropout(
         where=where,
-        gamma=gamma,
-        rate_asked=gamma * quantile * share_known,
+        gamma=rates.gamma,
+        rate_asked=rates.mean * share_known,
         threshold_nats=low.quantile.threshold if low.quantile.num_low else None,
         dropped_BS1=list(dropped_RS1.split(len(batches[0].visits))),
     )
@@ -195,7 +193,8 @@ def _drop_low_of_corpus(
     gamma: float,
     num_targets: int,
 ) -> StepDropout:
-    """The same where low is a token that is so among all of the corpus."""
+    """Low are the tokens that are so among all of the corpus."""
+    rates = drop_rates(recipe, gamma=gamma)
     is_known_RS1 = entropy_RS1.isfinite()
     (num_known,) = sum_over_ranks(is_known_RS1[:, 1:].sum()[None])
     share_known = num_known / max(num_targets, 1)
@@ -207,15 +206,13 @@ def _drop_low_of_corpus(
         is_low_RS1,
         is_known_RS1 & has_values,
         index_RS1,
-        gamma=gamma,
-        q=recipe.dropout.quantile,
-        guidance=recipe.dropout.guidance,
+        rates=rates,
         seed=recipe.seed,
     )
     return StepDropout(
         where=recipe.dropout.where,
         gamma=gamma,
-        rate_asked=gamma * recipe.dropout.quantile * share_known * has_values,
+        rate_asked=rates.mean * share_known * has_values,
         threshold_nats=threshold if has_values else None,
         dropped_BS1=list(dropped_RS1.split(len(batches[0].visits))),
     )

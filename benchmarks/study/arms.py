@@ -180,7 +180,7 @@ ARMS = (
     ),
     Arm(
         "half_guided_high",
-        "opposite, input, guidance 0.5",
+        "opposite: high entropy, input, guidance 0.5",
         _entrodrop(dropout__where="input", dropout__guidance=0.5, dropout__side="high"),
         like=("entrodrop_input",),
         round=3,

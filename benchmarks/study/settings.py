@@ -164,7 +164,7 @@ READY = Setting(
     num_canaries=4,
     num_canary_rivals=15,
     general_samples=4,
-    # not searched, as those of FULL were
+    # not searched; those of FULL were
     lr_of_domain={"code": 1e-4, "prose": 1e-4},
 )
 SETTINGS = {setting.name: setting for setting in (FULL, MINIATURE, READY)}

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.study.comparison import ArmRuns, Place, final_loss
-from training.entrodrop.mask import guided_rates
+from training.entrodrop.mask import DropRates
 from training.recipe_sections import Dropout
 
 _COLOURS = {"entrodrop": "C2", "random_token_dropout": "C1", "none": "C0"}
@@ -39,8 +39,8 @@ def mask_bits(runs: ArmRuns) -> float | None:
     guidance = setting.get("dropout.guidance", Dropout.guidance)
     if kind == "random_token_dropout":
         guidance = 0.0
-    low_rate, other_rate = guided_rates(rate, q=share, guidance=guidance)
-    return share * _bits(low_rate) + (1 - share) * _bits(other_rate)
+    rates = DropRates(rate, q=share, guidance=guidance)
+    return share * _bits(rates.low) + (1 - share) * _bits(rates.other)
 
 
 def draw_spread(places: Sequence[Place], path: Path) -> None:

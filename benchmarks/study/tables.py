@@ -17,6 +17,43 @@ from benchmarks.study.comparison import (
     known,
 )
 from benchmarks.study.intervals import Interval
+from benchmarks.study.jobs import BASE_ARM
+from benchmarks.study.results import Row
+from benchmarks.study.settings import TUNING_SEED
+
+LEGEND = """\
+Losses are nats a token on held-out text of the domain. `final` is after the last epoch, `best` the
+least of all evaluations. ± is the half of a 95% interval of Student's t over seeds; a seed has a
+slice of its own; the held-out text and the base model are the same for all, so that intervals do
+not say how another text would do. Differences are paired by seed and bold where the interval
+excludes 0; of many such intervals some do so by chance.
+"""
+
+
+def counts(rows: Sequence[Row]) -> str:
+    """How many runs there are, of which kind, and what they cost."""
+    trained = [row for row in rows if row["arm"] != BASE_ARM]
+    tuning = sum(row["seed"] == TUNING_SEED for row in trained)
+    hours = sum(row["cpu_seconds"] for row in trained) / 3600
+    return (
+        f"{len(trained)} runs: {tuning} that tuned settings, {len(trained) - tuning} reported; "
+        f"at least {hours:.1f} core hours (of a killed run, those since its last start).\n"
+    )
+
+
+def tables_of_place(place: Place) -> str:
+    """All tables of one model size and domain."""
+    return "\n".join(
+        [
+            losses_table(place),
+            "By band of the base model's entropies on the held-out text, lowest first:\n",
+            bands_table(place),
+            "Forgetting, completed words, canaries:\n",
+            knowledge_table(place),
+            "Tries on the tuning slice:\n",
+            tuning_table(place),
+        ]
+    )
 
 
 def losses_table(place: Place) -> str:

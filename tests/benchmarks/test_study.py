@@ -70,19 +70,28 @@ def test_differences_are_paired_by_seed_and_by_rate():
     rows += [row("random_input", seed, [9.0, 4.0 + seed], **rate) for seed in (1, 2)]
     rows += [row("entrodrop_input", seed, [9.0, 3.0 + seed], **rate) for seed in (1, 2)]
     rows += [row("entrodrop_loss", seed, [9.0, 3.0], **rate) for seed in (1, 2)]
+    rows += [row("half_guided", seed, [9.0, 3.0], **rate) for seed in (1, 2)]
     (place,) = places_of(rows)
     measured = place.arms["entrodrop_input"].minus(
         place.arms["none"], lambda r: r["curve"]["loss"][-1]
     )
     assert (measured.mean, measured.count) == (-1.5, 2)
     assert place.random_partner("entrodrop_input") is place.arms["random_input"]
+    assert place.random_partner("half_guided") is place.arms["random_input"]
     assert place.random_partner("entrodrop_loss") is None  # no loss was dropped at random
     assert place.random_partner("none") is None
 
 
 def test_masks_of_random_dropout_vary_most_at_an_equal_rate():
     rows = [row("none", 1, [9.0, 5.0])]
-    for arm in ("random_input", "entrodrop_input", "high_input", "constant_input", "random_loss"):
+    for arm in (
+        "random_input",
+        "entrodrop_input",
+        "high_input",
+        "half_guided",
+        "constant_input",
+        "random_loss",
+    ):
         rows.append(row(arm, 1, [9.0, 4.0], **{"dropout.max_rate": 1.0}))
     (place,) = places_of(rows)
     bits = {name: mask_bits(runs) for name, runs in place.arms.items()}
@@ -91,6 +100,7 @@ def test_masks_of_random_dropout_vary_most_at_an_equal_rate():
         "random_input": 1.0,  # each token by the toss of a coin
         "entrodrop_input": 0.0,  # the half of low entropy, always
         "high_input": 0.0,
+        "half_guided": pytest.approx(0.811, abs=1e-3),  # of one chance in four or three in four
         "constant_input": None,
         "random_loss": None,
     }

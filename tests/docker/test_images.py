@@ -66,6 +66,12 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+def assert_compiled(buildah: Buildah, image: str, *names: str) -> None:
+    """A start writes nothing beside its modules: its user may not."""
+    done = buildah.run(image, ["bash", "-c", f"ls {' '.join(names)}"], entrypoint=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_prep_image_is_whole_without_what_its_build_was_given(
     buildah: Buildah, prep_image: str
 ) -> None:
@@ -73,6 +79,8 @@ def test_the_prep_image_is_whole_without_what_its_build_was_given(
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "neither torch nor DeepSpeed" in checked.stdout
     assert "ok    user       1000" in checked.stdout
+    library = "/opt/venv/lib/python3*/site-packages/datasets/__pycache__/load.*.pyc"
+    assert_compiled(buildah, prep_image, "data_prep/packing/__pycache__/pack.*.pyc", library)
 
 
 def test_the_prep_image_makes_the_corpus_of_a_local_build(
@@ -117,6 +125,8 @@ def test_the_training_image_is_whole(buildah: Buildah, training_image: str) -> N
     num_pins = (REPO_ROOT / "requirements.txt").read_text().count("==")
     assert f"{num_pins} of {num_pins} pins installed" in checked.stdout
     assert "ok    user       1000" in checked.stdout
+    library = "/opt/venv/lib/python3*/site-packages/deepspeed/runtime/__pycache__/engine.*.pyc"
+    assert_compiled(buildah, training_image, "training/__pycache__/loop.*.pyc", library)
 
 
 def test_a_compiler_of_the_build_stays_in_the_build(buildah: Buildah, training_image: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from types import ModuleType
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*REPO_ROOT.glob("*.md"), *REPO_ROOT.glob("*/*.md")])
@@ -20,3 +22,14 @@ def links(page: Path) -> list[str]:
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
     return [target for target in targets if "://" not in target]
+
+
+def load_script(name: str) -> ModuleType:
+    """A script of docs/ as a module: docs is no package."""
+    path = REPO_ROOT / "docs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
-REPO_ROOT = Path(__file__).resolve().parents[2]
+from tests.docs.markdown import REPO_ROOT, load_script
 
 
 def test_tables_are_those_of_the_rows() -> None:
-    path = REPO_ROOT / "docs" / "generate_evidence_tables.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     written = (REPO_ROOT / "docs" / "evidence_tables.md").read_text(encoding="utf-8")
-    assert written == module.page(), "run: python -m docs.generate_evidence_tables"
+    expected = load_script("generate_evidence_tables").page()
+    assert written == expected, "run: python -m docs.generate_evidence_tables"

@@ -1,41 +1,29 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 
-from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks, links
+from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks, links, load_script
 from training.recipe_file import parse_recipe
 
 README = REPO_ROOT / "README.md"
 
 
-def load_generator() -> ModuleType:
-    path = REPO_ROOT / "docs" / "generate_tree.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_tree_shows_every_file_with_the_first_line_of_its_docstring() -> None:
     readme = README.read_text(encoding="utf-8")
-    expected = load_generator().readme_with_tree(readme)
+    expected = load_script("generate_tree").readme_with_tree(readme)
     assert readme == expected, "run: python docs/generate_tree.py"
 
 
 @pytest.mark.parametrize("package", ["data_prep", "training", "launch", "benchmarks"])
 def test_every_module_says_in_one_sentence_what_it_is(package: str) -> None:
-    first_sentence = load_generator().first_sentence
+    first_sentence = load_script("generate_tree").first_sentence
     for path in sorted((REPO_ROOT / package).rglob("*.py")):
         if path.name == "__init__.py":
             assert path.read_text() == "", f"{path} must be empty"

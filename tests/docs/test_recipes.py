@@ -1,30 +1,20 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.docs.markdown import REPO_ROOT, load_script
 from training.recipe_file import load_recipe
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPO_ROOT / "training" / "recipes").glob("*.yaml"))
-
-
-def load_generator() -> ModuleType:
-    path = REPO_ROOT / "docs" / "generate_recipe_reference.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_reference_of_recipe_keys_is_up_to_date() -> None:
     written = (REPO_ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    assert written == load_generator().reference(), "run: python -m docs.generate_recipe_reference"
+    assert written == load_script("generate_recipe_reference").reference(), (
+        "run: python -m docs.generate_recipe_reference"
+    )
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

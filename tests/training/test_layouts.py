@@ -46,7 +46,6 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     "both_by_nll_random_token": {
         "dropout__where": "both",
         "dropout__replace": "random_token",
-        "dropout__guidance": 0.5,
         "entropy__measure": "nll",
     },
     "random_loss": {"regulariser": "random_token_dropout", "dropout__where": "loss"},
@@ -62,9 +61,8 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     "input_by_reference_of_the_corpus": {
         "entropy__source": "reference",
         "entropy__scope": "corpus",
-        "dropout__guidance": 0.25,
     },
-    "input_by_reference": {"entropy__source": "reference", "dropout__guidance": 0.25},
+    "input_by_reference": {"entropy__source": "reference"},
     "both_by_cache": {"dropout__where": "both", "entropy__source": "cache"},
     "loss_by_cache_of_the_corpus_nll": {
         "dropout__where": "loss",
@@ -75,6 +73,12 @@ DROPOUTS: dict[str, dict[str, Any]] = {
     },
     "both_beside_hidden_dropout": {"dropout__where": "both", "beside": "hidden_dropout"},
     "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
+    "loss_guided": {"dropout__where": "loss", "dropout__guidance": 0.5},
+    "loss_guided_lagged": {
+        "dropout__where": "loss",
+        "dropout__guidance": 0.5,
+        "entropy__threshold": "lagged",
+    },
 }
 
 
@@ -255,10 +259,11 @@ def test_the_same_tokens_drop_bit_for_bit(measured, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_lagged_threshold_of_the_same_step_drops_what_the_probe_would(measured, layout):
+@pytest.mark.parametrize("dropout", ["loss", "loss_guided"])
+def test_a_lagged_threshold_of_the_same_step_drops_what_the_probe_would(measured, layout, dropout):
     """Weights stay, so the step before has this step's entropies: only the way there differs."""
     for rank in measured[layout]:
-        probed, lagged = rank["loss"], rank["loss_lagged"]
+        probed, lagged = rank[dropout], rank[f"{dropout}_lagged"]
         for key in ("loss", "objective", "grad_norm", "drop_rate_realised", "drop_rate_asked"):
             assert lagged["row"][key] == pytest.approx(probed["row"][key], rel=1e-6), key
         assert lagged["row"]["drop_rate_realised"] > 0.2

@@ -133,6 +133,8 @@ def test_lists_of_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         ({"regulariser": "random_token_dropout"}, "regulariser is random_token_dropout; preview"),
         ({"entropy": {"source": "cache", "scope": "corpus"}}, "entropy.scope is corpus; preview"),
         ({"entropy": {"measure": "nll"}}, "entropy.measure is nll; these scores are shannon"),
+        ({"dropout": {"guidance": 0.5}}, "dropout.guidance is 0.5; preview"),
+        ({"dropout": {"side": "high"}}, "dropout.side is high; preview"),
     ],
 )
 def test_what_drops_by_other_rules_is_not_shown(

@@ -87,6 +87,7 @@ VALUES = [
     ("data.mixture={notes: {}}", "set exactly one of epochs and proportion"),
     ("entropy.scope=corpus", "needs entropy.source: reference or cache (is online)"),
     ("dropout.side=middle", "dropout.side: Input should be"),
+    ("dropout.guidance=1.5", "dropout.guidance: Input should be less than or equal to 1"),
     ("entropy.threshold=lagged", "and dropout.where: loss (are online and input)"),
     # YAML
     ("seed={{a: b}: c}", "expected a name before the colon"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from tests.training.layouts import VOCAB_SIZE, UnevenPack, tiny_recipe
 from training.data import MicroBatch, SampleStream
 from training.dist import Layout
+from training.entrodrop.mask import select_low_tokens
 from training.entropy_source import EntropySource
 from training.token_dropout import choose_drops, gamma_at, masked_input, plan_dropout
 
@@ -117,3 +119,45 @@ def test_without_guidance_the_tokens_are_those_of_random_dropout():
     assert torch.equal(unguided.dropped_BS1[0], at_random.dropped_BS1[0])
     assert at_random.dropped_BS1[0].any()
     assert unguided.rate_asked == at_random.rate_asked == 0.4
+
+
+def test_with_some_guidance_the_highest_drop_more_often_on_the_high_side():
+    batch = batch_of_rank(0, 1)
+    values_BS1 = (batch.token_index_BS1 % 7).float()
+    entropy_BS1 = torch.where(batch.is_target_token_BS1, values_BS1, math.inf)
+    num_targets = int(batch.is_target_token_BS1[:, 1:].sum())
+    dropped = {}
+    for side in ("low", "high"):
+        recipe = tiny_recipe(dropout__side=side, dropout__guidance=0.5)
+        found = choose_drops(entropy_BS1, [batch], recipe, gamma=1.0, num_targets=num_targets)
+        dropped[side] = entropy_BS1[found.dropped_BS1[0]]
+        assert dropped[side].isfinite().all()
+        assert len(dropped[side]) == pytest.approx(0.5 * num_targets, rel=0.2)
+        assert set(dropped[side].tolist()) == set(range(7)), "none is spared"
+    assert dropped["low"].mean() < 2.7 < 3.3 < dropped["high"].mean()
+
+
+class SomeEntropies(EntropySource):
+    """A value for each target."""
+
+    def of_step(self, batches: list[MicroBatch]) -> torch.Tensor:
+        (batch,) = batches
+        return torch.where(batch.is_target_token_BS1, batch.token_index_BS1 % 7.0, math.inf)
+
+
+def test_nothing_drops_by_a_threshold_of_a_corpus_without_values():
+    """In a cache's first epoch, also where a sample that comes twice has a value already."""
+    batch = batch_of_rank(0, 1)
+    empty = select_low_tokens(torch.empty(0), torch.empty(0, dtype=torch.int64), q=0.5, seed=1)
+    found = plan_dropout(
+        SomeEntropies(),
+        [batch],
+        tiny_recipe(dropout__guidance=0.5, entropy__source="cache", entropy__scope="corpus"),
+        progress=1.0,
+        num_targets=int(batch.is_target_token_BS1[:, 1:].sum()),
+        corpus_low=empty,
+    )
+    assert found is not None
+    assert not found.dropped_BS1[0].any()
+    assert found.rate_asked == 0.0
+    assert found.threshold_nats is None

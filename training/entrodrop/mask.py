@@ -109,37 +109,40 @@ def draw_drops(is_low: Tensor, token_index: Tensor, *, rate: float, seed: int) -
     return is_low & (uniform_from_keys(keys) < rate)
 
 
-def guided_rates(gamma: float, *, q: float, guidance: float) -> tuple[float, float]:
-    """Drop probabilities of a low token and of any other, whose mean is `gamma * q` always.
+@dataclass(frozen=True)
+class DropRates:
+    """How often tokens drop, low ones and others; `gamma * q` on average whatever the guidance."""
 
-    Args:
-        gamma: that of a low token while others are spared, in [0, 1].
-        q: share of the tokens that is low.
-        guidance: in [0, 1]; 1 spares the others, 0 draws among all alike.
-    """
-    mean = gamma * q
-    return guidance * gamma + (1 - guidance) * mean, (1 - guidance) * mean
+    gamma: float
+    """Drop probability of a low token while all others are spared, in [0, 1]."""
+    q: float
+    """Share of the tokens that is low."""
+    guidance: float = 1.0
+    """How much entropy decides, in [0, 1]: 1 spares the others, 0 draws among all alike."""
+
+    @property
+    def mean(self) -> float:
+        return self.gamma * self.q
+
+    @property
+    def low(self) -> float:
+        return self.guidance * self.gamma + (1 - self.guidance) * self.mean
+
+    @property
+    def other(self) -> float:
+        """At most `low`."""
+        return (1 - self.guidance) * self.mean
 
 
 def draw_guided_drops(
-    is_low: Tensor,
-    is_known: Tensor,
-    token_index: Tensor,
-    *,
-    gamma: float,
-    q: float,
-    guidance: float,
-    seed: int,
+    is_low: Tensor, is_known: Tensor, token_index: Tensor, *, rates: DropRates, seed: int
 ) -> Tensor:
-    """Bool: as `draw_drops`, where tokens that are not low may drop as well (`guided_rates`).
+    """Bool: as `draw_drops`, where tokens that are not low may drop as well.
 
     Args:
         is_low: bool, any shape.
         is_known: bool of the same shape; tokens without an entropy never drop.
         token_index: int64 of the same shape.
     """
-    low_rate, other_rate = guided_rates(gamma, q=q, guidance=guidance)
-    low_drops = draw_drops(is_low, token_index, rate=low_rate, seed=seed)
-    if other_rate == 0.0:
-        return low_drops
-    return low_drops | draw_drops(is_known & ~is_low, token_index, rate=other_rate, seed=seed)
+    uniform = uniform_from_keys(token_keys(token_index, seed=seed, stream=DROP_STREAM))
+    return (is_low & (uniform < rates.low)) | (is_known & (uniform < rates.other))

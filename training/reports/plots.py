@@ -32,7 +32,7 @@ def panels_of(groups: list[RunGroup]) -> list[Panel]:
         Panel(
             "entropy",
             "Token entropy in training",
-            "Solid: the threshold below which a token may drop; dashed: mean over all targets.",
+            "Solid: the threshold below which a token is low; dashed: mean over all targets.",
             _draw_entropy,
         ),
         Panel(

@@ -18,9 +18,9 @@ from training.entrodrop.counter_rng import (
     uniform_from_keys,
 )
 from training.entrodrop.mask import (
+    DropRates,
     draw_drops,
     draw_guided_drops,
-    guided_rates,
     masked_contexts,
     select_low_tokens,
 )
@@ -99,24 +99,26 @@ def test_low_tokens_drop_at_the_rate():
 def test_guidance_keeps_the_mean_rate_and_spares_the_others_at_one():
     gamma, q = 0.37, 0.3
     for guidance in (0.0, 0.25, 0.5, 1.0):
-        low, other = guided_rates(gamma, q=q, guidance=guidance)
-        assert q * low + (1 - q) * other == pytest.approx(gamma * q, rel=1e-12)
-        assert other <= low
-    assert guided_rates(gamma, q=q, guidance=1.0) == (gamma, 0.0)
-    assert guided_rates(gamma, q=q, guidance=0.0) == (gamma * q, gamma * q)
+        rates = DropRates(gamma, q=q, guidance=guidance)
+        assert q * rates.low + (1 - q) * rates.other == pytest.approx(gamma * q, rel=1e-12)
+        assert rates.other <= rates.low
+    whole, none = DropRates(gamma, q=q, guidance=1.0), DropRates(gamma, q=q, guidance=0.0)
+    assert (whole.low, whole.other) == (gamma, 0.0)
+    assert (none.low, none.other) == (gamma * q, gamma * q)
 
 
 def test_guided_drops_come_at_their_rates_and_never_where_there_is_no_entropy():
     index = torch.arange(300_000)
     is_known = index % 3 > 0
     is_low = index % 3 == 1
-    asked = {"gamma": 0.4, "q": 0.5, "guidance": 0.5, "seed": 4}
-    dropped = draw_guided_drops(is_low, is_known, index, **asked)
+    rates = DropRates(gamma=0.4, q=0.5, guidance=0.5)
+    dropped = draw_guided_drops(is_low, is_known, index, rates=rates, seed=4)
     assert not dropped[~is_known].any()
     for which, rate in ((is_low, 0.3), (is_known & ~is_low, 0.1)):
         share = dropped[which].double().mean().item()
         assert share == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / 100_000))
-    whole = draw_guided_drops(is_low, is_known, index, **(asked | {"guidance": 1.0}))
+    rates = DropRates(gamma=0.4, q=0.5, guidance=1.0)
+    whole = draw_guided_drops(is_low, is_known, index, rates=rates, seed=4)
     assert torch.equal(whole, draw_drops(is_low, index, rate=0.4, seed=4))
 
 
