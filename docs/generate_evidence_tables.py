@@ -7,11 +7,15 @@ from pathlib import Path
 
 from benchmarks.study.comparison import places_of
 from benchmarks.study.results import read_results
-from benchmarks.study.settings import FULL
+from benchmarks.study.settings import FULL, READY
 from benchmarks.study.tables import LEGEND, counts, tables_of_place
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-_FILES = {"results.jsonl": "first base", "results_second_base.jsonl": "second base"}
+_FILES = {
+    "results.jsonl": "first base",
+    "results_second_base.jsonl": "second base",
+    "results_ready.jsonl": "ready base",
+}
 _HEAD = f"""\
 # Evidence: all tables
 
@@ -19,7 +23,8 @@ Written by `python -m docs.generate_evidence_tables` from the rows in `benchmark
 [evidence.md](evidence.md) says what they mean and how they came about. `setting` is what tuning
 chose, or what was taken over from the arm that an arm varies. `exposure` is how far up a secret
 that was trained on stands among {FULL.num_canary_rivals} that were not:
-{math.log2(FULL.num_canary_rivals + 1):g} bits is the top.
+{math.log2(FULL.num_canary_rivals + 1):g} bits is the top (of the ready base among
+{READY.num_canary_rivals}: {math.log2(READY.num_canary_rivals + 1):g}).
 
 """
 
