@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,8 +19,9 @@ from training.checkpoints.files import FileRecord, fsync_path, record_file, writ
 from training.dist import Layout, agree
 
 MARKER = "complete.json"
-_FORMAT = 2
+_FORMAT = 3
 _OWN_HASH = "sha256_of_the_rest"
+_FORMAT_2_BEGINS = b'{\n "format": 2,\n'
 
 
 def write_marker(
@@ -32,17 +33,15 @@ def write_marker(
         OSError: when the disk refuses.
     """
     marker: dict[str, Any] = {
-        "format": _FORMAT,
         **content,
+        "format": _FORMAT,
         "versions": _versions(),
         "files": {name: asdict(files[name]) for name in sorted(files)},
     }
-    # as it will be read: a tuple comes back as a list
-    marker = json.loads(json.dumps(marker))
-    marker[_OWN_HASH] = _hash_of(marker)
     descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        write_all(descriptor, json.dumps(marker, indent=1).encode())
+        rest = json.dumps(marker, indent=1).removeprefix("{\n").encode()
+        write_all(descriptor, _seal(rest) + rest)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -57,14 +56,26 @@ def read_marker(folder: Path) -> dict[str, Any]:
         ValueError: when it is not as it was written.
         OSError: when it is not there.
     """
-    path = folder / MARKER
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise ValueError(f"expected format {_FORMAT}, found {found}")
-    expected, found = content.pop(_OWN_HASH, None), _hash_of(content)
-    if found != expected:
-        raise ValueError(f"expected sha256 {expected} of its own text, found {found}")
+    return parse_marker((folder / MARKER).read_bytes())
+
+
+def parse_marker(text: bytes) -> dict[str, Any]:
+    """`read_marker`, of the bytes of the file.
+
+    Raises:
+        ValueError: when any of them is not as it was written.
+    """
+    is_older = text.startswith(_FORMAT_2_BEGINS)
+    rest = text[len(_seal(b"")) :]
+    if not is_older and text != _seal(rest) + rest:
+        begin = _seal(rest).decode()
+        raise ValueError(f"damaged: expected it to begin {begin!r}, found {text[: len(begin)]!r}")
+    content = json.loads(text)
+    own_hash = content.pop(_OWN_HASH, None)
+    if is_older and own_hash != _hash_of_content(content):
+        raise ValueError(f"damaged: its content has another sha256 than {own_hash}")
+    if not is_older and content.get("format") != _FORMAT:
+        raise ValueError(f"expected format {_FORMAT}, found {content.get('format')}")
     return content
 
 
@@ -170,8 +181,14 @@ def _first_altered(folder: Path, files: Mapping[str, FileRecord]) -> str | None:
     return None
 
 
-def _hash_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _seal(rest: bytes) -> bytes:
+    """How a marker begins: with the hash of every byte behind this."""
+    return f'{{\n "{_OWN_HASH}": "{sha256(rest).hexdigest()}",\n'.encode()
+
+
+def _hash_of_content(content: Mapping[str, Any]) -> str:
+    """As format 2 had it; a flip of a float's last digit that rounds to the same is none to it."""
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:
