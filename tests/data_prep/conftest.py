@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from data_prep.__main__ import main
 from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from data_prep.tokenizing.training import train_tokenizer
+from tests.mpi import find_mpirun
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,8 +130,7 @@ def run_cli(
 @pytest.fixture
 def start_mpi() -> Callable[..., subprocess.Popen[str]]:
     """Start Python on several MPI ranks; skips where there is no mpirun."""
-    beside = Path(sys.executable).parent / "mpirun"
-    mpirun = str(beside) if beside.is_file() else shutil.which("mpirun")
+    mpirun = find_mpirun()
     if mpirun is None:
         pytest.skip("needs mpirun")
     version = subprocess.run([mpirun, "--version"], capture_output=True, text=True).stdout

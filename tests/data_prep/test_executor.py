@@ -1,0 +1,93 @@
+"""Work over MPI ranks where MPI cannot be loaded, or is another than that of mpirun."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from tests.mpi import hide_mpi
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def build_under_mpi(
+    run_cli: Cli, tmp_path: Path, bpe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    """A build as a rank of two: its exit code and what it printed as an error."""
+    (tmp_path / "docs.jsonl").write_text('{"text": "a"}\n')
+
+    def run(*, rank: int, source: str = "docs.jsonl") -> tuple[int, str]:
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+        command = ["build", "--input", tmp_path / source, "--tokenizer", bpe_folder]
+        code, _, told = run_cli(*command, "--out", tmp_path / "corpus")
+        return code, told
+
+    return run
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("lacks", ["library", "mpi4py"])
+def test_a_rank_that_cannot_load_mpi_ends_with_one_sentence(
+    build_under_mpi: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    lacks: str,
+    rank: int,
+) -> None:
+    hide_mpi(monkeypatch, lacks=lacks)
+    code, told = build_under_mpi(rank=rank)
+    assert code == 2
+    (sentence,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert told.endswith(f"{sentence}\n")
+    assert "belongs to an MPI job, but Python cannot load MPI" in sentence
+    assert "openmpi-bin" in sentence and f"{sys.executable} -m pip install" in sentence
+    assert {"library": "cannot load MPI library)", "mpi4py": "mpi4py"}[lacks] in sentence
+
+
+def test_another_mistake_is_told_as_it_is_where_mpi_cannot_be_loaded(
+    build_under_mpi: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking the other ranks down must not fail in its place."""
+    hide_mpi(monkeypatch)
+    code, told = build_under_mpi(rank=0, source="nowhere.jsonl")
+    assert code == 2
+    assert "nowhere.jsonl" in told.splitlines()[-1]
+
+
+def test_a_library_that_is_not_the_one_of_mpirun_is_refused(
+    build_under_mpi: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank would take itself for the only one: one core works where many were asked for."""
+    hide_mpi(monkeypatch)
+    stand_in = ModuleType("mpi4py")
+    alone = SimpleNamespace(size=1, Abort=None)
+    stand_in.MPI = SimpleNamespace(  # type: ignore[attr-defined]
+        COMM_WORLD=alone, Get_library_version=lambda: "Open MPI v5\nand more"
+    )
+    monkeypatch.setitem(sys.modules, "mpi4py", stand_in)
+    for rank in (0, 1):
+        code, told = build_under_mpi(rank=rank)
+        assert code == 2
+        assert "mpirun has started 2 processes, but mpi4py sees 1" in told.splitlines()[-1]
+
+
+def test_mpirun_ends_all_ranks_when_they_cannot_load_mpi(
+    tmp_path: Path,
+    bpe_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_mpi: Callable[..., subprocess.Popen[str]],
+) -> None:
+    monkeypatch.setenv("MPI4PY_LIBMPI", str(tmp_path / "libmpi.so"))
+    (tmp_path / "docs.jsonl").write_text('{"text": "a"}\n')
+    command = ["build", "--input", tmp_path / "docs.jsonl", "--tokenizer", bpe_folder]
+    process = start_mpi(2, "-m", "data_prep", *command, "--out", tmp_path / "corpus")
+    try:
+        assert process.wait(timeout=60) == 2
+    finally:
+        process.kill()

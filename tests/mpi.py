@@ -1,0 +1,39 @@
+"""Where tests and benchmarks find an mpirun, and how they take MPI away from this process."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+# What mpi4py says where there is no library; it goes on with every file that it has tried.
+NO_LIBRARY = "cannot load MPI library\nlibmpi.so.40: cannot open shared object file"
+
+
+def find_mpirun() -> str | None:
+    """That of this Python, whose library mpi4py loads before any other; else the first of PATH."""
+    beside = Path(sys.executable).parent / "mpirun"
+    return str(beside) if beside.is_file() else shutil.which("mpirun")
+
+
+def hide_mpi(monkeypatch: pytest.MonkeyPatch, *, lacks: str = "library") -> None:
+    """As on a machine without an MPI library, or, `lacks="mpi4py"`, without mpi4py."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mpi4py"]:
+        monkeypatch.delitem(sys.modules, name)
+    if lacks == "mpi4py":
+        monkeypatch.setitem(sys.modules, "mpi4py", None)
+        return
+
+    def load(name: str) -> None:
+        if name == "MPI":
+            raise RuntimeError(NO_LIBRARY)
+        raise AttributeError(name)
+
+    stand_in = ModuleType("mpi4py")
+    stand_in.__getattr__ = load  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "mpi4py", stand_in)
