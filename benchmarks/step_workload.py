@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import atexit
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
 
 from data_prep.shards import PackedSample
+from tests.distributed import ranks_folder
 from tests.training.layouts import tiny_recipe, whole_epochs
 from training.config import Recipe
 from training.data import SampleStream, batch_shape
@@ -89,13 +86,11 @@ def make_recipe(options: argparse.Namespace, tokens: int, mode: str) -> Recipe:
 
 def filled_cache(pack: Any, layout: Layout) -> EntropyCache:
     """As after an epoch, with random values; a file that all ranks share."""
-    path = Path(tempfile.gettempdir()) / f"bench-step-cache-{os.environ['MASTER_PORT']}"
-    cache = EntropyCache(path, num_samples=pack.num, sample_tokens=pack.seq_len)
+    cache = EntropyCache(ranks_folder() / "cache", num_samples=pack.num, sample_tokens=pack.seq_len)
     if layout.is_main:
         cache.clear()
         values = np.random.default_rng(0).gamma(1.0, 1.0, (pack.num, pack.seq_len))
         cache.write(range(pack.num), values.astype(np.float32), first=0)
-        atexit.register(path.unlink, missing_ok=True)
     dist.barrier()
     return cache
 

@@ -11,15 +11,29 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.warm_python import close_warm_python, open_warm_python
+
 # New examples on every run of a developer, the same ones on every run of CI.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+GPUS_OF_USER = os.environ.get("CUDA_VISIBLE_DEVICES")
+# Tests run on CPUs, also where there are GPUs; before anything here loads torch.
+os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 if shutil.which("nvidia-smi") is None:
     # Read when Triton is imported, which DeepSpeed does: too late in the tests of our kernels.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # once, and not in each worker
+        open_warm_python()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        close_warm_python()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +65,21 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pack(folder, seq_len=64)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _gpus_for_tests_of_gpus(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test marked gpu sees the machine's, in the processes that it starts and in its ranks."""
+    if request.node.get_closest_marker("gpu") is None:
+        return
+    monkeypatch.delenv("DS_ACCELERATOR")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if GPUS_OF_USER is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", GPUS_OF_USER)
+    if GPUS_OF_USER == "" or not Path("/dev/nvidia0").exists():
+        pytest.skip("needs a GPU")
 
 
 @pytest.fixture(autouse=True)

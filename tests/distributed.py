@@ -29,9 +29,15 @@ PRELOADED = [
 
 
 def run_ranks(
-    function: Callable[..., Any], *args: Any, world_size: int, timeout_seconds: float = 240
+    function: Callable[..., Any],
+    *args: Any,
+    world_size: int,
+    timeout_seconds: float = 240,
+    gpus: bool = False,
 ) -> list[Any]:
     """Call `function(*args)` on `world_size` processes with the environment of torchrun.
+
+    On CPUs, with the machine's GPUs hidden, unless `gpus`, for tests marked so.
 
     Args:
         function: at the top level of a module, so that other processes can import it.
@@ -43,10 +49,14 @@ def run_ranks(
     Raises:
         AssertionError: with the traceback of every rank that failed, or the ranks that hang.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    if gpus:
+        # what a server has loaded has made up its mind about the accelerator
+        context: Any = multiprocessing.get_context("spawn")
+    else:
+        os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
     # Held by this process until the ranks have ended: a port that was free a moment ago may not be.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +80,11 @@ def run_ranks(
         failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(results) if not ok]
         assert not failures, f"hanging ranks: {hanging}\n" + "\n".join(failures)
         return [value for _, value in results]
+
+
+def ranks_folder() -> Path:
+    """In a rank: a folder that all ranks of the call share, and that ends with it."""
+    return Path(tempfile.gettempdir())
 
 
 def _wait(processes: list[Any], timeout_seconds: float) -> None:
@@ -97,6 +112,8 @@ def _rank_main(
         MASTER_PORT=str(port),
         TORCHELASTIC_USE_AGENT_STORE="True",  # as under torchrun: rank 0 starts none of its own
     )
+    # what the ranks leave in temporary folders goes with the call
+    os.environ["TMPDIR"] = tempfile.tempdir = str(outcome.parent)
     import torch
 
     torch.set_num_threads(1)

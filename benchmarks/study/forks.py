@@ -24,7 +24,11 @@ _PR_SET_PDEATHSIG = 1
 def load_modules() -> None:
     """Before the first fork. The process itself never trains: a process group does not fork."""
     os.environ.update(
-        OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", TOKENIZERS_PARALLELISM="false", WORLD_SIZE="1"
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",
+        DS_ACCELERATOR="cpu",
+        TOKENIZERS_PARALLELISM="false",
+        WORLD_SIZE="1",
     )
     for name in _PRELOADED:
         importlib.import_module(name)

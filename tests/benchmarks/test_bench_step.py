@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.step_meters import PHASES
 from benchmarks.step_workload import MODES
+from tests.warm_python import warm_python
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ SHORT = ["--rounds", "1", "--phase-steps", "1", "--trainer-rounds", "1"]
 
 def tables_of_benchmark(*arguments: str) -> list[list[list[str]]]:
     """Cells of the rows of each table, the row of dashes left out."""
-    command = [sys.executable, "-m", "benchmarks.bench_step", *TINY, *SHORT, *arguments]
+    command = [warm_python(), "-m", "benchmarks.bench_step", *TINY, *SHORT, *arguments]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=180
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.bench_quantile import Q, print_simulation, run_simulated_ranks
+from tests.warm_python import warm_python
 from training.entrodrop.quantile import global_quantile
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("benchmark", COMMANDS)
 def test_benchmark_prints_machine_and_table(benchmark):
-    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *COMMANDS[benchmark]]
+    command = [warm_python(), "-m", f"benchmarks.{benchmark}", *COMMANDS[benchmark]]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600
     )

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from benchmarks.study.jobs import Job, choose, count_jobs, refuse_untuned, start
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
+from tests.warm_python import warm_python
 from training.recipe_file import parse_recipe
 
 # --- statistics ---
@@ -243,7 +243,7 @@ def test_canaries_are_the_seeds_own_and_their_rivals_differ():
 
 
 def study(out: Path, *more: str) -> list[str]:
-    command = [sys.executable, "-m", "benchmarks.study", "--setting", "miniature"]
+    command = [warm_python(), "-m", "benchmarks.study", "--setting", "miniature"]
     return [*command, "--out", str(out), "--arms", "none", "random_input", *more]
 
 

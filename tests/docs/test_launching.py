@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.docs.markdown import REPO_ROOT, code_blocks
+from tests.warm_python import warm_path, warm_python
 from training.recipe_file import load_recipe
 
 PAGES = ("launching.md", "planning.md")
@@ -33,8 +33,8 @@ def test_a_command_runs(command: str, tmp_path: Path) -> None:
         env=os.environ
         | {
             "CUDA_VISIBLE_DEVICES": "",
-            "PYTHON": sys.executable,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHON": warm_python(),
+            "PATH": warm_path(),
         },
         capture_output=True,
         text=True,

@@ -3,13 +3,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks, links, load_script
+from tests.warm_python import warm_path, warm_python
 from training.recipe_file import parse_recipe
 
 README = REPO_ROOT / "README.md"
@@ -49,7 +49,7 @@ def test_files_and_make_targets_that_commands_name_exist(page: Path) -> None:
             assert (REPO_ROOT / path).exists(), path
         for module, verb in re.findall(r"python -m (training|data_prep) ([\w-]+)", block):
             shown = subprocess.run(
-                [sys.executable, "-m", module, verb, "--help"],
+                [warm_python(), "-m", module, verb, "--help"],
                 cwd=REPO_ROOT,
                 capture_output=True,
                 text=True,
@@ -71,12 +71,12 @@ def test_commands_of_the_tour_run_as_they_stand(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(REPO_ROOT / name)
     activate = tmp_path / ".venv" / "bin" / "activate"
     activate.parent.mkdir(parents=True)
-    activate.write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    activate.write_text(f'export PATH="{warm_path()}"\n')
     shown = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", tour],
         cwd=tmp_path,
         env=os.environ
-        | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path)},
+        | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": warm_python(), "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=500,

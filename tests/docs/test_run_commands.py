@@ -9,7 +9,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from data_prep.packing.pack import pack
 from tests.docs import test_data_commands, test_launching
 from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks
 from tests.training.layouts import tiny_recipe
+from tests.warm_python import warm_path, warm_python
 
 OURS = ("reliability.md", "evaluation.md", "reports.md", "recipes.md", "method.md")
 RUN_ELSEWHERE = {
@@ -78,8 +78,8 @@ def run(command: str, folder: Path) -> str:
 def environment() -> dict[str, str]:
     return os.environ | {
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHON": sys.executable,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHON": warm_python(),
+        "PATH": warm_path(),
     }
 
 
@@ -110,7 +110,7 @@ def test_commands_about_a_run_work_one_after_the_other(project: Path) -> None:
 def assert_serves(command: str, folder: Path) -> None:
     """TensorBoard, on a port that it chooses, shows the two runs."""
     server = subprocess.Popen(
-        [sys.executable, *shlex.split(command)[1:], "--port", "0", "--load_fast=false"],
+        [warm_python(), *shlex.split(command)[1:], "--port", "0", "--load_fast=false"],
         cwd=folder,
         env=environment() | {"PYTHONUNBUFFERED": "1"},
         stderr=subprocess.PIPE,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.warm_python import warm_python
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "training/recipes/quickstart.yaml"
@@ -43,7 +44,7 @@ def start(tmp_path: Path) -> Start:
             env=inherited
             | {
                 "CUDA_VISIBLE_DEVICES": "",
-                "PYTHON": sys.executable,
+                "PYTHON": warm_python(),
                 "PATH": f"{tmp_path}:{os.environ['PATH']}",
                 "ARRIVED": str(tmp_path / "arrived"),
             }

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +26,7 @@ from tests.launch.shared_runs import (
     write_recipe,
 )
 from tests.training.short_runs import metrics
+from tests.warm_python import warm_python
 from training.config import Recipe
 
 FOLDER = REPO_ROOT / "launch/kubernetes"
@@ -128,7 +128,7 @@ def pod_environment(rank: int, **changes: str) -> dict[str, str]:
     """What the manifest's pods have, on a machine without GPUs."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     return kept | {
-        "PYTHON": sys.executable,
+        "PYTHON": warm_python(),
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",

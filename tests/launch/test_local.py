@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import yaml
 
 from tests.launch.shared_runs import shared_recipe, state_of, wait_for_steps, write_recipe
+from tests.warm_python import warm_python
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "training/recipes/quickstart.yaml"
@@ -22,7 +22,7 @@ def local_sh(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     return subprocess.run(
         ["launch/local.sh", *arguments],
         cwd=REPO_ROOT,
-        env=inherited | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable} | environment,
+        env=inherited | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": warm_python()} | environment,
         capture_output=True,
         text=True,
         timeout=180,
@@ -117,7 +117,7 @@ def test_a_signal_stops_every_process_and_leaves_one_line(tmp_path: Path) -> Non
         f"open({str(pid_file)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
         "time.sleep(60)\n"
     )
-    torchrun = [sys.executable, "-m", "launch.torchrun", "--standalone", "--local-addr=127.0.0.1"]
+    torchrun = [warm_python(), "-m", "launch.torchrun", "--standalone", "--local-addr=127.0.0.1"]
     launcher = subprocess.Popen(
         [*torchrun, "--nproc-per-node=2", str(tmp_path / "waits.py")],
         cwd=REPO_ROOT,
@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on_and_completes(small_corpus: Path, tmp_path: Path)
     recipe = shared_recipe(small_corpus, tmp_path / "run")
     path = write_recipe(recipe, tmp_path / "recipe.yaml")
     command = ["launch/local.sh", str(path), "--cpu"]
-    environment = os.environ | {"PYTHON": sys.executable}
+    environment = os.environ | {"PYTHON": warm_python()}
     started = subprocess.Popen(
         command, cwd=REPO_ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )

@@ -21,6 +21,7 @@ from launch.preflight.catalogue import CHECKS
 from tests.distributed import run_ranks
 from tests.launch.shared_runs import write_recipe
 from tests.training.short_runs import short_recipe
+from tests.warm_python import warm_python
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 NUMERICS = ("weights", "documents", "gradients")
@@ -88,7 +89,7 @@ def test_a_good_set_up_passes_every_check(recipe: str, world_size: int) -> None:
 
 @pytest.mark.slow
 def test_a_single_process_needs_no_launcher_and_prints_a_table(recipe: str) -> None:
-    command = [sys.executable, "-m", "launch", "preflight", recipe]
+    command = [warm_python(), "-m", "launch", "preflight", recipe]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, "train.sequence_parallel_size=1"],

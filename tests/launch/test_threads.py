@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm_python import warm_python
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "training/recipes/quickstart.yaml"
@@ -21,7 +22,7 @@ def shown_by(*command: str, **variables: str) -> str:
     shown = subprocess.run(
         [*command, RECIPE, "--dry-run"],
         cwd=REPO_ROOT,
-        env=inherited | {"CUDA_VISIBLE_DEVICES": "0,1", "PYTHON": sys.executable} | variables,
+        env=inherited | {"CUDA_VISIBLE_DEVICES": "0,1", "PYTHON": warm_python()} | variables,
         capture_output=True,
         text=True,
         timeout=60,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
 import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 
 import deepspeed
 import torch

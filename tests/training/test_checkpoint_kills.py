@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.warm_python import warm_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def sweep(*arguments: str) -> tuple[list[dict[str, Any]], str]:
     """Each trial's result and the last line."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.kill_sweep", *arguments],
+        [warm_python(), "-m", "tests.training.kill_sweep", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import math
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from data_prep.packing.mixture import DomainShare
-from tests.distributed import run_ranks
+from tests.distributed import ranks_folder, run_ranks
 from tests.training.layouts import RandomScores, UnevenPack, make_source, tiny_recipe, whole_epochs
 from training.config import Recipe
 from training.corpus_threshold import CorpusThreshold, corpus_threshold
@@ -176,16 +172,14 @@ def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> di
 
 
 def empty_cache(recipe: Recipe, stream: SampleStream) -> EntropyCache:
-    """In a file of this group of ranks and this recipe, which share it."""
-    name = f"cache-{os.environ['MASTER_PORT']}-{recipe.entropy.measure}"
+    """In a file that the ranks share."""
     cache = EntropyCache(
-        Path(tempfile.gettempdir()) / name,
+        ranks_folder() / f"cache-{recipe.entropy.measure}",
         num_samples=stream.pack.num_samples(),
         sample_tokens=stream.pack.seq_len,
     )
     if dist.get_rank() == 0:
         cache.clear()
-        atexit.register(cache.path.unlink, missing_ok=True)
     dist.barrier()
     return cache
 

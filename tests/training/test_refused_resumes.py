@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.training.refusals import (
     refused,
 )
 from tests.training.short_runs import SEQUENCE_TOKENS, short_recipe, train_on_rank
+from tests.warm_python import warm_python
 from training.dist import Layout
 from training.recipe_file import dump_recipe
 from training.run_identity import refuse_differences, run_identity
@@ -133,7 +133,7 @@ def test_a_resume_with_other_scores_or_another_pack_is_refused(scored_copy):
 def train(recipe: Path | str, *overrides: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
-        [sys.executable, "-m", "training", "train", str(recipe), *overrides],
+        [warm_python(), "-m", "training", "train", str(recipe), *overrides],
         cwd=ROOT,
         env=environment,
         capture_output=True,

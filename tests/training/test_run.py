@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import run_ranks
 from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
+from tests.warm_python import warm_python
 from training.checkpoints.marker import newest_complete
 from training.config import Recipe
 from training.export import export_run
@@ -220,7 +220,7 @@ def exported(finished: Path) -> Path:
 
 
 def training(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [*(launcher or (sys.executable,)), "-m", "training", *arguments]
+    command = [*(launcher or (warm_python(),)), "-m", "training", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=180
@@ -324,7 +324,7 @@ def test_every_launcher_trains_the_same_run(finished, small_corpus, tmp_path, la
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     secrets = {"HF_TOKEN": "hf_planted1", "WANDB_API_KEY": "wandb_planted2"}
     done = subprocess.run(
-        [sys.executable, "-m", *LAUNCHERS[launcher], "train", str(recipe_file), *overrides],
+        [warm_python(), "-m", *LAUNCHERS[launcher], "train", str(recipe_file), *overrides],
         cwd=ROOT,
         env=environment | secrets,
         check=True,
@@ -353,7 +353,7 @@ def test_processes_that_do_not_know_their_ranks_are_refused(finished, tmp_path, 
     environment.pop("RANK", None)
     recipe = finished / "recipe.resolved.yaml"
     started = subprocess.run(
-        [sys.executable, "-m", "training", "train", str(recipe), f"run_dir={tmp_path / 'run'}"],
+        [warm_python(), "-m", "training", "train", str(recipe), f"run_dir={tmp_path / 'run'}"],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from data_prep.shards import Corpus, open_corpus
 from tests.distributed import run_ranks
+from tests.warm_python import warm_python
 from training import score
 from training.score import ScoreOptions, score_corpus
 
@@ -200,7 +200,7 @@ def test_the_verb_scores_under_a_launcher_and_refuses_what_does_not_fit(
 ) -> None:
     def run(*flags: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command = [sys.executable, *(launcher if ranks > 1 else []), "-m", "data_prep", "score"]
+        command = [warm_python(), *(launcher if ranks > 1 else []), "-m", "data_prep", "score"]
         return subprocess.run(
             [*command, str(corpus.folder), "--model", str(model_folder), *flags],
             capture_output=True,

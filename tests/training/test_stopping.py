@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,9 @@ import pytest
 import torch
 
 from tests.distributed import run_ranks
+from tests.processes import processes_with
 from tests.training.short_runs import NUM_STEPS, metrics, short_recipe, train_on_rank
+from tests.warm_python import warm_python
 from training.config import Recipe
 from training.dist import Layout
 from training.recipe_file import dump_recipe
@@ -116,7 +117,7 @@ def test_sigterm_to_one_process_under_torchrun_loses_nothing(small_corpus, tmp_p
     errors = tmp_path / "stderr.txt"
     with errors.open("w", encoding="utf-8") as file:
         torchrun = subprocess.Popen(
-            [sys.executable, *launcher, "-m", "training", "train", str(recipe_file)],
+            [warm_python(), *launcher, "-m", "training", "train", str(recipe_file)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
             stderr=file,
@@ -125,7 +126,7 @@ def test_sigterm_to_one_process_under_torchrun_loses_nothing(small_corpus, tmp_p
         while not ((run_dir / "metrics.jsonl").exists() and metrics(run_dir, "step")):
             assert torchrun.poll() is None, errors.read_text()
             time.sleep(0.01)
-        (process,) = (pid for pid in children(torchrun.pid) if rank_of(pid) == "1")
+        (process,) = (pid for pid in processes_with(str(recipe_file)) if rank_of(pid) == "1")
         os.kill(process, signal.SIGTERM)
         torchrun.wait(timeout=60)
     finally:
@@ -138,15 +139,6 @@ def test_sigterm_to_one_process_under_torchrun_loses_nothing(small_corpus, tmp_p
     assert [row["step"] for row in metrics(run_dir, "step")] == list(range(1, state.step + 1))
     run_ranks(train_on_rank, recipe, world_size=2)
     assert metrics(run_dir, "step") == metrics(whole, "step")
-
-
-def children(parent: int) -> Iterator[int]:
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                yield int(folder.name)
-        except OSError:
-            continue  # ended meanwhile
 
 
 def rank_of(process: int) -> str | None:

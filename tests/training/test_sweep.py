@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.processes import processes_with
 from tests.training.short_runs import metrics, short_recipe
+from tests.warm_python import warm_python
 from training.recipe_file import dump_recipe
 from training.run_state import read_run_state
 from training.sweeps.grid import Mistakes, PlannedRun, parse_axes, plan_runs
@@ -46,7 +47,7 @@ def planned(recipe: Path, *varied: str, seeds: str | None = None) -> list[Planne
 
 
 def sweep_command(recipe: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "training", "sweep", str(recipe), *arguments]
+    return [warm_python(), "-m", "training", "sweep", str(recipe), *arguments]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -85,19 +86,6 @@ def wait_for_step(run_dir: Path, step: int, sweep: subprocess.Popen[str]) -> Non
         assert sweep.poll() is None, sweep.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def processes_of(run_dir: Path) -> list[int]:
-    """Processes that train there, by their command lines."""
-    wanted = str(run_dir / "recipe.yaml").encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if wanted in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue  # it has ended meanwhile
-    return found
 
 
 def test_every_combination_has_a_recipe_and_a_folder_of_its_own(
@@ -240,7 +228,7 @@ def test_a_sweep_that_is_asked_to_end_saves_and_goes_on(small_corpus: Path, tmp_
     assert 3 <= stopped_at < 60
     assert f"seed-1: stopped and saved at step {stopped_at}" in told
     assert "seed-2: not begun" in told
-    assert processes_of(first_run.run_dir) == []
+    assert processes_with(str(first_run.run_dir / "recipe.yaml")) == []
 
     again = run_command(recipe, "--seeds", "1,2", "--jobs", "2")
     assert again.returncode == 0, again.stderr
@@ -258,7 +246,7 @@ def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     with started_sweep(recipe, "--seeds", "1") as sweep:
         wait_for_step(run.run_dir, 12, sweep)
         sweep.kill()
-    started = processes_of(run.run_dir)
+    started = processes_with(str(run.run_dir / "recipe.yaml"))
     try:
         assert started
         for process in started:  # so that the run does not end before the next command looks

@@ -21,6 +21,7 @@ from data_prep.shards import open_corpus
 from tests.distributed import run_ranks
 from tests.docs.markdown import code_blocks
 from tests.training.short_runs import short_recipe, train_on_rank
+from tests.warm_python import warm_python
 from training.checkpoints.marker import read_marker
 from training.task_results import read_results, result_name
 from training.tasks.evaluation import TaskOptions
@@ -44,7 +45,7 @@ NUM_NEW_TOKENS = 6
 
 def evaluate(*arguments: str, home: Path, num_ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """`python -m training evaluate`, as a user without internet runs it."""
-    launcher = [sys.executable]
+    launcher = [warm_python()]
     if num_ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     environment = {
