@@ -35,7 +35,7 @@ from data_prep.reading.documents import Fields, OnError
 from data_prep.reading.folders import Globs
 from data_prep.reading.sources import DomainInput, find_domains, modified_ns, split_name
 from data_prep.reading.texts import iter_texts
-from data_prep.record import FileRecord, files_sha256
+from data_prep.record import FileRecord, files_sha256, record_text
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
 from data_prep.tokenizing.tokenizer import kind_of, load_once
 from data_prep.tokenizing.training import Algorithm, train_tokenizer
@@ -113,8 +113,7 @@ def build(options: BuildOptions) -> Manifest:
     with staged_folder(options.out, keeps_unfinished=True) as staging:
         _prepare(staging, domains=domains, options=options)
         manifest = _fill(staging, domains=domains, options=options)
-        content = manifest.model_dump_json(indent=2) + "\n"
-        write_durable(staging / MANIFEST_NAME, content.encode())
+        write_durable(staging / MANIFEST_NAME, record_text(manifest))
     return manifest
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 RecordT = TypeVar("RecordT", bound="Record")
+_OWN_HASH = "sha256_of_the_rest"
 
 # A file is named, never located: no folder, no "..", nothing hidden. Whoever sends a corpus
 # cannot make its reader open another file.
@@ -36,12 +37,29 @@ def must_agree(what: str, *, expected: int, found: int) -> None:
         raise ValueError(f"{what}: expected {expected}, found {found}")
 
 
+def record_text(record: Record) -> bytes:
+    """A record as JSON whose first member is the hash of every byte behind it."""
+    rest = record.model_dump_json(indent=2).removeprefix("{\n").encode() + b"\n"
+    return _seal(rest) + rest
+
+
 def load_record(record_type: type[RecordT], path: Path, *, made_by: str) -> RecordT:
-    """Read and check one JSON record; whatever is wrong with it is a ValueError of ours."""
+    """Read and check one JSON record; whatever is wrong with it is a ValueError of ours.
+
+    One that does not begin with a hash, as of another program or an older build, is read as well.
+    """
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: not found; {made_by} writes it when it has finished") from None
+    if _OWN_HASH.encode() in text[: len(_seal(b""))]:
+        begin, rest = text[: len(_seal(b""))], text[len(_seal(b"")) :]
+        if begin != _seal(rest):
+            raise ValueError(
+                f"{path}: not a valid record of {made_by}: damaged or edited: expected it to "
+                f"begin {_seal(rest)!r}, found {begin!r}"
+            )
+        text = b"{\n" + rest
     try:
         return record_type.model_validate_json(text)
     except ValidationError as error:
@@ -50,6 +68,10 @@ def load_record(record_type: type[RecordT], path: Path, *, made_by: str) -> Reco
             for problem in error.errors()[:5]
         )
         raise ValueError(f"{path}: not a valid record of {made_by}: {problems}") from None
+
+
+def _seal(rest: bytes) -> bytes:
+    return f'{{\n  "{_OWN_HASH}": "{hashlib.sha256(rest).hexdigest()}",\n'.encode()
 
 
 def files_sha256(files: Iterable[FileRecord]) -> str:

@@ -24,7 +24,7 @@ from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import Shard
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackIndex
-from data_prep.record import FileRecord, Record, Sha256, load_record
+from data_prep.record import FileRecord, Record, Sha256, load_record, record_text
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
@@ -186,7 +186,7 @@ def open_scores_writer(
         shards = corpus.manifest.shards
         files = tuple(describe_file(staging / f"{shard.name}.f16") for shard in shards)
         manifest = ScoresManifest(schema_version=1, files=files, **facts)
-        write_durable(staging / SCORES_NAME, manifest.model_dump_json(indent=2).encode())
+        write_durable(staging / SCORES_NAME, record_text(manifest))
 
 
 def _narrowed(scores: np.ndarray, *, what: str) -> np.ndarray:
@@ -237,5 +237,5 @@ def write_scores(
             corpus_fingerprint=corpus.fingerprint,
             files=tuple(files),
         )
-        write_durable(staging / SCORES_NAME, manifest.model_dump_json(indent=2).encode())
+        write_durable(staging / SCORES_NAME, record_text(manifest))
     return Scores(corpus, name=name)

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.checksums import check_checksums
+from data_prep.cleaning.removals import FOLDER_NAME as REMOVALS_FOLDER
+from data_prep.cleaning.removals import load_removals, removed_documents
 from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path
@@ -54,8 +56,12 @@ def verify(folder: Path, *, deep: bool) -> list[Check]:
     checks.append(_run("ids", lambda: _check_ids(corpus)))
     checks.append(_run("document ends", lambda: _check_ends(corpus)))
     checks.append(_run("train/val overlap", lambda: _check_overlap(corpus)))
+    if (folder / REMOVALS_FOLDER).is_dir():
+        checks.append(_run(REMOVALS_FOLDER, lambda: _check_removals(corpus, deep=deep)))
     for pack in sorted(folder.glob("pack-*")):
         checks.append(_run(pack.name, partial(check_pack, corpus, pack, deep=deep)))
+    for name in corpus.score_names():
+        checks.append(_run(f"scores-{name}", partial(_check_scores, corpus, name, deep=deep)))
     return checks
 
 
@@ -86,6 +92,24 @@ def _check_tokenizer(folder: Path, *, manifest: Manifest) -> str:
     if files_sha256(record.files) != record.sha256:
         raise ValueError(f"tokenizer: expected sha256 {record.sha256[:16]} over its files")
     return summary
+
+
+def _check_removals(corpus: Corpus, *, deep: bool) -> str:
+    """The numbers are small, so always by checksum; what was said of each document if deep."""
+    counts = [f"{len(removed_documents(corpus, split)):,} of {split}" for split in SPLITS]
+    for removals in load_removals(corpus.folder):
+        folder = corpus.folder / REMOVALS_FOLDER / removals.name
+        checked_path(folder, removals.report)
+        if deep:
+            check_checksums(folder, files=[removals.report])
+    return f"{' and '.join(counts)} left out"
+
+
+def _check_scores(corpus: Corpus, name: str, *, deep: bool) -> str:
+    scores = corpus.open_scores(name)
+    if deep:
+        check_checksums(scores.folder, files=scores.manifest.files)
+    return f"{scores.manifest.measure} by {scores.manifest.model}"
 
 
 def _arrays(corpus: Corpus, *, split: Split) -> Iterator[tuple[Shard, np.ndarray, np.ndarray]]:

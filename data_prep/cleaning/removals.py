@@ -17,7 +17,15 @@ from data_prep.durable import describe_file, refuse_existing, staged_folder, wri
 from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import DomainName
 from data_prep.mapped import map_array
-from data_prep.record import Count, FileRecord, Record, Sha256, load_record, must_agree
+from data_prep.record import (
+    Count,
+    FileRecord,
+    Record,
+    Sha256,
+    load_record,
+    must_agree,
+    record_text,
+)
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus
@@ -143,7 +151,7 @@ def write_removals(
             splits=splits,
             report=describe_file(staging / REPORT_NAME),
         )
-        write_durable(staging / RECORD_NAME, removals.model_dump_json(indent=2).encode())
+        write_durable(staging / RECORD_NAME, record_text(removals))
     return removals
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-SUMMARY = "check a corpus and its packs"
+SUMMARY = "check a corpus with its packs, removals and scores"
 DESCRIPTION = """\
-Check a corpus and its packs: sizes, document offsets, ids within the vocabulary, no document on
-both sides of the split, every token in exactly one sample; with --deep also every checksum.
+Check a corpus with its packs, lists of removals and scores: sizes, document offsets, ids within
+the vocabulary, no document on both sides of the split, every token in exactly one sample; with
+--deep also every checksum.
 Prints a table; exit code 1 when a check fails, with shard, expected and found.
 
   python -m data_prep verify data/notes --deep

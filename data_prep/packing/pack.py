@@ -25,6 +25,7 @@ from data_prep.packing.mixture import check_weights, mix
 from data_prep.packing.policies import Packing, best_fit, concat
 from data_prep.packing.targets import count_targets
 from data_prep.progress import progress_bar
+from data_prep.record import record_text
 from data_prep.shards import Corpus, open_corpus
 
 
@@ -62,7 +63,7 @@ def pack(
             weights=weights,
             splits=splits,
         )
-        write_durable(staging / PACK_NAME, manifest.model_dump_json(indent=2).encode())
+        write_durable(staging / PACK_NAME, record_text(manifest))
     return corpus.open_pack(seq_len)
 
 

@@ -278,6 +278,7 @@ def test_the_manifest_is_plain_json_without_time_or_machine(
         "domains",
         "inputs",
         "schema_version",
+        "sha256_of_the_rest",
         "shards",
         "special_ids",
         "split",

@@ -14,12 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.cleaning.removals import removed_documents, write_removals
+from data_prep.cleaning.removals import Removals, removed_documents, write_removals
 from data_prep.ledger import SPLITS
-from data_prep.packing.manifest import PackWeight
+from data_prep.manifest import Manifest
+from data_prep.packing.manifest import PackManifest, PackWeight
 from data_prep.packing.pack import pack
-from data_prep.scores import write_scores
+from data_prep.record import Record, load_record
+from data_prep.scores import ScoresManifest, write_scores
 from data_prep.shards import open_corpus
+from data_prep.verify import verify
 
 # One corpus is damaged and mended again and again; a deadline would only measure the disk.
 _FUZZ = settings(
@@ -27,12 +30,12 @@ _FUZZ = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-RECORDS = [
-    "manifest.json",
-    "pack-64/pack.json",
-    "removals/exact/removals.json",
-    "scores-base/scores.json",
-]
+RECORDS: dict[str, type[Record]] = {
+    "manifest.json": Manifest,
+    "pack-64/pack.json": PackManifest,
+    "removals/exact/removals.json": Removals,
+    "scores-base/scores.json": ScoresManifest,
+}
 _VALUES = st.one_of(
     st.none(),
     st.booleans(),
@@ -115,6 +118,7 @@ def _replaced(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
 @pytest.mark.parametrize("name", RECORDS)
 def test_any_value_anywhere_in_a_record_is_our_error_or_harmless(name: str, damaged: Path) -> None:
     whole = json.loads((damaged / name).read_text())
+    del whole["sha256_of_the_rest"]  # or nothing but its refusal would be tried
     places = list(_places(whole))
 
     @_FUZZ
@@ -126,6 +130,38 @@ def test_any_value_anywhere_in_a_record_is_our_error_or_harmless(name: str, dama
             _read_everything(damaged)
 
     check()
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_no_flipped_bit_of_a_record_goes_unnoticed(name: str, damaged: Path) -> None:
+    """Every bit of its first lines, where the hash stands, and every 13th behind them."""
+    path = damaged / name
+    whole = path.read_bytes()
+    unnoticed = []
+    for bit in [*range(1200), *range(1200, 8 * len(whole), 13)]:
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with contextlib.suppress(ValueError):
+            load_record(RECORDS[name], path, made_by="the test")
+            unnoticed.append(bit)
+    assert unnoticed == []
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_without_its_hash_is_read_and_one_that_was_edited_is_not(
+    name: str, damaged: Path
+) -> None:
+    path = damaged / name
+    before = load_record(RECORDS[name], path, made_by="the test")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content, indent=2))
+    with pytest.raises(ValueError, match="damaged or edited: expected it to begin"):
+        _read_everything(damaged)
+    del content["sha256_of_the_rest"]
+    path.write_text(json.dumps(content))
+    assert load_record(RECORDS[name], path, made_by="the test") == before
+    _read_everything(damaged)
 
 
 @pytest.mark.parametrize("name", [*RECORDS, "inputs.jsonl"])
@@ -141,6 +177,31 @@ def test_bytes_that_are_no_record_are_our_error(name: str, damaged: Path) -> Non
             _read_everything(damaged)
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("removals/exact/docs.val", "removals"),
+        ("removals/exact/report.jsonl", "removals"),
+        ("scores-base/shard-val-main-00000.f16", "scores-base"),
+    ],
+)
+def test_verify_knows_removals_and_scores(name: str, check: str, damaged: Path) -> None:
+    whole = verify(damaged, deep=True)
+    assert all(one.problem is None for one in whole)
+    assert [one.name for one in whole][-4:] == ["removals", "pack-256", "pack-64", "scores-base"]
+    path = damaged / name
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0")
+    (problem,) = (one.problem for one in verify(damaged, deep=False) if one.name == check)
+    assert problem is not None
+    assert f"{path}: damaged: expected {len(content)} bytes, found {len(content) + 1}" in problem
+    if content:
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        (problem,) = (one.problem for one in verify(damaged, deep=True) if one.name == check)
+        assert problem is not None
+        assert f"{path}: damaged: " in problem
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def _problems(folder: Path, *, deep: bool = False) -> dict[str, str]:
 
 def _edit(path: Path, change: Callable[[Any], None]) -> None:
     content = json.loads(path.read_text())
+    del content["sha256_of_the_rest"]
     change(content)
     path.write_text(json.dumps(content))
 
