@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.warm_python import close_warm_python, open_warm_python
+from tests.warm_python import close_warm_python, open_warm_python, warm_python
 
 # New examples on every run of a developer, the same ones on every run of CI.
 settings.register_profile("ci", derandomize=True)
@@ -27,8 +27,12 @@ if shutil.which("nvidia-smi") is None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # once, and not in each worker
-        open_warm_python()
+    if hasattr(config, "workerinput"):
+        return
+    open_warm_python()
+    if workers := config.getoption("numprocesses", None):
+        # they need what it has loaded, each of them
+        config.option.tx = [f"popen//python={warm_python()}"] * workers
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

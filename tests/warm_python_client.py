@@ -18,11 +18,13 @@ _FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "S
 
 def main() -> int:
     address, plain, *arguments = sys.argv[1:]
-    options = list(arguments)
-    unbuffered = bool(options) and options[0] == "-u"
-    if unbuffered:
-        del options[0]
-    # anything but a module, a code or a script, and options of the interpreter, is not for a fork
+    options, warnings, unbuffered = list(arguments), [], False
+    while options and (options[0] in ("-u", "-B") or options[0].startswith("-W")):
+        option = options.pop(0)
+        unbuffered |= option == "-u"
+        if option.startswith("-W"):
+            warnings.append(option[2:] or options.pop(0))
+    # anything but a module, a code or a script, or with other options, is not for a fork
     if not options or (options[0].startswith("-") and options[0] not in ("-m", "-c")):
         os.execv(plain, [plain, *arguments])
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -51,6 +53,7 @@ def main() -> int:
         {
             "arguments": options,
             "unbuffered": unbuffered,
+            "warnings": warnings,
             "environment": dict(os.environb),
             "folder": os.getcwd(),  # noqa: PTH109 # pathlib takes longer to import than all else
             "ignored": ignored,

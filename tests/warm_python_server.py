@@ -10,6 +10,7 @@ import fcntl
 import gc
 import importlib
 import marshal
+import multiprocessing
 import os
 import runpy
 import select
@@ -180,8 +181,8 @@ def _run(request: dict[str, Any]) -> None:
             )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    if chosen := os.environ.get("PYTHONWARNINGS"):
-        warnings._processoptions(chosen.split(","))  # type: ignore[attr-defined]
+    chosen = [text for text in os.environ.get("PYTHONWARNINGS", "").split(",") if text]
+    warnings._processoptions([*chosen, *request["warnings"]])  # type: ignore[attr-defined]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(request["cores"]))))
     import random
 
@@ -190,6 +191,7 @@ def _run(request: dict[str, Any]) -> None:
     random.seed()
     numpy.random.seed()
     sys.executable = request["executable"]
+    multiprocessing.set_executable(sys.executable)
     first, *rest = request["arguments"]
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
     if first in ("-m", "-c"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch.distributed as dist
 
 from data_prep.packing.mixture import DomainShare
 from tests.distributed import ranks_folder, run_ranks
+from tests.grids import is_taken
 from tests.training.layouts import RandomScores, UnevenPack, make_source, tiny_recipe, whole_epochs
 from training.config import Recipe
 from training.corpus_threshold import CorpusThreshold, corpus_threshold
@@ -78,7 +81,54 @@ DROPOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> dict[str, Any]:
+# compared with the other within one layout and model, so both are measured there
+MEASURED_WITH = {
+    "loss_lagged": "loss",
+    "loss_guided_lagged": "loss_guided",
+    "input_by_reference_of_the_corpus": "input_by_reference",
+}
+MODELS = {
+    "tied": {},
+    "untied_one_kv_head_checkpointed": {
+        "model__config__tie_word_embeddings": False,
+        "model__config__num_key_value_heads": 1,
+        "model__activation_checkpointing": True,
+    },
+}
+
+
+def is_measured(model: str, layout: str, dropout: str) -> bool:
+    """All of it on one process, and of the rest what `tests.grids` takes."""
+    dropout = MEASURED_WITH.get(dropout, dropout)
+    axes = ((MODELS, model), (LAYOUTS, layout), (DROPOUTS, dropout))
+    return layout == "one_process" or is_taken(*(list(axis).index(value) for axis, value in axes))
+
+
+def cells(*dropouts: str, one_process: bool = False) -> Any:
+    """What is measured of these dropouts, as parameters of a test."""
+    return pytest.mark.parametrize(
+        ("measured", "layout", "dropout"),
+        [
+            (model, layout, dropout)
+            for model in MODELS
+            for layout in LAYOUTS
+            for dropout in dropouts
+            if is_measured(model, layout, dropout) and (one_process or layout != "one_process")
+        ],
+        indirect=["measured"],
+    )
+
+
+def test_every_two_of_model_layout_and_dropout_meet():
+    cases = [case for case in itertools.product(MODELS, LAYOUTS, DROPOUTS) if is_measured(*case)]
+    for first, second in itertools.combinations((0, 1, 2), 2):
+        axes = [(MODELS, LAYOUTS, DROPOUTS)[axis] for axis in (first, second)]
+        assert {(case[first], case[second]) for case in cases} == set(itertools.product(*axes))
+
+
+def measure(
+    sp_size: int, micro_batch_samples: int, model: dict[str, Any], dropouts: list[str]
+) -> dict[str, Any]:
     """On one rank: dropped tokens, loss and full gradients of a step, for every dropout."""
     layout = init_layout(sp_size=sp_size)
     base = {"train__micro_batch_samples": micro_batch_samples, **model}
@@ -86,8 +136,8 @@ def measure(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> di
     recipe = tiny_recipe(**base)
     engine, stream = make_engine(recipe, layout)
     results = {}
-    for name, change in DROPOUTS.items():
-        changed = tiny_recipe(**base, **change)
+    for name in dropouts:
+        changed = tiny_recipe(**base, **DROPOUTS[name])
         smooths = changed.applies("label_smoothing")
         head = engine.model.lm.get_output_embeddings()
         engine.model.replaces_by_mean = changed.dropout.replace == "mean"
@@ -211,26 +261,23 @@ def dropped_tokens(
     }
 
 
-MODELS = {
-    "tied": {},
-    "untied_one_kv_head_checkpointed": {
-        "model__config__tie_word_embeddings": False,
-        "model__config__num_key_value_heads": 1,
-        "model__activation_checkpointing": True,
-    },
-}
-
-
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(params=MODELS)
 def measured(request: pytest.FixtureRequest) -> dict[str, list[dict[str, Any]]]:
-    return {
-        name: run_ranks(measure, sp_size, rows, MODELS[request.param], world_size=world_size)
-        for name, (world_size, sp_size, rows) in LAYOUTS.items()
-    }
+    return measured_on_all_layouts(request.param)
 
 
-@pytest.mark.parametrize("dropout", DROPOUTS)
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
+@functools.cache
+def measured_on_all_layouts(model: str) -> dict[str, list[dict[str, Any]]]:
+    """What `measure` returns on each rank, by layout."""
+    results = {}
+    for layout, (world_size, sp_size, rows) in LAYOUTS.items():
+        dropouts = [name for name in DROPOUTS if is_measured(model, layout, name)]
+        arguments = (measure, sp_size, rows, MODELS[model], dropouts)
+        results[layout] = run_ranks(*arguments, world_size=world_size)
+    return results
+
+
+@cells(*DROPOUTS)
 def test_loss_and_gradients_agree_with_one_process(measured, layout, dropout):
     reference = measured["one_process"][0][dropout]
     for rank in measured[layout]:
@@ -243,17 +290,15 @@ def test_loss_and_gradients_agree_with_one_process(measured, layout, dropout):
             assert difference < 1e-5, f"{name}: relative difference {difference:.1e}"
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
-def test_the_same_tokens_drop_bit_for_bit(measured, layout):
-    for dropout in DROPOUTS.keys() - {"off", "neftune", "label_smoothing", "hidden_dropout"}:
-        expected = measured["one_process"][0][dropout]["dropped"]
-        assert len(expected) > 20
-        found = set().union(*(rank[dropout]["dropped"] for rank in measured[layout]))
-        assert found == expected
+@cells(*sorted(DROPOUTS.keys() - {"off", "neftune", "label_smoothing", "hidden_dropout"}))
+def test_the_same_tokens_drop_bit_for_bit(measured, layout, dropout):
+    expected = measured["one_process"][0][dropout]["dropped"]
+    assert len(expected) > 20
+    found = set().union(*(rank[dropout]["dropped"] for rank in measured[layout]))
+    assert found == expected
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dropout", ["loss", "loss_guided"])
+@cells("loss", "loss_guided", one_process=True)
 def test_a_lagged_threshold_of_the_same_step_drops_what_the_probe_would(measured, layout, dropout):
     """Weights stay, so the step before has this step's entropies: only the way there differs."""
     for rank in measured[layout]:
@@ -266,18 +311,17 @@ def test_a_lagged_threshold_of_the_same_step_drops_what_the_probe_would(measured
             assert (found - expected).norm() <= 1e-5 * expected.norm(), name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_quantile_of_the_corpus_is_that_of_a_batch_which_is_the_corpus(measured, layout):
+@cells("input_by_reference", one_process=True)
+def test_a_quantile_of_the_corpus_is_that_of_a_batch_which_is_the_corpus(measured, layout, dropout):
     """Found by ranks that read samples, not shards of a batch: only the way there differs."""
     for rank in measured[layout]:
-        batch, corpus = rank["input_by_reference"], rank["input_by_reference_of_the_corpus"]
+        batch, corpus = rank[dropout], rank[f"{dropout}_of_the_corpus"]
         assert corpus["dropped"] == batch["dropped"]
         threshold = corpus["row"]["entropy_threshold_nats"]
         assert threshold == batch["row"]["entropy_threshold_nats"]
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one_process"])
-@pytest.mark.parametrize("dropout", ["both_by_cache", "loss_by_cache_of_the_corpus_nll"])
+@cells("both_by_cache", "loss_by_cache_of_the_corpus_nll")
 def test_the_cache_holds_the_same_on_any_layout(measured, layout, dropout):
     """To a last bit of float16, and with the same marks for values behind dropped inputs."""
     expected = measured["one_process"][0][dropout]["cache"]
