@@ -15,9 +15,10 @@ import numpy as np
 
 from data_prep.checksums import check_share
 from data_prep.ledger import SPLITS, Split
-from data_prep.manifest import Manifest, Shard, load_manifest
+from data_prep.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
+from data_prep.packing.manifest import pack_folder
 from data_prep.packing.mixture import Mixture, describe
 from data_prep.scores import Scores, ScoresWriter, open_scores_writer, score_names
 
@@ -31,6 +32,7 @@ __all__ = [
     "ScoresWriter",
     "check_contents",
     "describe",
+    "is_corpus",
     "open_corpus",
     "open_scores_writer",
 ]
@@ -57,6 +59,11 @@ class MappedShard:
     offsets: np.ndarray
     origins: np.ndarray
     mask: np.ndarray | None
+
+
+def is_corpus(folder: str | os.PathLike[str]) -> bool:
+    """Whether a build has finished in a folder, or something has taken its manifest's name."""
+    return (Path(folder) / MANIFEST_NAME).exists()
 
 
 def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
@@ -161,6 +168,10 @@ class Corpus:
     def open_shards(self, split: Split) -> list[MappedShard]:
         """The shards of a split in order, mapped: `.shard`, `.tokens`, `.offsets`, `.mask`."""
         return [self._open_shard(shard) for shard in self._shards[_known(split)]]
+
+    def has_pack(self, seq_len: int) -> bool:
+        """Whether there is something for `open_pack` to open, whole or not."""
+        return pack_folder(self.folder, seq_len=seq_len).exists()
 
     def open_pack(self, seq_len: int) -> PackIndex:
         """The samples of `seq_len` tokens that `python -m data_prep pack` made of this corpus."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
-from launch.planner.forecast import Forecast, forecast
+from launch.planner.forecast import DoesNotDivideError, Forecast, forecast
 from training.config import Recipe
 
 _OFFLOADS = ("ds_configs/zero3_offload_optimizer.json", "ds_configs/zero3_offload_all.json")
@@ -21,9 +22,9 @@ def advise(given: Forecast) -> tuple[list[str], Forecast] | None:
     """
     for overrides, recipe in _changes(given):
         try:
-            changed = forecast(recipe, given.machine)
-        except ValueError:
-            continue  # heads or batch do not divide that way
+            changed = forecast(recipe, given.machine, known=given)
+        except DoesNotDivideError:
+            continue
         if changed.fits:
             return overrides, changed
     return None
@@ -35,8 +36,8 @@ def more_gpus(given: Forecast) -> tuple[int, list[str]] | None:
     for factor in (2, 4, 8, 16, 32, 64):
         machine = replace(given.machine, num_gpus=num_gpus * factor)
         try:
-            there = forecast(given.recipe, machine)
-        except ValueError:
+            there = forecast(given.recipe, machine, known=given)
+        except DoesNotDivideError:
             continue
         if there.fits:
             return machine.num_gpus, []
@@ -52,7 +53,8 @@ def _changes(given: Forecast) -> Iterator[tuple[list[str], Recipe]]:
     own_sp = train.sequence_parallel_size
     sp_sizes = [own_sp, *(n for n in range(2 * own_sp, ranks + 1, own_sp) if ranks % n == 0)]
     is_bf16 = given.run.zero.number_bytes == 2  # as the files that offload are
-    ds_files = [recipe.deepspeed, *(_OFFLOADS if is_bf16 else ())]
+    offloads = [file for file in _OFFLOADS if is_bf16 and Path(file).is_file()]
+    ds_files = [recipe.deepspeed, *offloads]
     for ds_file, sp_size, micro_batch, checkpointing in product(
         ds_files,
         sp_sizes,

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from launch.planner.corpus import read_vocab_size
 from training.config import Recipe
 
 _FAMILIES = ("llama", "qwen3")
@@ -104,7 +105,7 @@ def find_architecture(recipe: Recipe) -> Architecture:
     if model.config is not None:
         config = dict(model.config)
         if "vocab_size" not in config:
-            config["vocab_size"] = _vocab_of_corpus(Path(recipe.data.corpus))
+            config["vocab_size"] = _vocab_of_corpus(recipe)
         return from_config(config, source="model.config")
     name = str(model.pretrained)
     if path := _local_config(name):
@@ -129,14 +130,14 @@ def _local_config(name: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _vocab_of_corpus(corpus: Path) -> int:
-    try:
-        return int(json.loads((corpus / "manifest.json").read_text(encoding="utf-8"))["vocab_size"])
-    except (OSError, ValueError, KeyError):
+def _vocab_of_corpus(recipe: Recipe) -> int:
+    found = read_vocab_size(recipe)
+    if found is None:
         raise ValueError(
-            f"model.config has no vocab_size and data.corpus {corpus} has no manifest to read it "
-            "from: prepare the corpus first, or add model.config.vocab_size=NUMBER"
-        ) from None
+            f"model.config has no vocab_size and data.corpus {recipe.data.corpus} has no manifest "
+            "to read it from: prepare the corpus first, or add model.config.vocab_size=NUMBER"
+        )
+    return found
 
 
 def from_config(config: dict[str, Any], *, source: str) -> Architecture:

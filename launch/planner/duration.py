@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from launch.planner.architecture import Architecture
 from training.config import Recipe
@@ -18,6 +16,7 @@ class Duration:
     step_tokens: int
     micro_steps: int
     corpus_tokens: int | None
+    """Of an epoch."""
     epochs: float
     total_steps: int | None
     step_seconds: float
@@ -57,31 +56,20 @@ def forecast_duration(
         and recipe.entropy.threshold == "step"
     )
     num_passes = 3.0 + recipe.model.activation_checkpointing + probes
-    corpus = corpus_tokens or _tokens_of_pack(recipe)
     steps = None
-    if corpus is not None:
-        steps = max(1, math.ceil(train.epochs * corpus / train.global_batch_tokens))
+    if corpus_tokens is not None:
+        total_samples = max(1, round(train.epochs * corpus_tokens / length))
+        steps = math.ceil(total_samples * length / train.global_batch_tokens)
     if train.max_steps is not None:
         steps = min(steps or train.max_steps, train.max_steps)
     flops_per_token = num_passes * forward_flops
     return Duration(
         step_tokens=train.global_batch_tokens,
         micro_steps=micro_steps,
-        corpus_tokens=corpus,
+        corpus_tokens=corpus_tokens,
         epochs=train.epochs,
         total_steps=steps,
         step_seconds=train.global_batch_tokens * flops_per_token / flops_per_second,
         flops_per_token=flops_per_token,
         num_passes=num_passes,
     )
-
-
-def _tokens_of_pack(recipe: Recipe) -> int | None:
-    """Places in the samples of an epoch that sees every domain once."""
-    length = recipe.data.sequence_tokens
-    path = Path(recipe.data.corpus) / f"pack-{length}" / "manifest.json"
-    try:
-        domains = json.loads(path.read_text(encoding="utf-8"))["splits"]["train"]["domains"]
-        return length * sum(int(domain["num_samples"]) for domain in domains)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from launch.planner.activations import Activations
 from launch.planner.architecture import Architecture, find_architecture
+from launch.planner.corpus import CorpusSize, read_size
 from launch.planner.duration import Duration, forecast_duration
 from launch.planner.host import Host, forecast_host
 from launch.planner.memory import Moment, Phase, Run, peak_moments
@@ -47,6 +48,7 @@ class Forecast:
     recipe: Recipe
     machine: Machine
     arch: Architecture
+    corpus: CorpusSize | None
     run: Run
     moments: dict[Phase, Moment]
     host: Host
@@ -78,29 +80,43 @@ class Forecast:
         return limit is None or self.host.peak_bytes <= limit * GIB
 
 
-def forecast(recipe: Recipe, machine: Machine) -> Forecast:
+class DoesNotDivideError(ValueError):
+    """A batch, heads or GPUs that do not divide."""
+
+
+def forecast(recipe: Recipe, machine: Machine, *, known: Forecast | None = None) -> Forecast:
     """Everything about a recipe on a machine.
 
+    Args:
+        known: of the same model and corpus, whose sizes are then not read again.
+
     Raises:
-        ValueError: for a batch, heads or GPUs that do not divide, or files that cannot be read.
+        DoesNotDivideError: for a batch, heads or GPUs that do not divide.
+        ValueError: for files that cannot be read.
     """
-    arch = find_architecture(recipe)
+    arch = known.arch if known else find_architecture(recipe)
+    corpus = known.corpus if known else _corpus_size(recipe, machine)
     micro_steps = _micro_steps(recipe, arch, num_gpus=machine.num_gpus)
     run = make_run(recipe, arch, world_size=machine.num_gpus, on_gpu=True)
     duration = forecast_duration(
         recipe,
         arch,
         micro_steps=micro_steps,
-        corpus_tokens=machine.corpus_tokens,
+        corpus_tokens=corpus.epoch_tokens if corpus else None,
         flops_per_second=machine.num_gpus * machine.gpu_tflops * 1e12 * machine.mfu,
     )
     host = forecast_host(
         recipe,
         run,
         ranks_per_node=machine.ranks_per_node,
-        corpus_tokens=duration.corpus_tokens,
+        pack_tokens=corpus.pack_tokens if corpus else None,
     )
-    return Forecast(recipe, machine, arch, run, peak_moments(run), host, duration)
+    return Forecast(recipe, machine, arch, corpus, run, peak_moments(run), host, duration)
+
+
+def _corpus_size(recipe: Recipe, machine: Machine) -> CorpusSize | None:
+    given = machine.corpus_tokens
+    return read_size(recipe) if given is None else CorpusSize(given, given)
 
 
 def make_run(recipe: Recipe, arch: Architecture, *, world_size: int, on_gpu: bool) -> Run:
@@ -136,7 +152,7 @@ def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:
     if num_gpus % sp_size:
         below = num_gpus // sp_size * sp_size
         nearest = f"{below} and {below + sp_size}" if below else f"{sp_size}"
-        raise ValueError(
+        raise DoesNotDivideError(
             f"--gpus {num_gpus} is no multiple of train.sequence_parallel_size {sp_size}; "
             f"nearest that are: {nearest}"
         )
@@ -146,7 +162,7 @@ def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:
     if samples % at_once or not samples:
         below, above = samples // at_once * at_once, (samples // at_once + 1) * at_once
         batches = " and ".join(str(n * length) for n in (below, above) if n)
-        raise ValueError(
+        raise DoesNotDivideError(
             f"train.global_batch_tokens {train.global_batch_tokens} is {samples} samples, but "
             f"{num_gpus} GPUs take {at_once} at once; nearest that divide: {batches}"
         )
@@ -160,7 +176,7 @@ def _refuse_heads(arch: Architecture, sp_size: int) -> None:
         return
     possible = [size for size in range(1, arch.heads + 1) if arch.heads % size == 0]
     nearest = min(possible, key=lambda size: abs(size - sp_size))
-    raise ValueError(
+    raise DoesNotDivideError(
         f"train.sequence_parallel_size {sp_size} does not divide the model's {arch.heads} heads "
         f"and {arch.kv_heads} key and value heads; nearest that does: {nearest}"
     )

@@ -42,9 +42,13 @@ class Host:
 
 
 def forecast_host(
-    recipe: Recipe, run: Run, *, ranks_per_node: int, corpus_tokens: int | None
+    recipe: Recipe, run: Run, *, ranks_per_node: int, pack_tokens: int | None
 ) -> Host:
-    """What the host of a node holds at most."""
+    """What the host of a node holds at most.
+
+    Args:
+        pack_tokens: of the train split; None where that is not known.
+    """
     zero, own = run.zero, run.partition
     master = moments = gradients = parameters = pinned = 0
     if zero.offloads_optimizer:
@@ -59,7 +63,7 @@ def forecast_host(
     settings = recipe.checkpoint
     saves_beside = settings.in_background and settings.every_steps is not None
     keeps_entropies = recipe.regulariser == "entrodrop" and recipe.entropy.source == "cache"
-    entropies = 2 * (corpus_tokens or 0) if keeps_entropies else 0  # float16
+    entropies = 2 * (pack_tokens or 0) if keeps_entropies else 0  # float16
     return Host(
         processes=ranks_per_node * _PROCESS_BYTES,
         optimizer=ranks_per_node * (master + moments + gradients),

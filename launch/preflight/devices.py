@@ -177,7 +177,7 @@ def _forecast(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> tuple
         return found.peak_bytes, found.host.peak_bytes
     arch = find_architecture(setting.recipe)
     run = make_run(setting.recipe, arch, world_size=setting.world_size, on_gpu=False)
-    host = forecast_host(setting.recipe, run, ranks_per_node=ranks_per_node, corpus_tokens=None)
+    host = forecast_host(setting.recipe, run, ranks_per_node=ranks_per_node, pack_tokens=None)
     peak = max(moment.total for moment in peak_moments(run).values())
     # the processes themselves are here already, and what they hold is not free
     return peak, host.peak_bytes - host.processes

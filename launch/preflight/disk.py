@@ -12,6 +12,7 @@ from typing import Any
 
 from data_prep.shards import open_corpus
 from launch.planner.architecture import find_architecture
+from launch.planner.corpus import read_size
 from launch.planner.forecast import make_run
 from launch.planner.host import Host, forecast_host
 from launch.preflight.finding import Finding, name_ranks
@@ -82,14 +83,9 @@ def _on_disk(setting: Setting) -> Host:
         world_size=setting.world_size,
         on_gpu=setting.on_gpu,
     )
-    return forecast_host(recipe, run, ranks_per_node=1, corpus_tokens=_corpus_tokens(recipe))
-
-
-def _corpus_tokens(recipe: Any) -> int | None:
-    try:
-        return open_corpus(recipe.data.corpus).num_tokens("train")
-    except (ValueError, OSError):
-        return None
+    corpus = read_size(recipe)
+    tokens = corpus.pack_tokens if corpus else None
+    return forecast_host(recipe, run, ranks_per_node=1, pack_tokens=tokens)
 
 
 def measure(context: Context) -> dict[str, float]:

@@ -1,0 +1,68 @@
+"""What a plan reads of a corpus: its vocabulary, and the tokens of a pack and of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.config import Recipe
+
+if TYPE_CHECKING:
+    from data_prep.shards import Corpus
+
+
+@dataclass(frozen=True)
+class CorpusSize:
+    """Of the train split, packed; padding counts, for it is computed like the rest."""
+
+    pack_tokens: int
+    epoch_tokens: int
+    """An epoch takes of each domain what the recipe says, or else the pack."""
+
+
+def read_size(recipe: Recipe) -> CorpusSize | None:
+    """Of the recipe's corpus, or None where it is not packed for this length yet.
+
+    Raises:
+        ValueError: for a corpus or a pack that is there and is not whole, and for a mixture of
+            other domains.
+    """
+    length = recipe.data.sequence_tokens
+    with _opened(recipe) as corpus:
+        if corpus is None or not corpus.has_pack(length):
+            return None
+        pack = corpus.open_pack(length)
+        try:
+            mixture = pack.mixture(recipe.data.mixture)
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from None
+        epoch_samples = sum(share.samples_per_epoch for share in mixture)
+        return CorpusSize(pack.num_samples("train") * length, epoch_samples * length)
+
+
+def read_vocab_size(recipe: Recipe) -> int | None:
+    """Ids of the corpus's tokenizer, or None where there is no corpus yet.
+
+    Raises:
+        ValueError: for a corpus that is there and is not whole.
+    """
+    with _opened(recipe) as corpus:
+        return None if corpus is None else corpus.vocab_size
+
+
+@contextmanager
+def _opened(recipe: Recipe) -> Iterator[Corpus | None]:
+    folder = Path(recipe.data.corpus)
+    try:
+        if not folder.is_dir():
+            yield None
+            return
+        # loads numpy, which a plan without a corpus needs not wait for
+        from data_prep.shards import is_corpus, open_corpus
+
+        yield open_corpus(folder) if is_corpus(folder) else None
+    except OSError as error:
+        raise ValueError(f"data.corpus: {error.filename}: {error.strerror}") from None
