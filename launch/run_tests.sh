@@ -8,5 +8,20 @@ source launch/env.sh
 # One thread a process: the tests start several processes on few cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
-# More workers than cores: tests of clusters, launchers and kills mostly wait. -n0 in ARGS: only one.
-exec "$PYTHON" -m pytest -rs --durations=25 -n 4 --dist loadfile --no-loadscope-reorder "$@"
+
+# More workers than cores: tests of clusters, launchers and kills mostly wait. A worker takes whole
+# files, so that one file needs none, and starts at once.
+workers=(-n 4 --dist loadfile --no-loadscope-reorder)
+files=0 others=0
+for argument in "$@"; do
+    path=${argument%%::*}
+    if [[ -f $path ]]; then
+        files=$((files + 1))
+    elif [[ -d $path ]]; then
+        others=1
+    fi
+done
+if ((files == 1 && others == 0)); then
+    workers=()
+fi
+exec "$PYTHON" -m pytest -rs --durations=25 "${workers[@]}" "$@"

@@ -10,7 +10,6 @@ import pytest
 
 from data_prep.scores import write_scores
 from data_prep.shards import open_corpus
-from tests.training.short_runs import SEQUENCE_TOKENS
 
 
 @pytest.fixture
@@ -22,6 +21,8 @@ def corpus_copy(small_corpus: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def scored_copy(corpus_copy: Path) -> Path:
     """The same with scores beside it."""
+    from tests.training.short_runs import SEQUENCE_TOKENS  # loads the engine, which few files need
+
     write_scores(
         open_corpus(corpus_copy),
         lambda shard: np.ones(shard.num_tokens),
