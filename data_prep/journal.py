@@ -105,12 +105,21 @@ class Journal:
 
 
 def plan_of_last_run(folder: Path) -> dict[str, Any] | None:
-    """What the unfinished build in the folder was asked for, if it came to that."""
+    """What the unfinished build in the folder was asked for, if it came to that.
+
+    Raises:
+        ValueError: when that is there and cannot be read.
+    """
+    path = folder / PLAN_NAME
     try:
-        plan = json.loads((folder / PLAN_NAME).read_bytes())
-    except (OSError, ValueError):
+        plan = json.loads(path.read_bytes())
+    except FileNotFoundError:
         return None
-    return plan if isinstance(plan, dict) else None
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: {error}; --restart begins anew") from None
+    if not isinstance(plan, dict):
+        raise ValueError(f"{path}: damaged: expected an object; --restart begins anew")
+    return plan
 
 
 def write_plan(folder: Path, plan: dict[str, Any]) -> None:

@@ -174,18 +174,20 @@ def load_bands(folder: Path) -> Bands:
     """The bands that the run's first start froze.
 
     Raises:
-        ValueError: when they are gone: the losses by band would no longer be comparable.
+        ValueError: when they are gone or damaged: the losses by band would no longer be
+            comparable.
     """
     described = folder / "heldout_bands.json"
     try:
         content = json.loads(described.read_text(encoding="utf-8"))
+        edges, shape = tuple(content["edges_nats"]), tuple(content["shape"])
+        pack = content["pack"]
     except OSError as error:
         raise ValueError(
             f"{described}: {error.strerror}; the run cannot go on without it"
         ) from None
-    return Bands(
-        edges_nats=tuple(content["edges_nats"]),
-        path=folder / "heldout_bands.u8",
-        shape=tuple(content["shape"]),
-        pack=content["pack"],
-    )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{described}: damaged: {error}; the run cannot go on without it"
+        ) from None
+    return Bands(edges, folder / "heldout_bands.u8", shape, pack)

@@ -8,7 +8,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -23,7 +22,7 @@ from training.checkpoints.marker import (
 )
 from training.config import Recipe
 from training.model import warn_of_remote_code
-from training.recipe_file import parse_recipe
+from training.recipe_file import load_recipe
 
 _WRAPPER_PREFIX = "lm."
 
@@ -88,15 +87,12 @@ def load_run_recipe(run_dir: Path) -> Recipe:
     """The resolved recipe that a run keeps.
 
     Raises:
-        ValueError: when the folder holds no run.
+        ValueError: when the folder holds no run, or the recipe cannot be read.
     """
     path = run_dir / "recipe.resolved.yaml"
-    try:
-        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), origin=str(path))
-    except OSError:
-        raise ValueError(f"{run_dir} is no run folder: {path.name} is missing") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}") from None
+    if not path.exists():
+        raise ValueError(f"{run_dir} is no run folder: {path.name} is missing")
+    return load_recipe(path)
 
 
 def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:

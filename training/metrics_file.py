@@ -49,7 +49,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All rows of a metrics file; a last line that a kill cut short is left out.
 
     Raises:
-        ValueError: when the file is missing, or a line that is not the last is no JSON object.
+        ValueError: when the file is missing, or a whole line is no JSON object.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -61,7 +61,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines):
+            if number == len(lines) and not text.endswith("\n"):
                 break
             raise ValueError(f"{path}, line {number}: {error}; remove this line to go on") from None
         if not isinstance(row, dict) or "kind" not in row or "step" not in row:

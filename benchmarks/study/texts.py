@@ -100,9 +100,11 @@ def _source(path: Path, *, root: Path) -> Iterator[str]:
     inside = path.relative_to(root).parts
     if any(part.startswith(("test", "_test", "idle_test")) for part in inside):
         return
+    if not path.is_file():
+        return
     try:
         yield path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         return
 
 

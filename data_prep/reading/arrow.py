@@ -94,7 +94,7 @@ def _stream(text: str) -> Any:
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the library raises of every kind
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"--input {text}: datasets cannot open it: {reason}") from None
 
 

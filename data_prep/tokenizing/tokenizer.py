@@ -228,4 +228,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
+    return content

@@ -109,7 +109,7 @@ def find_architecture(recipe: Recipe) -> Architecture:
         return from_config(config, source="model.config")
     name = str(model.pretrained)
     if path := _local_config(name):
-        return from_config(json.loads(path.read_text(encoding="utf-8")), source=str(path))
+        return from_config(_read_config(path), source=str(path))
     if name in PUBLIC_MODELS:
         return from_config(PUBLIC_MODELS[name], source="the planner's own table")
     near = get_close_matches(name, PUBLIC_MODELS, n=1, cutoff=0.4)
@@ -128,6 +128,18 @@ def _local_config(name: str) -> Path | None:
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
     found = hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/config.json")
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except ValueError as error:  # bad JSON, bad UTF-8
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected an object, found {type(config).__name__}")
+    return config
 
 
 def _vocab_of_corpus(recipe: Recipe) -> int:

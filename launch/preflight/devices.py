@@ -212,9 +212,10 @@ def host_memory() -> tuple[int, int]:
 def _number_in(path: str) -> int | None:
     """None where there is no such file, or it says `max`."""
     try:
-        return int(Path(path).read_text(encoding="ascii"))
-    except (OSError, ValueError):
+        text = Path(path).read_text(encoding="ascii").strip()
+    except OSError:
         return None
+    return None if text == "max" else int(text)
 
 
 def _processor() -> str:

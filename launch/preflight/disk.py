@@ -178,7 +178,7 @@ def _of_saves(setting: Setting, writes: float) -> list[Finding]:
     try:
         seconds = _on_disk(setting).checkpoint_on_disk / writes
     except ValueError:
-        return []
+        return []  # told where the room on this disk is judged
     if seconds <= _SAVE_SECONDS:
         return []
     told = f"at {rate(writes)} of all ranks a checkpoint takes {seconds / 60:.0f} minutes"

@@ -235,6 +235,20 @@ def test_two_builds_of_one_folder_do_not_mix(
         build_corpus(source)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "half"])
+def test_an_unfinished_build_whose_plan_is_damaged_is_not_begun_anew_unasked(
+    tmp_path: Path, source: Path, build_corpus: Callable[..., Path], content: str
+) -> None:
+    """It may be hours of work."""
+    path = tmp_path / ".corpus.building" / "plan.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path}: damaged: .*--restart begins anew"):
+        build_corpus(source)
+    assert path.read_text() == content
+    assert build_corpus(source, restart=True).is_dir()
+
+
 def test_a_tokenizer_with_more_ids_than_uint16_gets_uint32(
     tmp_path: Path, build_corpus: Callable[..., Path]
 ) -> None:

@@ -140,6 +140,18 @@ def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["[]", "{", "null"])
+def test_settings_that_are_damaged_are_refused_by_name(
+    bpe_folder: Path, tmp_path: Path, content: str
+) -> None:
+    """Without them documents would get no EOS."""
+    folder = shutil.copytree(bpe_folder, tmp_path / "tokenizer")
+    path = folder / "tokenizer_config.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path}: "):
+        load_tokenizer(folder)
+
+
 def test_a_vocabulary_too_small_for_all_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--vocab-size 100: bpe needs at least 257"):
         train_tokenizer(["text"], algorithm="bpe", vocab_size=100, to=tmp_path / "t")

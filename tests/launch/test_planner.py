@@ -233,6 +233,14 @@ def test_a_plan_counts_the_steps_that_training_makes(
     assert f" {plan.total_steps:,} steps, " in as_text(planned, name="quickstart")
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff"])
+def test_a_models_file_that_is_damaged_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path}: "):
+        find_architecture(load_recipe(QWEN_8B, [f"model.pretrained={tmp_path}"]))
+
+
 def test_a_corpus_that_is_not_packed_yet_has_no_steps(small_corpus: Path, tmp_path: Path) -> None:
     for recipe in (
         recipe_of(small_corpus, "data.sequence_tokens=128"),

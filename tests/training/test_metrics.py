@@ -110,9 +110,11 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(6))
 
 
-def test_a_broken_line_in_the_middle_is_refused_with_its_number(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", ["", '{"kind": "step", "step": 1}\n'])
+def test_a_broken_line_is_refused_with_its_number(tmp_path: Path, last: str) -> None:
+    """Also the last, when it is whole: no kill has cut it short."""
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"kind": "run", "step": 0}\n{"kind"\n{"kind": "step", "step": 1}\n')
+    path.write_text('{"kind": "run", "step": 0}\n{"kind"\n' + last)
     with pytest.raises(ValueError, match="line 2"):
         read_metrics(path)
 

@@ -88,7 +88,9 @@ def test_the_best_stays_on_disk_until_there_is_a_better_one(tmp_path: Path):
     assert seen == [[100], [200], [300], [300, 400], [300, 500], [600]]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_left_for_a_person(tmp_path: Path):
+def test_a_checkpoint_that_cannot_be_read_is_left_for_a_person(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     for step in (1, 2, 3):
         folder = tmp_path / f"step-{step:08d}"
         folder.mkdir()
@@ -96,3 +98,4 @@ def test_a_checkpoint_that_cannot_be_read_is_left_for_a_person(tmp_path: Path):
     (tmp_path / "step-00000001" / "complete.json").write_text(json.dumps({"step": 1}))
     prune(tmp_path, newest_step=3, settings=Checkpoint(keep_last=1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+    assert f"{tmp_path / 'step-00000001'} stays, whatever it is: damaged" in capsys.readouterr().err

@@ -20,7 +20,8 @@ from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, tr
 from tests.warm_python import warm_python
 from training.checkpoints.marker import newest_complete
 from training.config import Recipe
-from training.export import export_run
+from training.evaluation import load_bands
+from training.export import export_run, load_run_recipe
 from training.recipe_file import dump_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -292,6 +293,22 @@ def test_export_of_a_folder_without_a_run_is_a_clear_error(tmp_path):
     assert caught.value.returncode == 2
     assert caught.value.stderr.startswith("error: ")
     assert "is no run folder" in caught.value.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"seed: 1\nseed: 2", b"\xff", b"a: [", b"sede: 1"])
+def test_a_recipe_that_a_run_keeps_damaged_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "recipe.resolved.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=str(path)):
+        load_run_recipe(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"edges_nats": 1, "shape": [1], "pack": ""}'])
+def test_bands_that_are_damaged_are_refused_by_name(tmp_path, content):
+    path = tmp_path / "heldout_bands.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path}: damaged: .*cannot go on without it"):
+        load_bands(tmp_path)
 
 
 def test_evaluate_finds_the_losses_of_the_last_evaluation(finished, exported):

@@ -188,6 +188,19 @@ def test_a_folder_of_other_settings_is_refused(small_corpus: Path, tmp_path: Pat
         run_sweep(SweepOptions(recipe=recipe, overrides=[], varied=[], seeds="1"))
 
 
+def test_a_dry_sweep_tells_new_runs_from_those_that_cannot_be_read(
+    small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(small_corpus, tmp_path)
+    broken, _ = planned(recipe, seeds="1,2")
+    broken.run_dir.mkdir(parents=True)
+    (broken.run_dir / "run_state.json").write_text("no state")
+    run_sweep(SweepOptions(recipe=recipe, overrides=[], varied=[], seeds="1,2", is_dry=True))
+    told = capsys.readouterr().out
+    assert "seed-1: to be refused: its run_state.json cannot be read" in told
+    assert "seed-2: new" in told
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_and_the_others_go_on(small_corpus: Path, tmp_path: Path) -> None:
     recipe = write_recipe(small_corpus, tmp_path)

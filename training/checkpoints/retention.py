@@ -51,14 +51,15 @@ def surplus(
 
 
 def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
-    """Remove what `surplus` names. One that cannot be removed is told on stderr and stays."""
+    """Remove what `surplus` names; what cannot be read or removed is told on stderr and stays."""
     folders: dict[int, Path] = {}
     saved = []
     for folder in root.glob("step-*"):
         try:
             marker = read_marker(folder)
-        except (OSError, ValueError):
-            continue  # damaged; told at each start, and for a person to look at
+        except (OSError, ValueError) as error:  # for a person to look at
+            print(f"{folder} stays, whatever it is: {error}", file=sys.stderr, flush=True)
+            continue
         folders[marker["step"]] = folder
         saved.append(Saved(marker["step"], marker["heldout_loss"]))
     for step in surplus(

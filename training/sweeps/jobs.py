@@ -140,7 +140,10 @@ def local_command(run: PlannedRun, num_processes: int | None) -> list[str]:
 
 
 def state_of(run: PlannedRun) -> RunState | None:
-    """What its folder says of it; None when no start came as far as training."""
+    """What its folder says of it; None when no start came as far as training.
+
+    None also when it cannot be read: the next start is refused by it, and says why.
+    """
     try:
         return read_run_state(run.run_dir)
     except ValueError:

@@ -16,6 +16,7 @@ import torch
 from training.dist import Layout
 from training.recipe_file import dump_recipe
 from training.reports.report import comparison_text, write_report
+from training.run_state import RUN_STATE_FILE
 from training.start import check_start
 from training.sweeps.grid import Mistakes, PlannedRun, find_other_recipe, parse_axes, plan_runs
 from training.sweeps.jobs import LocalRuns, Outcome, local_command, state_of, steps_done
@@ -142,7 +143,8 @@ def _print_plan(runs: list[PlannedRun], options: SweepOptions) -> None:
     for run in runs:
         state = state_of(run)
         if state is None:
-            what = "new"
+            is_new = not (run.run_dir / RUN_STATE_FILE).exists()
+            what = "new" if is_new else f"to be refused: its {RUN_STATE_FILE} cannot be read"
         elif state.state == "complete":
             what = "complete"
         else:
