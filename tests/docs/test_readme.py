@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks, links, load_script
+from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks, links, load_script, paths_of_ours
 from tests.warm_python import warm_path, warm_python
 from training.recipe_file import parse_recipe
 
@@ -36,6 +36,21 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in links(page):
         path, _, _ = target.partition("#")
         assert not path or (page.parent / path).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO_ROOT).as_posix())
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """From the root of the repository, so that nobody has to search for a `saver.py`."""
+    assert [path for path in paths_of_ours(page) if not list(REPO_ROOT.glob(path))] == []
+
+
+def test_a_page_is_searched_for_what_it_names() -> None:
+    found = paths_of_ours(REPO_ROOT / "docs" / "architecture.md")
+    assert {"training/checkpoints/", "training/entrodrop/curriculum.py"} <= set(found)
+    assert len(found) > 50
+    compared = paths_of_ours(REPO_ROOT / "docs" / "comparison.md")
+    assert "tests/launch/test_preflight_hosts.py" in compared
+    assert not [path for path in compared if path.startswith("docs/source")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPO_ROOT).as_posix())
