@@ -1,13 +1,13 @@
 # The commands of this repository; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test test-all lint format clean
 
 # An interpreter named with PYTHON=... reaches launch/setup.sh.
 export PYTHON
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: ## install into .venv, then prepare, train, evaluate, export and draw a small run
 	@launch/setup.sh
@@ -16,6 +16,10 @@ quickstart: ## install into .venv, then prepare, train, evaluate, export and dra
 test: ## install into .venv, then run every test that this machine can run
 	@launch/setup.sh --dev
 	@PYTHON= launch/run_tests.sh $(ARGS)
+
+test-all: ## the same with every case of the large grids, of which test takes a part
+	@launch/setup.sh --dev
+	@PYTHON= ENTRODROP_WHOLE_GRIDS=1 launch/run_tests.sh $(ARGS)
 
 lint: ## ruff, mypy, import layers, shellcheck
 	@launch/setup.sh --dev

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import fcntl
-import gc
 import importlib
 import marshal
 import multiprocessing
@@ -45,10 +44,8 @@ _HIGH = 512
 
 
 def main(address: str, owner: int) -> int:
-    for name in (*PRELOADED, *_MORE):
+    for name in (*PRELOADED, *_MORE, "tests.frozen"):
         importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # or the collector of each fork goes through, and so copies, all of it
     request = _serve_until_forked(address, owner)
     if request is not None:
         _end(_exit_code(request))

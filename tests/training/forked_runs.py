@@ -48,7 +48,7 @@ class ForkedRanks:
     def __init__(self, folder: Path) -> None:
         """Keep the ranks' output in `folder`."""
         self._folder = folder
-        for name in PRELOADED:
+        for name in (*PRELOADED, "tests.frozen"):
             importlib.import_module(name)
 
     def start(
