@@ -8,6 +8,8 @@ source launch/env.sh
 # One thread a process: the tests start several processes on few cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
+# Or each of hundreds of processes would compile our sources anew.
+unset PYTHONDONTWRITEBYTECODE
 
 # More workers than cores: tests of clusters, launchers and kills mostly wait. A worker takes whole
 # files, so that one file needs none, and starts at once.

@@ -1,0 +1,60 @@
+"""Any module of ours can be the first of ours that a process imports: no circle needs an order.
+
+Tests mostly start processes in which others are loaded already (`tests/warm_python.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("data_prep", "training", "launch")
+# Loads what is not ours once, then imports each module in a fork of its own.
+EACH_IN_A_FORK = """
+import gc, json, os, sys, traceback
+import datasets, deepspeed, matplotlib.pyplot, torch, transformers, yaml
+import torch.utils.tensorboard, transformers.models.qwen3.modeling_qwen3
+ours = [name for name in sys.modules if name.split(".")[0] in ("data_prep", "training", "launch")]
+assert not ours, ours
+gc.freeze()
+failed = {}
+for name in sys.argv[1:]:
+    reads, writes = os.pipe()
+    if os.fork() == 0:
+        try:
+            __import__(name)
+        except BaseException:
+            os.write(writes, traceback.format_exc()[-2000:].encode())
+        os._exit(0)
+    os.close(writes)
+    with open(reads) as said:
+        if text := said.read():
+            failed[name] = text
+    os.wait()
+print(json.dumps(failed))
+"""
+
+
+def modules() -> list[str]:
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    names = [path.relative_to(ROOT).with_suffix("").parts for path in paths]
+    return [".".join(parts[:-1] if parts[-1] == "__init__" else parts) for parts in names]
+
+
+@pytest.mark.slow
+def test_every_module_can_be_the_first() -> None:
+    assert len(modules()) > 150
+    done = subprocess.run(
+        [sys.executable, "-c", EACH_IN_A_FORK, *modules()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
