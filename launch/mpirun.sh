@@ -73,6 +73,12 @@ export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-15}
 export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-5}
 export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-3}
 
+# Open MPI 5 knows the settings of its daemons' connections by the name of PRRTE, which starts them.
+for name in $(compgen -e OMPI_MCA_oob_); do
+    twin=PRTE_${name#OMPI_}
+    [[ -n ${!twin+set} ]] || export "$twin=${!name}"
+done
+
 find_mpirun
 command=("$MPIRUN" -np "$num_processes" "${placement[@]}" --bind-to none)
 while read -r name; do

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 # What mpi4py says where there is no library; it goes on with every file that it has tried.
 NO_LIBRARY = "cannot load MPI library\nlibmpi.so.40: cannot open shared object file"
 
+# Between hosts of tests.launch.hosts, which share /tmp: Open MPI 5 names folders there by process
+# ids, and those of hosts are the same.
+MPI_OF_HOSTS = {
+    "OMPI_MCA_btl": "tcp,self",
+    "OMPI_MCA_btl_tcp_if_include": "eth0",
+    "OMPI_MCA_oob_tcp_if_include": "eth0",
+    "PRTE_MCA_prte_tmpdir_base": "/var/tmp/node",
+}
+
 
 def find_mpirun() -> str | None:
     """That of this Python, whose library mpi4py loads before any other; else the first of PATH."""

@@ -76,6 +76,20 @@ def test_without_an_mpirun_it_is_said_how_to_get_one(
     assert "openmpi-bin" in refused.stderr and f"{python} -m pip install" in refused.stderr
 
 
+def test_settings_of_its_daemons_reach_open_mpi_5_by_its_own_name(
+    python: Path, tmp_path: Path
+) -> None:
+    """It passes over the old ones without a word, and a lost host is noticed minutes later."""
+    program(python.with_name("mpirun"), f"env >{tmp_path}/arrived")
+    own = {"OMPI_MCA_oob_tcp_if_include": "eth7", "PRTE_MCA_oob_tcp_keepalive_probes": "9"}
+    run(*START, f"run_dir={tmp_path}/run", PYTHON=str(python), **own)
+    arrived = (tmp_path / "arrived").read_text().splitlines()
+    for name, value in {"if_include": "eth7", "keepalive_time": "15"}.items():
+        assert f"OMPI_MCA_oob_tcp_{name}={value}" in arrived
+        assert f"PRTE_MCA_oob_tcp_{name}={value}" in arrived
+    assert "PRTE_MCA_oob_tcp_keepalive_probes=9" in arrived
+
+
 @pytest.mark.slow
 def test_ranks_of_mpirun_train_as_ranks_of_another_launcher(
     small_corpus: Path, tmp_path: Path

@@ -15,17 +15,11 @@ import pytest
 from launch.preflight.catalogue import CHECKS
 from tests.launch.hosts import Hosts, needs_hosts
 from tests.launch.shared_runs import cluster_environment, write_recipe
+from tests.mpi import MPI_OF_HOSTS, find_mpirun
 from tests.training.short_runs import short_recipe
 
 pytestmark = [needs_hosts, pytest.mark.cluster, pytest.mark.slow]
 REPO_ROOT = Path(__file__).resolve().parents[2]
-MPI_NETWORK = {
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "OMPI_MCA_btl": "tcp,self",
-    "OMPI_MCA_btl_tcp_if_include": "eth0",
-    "OMPI_MCA_oob_tcp_if_include": "eth0",
-}
 SLOW_LINK = "tbf rate 50mbit burst 64kb latency 100ms"
 
 
@@ -67,9 +61,11 @@ def test_a_launcher_of_several_hosts_starts_it_as_it_starts_a_training(
         command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
         command += ["--no_ssh_check", "--module", *preflight]
     else:
-        environment |= MPI_NETWORK
-        command = ["mpirun", "-np", "2", "--hostfile", str(hostfile), "--bind-to", "none"]
-        command += ["-x", "PYTHONPATH", "-x", "DS_ACCELERATOR", sys.executable, "-m", *preflight]
+        environment |= MPI_OF_HOSTS
+        environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        command = [str(find_mpirun()), "-np", "2", "--hostfile", str(hostfile)]
+        command += ["--bind-to", "none", "-x", "PYTHONPATH", "-x", "DS_ACCELERATOR"]
+        command += [sys.executable, "-m", *preflight]
     started = hosts.start("h1", command, environment=environment)
     printed, _ = started.communicate(timeout=300)
     assert started.returncode == 0, printed

@@ -22,15 +22,11 @@ from tests.launch.shared_runs import (
     wait_for_steps,
     write_recipe,
 )
+from tests.mpi import MPI_OF_HOSTS
 from tests.training.short_runs import metrics
 from training.config import Recipe
 
 pytestmark = [needs_hosts, pytest.mark.cluster, pytest.mark.slow]
-MPI_NETWORK = {
-    "OMPI_MCA_btl": "tcp,self",
-    "OMPI_MCA_btl_tcp_if_include": "eth0",
-    "OMPI_MCA_oob_tcp_if_include": "eth0",
-}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,7 @@ class Job:
     def start(self, launcher: str) -> subprocess.Popen[str]:
         """From h1, as a user does who is logged in there."""
         command = [f"launch/{launcher}.sh", str(self.recipe), "--hostfile", str(self.hostfile)]
-        network = MPI_NETWORK if launcher == "mpirun" else {}
+        network = MPI_OF_HOSTS if launcher == "mpirun" else {}
         environment = cluster_environment(ENTRODROP_END_SECONDS="20", **network)
         return self.hosts.start("h1", command, environment=environment)
 
