@@ -60,7 +60,11 @@ def main() -> int:
     subprocess.run([*pip, *asked, *pins_of_tools(), "-r", "requirements-mpi.txt"], check=True)
     listed = subprocess.check_output([python, "-m", "pip", "freeze"], text=True).splitlines()
     names = {re.split(r"[=>]", text)[0] for text in asked}
-    print(f"Python {shown}", *(line for line in listed if line.split("==")[0] in names), sep="\n")
+    print(
+        f"Python {shown}",
+        *(line for line in listed if line.split("==")[0].lower() in names),
+        sep="\n",
+    )
     environment = os.environ | {"PYTHON": str(python)}
     return subprocess.run(["launch/run_tests.sh", *options.tests], env=environment).returncode
 

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.warm_python import close_warm_python, open_warm_python, warm_python
+from tests.warm_python import (
+    be_plain_python,
+    close_warm_python,
+    open_warm_python,
+    warm_python,
+)
 
 # New examples on every run of a developer, the same ones on every run of CI.
 settings.register_profile("ci", derandomize=True)
@@ -28,6 +33,7 @@ if shutil.which("nvidia-smi") is None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
+        be_plain_python()
         return
     open_warm_python()
     if workers := config.getoption("numprocesses", None):

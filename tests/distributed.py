@@ -9,10 +9,13 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver, spawn
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import TCPStore
+
+from tests.warm_python import warm_python
 
 # a clean process that has imported the heavy packages once and forks each rank from itself
 PRELOADED = [
@@ -57,6 +60,7 @@ def run_ranks(
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([*PRELOADED, "tests.frozen"])
+        _start_forkserver()
     # Held by this process until the ranks have ended: a port that was free a moment ago may not be.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,6 +84,16 @@ def run_ranks(
         failures = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(results) if not ok]
         assert not failures, f"hanging ranks: {hanging}\n" + "\n".join(failures)
         return [value for _, value in results]
+
+
+def _start_forkserver() -> None:
+    """From a process that has loaded most of it, where a test session has one."""
+    plain = spawn.get_executable()
+    multiprocessing.set_executable(warm_python())
+    try:
+        forkserver.ensure_running()
+    finally:
+        multiprocessing.set_executable(plain)
 
 
 def ranks_folder() -> Path:

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _FOLDER = "ENTRODROP_TESTS_WARM_PYTHON"
+_PLAIN = "ENTRODROP_TESTS_PLAIN_PYTHON"
 _SOCKET = "socket"
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +32,7 @@ def open_warm_python() -> None:
     All processes that come from here find it by their environment.
     """
     folder = Path(tempfile.mkdtemp(prefix="warm-python-"))
-    os.environ[_FOLDER] = f"{folder}:{os.getpid()}"
+    os.environ |= {_FOLDER: f"{folder}:{os.getpid()}", _PLAIN: sys.executable}
     command = shlex.join(
         [
             sys.executable,
@@ -44,6 +45,11 @@ def open_warm_python() -> None:
     stub = folder / "python"
     stub.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     stub.chmod(0o755)
+
+
+def be_plain_python() -> None:
+    """In a worker that is a fork itself: `sys.executable` is the plain one, as tests expect."""
+    sys.executable = os.environ[_PLAIN]
 
 
 def close_warm_python() -> None:

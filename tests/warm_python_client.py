@@ -11,6 +11,7 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 _MOST_DESCRIPTORS = 128
 _FORWARDED = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGCONT")
@@ -37,7 +38,8 @@ def main() -> int:
 
     def forward(number: int, _frame: object) -> None:
         if child:
-            os.kill(child, number)
+            with suppress(ProcessLookupError):  # it is about to be told that it has ended
+                os.kill(child, number)
         else:
             waiting.append(number)
 

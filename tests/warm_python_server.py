@@ -9,7 +9,6 @@ import atexit
 import fcntl
 import importlib
 import marshal
-import multiprocessing
 import os
 import runpy
 import select
@@ -180,7 +179,7 @@ def _run(request: dict[str, Any]) -> None:
         setattr(sys, f"__{name}__", stream)
     chosen = [text for text in os.environ.get("PYTHONWARNINGS", "").split(",") if text]
     warnings._processoptions([*chosen, *request["warnings"]])  # type: ignore[attr-defined]
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(request["cores"]))))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(request["cores"])))
     import random
 
     import numpy
@@ -188,7 +187,6 @@ def _run(request: dict[str, Any]) -> None:
     random.seed()
     numpy.random.seed()
     sys.executable = request["executable"]
-    multiprocessing.set_executable(sys.executable)
     first, *rest = request["arguments"]
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
     if first in ("-m", "-c"):
