@@ -26,6 +26,9 @@ PRELOADED = [
     "training.loop",
     # what these import at the first start of an engine: half of its seconds
     "deepspeed.runtime.zero.muon.original_muon",
+    "deepspeed.runtime.sequence_parallel.ulysses_sp",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.module_inject.auto_ep_layer",
     "torch.utils.tensorboard",
     "transformers.models.qwen3.modeling_qwen3",
 ]

@@ -112,6 +112,7 @@ def _start_deepspeed(*, has_gpu: bool) -> None:
     import deepspeed  # after DS_ACCELERATOR is settled
 
     if not has_gpu:
-        # compiled with g++ at the first start on a CPU, and used in inference only
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Its operator for shared memory is used in inference only, and would be compiled here. To
+        # look up what else is compatible would compile test programs, on every rank of every start.
+        deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)
