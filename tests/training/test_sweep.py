@@ -259,17 +259,19 @@ def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     with started_sweep(recipe, "--seeds", "1") as sweep:
         wait_for_step(run.run_dir, 12, sweep)
         sweep.kill()
-    started = processes_with(str(run.run_dir / "recipe.yaml"))
+    # as `training.run_folder` has it: the host's name, "process", its number
+    process = int((run.run_dir / "run.lock").read_text().split()[-1])
+    os.kill(process, signal.SIGSTOP)  # so that the run does not end before the next command looks
     try:
-        assert started
-        for process in started:  # so that the run does not end before the next command looks
-            os.kill(process, signal.SIGSTOP)
         refused = run_command(recipe, "--seeds", "1")
         assert refused.returncode == 2
         assert "another sweep is at work here, or runs that it started" in refused.stderr
     finally:
-        for process in started:
-            os.kill(process, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while processes_with(str(run.run_dir / "recipe.yaml")):  # its launcher, which holds the lock
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert read_run_state(run.run_dir).state in ("running", "failed")
 
     again = run_command(recipe, "--seeds", "1")
