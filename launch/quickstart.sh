@@ -51,7 +51,7 @@ corpus=${out}data/quickstart$size
 run_dir=${out}runs/quickstart$size
 overrides=("data.corpus=$corpus" "run_dir=$run_dir")
 if [[ -n $size ]]; then
-    packages=(concurrent curses dbm json tomllib wsgiref zoneinfo) vocab_size=512 sequence_tokens=128
+    packages=(json tomllib wsgiref zoneinfo) vocab_size=512 sequence_tokens=128
     overrides+=(
         "data.sequence_tokens=$sequence_tokens" train.global_batch_tokens=2048 train.epochs=2
         model.config.hidden_size=64 model.config.head_dim=16 model.config.intermediate_size=128

@@ -22,7 +22,7 @@ from training.step import train_step
 from training.watchdog import Watchdog
 
 # ZeRO-3 records the order of the modules in a first pass, and gathers ahead by it from then on.
-_WARM_UP_STEPS, _STEPS = 2, 2
+_WARM_UP_STEPS, _STEPS = 1, 1
 
 
 class LiveBytes(TorchDispatchMode):
@@ -41,11 +41,13 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self._drop_freed()
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
                 self._add(tensor.untyped_storage())
-        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self._num_bytes)
+        peak = self.peaks.get(self.phase, 0)
+        if self._num_bytes > peak:  # so far with what has been freed, which takes long to look up
+            self._drop_freed()
+            self.peaks[self.phase] = max(peak, self._num_bytes)
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
