@@ -4,12 +4,13 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.warm_python import warm_python
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,7 +19,7 @@ def quickstart(out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["launch/quickstart.sh", "--small", "--out", str(out)],
         cwd=REPO_ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": warm_python()},
         capture_output=True,
         text=True,
         timeout=500,

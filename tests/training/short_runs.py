@@ -20,6 +20,7 @@ def short_recipe(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
             "run_dir": str(run_dir),
             "data": {"corpus": str(corpus), "sequence_tokens": SEQUENCE_TOKENS},
             "model__config__vocab_size": 512,
+            "model__config__num_hidden_layers": 1,
             "train": {
                 "global_batch_tokens": 8 * SEQUENCE_TOKENS,
                 "max_steps": NUM_STEPS,

@@ -51,7 +51,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"dropout__quantile": 0.25}, "dropout.quantile: was 0.5, is 0.25"),
     ({"dropout__curriculum__kind": "cosine"}, "curriculum.kind: was 'linear', is 'cosine'"),
     ({"model__config__hidden_size": 32}, "model.config.hidden_size: was 16, is 32"),
-    ({"model__config__num_hidden_layers": 1}, "num_hidden_layers: was 2, is 1"),
+    ({"model__config__num_hidden_layers": 2}, "num_hidden_layers: was 1, is 2"),
     ({"data__mixture": {"main": {"epochs": 2}}}, "data.mixture.main.epochs: was None, is 2.0"),
     ({"evaluation__max_samples": 5}, "evaluation.max_samples: was 6, is 5"),
     ({"deepspeed": "ds_configs/zero3.json"}, "dtype: was 'torch.float32', is 'torch.bfloat16'"),
