@@ -26,4 +26,15 @@ done
 if ((files == 1 && others == 0)); then
     workers=()
 fi
-exec "$PYTHON" -m pytest -rs --durations=25 "${workers[@]}" "$@"
+
+# What tests leave in temporary folders goes with the run; after a failure it stays to be looked at.
+TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/entrodrop.XXXXXX")
+export TMPDIR
+status=0
+"$PYTHON" -m pytest -rs --durations=25 "${workers[@]}" "$@" || status=$?
+if ((status)); then
+    echo "files of these tests: $TMPDIR"
+else
+    rm -rf --one-file-system -- "$TMPDIR"
+fi
+exit "$status"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from tempfile import TemporaryDirectory
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -15,7 +16,9 @@ def main(arguments: list[str]) -> int:
     # Its log repeats a process's exit code over 30 lines that push the message off the screen.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        torchrun(arguments)
+        # where it keeps files of its own, and would leave them
+        with TemporaryDirectory(prefix="torchrun-") as folder:
+            torchrun([f"--log-dir={folder}", *arguments])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode

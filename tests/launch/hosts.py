@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,7 +124,8 @@ class Hosts:
     def _take_number(self) -> None:
         """Names and addresses exist once on a machine: each cluster has some of its own."""
         for self.cluster_number in range(_MOST_CLUSTERS):
-            path = Path(tempfile.gettempdir(), f"entrodrop-test-hosts-{self.cluster_number}.lock")
+            # of this machine, and not of one run of the tests
+            path = Path("/run", f"entrodrop-test-hosts-{self.cluster_number}.lock")
             self._lock = path.open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

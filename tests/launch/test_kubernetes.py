@@ -31,7 +31,7 @@ from training.config import Recipe
 
 FOLDER = REPO_ROOT / "launch/kubernetes"
 WORKER = "launch/kubernetes/worker.sh"
-NUM_STEPS = 60
+NUM_STEPS = 40
 QUICKSTART = "training/recipes/quickstart.yaml"
 Manifest = dict[str, Any]
 
