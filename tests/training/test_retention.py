@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from training.checkpoints.marker import write_marker
 from training.checkpoints.retention import Saved, prune, surplus
 from training.recipe_sections import Checkpoint
+from training.tasks.weights import find_weights
 
 LOSSES = {100: 3.0, 200: 2.0, 300: 1.5, 400: 1.7, 500: 1.9}
 FIVE = [Saved(step, loss) for step, loss in LOSSES.items()]
@@ -86,6 +88,14 @@ def test_the_best_stays_on_disk_until_there_is_a_better_one(tmp_path: Path):
         prune(tmp_path, newest_step=step, settings=settings)
         seen.append(sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()))
     assert seen == [[100], [200], [300], [300, 400], [300, 500], [600]]
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path):
+    for step, loss in enumerate((math.nan, 2.0, 1.5, None, math.inf)):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        write_marker(folder, {"step": step, "tokens": 9, "heldout_loss": loss}, files={})
+    assert find_weights(tmp_path, checkpoint="best").step == 2
 
 
 def test_a_checkpoint_that_cannot_be_read_is_left_for_a_person(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,10 @@ def _best_complete(root: Path) -> Path | None:
     """The whole checkpoint of the lowest held-out loss, of several the first."""
     judged = []
     for folder in root.glob("step-*"):
-        if damage(folder) is None and (loss := _facts(folder)["heldout_loss"]) is not None:
-            judged.append((loss, folder))
+        if damage(folder) is None:
+            loss = _facts(folder)["heldout_loss"]
+            if loss is not None and math.isfinite(loss):
+                judged.append((loss, folder))
     return min(judged)[1] if judged else None
 
 
