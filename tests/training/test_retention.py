@@ -95,6 +95,7 @@ def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path):
         folder = tmp_path / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
         write_marker(folder, {"step": step, "tokens": 9, "heldout_loss": loss}, files={})
+    (tmp_path / "recipe.resolved.yaml").touch()
     assert find_weights(tmp_path, checkpoint="best").step == 2
 
 
