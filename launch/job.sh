@@ -23,12 +23,12 @@ check_num_processes() {
 }
 
 # find_mpirun: sets MPIRUN to the one beside $PYTHON, whose library mpi4py loads before any other,
-# or to that of PATH.
+# or to that of PATH. mpi4py does not look beside a Python of the system.
 find_mpirun() {
     local python
     python=$(command -v -- "$PYTHON") || python=""
     MPIRUN=$(dirname -- "$python")/mpirun
-    [[ -n $python && -x $MPIRUN ]] || MPIRUN=mpirun
+    [[ -n $python && -x $MPIRUN && $MPIRUN != /usr/bin/* && $MPIRUN != /bin/* ]] || MPIRUN=mpirun
 }
 
 # read_hostfile FILE: sets HOSTS and NUM_SLOTS; every host has a name that resolves, once.

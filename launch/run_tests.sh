@@ -14,14 +14,17 @@ unset PYTHONDONTWRITEBYTECODE
 # More workers than cores: tests of clusters, launchers and kills mostly wait. A worker takes whole
 # files, so that one file needs none, and starts at once.
 workers=(-n 4 --dist loadfile --no-loadscope-reorder)
-files=0 others=0
+files=0 others=0 before=""
 for argument in "$@"; do
     path=${argument%%::*}
-    if [[ -f $path ]]; then
+    if [[ $before == --deselect || $before == --ignore ]]; then
+        :
+    elif [[ -f $path ]]; then
         files=$((files + 1))
     elif [[ -d $path ]]; then
         others=1
     fi
+    before=$argument
 done
 if ((files == 1 && others == 0)); then
     workers=()

@@ -78,6 +78,11 @@ run_with_heartbeat() {
     rm -f "$log"
 }
 
+if [[ -n ${ENTRODROP_SITE_ENV:-} && ! -r $ENTRODROP_SITE_ENV ]]; then
+    echo "error: ENTRODROP_SITE_ENV: there is no file $ENTRODROP_SITE_ENV" >&2
+    exit 2
+fi
+
 fingerprint() {
     # requirements-dev.txt includes requirements.txt, so its stamp depends on both.
     local files=(requirements.txt requirements-mpi.txt)

@@ -26,6 +26,7 @@ if os.environ.get("CI"):
 GPUS_OF_USER = os.environ.get("CUDA_VISIBLE_DEVICES")
 # Tests run on CPUs, also where there are GPUs; before anything here loads torch.
 os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if shutil.which("nvidia-smi") is None:
     # Read when Triton is imported, which DeepSpeed does: too late in the tests of our kernels.
     os.environ.setdefault("TRITON_INTERPRET", "1")

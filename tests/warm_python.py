@@ -5,7 +5,8 @@ processor time. `warm_python()` is the path of an executable to use in the place
 `sys.executable`: it hands its arguments, environment, folder, open files and signals to a server
 that forks for each. What runs is the same code in a process of its own. Different are: its parent,
 its session and its command line in /proc, so tests about these use the plain one, and so do tests
-about imports. Without a server it starts the plain one.
+about imports. All have one seed of string hashes; runs without a network (test_odd_machines) and
+under mpirun are plain, and are compared with forks. Without a server it starts the plain one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,9 +57,7 @@ def be_plain_python() -> None:
 def close_warm_python() -> None:
     """The server, if there is one, ends with this process."""
     folder, _ = os.environ.pop(_FOLDER).rsplit(":", 1)
-    for name in (_SOCKET, "python", "lock", "log"):
-        Path(folder, name).unlink(missing_ok=True)
-    Path(folder).rmdir()
+    shutil.rmtree(folder)
 
 
 def warm_python() -> str:
@@ -81,6 +81,7 @@ def warm_path() -> str:
 def _start_server(socket: Path, *, owner: str, log: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment["HF_HOME"] = str(log.with_name("hf_home"))  # which libraries read when loaded
     with log.open("w") as output:
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.warm_python_server", str(socket), owner],

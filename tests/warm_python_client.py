@@ -28,11 +28,6 @@ def main() -> int:
     # anything but a module, a code or a script, or with other options, is not for a fork
     if not options or (options[0].startswith("-") and options[0] not in ("-m", "-c")):
         os.execv(plain, [plain, *arguments])
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        server.connect(address)
-    except OSError:
-        os.execv(plain, [plain, *arguments])
     waiting: list[int] = []
     child = 0
 
@@ -48,6 +43,11 @@ def main() -> int:
         number = getattr(signal, name)
         if number not in ignored:
             signal.signal(number, forward)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        server.connect(address)
+    except OSError:
+        os.execv(plain, [plain, *arguments])
     umask = os.umask(0)
     os.umask(umask)
     descriptors = [d for d in range(_MOST_DESCRIPTORS) if _is_inherited(d)]
@@ -69,7 +69,7 @@ def main() -> int:
     server.sendall(request)
     child = _number_from(server)
     for number in waiting:
-        os.kill(child, number)
+        forward(number, None)
     status = _number_from(server)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)

@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import traceback
 import warnings
@@ -80,7 +81,8 @@ def _serve_until_forked(address: str, owner: int) -> dict[str, Any] | None:
                     for other in (listener, *(each for _, each in clients.values())):
                         other.detach()  # or its end would close a descriptor of the fork's own
                     return _receive(client)
-                client.sendall(struct.pack("q", child))
+                with suppress(OSError):  # it may be gone already, and is noticed below
+                    client.sendall(struct.pack("q", child))
                 clients[client.fileno()] = child, client
                 poll.register(client.fileno(), 0)  # tells only that the client has gone
             elif descriptor == wakeup:
@@ -187,6 +189,7 @@ def _run(request: dict[str, Any]) -> None:
     random.seed()
     numpy.random.seed()
     sys.executable = request["executable"]
+    tempfile.tempdir = None  # by TMPDIR of this environment
     first, *rest = request["arguments"]
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(":") if path]
     if first in ("-m", "-c"):

@@ -114,5 +114,5 @@ def _start_deepspeed(*, has_gpu: bool) -> None:
     if not has_gpu:
         # Its operator for shared memory is used in inference only, and would be compiled here. To
         # look up what else is compatible would compile test programs, on every rank of every start.
-        deepspeed.ops.__compatible_ops__ = {}
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)

@@ -13,6 +13,12 @@ import pytest
 from tests.mpi import hide_mpi
 
 Cli = Callable[..., tuple[int, str, str]]
+# what they set: number of processes, number of this one, and more
+LAUNCHERS = {
+    "open_mpi": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "hydra": ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
+    "srun_pmix": ("SLURM_STEP_NUM_TASKS", "PMIX_RANK"),
+}
 
 
 @pytest.fixture
@@ -22,9 +28,12 @@ def build_under_mpi(
     """A build as a rank of two: its exit code and what it printed as an error."""
     (tmp_path / "docs.jsonl").write_text('{"text": "a"}\n')
 
-    def run(*, rank: int, source: str = "docs.jsonl") -> tuple[int, str]:
-        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    def run(
+        *, rank: int, source: str = "docs.jsonl", launcher: str = "open_mpi"
+    ) -> tuple[int, str]:
+        size, number, *marks = LAUNCHERS[launcher]
+        for name, value in ((size, "2"), (number, str(rank)), *((mark, "1") for mark in marks)):
+            monkeypatch.setenv(name, value)
         command = ["build", "--input", tmp_path / source, "--tokenizer", bpe_folder]
         code, _, told = run_cli(*command, "--out", tmp_path / "corpus")
         return code, told
@@ -60,8 +69,9 @@ def test_another_mistake_is_told_as_it_is_where_mpi_cannot_be_loaded(
     assert "nowhere.jsonl" in told.splitlines()[-1]
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_library_that_is_not_the_one_of_mpirun_is_refused(
-    build_under_mpi: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+    build_under_mpi: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
     """Each rank would take itself for the only one: one core works where many were asked for."""
     hide_mpi(monkeypatch)
@@ -72,7 +82,7 @@ def test_a_library_that_is_not_the_one_of_mpirun_is_refused(
     )
     monkeypatch.setitem(sys.modules, "mpi4py", stand_in)
     for rank in (0, 1):
-        code, told = build_under_mpi(rank=rank)
+        code, told = build_under_mpi(rank=rank, launcher=launcher)
         assert code == 2
         assert "mpirun has started 2 processes, but mpi4py sees 1" in told.splitlines()[-1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def test_what_a_head_node_without_gpus_chooses_for_itself_stays_there(
 
 
 def test_deepspeeds_launcher_keeps_its_accelerator_to_itself(start: Start, tmp_path: Path) -> None:
-    done = start("deepspeed")
+    done = start("deepspeed", PYTHON=sys.executable)  # which has not looked for one yet
     assert "NCCL_DEBUG=WARN" in (tmp_path / "arrived").read_text(), done.stderr
     assert "DS_ACCELERATOR" not in (tmp_path / "arrived").read_text()
     # nor does it warn that it has found none

@@ -89,6 +89,15 @@ def wait_for_step(run_dir: Path, step: int, sweep: subprocess.Popen[str]) -> Non
         time.sleep(0.05)
 
 
+def is_locked(path: Path) -> bool:
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def test_every_combination_has_a_recipe_and_a_folder_of_its_own(
     small_corpus: Path, tmp_path: Path
 ) -> None:
@@ -269,8 +278,10 @@ def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
         assert "another sweep is at work here, or runs that it started" in refused.stderr
     finally:
         os.kill(process, signal.SIGKILL)
-    with (tmp_path / "runs" / ".sweep.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # when all that the run's launcher has started is gone
+    deadline = time.monotonic() + 60
+    while is_locked(tmp_path / "runs" / ".sweep.lock"):  # by what the run's launcher has started
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert read_run_state(run.run_dir).state in ("running", "failed")
 
     again = run_command(recipe, "--seeds", "1")
