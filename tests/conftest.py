@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,19 +62,22 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python's own json package, tokenised with a BPE of 512 ids, packed to 64 tokens."""
     from data_prep.build import BuildOptions, build
     from data_prep.packing.pack import pack
+    from data_prep.shards import open_corpus
 
     folder = tmp_path_factory.mktemp("corpus") / "json"
     sources = [Path(json.__file__).parent, Path(os.__file__).parent / "logging"]
-    build(
-        BuildOptions(
-            inputs=tuple(sources),
-            out=folder,
-            train_tokenizer="bpe",
-            train_vocab_size=512,
-            val_frac=0.3,
-            num_workers=1,
-        )
+    options = BuildOptions(
+        inputs=tuple(sources),
+        out=folder,
+        train_tokenizer="bpe",
+        train_vocab_size=512,
+        val_frac=0.3,
+        num_workers=1,
+        overwrite=True,
     )
+    build(options)
+    if not open_corpus(folder).num_documents("val"):  # of few files, other ones in each Python
+        build(replace(options, val_frac=0.6))
     pack(folder, seq_len=64)
     return folder
 
