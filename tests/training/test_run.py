@@ -488,9 +488,9 @@ def test_whole_epochs_train_every_token_as_often_as_asked(small_corpus, tmp_path
         small_corpus,
         run_dir,
         train={
-            "global_batch_tokens": 500 * SEQUENCE_TOKENS,
+            "global_batch_tokens": 400 * SEQUENCE_TOKENS,
             "epochs": 2,
-            "micro_batch_samples": 250,
+            "micro_batch_samples": 200,
         },
         evaluation__every_steps=None,
     )
