@@ -71,4 +71,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (subprocess.CalledProcessError, OSError) as failed:  # pip has said why
+        sys.exit(f"error: {failed}")
