@@ -6,6 +6,7 @@ Arguments: the socket to listen at, and the process with which it ends.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import fcntl
 import importlib
 import marshal
@@ -74,15 +75,22 @@ def _serve_until_forked(address: str, owner: int) -> dict[str, Any] | None:
                 return None
             if descriptor == listener.fileno():
                 client, _ = listener.accept()
-                child = os.fork()
+                host = _host_of(client)
+                try:
+                    child = _fork_on(host)
+                except OSError:  # the host has lost its power since
+                    client.close()
+                    continue
                 if child == 0:
                     signal.set_wakeup_fd(-1)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     for other in (listener, *(each for _, each in clients.values())):
                         other.detach()  # or its end would close a descriptor of the fork's own
+                    for namespace in host[1:]:
+                        _enter(namespace)
                     return _receive(client)
-                with suppress(OSError):  # it may be gone already, and is noticed below
-                    client.sendall(struct.pack("q", child))
+                for namespace in host:
+                    os.close(namespace)
                 clients[client.fileno()] = child, client
                 poll.register(client.fileno(), 0)  # tells only that the client has gone
             elif descriptor == wakeup:
@@ -101,6 +109,41 @@ def _serve_until_forked(address: str, owner: int) -> dict[str, Any] | None:
                 del clients[descriptor]
 
 
+def _host_of(client: socket.socket) -> list[int]:
+    """Open namespaces of a client on one of tests.launch.hosts; none of one that shares ours."""
+    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, _, _ = struct.unpack("iII", credentials)
+    theirs, ours = Path(f"/proc/{pid}/ns"), Path("/proc/self/ns")
+    try:
+        if (theirs / "pid").readlink() == (ours / "pid").readlink():
+            return []
+        return [os.open(theirs / name, os.O_RDONLY) for name in ("pid", "net", "uts", "ipc", "mnt")]
+    except OSError:  # it has gone already, which is noticed later
+        return []
+
+
+def _fork_on(host: list[int]) -> int:
+    """A namespace of processes is entered by the children of who asks for it."""
+    if not host:
+        return os.fork()
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    _enter(host[0])
+    child = -1
+    try:
+        child = os.fork()
+    finally:
+        if child:
+            _enter(own)
+        os.close(own)
+    return child
+
+
+def _enter(namespace: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)  # os.setns is of Python 3.12
+    if libc.setns(namespace, 0):
+        raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
+
+
 def _kill(child: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
@@ -114,6 +157,8 @@ def _receive(client: socket.socket) -> dict[str, Any]:
     while len(content) < size:
         content += client.recv(size - len(content))
     request: dict[str, Any] = marshal.loads(content)
+    with suppress(OSError):  # it may be gone already, which ends this, too
+        client.sendall(struct.pack("q", os.getpid()))  # as its host counts
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _HIGH) for descriptor in given]
     client.detach()
     os.closerange(0, _HIGH)

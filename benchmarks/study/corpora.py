@@ -89,7 +89,7 @@ def _build_general(setting: Setting, folders: Folders) -> None:
             tokenizer=str(folders.base(ready.name) / "export") if ready else None,
             train_tokenizer=None if ready else "bpe",
             train_vocab_size=None if ready else setting.vocab_size,
-            val_frac=0.02,
+            val_frac=setting.general_val_frac,
             num_workers=1,
             overwrite=True,
         )

@@ -66,6 +66,7 @@ class Setting:
     sequence_tokens: int = 256
     general_chars: dict[str, int] = field(default_factory=dict)
     """Characters that the general text takes from each of its sources."""
+    general_val_frac: float = 0.02
     slice_tokens: int = 10_000
     """Of a domain's training slice; each seed has its own."""
     heldout_tokens: int = 6_000
@@ -143,6 +144,7 @@ MINIATURE = Setting(
     vocab_size=512,
     sequence_tokens=64,
     general_chars={"stdlib": 60_000},
+    general_val_frac=0.3,  # of few documents, other ones in each Python
     slice_tokens=1500,
     heldout_tokens=800,
     num_canaries=2,

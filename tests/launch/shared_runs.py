@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.distributed import run_ranks
 from tests.training.short_runs import metrics, short_recipe, train_on_rank
+from tests.warm_python import warm_python
 from training.config import Recipe
 from training.recipe_file import dump_recipe
 from training.run_state import read_run_state
@@ -44,12 +45,13 @@ def undisturbed_losses(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def cluster_environment(**changes: str) -> dict[str, str]:
-    """What a user of the cluster has in their shell."""
+    """What a user of the cluster has in their shell; name the plain `PYTHON` to see its starts."""
     kept = ("PATH", "HOME", "LANG", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     keep_alive = "-o ServerAliveInterval=2 -o ServerAliveCountMax=2"
     return environment | {
-        "PYTHON": sys.executable,
+        "PYTHON": warm_python(),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PDSH_SSH_ARGS_APPEND": keep_alive,
         "OMP_NUM_THREADS": "1",
         **changes,

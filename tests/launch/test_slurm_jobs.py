@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.shards import open_corpus
 from tests.distributed import run_ranks
 from tests.launch.shared_runs import REPO_ROOT, shared_recipe, write_recipe
 from tests.launch.slurm_cluster import SlurmCluster, needs_slurm, wait_until
@@ -141,7 +142,8 @@ def test_a_corpus_made_on_two_nodes_is_that_of_one_machine(run_job, small_corpus
     import logging
 
     sources = [Path(module.__file__).parent for module in (json, logging)]
-    options = ["--train-tokenizer", "bpe", "--vocab-size", "512", "--val-frac", "0.3"]
+    val_frac = str(open_corpus(small_corpus).manifest.split.val_frac)
+    options = ["--train-tokenizer", "bpe", "--vocab-size", "512", "--val-frac", val_frac]
     out = tmp_path / "many"
     job = run_job(
         "prep.sbatch", ("--nodes=2", "--ntasks-per-node=2"), "build", "--input", *sources, *options,

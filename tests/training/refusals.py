@@ -68,7 +68,7 @@ def build_ids(
 
 
 def build_text(folder: Path, **changes: Any) -> Path:
-    options = {"train_vocab_size": 512, "val_frac": 0.3, **changes}
+    options = {"train_vocab_size": 512, "val_frac": 0.6, **changes}
     build(
         BuildOptions(
             inputs=(Path(json.__file__).parent, Path(logging.__file__).parent),

@@ -96,7 +96,7 @@ def test_a_resume_may_change_what_decides_nothing(small_corpus, changes):
 
 @pytest.mark.parametrize(
     ("what", "changes"),
-    [("the split", {"val_frac": 0.5}), ("the tokenizer", {"train_vocab_size": 500})],
+    [("the split", {"val_frac": 0.8}), ("the tokenizer", {"train_vocab_size": 500})],
 )
 def test_a_resume_on_a_corpus_that_was_built_otherwise_is_refused(tmp_path, what, changes):
     folder = build_text(tmp_path / "corpus")
