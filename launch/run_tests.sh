@@ -30,14 +30,7 @@ if ((files == 1 && others == 0)); then
     workers=()
 fi
 
-# What tests leave in temporary folders goes with the run; after a failure it stays to be looked at.
-TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/entrodrop.XXXXXX")
-export TMPDIR
-status=0
-"$PYTHON" -m pytest -rs --durations=25 "${workers[@]}" "$@" || status=$?
-if ((status)); then
-    echo "files of these tests: $TMPDIR"
-else
-    rm -rf --one-file-system -- "$TMPDIR"
-fi
-exit "$status"
+# A temporary folder of their own, which tests/conftest.py removes after a success.
+ENTRODROP_TESTS_FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/entrodrop.XXXXXX")
+export ENTRODROP_TESTS_FOLDER TMPDIR=$ENTRODROP_TESTS_FOLDER
+exec "$PYTHON" -m pytest -rs --durations=25 "${workers[@]}" "$@"

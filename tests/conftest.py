@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,18 @@ settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
-GPUS_OF_USER = os.environ.get("CUDA_VISIBLE_DEVICES")
-# Tests run on CPUs, also where there are GPUs; before anything here loads torch.
+# Tests run on CPUs, also where there are GPUs; before anything here loads torch. Workers find what
+# the user had chosen under its own name.
+GPUS_OF_USER = os.environ.setdefault(
+    "ENTRODROP_TESTS_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+)
 os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if shutil.which("nvidia-smi") is None:
-    # Read when Triton is imported, which DeepSpeed does: too late in the tests of our kernels.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# Read when Triton is imported, which DeepSpeed does: too late in the tests of our kernels.
+os.environ["TRITON_INTERPRET"] = "1"
+
+
+_EXIT_STATUS = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,9 +48,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.tx = [f"popen//python={warm_python()}"] * workers
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_EXIT_STATUS] = exitstatus
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        close_warm_python()
+    """What tests left in temporary folders goes; after a failure it stays to be looked at."""
+    if hasattr(config, "workerinput"):
+        return
+    close_warm_python()
+    if folder := os.environ.get("ENTRODROP_TESTS_FOLDER"):  # of launch/run_tests.sh
+        if config.stash.get(_EXIT_STATUS, 1):
+            print(f"temporary files kept in {folder}")
+        else:
+            subprocess.run(["rm", "-rf", "--one-file-system", "--", folder], check=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,11 +105,11 @@ def _gpus_for_tests_of_gpus(
     """A test marked gpu sees the machine's, in the processes that it starts and in its ranks."""
     if request.node.get_closest_marker("gpu") is None:
         return
-    monkeypatch.delenv("DS_ACCELERATOR")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    if GPUS_OF_USER is not None:
+    for name in ("DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name)
+    if GPUS_OF_USER != "all":
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", GPUS_OF_USER)
-    if GPUS_OF_USER == "" or not Path("/dev/nvidia0").exists():
+    if not GPUS_OF_USER or not any(Path("/dev").glob("nvidia[0-9]*")):
         pytest.skip("needs a GPU")
 
 

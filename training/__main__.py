@@ -205,9 +205,13 @@ def number_list(text: str) -> list[int]:
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user's mistake is one message and exit code 2."""
     arguments = _parse(argv)
-    try:
-        if arguments.verb in ("train", "evaluate"):
+    if arguments.verb in ("train", "evaluate"):
+        try:
             set_rank_variables()
+        except ValueError as error:  # which rank this is cannot be known, so each says it
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    try:
         if arguments.verb == "sweep":
             return _sweep(arguments)
         _run(arguments)

@@ -186,7 +186,11 @@ def load_bands(folder: Path) -> Bands:
         raise ValueError(
             f"{described}: {error.strerror}; the run cannot go on without it"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ValueError(
+            f"{described}: damaged: {error} is missing; the run cannot go on without it"
+        ) from None
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{described}: damaged: {error}; the run cannot go on without it"
         ) from None

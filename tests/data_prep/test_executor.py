@@ -84,7 +84,8 @@ def test_a_library_that_is_not_the_one_of_mpirun_is_refused(
     for rank in (0, 1):
         code, told = build_under_mpi(rank=rank, launcher=launcher)
         assert code == 2
-        assert "mpirun has started 2 processes, but mpi4py sees 1" in told.splitlines()[-1]
+        name = "srun" if launcher.startswith("srun") else "mpirun"
+        assert f"{name} has started 2 processes, but mpi4py sees 1" in told.splitlines()[-1]
 
 
 def test_mpirun_ends_all_ranks_when_they_cannot_load_mpi(

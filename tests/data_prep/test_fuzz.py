@@ -156,7 +156,7 @@ def test_a_record_without_its_hash_is_read_and_one_that_was_edited_is_not(
     before = load_record(RECORDS[name], path, made_by="the test")
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content, indent=2))
-    with pytest.raises(ValueError, match="damaged or edited: expected it to begin"):
+    with pytest.raises(ValueError, match="damaged or edited: its checksum is"):
         _read_everything(damaged)
     del content["sha256_of_the_rest"]
     path.write_text(json.dumps(content))

@@ -1,7 +1,8 @@
 """Hosts on one machine: namespaces of network, processes and mounts on a bridge, with real sshd.
 
 They share this machine's disk, as nodes of a cluster share a file system, and nothing else: each
-has a name, an address, processes and /dev/shm of its own, a power switch and a network cable.
+has a name, an address, processes and /dev/shm of its own, a power switch and a network cable. They
+have no GPUs.
 Needs root, iproute2, util-linux and openssh-server.
 """
 
@@ -30,6 +31,7 @@ mount --bind "$folder/ssh" /root/.ssh
 mount -t tmpfs -o size=512m tmpfs /dev/shm
 mount -t tmpfs tmpfs /run/sshd; chmod 755 /run/sshd
 mount -t tmpfs -o mode=1777 tmpfs /var/tmp/node
+for device in /dev/nvidia*; do [[ ! -c $device ]] || mount --bind /dev/null "$device"; done
 /usr/sbin/sshd -f "$folder/sshd_config" -E "$folder/sshd.$name.log"
 touch "$folder/$name.ready"
 trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done

@@ -22,7 +22,7 @@ NUM_STEPS = 60
 
 
 def shared_recipe(corpus: Path, run_dir: Path) -> Recipe:
-    """Steps of a few hundredths of a second, a save every tenth step, a watchdog of 8 seconds."""
+    """Steps of a tenth of a second at most, a save every tenth, a watchdog of 8 seconds."""
     recipe = short_recipe(
         corpus,
         run_dir,
@@ -30,7 +30,8 @@ def shared_recipe(corpus: Path, run_dir: Path) -> Recipe:
         checkpoint={"every_steps": 10},
         watchdog={"seconds": 8.0, "slow_seconds": 60.0},
     )
-    return replace(recipe, train=replace(recipe.train, max_steps=NUM_STEPS))
+    one_micro_step = {"max_steps": NUM_STEPS, "micro_batch_samples": 8}
+    return replace(recipe, train=replace(recipe.train, **one_micro_step))
 
 
 def write_recipe(recipe: Recipe, path: Path) -> Path:

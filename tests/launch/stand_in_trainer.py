@@ -17,9 +17,11 @@ from training.run_state import RUN_STATE_FILE, RunRecord, read_run_state
 
 def write_python(path: Path) -> Path:
     """A `python` that runs this file for `-m training`, and all else as it is."""
+    from tests.warm_python import warm_python
+
+    python = warm_python()
     path.write_text(
-        f'#!/bin/sh\n[ "$2" = training ] && exec {sys.executable} {__file__} "$@"\n'
-        f'exec {sys.executable} "$@"\n'
+        f'#!/bin/sh\n[ "$2" = training ] && exec {python} {__file__} "$@"\nexec {python} "$@"\n'
     )
     path.chmod(0o755)
     return path

@@ -17,6 +17,7 @@ from tests.launch.hosts import Hosts, needs_hosts
 from tests.launch.shared_runs import cluster_environment, write_recipe
 from tests.mpi import MPI_OF_HOSTS, find_mpirun
 from tests.training.short_runs import short_recipe
+from tests.warm_python import warm_python
 
 pytestmark = [needs_hosts, pytest.mark.cluster, pytest.mark.slow]
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def test_a_launcher_of_several_hosts_starts_it_as_it_starts_a_training(
     preflight = ["launch", "preflight", str(recipe), *skip_all_but(*names)]
     environment = cluster_environment(DS_ACCELERATOR="cpu", PYTHONPATH=str(REPO_ROOT))
     if launcher == "deepspeed":
-        command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
+        command = [warm_python(), "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile)]
         command += ["--no_ssh_check", "--module", *preflight]
     else:
         environment |= MPI_OF_HOSTS

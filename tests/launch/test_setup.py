@@ -61,8 +61,8 @@ class Site:
         (self.folder / name).write_text(text)
         (self.folder / name).chmod(0o755)
 
-    def set_up(self, **variables: str) -> str:
-        """What it prints; it must end well, and must not have started MPI."""
+    def set_up(self, *, code: int = 0, **variables: str) -> str:
+        """What it prints; it must end with this exit code, and must not have started MPI."""
         path = {"PATH": f"{self.folder}/tools", "PYTHONPATH": f"{self.folder}/packages"}
         done = subprocess.run(
             ["launch/setup.sh"],
@@ -72,9 +72,9 @@ class Site:
             text=True,
             timeout=60,
         )
-        assert done.returncode == 0 and not done.stderr, done.stderr
+        assert done.returncode == code and bool(done.stderr) == bool(code), done.stderr
         assert not (self.folder / "started").exists()
-        return done.stdout
+        return done.stdout + done.stderr
 
     def installed(self) -> list[str]:
         """What pip was asked to install since the last question."""
@@ -113,6 +113,19 @@ def test_an_mpi_that_only_the_settings_of_the_site_name_counts(site: Site) -> No
     assert "requirements-mpi.txt" not in site.installed()
 
 
+def test_settings_of_the_site_that_fail_install_nothing_in_its_mpis_place(site: Site) -> None:
+    (site.folder / "site.sh").write_text('echo loading; module load "$UNSET"\n')
+    told = site.set_up(code=2, ENTRODROP_SITE_ENV=f"{site.folder}/site.sh")
+    assert f"error: ENTRODROP_SITE_ENV: {site.folder}/site.sh fails" in told
+    assert "requirements-mpi.txt" not in site.installed()
+
+
+def test_a_library_without_an_mpirun_is_told(site: Site) -> None:
+    (site.folder / "library").touch()
+    assert "there is an MPI library but no mpirun" in site.set_up()
+    assert "requirements-mpi.txt" not in site.installed()
+
+
 def test_an_mpirun_whose_library_is_not_found_is_told_and_left_to_the_site(site: Site) -> None:
     site.program("tools/mpirun", "#!/bin/sh\n")
     printed = site.set_up()
@@ -126,7 +139,7 @@ def test_where_no_mpi_can_be_installed_one_line_says_what_that_costs(site: Site)
     (site.folder / "no-wheel").touch()
     printed = site.set_up()
     (told,) = [line for line in printed.splitlines() if "there is no MPI" in line]
-    assert "launch/mpirun.sh" in told and "all else does" in told
+    assert "launch/mpirun.sh" in told and "everything works without it" in told
     site.installed()
     assert site.set_up() == ""
     assert site.installed() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.launch.shared_runs import (
+    NUM_STEPS,
     shared_recipe,
     state_of,
     undisturbed_losses,
@@ -23,7 +25,6 @@ from tests.training.short_runs import metrics
 from training.config import Recipe
 
 pytestmark = [needs_slurm, pytest.mark.cluster, pytest.mark.slow]
-NUM_STEPS = 60
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 
 
@@ -35,8 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def recipe(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    whole = shared_recipe(small_corpus, tmp_path_factory.mktemp("undisturbed") / "run")
-    return replace(whole, train=replace(whole.train, max_steps=NUM_STEPS))
+    return shared_recipe(small_corpus, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def submit(
 ) -> Iterator[Callable[..., TrainJob]]:
     jobs: list[TrainJob] = []
 
-    def start(*options: str) -> TrainJob:
-        jobs.append(TrainJob(cluster, recipe, tmp_path, options))
+    def start(*options: str, **environment: str) -> TrainJob:
+        jobs.append(TrainJob(cluster, recipe, tmp_path, options, environment))
         return jobs[-1]
 
     yield start
@@ -64,14 +64,22 @@ class TrainJob:
     """The recipe as a job of two nodes, submitted."""
 
     def __init__(
-        self, cluster: SlurmCluster, recipe: Recipe, folder: Path, options: tuple[str, ...]
+        self,
+        cluster: SlurmCluster,
+        recipe: Recipe,
+        folder: Path,
+        options: tuple[str, ...],
+        environment: dict[str, str],
     ) -> None:
         self.cluster, self.run_dir = cluster, folder / "run"
         self._output = folder / "job.out"
         path = write_recipe(replace(recipe, run_dir=str(self.run_dir)), folder / "r.yaml")
         self._pattern = f"training train {path}"
         self.id = cluster.submit(
-            "train.sbatch", (*TWO_NODES, f"--output={self._output}", *options), str(path)
+            "train.sbatch",
+            (*TWO_NODES, f"--output={self._output}", *options),
+            str(path),
+            environment=environment,
         )
 
     def printed(self) -> str:
@@ -113,7 +121,7 @@ def test_before_its_time_limit_a_job_saves_queues_itself_and_goes_on_exactly(
     submit, cluster, expected
 ):
     """USR1 to the batch script alone is what --signal=B:USR1@300 sends."""
-    job = submit()
+    job = submit(PYTHON=sys.executable)
     job.wait_for_steps(15)
     ranks = job.ranks()
     assert len(ranks) == 2

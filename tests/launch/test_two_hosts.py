@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,11 +60,11 @@ class Job:
         self.hostfile = folder / "hostfile"
         self.hostfile.write_text("".join(f"{name} slots=1\n" for name in hosts.names))
 
-    def start(self, launcher: str) -> subprocess.Popen[str]:
+    def start(self, launcher: str, **more: str) -> subprocess.Popen[str]:
         """From h1, as a user does who is logged in there."""
         command = [f"launch/{launcher}.sh", str(self.recipe), "--hostfile", str(self.hostfile)]
-        network = MPI_OF_HOSTS if launcher == "mpirun" else {}
-        environment = cluster_environment(ENTRODROP_END_SECONDS="20", **network)
+        changes = MPI_OF_HOSTS if launcher == "mpirun" else {}
+        environment = cluster_environment(ENTRODROP_END_SECONDS="20", **changes, **more)
         return self.hosts.start("h1", command, environment=environment)
 
     def end(self, process: subprocess.Popen[str], *, seconds: float) -> tuple[int, str]:
@@ -93,7 +94,7 @@ class Job:
 @pytest.mark.parametrize("launcher", ["deepspeed", "mpirun"])
 def test_a_job_saves_when_asked_and_goes_on_exactly(job: Job, expected, launcher):
     """SIGUSR1, which schedulers send, reaches the launch script only."""
-    started = job.start(launcher)
+    started = job.start(launcher, PYTHON=sys.executable)
     wait_for_steps(job.run_dir, 15, of=started)
     job.hosts.signal(started, signal.SIGUSR1)
     code, printed = job.end(started, seconds=120)

@@ -207,7 +207,7 @@ def test_a_dry_sweep_tells_new_runs_from_those_that_cannot_be_read(
     (broken.run_dir / "run_state.json").write_text("no state")
     run_sweep(SweepOptions(recipe=recipe, overrides=[], varied=[], seeds="1,2", is_dry=True))
     told = capsys.readouterr().out
-    assert "seed-1: to be refused: its run_state.json cannot be read" in told
+    assert "seed-1: will be refused: its run_state.json cannot be read" in told
     assert "seed-2: new" in told
 
 

@@ -68,8 +68,10 @@ def parse_marker(text: bytes) -> dict[str, Any]:
     is_older = text.startswith(_FORMAT_2_BEGINS)
     rest = text[len(_seal(b"")) :]
     if not is_older and text != _seal(rest) + rest:
-        begin = _seal(rest).decode()
-        raise ValueError(f"damaged: expected it to begin {begin!r}, found {text[: len(begin)]!r}")
+        raise ValueError(
+            f"damaged: its checksum is {sha256(rest).hexdigest()}, but it begins with "
+            f"{text[: len(_seal(b''))].decode(errors='replace').split()}"
+        )
     content = json.loads(text)
     own_hash = content.pop(_OWN_HASH, None)
     if is_older and own_hash != _hash_of_content(content):

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from training.checkpoints.marker import read_marker
@@ -58,7 +59,7 @@ def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
         try:
             marker = read_marker(folder)
         except (OSError, ValueError) as error:  # for a person to look at
-            print(f"{folder} stays, whatever it is: {error}", file=sys.stderr, flush=True)
+            _tell_once(f"{folder}: not a readable checkpoint, left in place: {error}")
             continue
         folders[marker["step"]] = folder
         saved.append(Saved(marker["step"], marker["heldout_loss"]))
@@ -73,6 +74,12 @@ def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
             remove(folders[step])
         except OSError as error:
             print(f"{folders[step]} could not be removed: {error}", file=sys.stderr, flush=True)
+
+
+@cache
+def _tell_once(text: str) -> None:
+    """And not again after each save."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def remove(folder: Path) -> None:

@@ -144,7 +144,7 @@ def _print_plan(runs: list[PlannedRun], options: SweepOptions) -> None:
         state = state_of(run)
         if state is None:
             is_new = not (run.run_dir / RUN_STATE_FILE).exists()
-            what = "new" if is_new else f"to be refused: its {RUN_STATE_FILE} cannot be read"
+            what = "new" if is_new else f"will be refused: its {RUN_STATE_FILE} cannot be read"
         elif state.state == "complete":
             what = "complete"
         else:
