@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,10 +50,13 @@ class Ended:
 def run_job(cluster: SlurmCluster, tmp_path: Path) -> Callable[..., Ended]:
     """Submit a script of launch/slurm and wait for its end."""
 
-    def run(script: str, options: tuple[str, ...], *arguments: object) -> Ended:
+    def run(script: str, options: tuple[str, ...], *arguments: object, **environment: str) -> Ended:
         output = tmp_path / "job.out"
         options = (*options, f"--output={output}")
-        return _wait(cluster, cluster.submit(script, options, *map(str, arguments)), output)
+        words = map(str, arguments)
+        return _wait(
+            cluster, cluster.submit(script, options, *words, environment=environment), output
+        )
 
     return run
 
@@ -147,7 +151,7 @@ def test_a_corpus_made_on_two_nodes_is_that_of_one_machine(run_job, small_corpus
     out = tmp_path / "many"
     job = run_job(
         "prep.sbatch", ("--nodes=2", "--ntasks-per-node=2"), "build", "--input", *sources, *options,
-        "--out", out,
+        "--out", out, PYTHON=sys.executable,
     )  # fmt: skip
     assert job.state == "COMPLETED", job.printed
     packed = small_corpus / "pack-64"
