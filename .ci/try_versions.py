@@ -3,8 +3,8 @@
     python3 .ci/try_versions.py newest --python python3.13
     python3 .ci/try_versions.py oldest --tests tests/training -k quantile
 
-newest ignores upper bounds, so that it shows whether they can be widened; oldest takes the lower
-bound of each package that the code itself names. Tools of the tests are as requirements-dev.txt
+newest ignores upper bounds, so that it shows whether they can be widened; oldest takes the oldest
+of each package that the code itself names. Tools of the tests are as requirements-dev.txt
 pins them. A virtual environment of some GB is made in .venvs/ and stays for the next time. Record
 what was run in docs/dependencies.md.
 """
@@ -23,17 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def requirement(text: str, *, oldest: bool) -> str:
-    """`torch>=2.11,<2.16` as the lower bound alone, or as exactly that."""
-    name, lower = re.fullmatch(r"([\w.-]+)(?:>=([\w.]+))?[^;]*", text).groups()
-    if lower is None:
-        return name
-    return f"{name}=={lower}" if oldest else f"{name}>={lower}"
+    """`torch>=2.11,<2.16` as it is, or without its upper bound."""
+    return text if oldest else re.sub(r",?<[\w.]+", "", text)
 
 
 def pins_of_tools() -> list[str]:
-    """Of requirements-dev.txt without what pyproject.toml's dependencies bring."""
+    """Of requirements-dev.txt; triton, which has none, comes with torch."""
     lines = (ROOT / "requirements-dev.txt").read_text().split("# What these bring along")[0]
-    return [line for line in lines.splitlines() if re.match(r"[\w-]+(==|;)", line)]
+    return [line for line in lines.splitlines() if re.match(r"[\w-]+==", line)]
 
 
 def main() -> int:
@@ -53,11 +50,10 @@ def main() -> int:
     oldest = options.which == "oldest"
     asked = [requirement(text, oldest=oldest) for text in project["dependencies"]]
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-q"]
-    upgrade = [] if oldest else ["--upgrade"]
-    # torch first: what builds from source finds it
-    subprocess.run([*pip, *upgrade, asked[0]], check=True)
-    subprocess.run([*pip, *upgrade, "--upgrade-strategy=eager", *asked], check=True)
-    subprocess.run([*pip, *asked, *pins_of_tools(), "-r", "requirements-mpi.txt"], check=True)
+    subprocess.run([*pip, "uv"], check=True)  # which can resolve to the oldest
+    uv = [venv / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
+    uv += ["--upgrade", "--resolution", "lowest-direct" if oldest else "highest"]
+    subprocess.run([*uv, *asked, *pins_of_tools(), "-r", "requirements-mpi.txt"], check=True)
     listed = subprocess.check_output([python, "-m", "pip", "freeze"], text=True).splitlines()
     names = {re.split(r"[=>]", text)[0] for text in asked}
     print(

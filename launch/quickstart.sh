@@ -53,9 +53,9 @@ overrides=("data.corpus=$corpus" "run_dir=$run_dir")
 if [[ -n $size ]]; then
     packages=(json tomllib wsgiref zoneinfo) vocab_size=512 sequence_tokens=128
     overrides+=(
-        "data.sequence_tokens=$sequence_tokens" train.global_batch_tokens=2048 train.epochs=2
+        "data.sequence_tokens=$sequence_tokens" train.global_batch_tokens=4096 train.epochs=2 optimizer.lr=0.01
         model.config.hidden_size=64 model.config.head_dim=16 model.config.intermediate_size=128
-        model.config.num_hidden_layers=2 evaluation.every_steps=10 checkpoint.every_steps=20
+        model.config.num_hidden_layers=1 evaluation.every_steps=10 checkpoint.every_steps=20
     )
 else
     packages=(asyncio concurrent json) vocab_size=2048

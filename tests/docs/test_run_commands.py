@@ -53,7 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path) -> Pat
     recipe["model"]["config"] = tiny_recipe().model.config | {"vocab_size": 512}
     recipe["data"]["sequence_tokens"] = 64
     recipe["train"] |= {"global_batch_tokens": 512, "micro_batch_samples": 8, "max_steps": 4}
-    recipe["evaluation"] = {"every_steps": 2}
+    recipe["evaluation"] = {"every_steps": 2, "max_samples": 8}
     (recipes / "quickstart.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "data").mkdir()
     (folder / "data" / "quickstart").symlink_to(small_corpus)
