@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--layers", "1", "--hidden", "16", "--vocab", "64", "--sequence-tokens", "16"]
-SHORT = ["--rounds", "1", "--phase-steps", "1", "--trainer-rounds", "1"]
+SHORT = ["--threads", "1", "--rounds", "1", "--phase-steps", "1", "--trainer-rounds", "1"]
 
 
 def tables_of_benchmark(*arguments: str) -> list[list[list[str]]]:

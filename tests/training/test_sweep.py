@@ -34,7 +34,8 @@ def write_recipe(corpus: Path, folder: Path, *, max_steps: int = 4) -> Path:
         evaluation={"every_steps": max_steps // 2, "max_samples": 4},
         checkpoint={"every_steps": 10},
     )
-    changes: dict[str, Any] = {"sequence_parallel_size": 1, "max_steps": max_steps}
+    changes: dict[str, Any] = {"sequence_parallel_size": 1, "micro_batch_samples": 8}
+    changes["max_steps"] = max_steps
     path = folder / "recipe.yaml"
     path.write_text(dump_recipe(replace(recipe, train=replace(recipe.train, **changes))))
     return path
