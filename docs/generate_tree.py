@@ -1,4 +1,4 @@
-"""Write the repository tree into README.md: every file with the sentence that it says of itself."""
+"""Write docs/tree.md: the repository, every file with the sentence that it says of itself."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def first_sentence(file: Path) -> str:
     return comments[0].removeprefix("# ") if comments else ""
 
 
-def readme_with_tree(readme: str) -> str:
-    """README text in which the part between the marks is the present tree."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not after:
-        raise ValueError(f"README.md lacks the marks {BEGIN.strip()} and {END.strip()}")
+def page_with_tree(page: str) -> str:
+    """Text of the page in which the part between the marks is the present tree."""
+    before, _, rest = page.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"docs/tree.md lacks the marks {BEGIN.strip()} and {END.strip()}")
     return f"{before}{BEGIN}```text\n{tree()}```\n{END}{after}"
 
 
@@ -79,6 +79,6 @@ def _line(name: str, sentence: str) -> str:
 
 
 if __name__ == "__main__":
-    path = REPO_ROOT / "README.md"
-    path.write_text(readme_with_tree(path.read_text(encoding="utf-8")), encoding="utf-8")
+    path = REPO_ROOT / "docs" / "tree.md"
+    path.write_text(page_with_tree(path.read_text(encoding="utf-8")), encoding="utf-8")
     print(path.relative_to(REPO_ROOT), file=sys.stderr)
