@@ -145,12 +145,15 @@ if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
     echo "Making .venv with $("$python" --version) ($python)"
     "$python" -m venv --clear .venv
 fi
-pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input install)
+pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input install --no-compile)
 echo "Installing $requirements into .venv (two to ten minutes, by the network; once)"
 started=$SECONDS
 run_with_heartbeat "1/2 PyTorch, the largest part" "${pip[@]}" "$(grep '^torch==' requirements.txt)"
 run_with_heartbeat "2/2 everything else" "${pip[@]}" -r "$requirements"
 install_mpi
+# pip would compile all of it, a tenth of which is ever imported.
+PYTHONDONTWRITEBYTECODE="" .venv/bin/python -c "import datasets, deepspeed, torch.distributed.run, \
+    torch.utils.tensorboard, transformers.modeling_utils" >/dev/null 2>&1 || true
 fingerprint "$requirements" >"$stamp"
 if [[ $requirements == requirements-dev.txt ]]; then
     fingerprint requirements.txt >.venv/.installed-requirements.txt

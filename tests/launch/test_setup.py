@@ -22,6 +22,7 @@ exec sleep 60
 
 # In the place of .venv's: pip takes notes, and what is asked of Python meets the mpi4py below.
 PYTHON_OF_A_SITE = f"""#!/usr/bin/env bash
+[[ $1 == -c && $2 == *deepspeed* ]] && exit
 [[ $1 == -c ]] && exec {sys.executable} "$@"
 echo "$*" >>pip.log
 case $* in
