@@ -102,7 +102,8 @@ def test_lanes_of_a_host_add_up_and_the_slower_end_counts() -> None:
 
 def test_another_version_on_one_host_is_named_with_its_ranks() -> None:
     usual = {"python": "3.11.7", "torch": "2.13.0", "deepspeed": "0.19.8", "sources": "a1"}
-    usual |= {"transformers": "5.23.0", "accelerate": "1.12", "tokenizers": "0.23.3", "numpy": "2.3"}
+    usual |= {"transformers": "5.23.0", "tokenizers": "0.23.3", "accelerate": "1.12"}
+    usual |= {"numpy": "2.3"}
     other = usual | {"deepspeed": "0.18.0"}
     first, second = versions.judge(setting(), same(usual, r2=other, r3=other))
     assert first.verdict == "pass"
