@@ -31,10 +31,17 @@ def usual(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+# iproute2 is not everywhere
+_LOOPBACK_UP = """python3 -c "import fcntl, socket, struct
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+fcntl.ioctl(socket.socket(), SIOCSIFFLAGS, struct.pack('16sh', b'lo', IFF_UP))
+" """
+
+
 def run_apart(script: str, *folders: Path) -> subprocess.CompletedProcess[str]:
     """A script without any network but loopback, where the folders cannot be written."""
     mounts = [f"mount --bind {path} {path}; mount -o remount,ro,bind {path}" for path in folders]
-    lines = ["set -e", "ip link set lo up", *mounts, f"cd {ROOT}", script]
+    lines = ["set -e", _LOOPBACK_UP, *mounts, f"cd {ROOT}", script]
     return subprocess.run(
         ["unshare", "--net", "--mount", "bash", "-c", "\n".join(lines)],
         env=os.environ | {"PYTHON": sys.executable, "HOME": "/proc/none", "OMP_NUM_THREADS": "1"},
