@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.util
 import os
 import subprocess
 from collections.abc import Iterator
@@ -61,7 +62,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         if config.stash.get(_EXIT_STATUS, 1):
             print(f"temporary files kept in {folder}")
         else:
-            subprocess.run(["rm", "-rf", "--one-file-system", "--", folder], check=False)
+            # behind what multiprocessing removes there by itself
+            multiprocessing.util.Finalize(None, _remove, args=(folder,), exitpriority=-1000)
+
+
+def _remove(folder: str) -> None:
+    subprocess.run(["rm", "-rf", "--one-file-system", "--", folder], check=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
