@@ -3,10 +3,10 @@
     python3 .ci/try_versions.py newest --python python3.13
     python3 .ci/try_versions.py oldest --tests tests/training -k quantile
 
-newest ignores upper bounds, so that it shows whether they can be widened; oldest takes the oldest
-of each package that the code itself names. Tools of the tests are as requirements-dev.txt
-pins them. A virtual environment of some GB is made in .venvs/ and stays for the next time. Record
-what was run in docs/dependencies.md.
+newest ignores upper bounds, so that it shows whether they can be widened; oldest takes the lowest
+version in range of each package that the code itself names. Tools of the tests are as
+requirements-dev.txt pins them. A virtual environment of some GB is made in .venvs/ and stays for
+the next time. Record what was run in docs/dependencies.md.
 """
 
 from __future__ import annotations
@@ -69,5 +69,5 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     try:
         sys.exit(main())
-    except (subprocess.CalledProcessError, OSError) as failed:  # pip has said why
+    except (subprocess.CalledProcessError, OSError) as failed:  # the installer has said why
         sys.exit(f"error: {failed}")

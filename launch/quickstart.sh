@@ -53,7 +53,8 @@ overrides=("data.corpus=$corpus" "run_dir=$run_dir")
 if [[ -n $size ]]; then
     packages=(json tomllib wsgiref zoneinfo) vocab_size=512 sequence_tokens=128
     overrides+=(
-        "data.sequence_tokens=$sequence_tokens" train.global_batch_tokens=4096 train.epochs=2 optimizer.lr=0.01
+        "data.sequence_tokens=$sequence_tokens" train.global_batch_tokens=4096 train.epochs=2
+        optimizer.lr=0.01
         model.config.hidden_size=64 model.config.head_dim=16 model.config.intermediate_size=128
         model.config.num_hidden_layers=1 evaluation.every_steps=10 checkpoint.every_steps=20
     )

@@ -21,8 +21,8 @@ from data_prep.tokenizing.tiktoken_path import NotTheSame, TiktokenPath
 
 HF_NAME = "tokenizer.json"
 SENTENCEPIECE_NAME = "tokenizer.model"
-# Of tokenizers and tiktoken, the pinned and the oldest: the tests compare the tables of those that
-# are installed over all characters. Others are compared when they are met.
+# Of tokenizers and tiktoken, the pinned and the oldest pair: the tests compare the character tables
+# of the pair that is installed. Any other pair is compared when it is first used.
 VERIFIED_VERSIONS = frozenset({("0.23.3", "0.14.0"), ("0.23.1", "0.12.0")})
 _NUM_FIRST = 4
 
