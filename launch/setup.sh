@@ -55,11 +55,13 @@ run_with_heartbeat() {
     log=$(mktemp)
     started=$SECONDS
     echo "  $label"
+    set -m # a process group of its own
     "$@" >"$log" 2>&1 &
     local pid=$!
+    set +m
     # Ctrl-C does not reach what runs in the background: it would go on installing.
     # shellcheck disable=SC2064 # their values of now: they are local
-    trap "kill $pid 2>/dev/null || true; rm -f '$log'" EXIT
+    trap "kill -- -$pid 2>/dev/null || true; rm -f '$log'" EXIT
     while kill -0 "$pid" 2>/dev/null; do
         sleep 1
         if (((SECONDS - started) % 20 == 19)) && kill -0 "$pid" 2>/dev/null; then
@@ -145,11 +147,19 @@ if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
     echo "Making .venv with $("$python" --version) ($python)"
     "$python" -m venv --clear .venv
 fi
+# install_pins FILE: pip uses one core, so several share the pins. The last call installs what these
+# leave out and says what fails.
+install_pins() {
+    grep -hE '^[A-Za-z0-9._-]+==' requirements.txt "$1" | grep -v '^torch==' | sort -u \
+        | xargs -P "$(nproc)" -n 30 "${pip[@]}" --no-deps || true
+    "${pip[@]}" -r "$1"
+}
+
 pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input install --no-compile)
 echo "Installing $requirements into .venv (two to ten minutes, by the network; once)"
 started=$SECONDS
 run_with_heartbeat "1/2 PyTorch, the largest part" "${pip[@]}" "$(grep '^torch==' requirements.txt)"
-run_with_heartbeat "2/2 everything else" "${pip[@]}" -r "$requirements"
+run_with_heartbeat "2/2 everything else" install_pins "$requirements"
 install_mpi
 # pip would compile all of it, a tenth of which is ever imported.
 PYTHONDONTWRITEBYTECODE="" .venv/bin/python -c "import datasets, deepspeed, torch.distributed.run, \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ def why_not() -> str | None:
     """What this machine lacks for building images, if anything."""
     if os.geteuid() != 0:
         return "needs root, to build images"
-    missing = [name for name in ("buildah", "debootstrap") if not shutil.which(name)]
+    missing = [name for name in ("buildah", "mmdebstrap") if not shutil.which(name)]
     return f"needs {', '.join(missing)}" if missing else None
 
 
@@ -57,22 +58,26 @@ class Buildah:
         return done.stdout.rstrip("\n")
 
     def make_base(self) -> str:
-        """A Debian like `debian:*-slim`, from where this machine's apt gets its packages."""
+        """A Debian like `debian:*-slim`, from where this machine's apt gets its packages.
+
+        It trusts whom this machine trusts, as the base of a company does.
+        """
         suite, mirror = _own_debian()
         container = self("from", "scratch")
-        mounted = self("mount", container)
-        options = ["--variant=minbase", "--include=ca-certificates"]
-        done = subprocess.run(
-            ["debootstrap", *options, suite, mounted, mirror], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-        shutil.rmtree(Path(mounted, "var/cache/apt/archives"))
+        mounted = Path(self("mount", container))
         # As in Debian's slim images: nothing is flushed, since an image that breaks off in its
         # making is made anew, and pages that no container shows are left out.
-        lines = ["force-unsafe-io", "path-include /usr/share/doc/*/copyright"]
-        lines[1:1] = [f"path-exclude /usr/share/{name}/*" for name in ("doc", "man", "locale")]
-        settings = Path(mounted, "etc/dpkg/dpkg.cfg.d/docker")
-        settings.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        dpkg = ["force-unsafe-io", "path-include=/usr/share/doc/*/copyright"]
+        dpkg[1:1] = [f"path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
+        options = ["--variant=minbase", "--include=ca-certificates"]
+        options += [f"--dpkgopt={option}" for option in dpkg]
+        own = Path("/usr/local/share/ca-certificates")
+        options.append(f'--essential-hook=mkdir -p "$1{own}"')
+        options += [f"--essential-hook=copy-in {path} {own}" for path in own.glob("*.crt")]
+        done = subprocess.run(
+            ["mmdebstrap", *options, suite, str(mounted), mirror], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr
         self("config", "--env", f"PATH={_PATH}", "--cmd", "/bin/bash", container)
         self("commit", "--quiet", "--rm", container, self.BASE)
         return self.BASE
@@ -118,11 +123,11 @@ class Buildah:
             self("rm", container)
 
     def _packages(self) -> dict[str, str]:
-        """pip's settings of this machine, and the local files that they name."""
+        """This machine's settings of pip, for pip and for uv, and the local files they name."""
         mounts: dict[str, str] = {}
-        lines = ["[global]"]
+        settings: dict[str, list[str]] = {}
         for key, value in _pip_settings().items():
-            words = []
+            words = settings.setdefault(key, [])
             for word in value.split():
                 path = Path(word.removeprefix("file://"))
                 if word.startswith("file://"):
@@ -131,10 +136,20 @@ class Buildah:
                     inside = mounts.setdefault(str(path), f"{_PIP}/{len(mounts)}-{path.name}")
                     word = word.replace(str(path), inside)
                 words.append(word)
-            lines.append(f"{key} = {' '.join(words)}")
-        settings = self._folder / "pip.conf"
-        settings.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return {str(settings): "/etc/pip.conf", **mounts}
+        pip = {key: " ".join(words) for key, words in settings.items()}
+        # uv is to look for packages as pip does
+        uv: dict[str, object] = {"native-tls": True, "index-strategy": "unsafe-best-match"}
+        uv |= {key: settings[key] for key in ("extra-index-url", "find-links") if key in settings}
+        uv |= {key: pip[key] for key in ("index-url",) if key in pip}
+        lines = {
+            "/etc/pip.conf": ["[global]", *(f"{key} = {value}" for key, value in pip.items())],
+            "/etc/uv/uv.toml": [f"{key} = {json.dumps(value)}" for key, value in uv.items()],
+        }
+        for inside in lines:
+            path = self._folder / Path(inside).name
+            path.write_text("\n".join(lines[inside]) + "\n", encoding="utf-8")
+            mounts[str(path)] = inside
+        return mounts
 
 
 def _pip_settings() -> dict[str, str]:
