@@ -205,10 +205,12 @@ def print_table(options: argparse.Namespace, results: dict[str, list[dict[str, f
     }
     base = medians.get("plain") or next(iter(medians.values()))
     for name, found in medians.items():
+        # a tiny problem may fit into memory that the process has already
+        memory = f"{found['bytes'] / base['bytes']:.3f}" if base["bytes"] else "-"
         print(
             f"| {name} | {HEADS[name][1]} | {found['seconds']:.2f} "
             f"| {found['seconds'] / base['seconds']:.2f} | {found['bytes'] / 2**20:,.0f} "
-            f"| {found['bytes'] / base['bytes']:.3f} | {found['loss']:.5f} |"
+            f"| {memory} | {found['loss']:.5f} |"
         )
 
 

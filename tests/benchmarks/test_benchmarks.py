@@ -26,9 +26,8 @@ COMMANDS = {
 @pytest.mark.parametrize("benchmark", COMMANDS)
 def test_benchmark_prints_machine_and_table(benchmark):
     command = [warm_python(), "-m", f"benchmarks.{benchmark}", *COMMANDS[benchmark]]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "torch " in done.stdout
     assert done.stdout.count("|---") >= 6
     assert "| nan |" not in done.stdout
