@@ -13,6 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.utils import set_z3_leaf_module
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -21,7 +22,7 @@ from training.attention import shard_attention
 from training.config import Recipe
 from training.data import MicroBatch
 from training.dist import Layout
-from training.model import CausalLMWithEntropy, build_model
+from training.model import CausalLMWithEntropy, build_model, decoder_layers
 from training.watchdog import Watchdog
 
 _RECIPE_OWNS = {
@@ -187,6 +188,8 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         adam |= {"torch_adam": True, "fused": True}
     if not has_gpu:
         zero.pop("overlap_comm", None)
+    # it waits for the device twice a micro-step
+    config.setdefault("timers", {"throughput": {"enabled": False}})
     return config | {
         "train_micro_batch_size_per_gpu": recipe.train.micro_batch_samples,
         "gradient_accumulation_steps": num_micro_steps,
@@ -249,6 +252,9 @@ def build_engine(
         micro_batch_samples=recipe.train.micro_batch_samples,
         sequence_tokens=recipe.data.sequence_tokens,
     )
+    # Hooks around each layer, not around each of its parts: half of the host's time a step.
+    for layer in decoder_layers(model.lm):
+        set_z3_leaf_module(layer, True)
     if not trains:
         ds_config.pop("optimizer")
     ds_engine, *_ = deepspeed.initialize(

@@ -84,7 +84,7 @@ class CausalLMWithEntropy(nn.Module):
         head = EntropyHead(weight, label_smoothing=label_smoothing, z_loss=z_loss)
         lm.set_output_embeddings(head)
         self.lm = lm
-        self.hidden_dropout = HiddenDropout(_layers(lm), rate=hidden_dropout, seed=seed)
+        self.hidden_dropout = HiddenDropout(decoder_layers(lm), rate=hidden_dropout, seed=seed)
         self.replaces_by_mean = replaces_by_mean
         self._mean_D: Tensor | None = None
         # Registered before DeepSpeed's own hook, which lets go of the gathered weight.
@@ -144,7 +144,7 @@ class CausalLMWithEntropy(nn.Module):
         return self.lm.get_output_embeddings()(hidden_BSD, targets_BS, token_weights_BS)
 
 
-def _layers(lm: PreTrainedModel) -> nn.ModuleList:
+def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers, whatever the architecture calls them."""
     count = lm.config.get_text_config().num_hidden_layers
     for module in lm.base_model.modules():

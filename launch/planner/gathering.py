@@ -15,14 +15,15 @@ from launch.planner.zero import Zero
 
 
 class Use(NamedTuple):
-    """A module that runs, forward or backward."""
+    """A module that runs, forward or backward: a whole layer, or one outside the layers."""
 
     block: int
     """0 is the embedding, 1 to L are the layers, L + 1 the last norm and the head."""
     is_backward: bool
     """Also where a layer is recomputed for its backward pass."""
-    weight: int
-    """Which weight it needs."""
+    weights: tuple[int, ...]
+    """Which weights it needs, all of them until its end."""
+    is_layer: bool
 
 
 class Order(NamedTuple):
@@ -37,20 +38,21 @@ class Order(NamedTuple):
 def order_of_uses(arch: Architecture, *, checkpointing: bool) -> Order:
     """The modules with weights in the order in which a training step runs them."""
     sizes = [arch.embedding_weight]
-    blocks = [[0]]
-    for _ in range(arch.layers):
-        blocks.append(list(range(len(sizes), len(sizes) + len(arch.layer_weights))))
+    modules: list[tuple[int, tuple[int, ...]]] = [(0, (0,))]
+    for layer in range(arch.layers):
+        weights = range(len(sizes), len(sizes) + len(arch.layer_weights))
+        modules.append((layer + 1, tuple(weights)))
         sizes += arch.layer_weights
+    last = arch.layers + 1
+    modules.append((last, (len(sizes),)))
     sizes.append(arch.hidden)
-    head = 0 if arch.tied else len(sizes)
+    modules.append((last, (0 if arch.tied else len(sizes),)))
     if not arch.tied:
         sizes.append(arch.embedding_weight)
-    blocks.append([arch.layers * len(arch.layer_weights) + 1, head])
-    uses = [Use(block, False, weight) for block, of in enumerate(blocks) for weight in of]
-    for block, of in reversed(list(enumerate(blocks))):
-        if checkpointing and 0 < block <= arch.layers:
-            uses += [Use(block, True, weight) for weight in of]
-        uses += [Use(block, True, weight) for weight in reversed(of)]
+    uses = [Use(block, False, weights, 0 < block < last) for block, weights in modules]
+    for use in reversed(uses[:]):
+        times = 2 if checkpointing and use.is_layer else 1
+        uses += [use._replace(is_backward=True)] * times
     return Order(tuple(uses), tuple(sizes))
 
 
@@ -65,18 +67,19 @@ def gathered_numbers(
     than `max_live` are whole. Weights that are gathered together come in one buffer, which is
     copied apart when the first of them is needed and goes when the last has been.
     """
-    uses, sizes = order_of_uses(arch, checkpointing=checkpointing)
+    uses, sizes = order = order_of_uses(arch, checkpointing=checkpointing)
     state = _State(sizes)
-    queue = deque(enumerate(use.weight for use in uses))
+    queue = deque((step, weight) for step, use in enumerate(uses) for weight in use.weights)
     fetched_for: dict[int, int] = {}
     result = []
     for step, use in enumerate(uses):
-        weight = use.weight
-        if weight not in state.known:
-            state.gather([weight])
-        state.wait(weight)
-        if fetched_for.get(weight, -1) < step and queue:
-            fetched_for[weight] = queue.popleft()[0]
+        state.gather([weight for weight in use.weights if weight not in state.known])
+        for weight in use.weights:
+            state.wait(weight)
+        for _ in [w for w in use.weights if fetched_for.get(w, -1) < step]:
+            if queue:
+                later, weight = queue.popleft()
+                fetched_for[weight] = later
         ahead: list[int] = []
         room, found = min(zero.max_live - state.num_known, zero.prefetch_bucket), 0
         while queue and found < room:
@@ -87,22 +90,32 @@ def gathered_numbers(
                 found += sizes[next_weight]
         state.gather(ahead)
         result.append((use, state.peak()))
-        is_skipped = fetched_for[weight] > step + 1
-        stays = sizes[weight] <= zero.persistence_threshold or is_skipped
-        if not stays and not _comes_again(uses, sizes, step, within=zero.max_reuse_distance):
-            state.release(weight)
+        soon = _soon(order, step, within=zero.max_reuse_distance)
+        for weight in use.weights:
+            is_skipped = fetched_for[weight] > step + 1
+            stays = sizes[weight] <= zero.persistence_threshold or is_skipped or weight in soon
+            if not stays:
+                state.release(weight)
     return tuple(result)
 
 
-def _comes_again(uses: tuple[Use, ...], sizes: tuple[int, ...], step: int, *, within: int) -> bool:
-    passed = 0
+def _soon(order: Order, step: int, *, within: int) -> set[int]:
+    """Weights that DeepSpeed sees come again before so many numbers have passed.
+
+    Looking on from a layer it sees the whole model at the turn to the backward pass, since the
+    module around all others comes there; from any other module it sees no weights of layers.
+    """
+    uses, sizes = order
+    passed, soon = 0, set[int]()
     for use in uses[step + 1 :]:
         if passed >= within:
-            return False
-        if use.weight == uses[step].weight:
-            return True
-        passed += sizes[use.weight]
-    return False
+            break
+        if uses[step].is_layer and use.is_backward and not uses[step].is_backward:
+            return set(range(len(sizes)))
+        if use.is_layer <= uses[step].is_layer:
+            soon |= set(use.weights)
+            passed += sum(sizes[weight] for weight in use.weights)
+    return soon
 
 
 class _Buffer:
