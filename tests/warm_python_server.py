@@ -9,6 +9,7 @@ import atexit
 import ctypes
 import fcntl
 import importlib
+import inspect
 import marshal
 import os
 import runpy
@@ -47,6 +48,9 @@ _HIGH = 512
 def main(address: str, owner: int) -> int:
     for name in (*PRELOADED, *_MORE, "tests.frozen"):
         importlib.import_module(name)
+    # torchrun asks for its own stack some 60 times a start; for a frame of a file that does not
+    # exist inspect goes through all modules.
+    inspect.modulesbyfile["<frozen runpy>"] = "runpy"  # type: ignore[attr-defined]
     request = _serve_until_forked(address, owner)
     if request is not None:
         _end(_exit_code(request))

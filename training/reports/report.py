@@ -100,19 +100,16 @@ def page_of(groups: list[RunGroup], figures: Sequence[str]) -> str:
 def _draw(groups: list[RunGroup], out_dir: Path) -> list[str]:
     """Write every diagram as a PNG and all of them as one; the figures of the page."""
     panels = panels_of(groups)
-    drawn = {
-        theme: [draw_panel(groups, panel, theme=theme) for panel in panels]
-        for theme in (LIGHT, DARK)
-    }
+    drawn = [draw_panel(groups, panel) for panel in panels]
     for theme, name in ((LIGHT, "report.png"), (DARK, "report_dark.png")):
-        together = tiled(drawn[theme], theme=theme, columns=2)
+        together = tiled([pictures[theme] for pictures in drawn], theme=theme, columns=2)
         if len(groups) > 1:
             key = tiled([draw_key(groups, theme=theme)], theme=theme, columns=2)
             together = np.concatenate([key, together])
         (out_dir / name).write_bytes(as_png(together))
     figures = []
-    for panel, light, dark in zip(panels, *drawn.values(), strict=True):
-        on_light, on_dark = as_png(light), as_png(dark)
+    for panel, pictures in zip(panels, drawn, strict=True):
+        on_light, on_dark = as_png(pictures[LIGHT]), as_png(pictures[DARK])
         (out_dir / f"{panel.name}.png").write_bytes(on_light)
         figures.append(picture(on_light, on_dark, title=panel.title, caption=panel.caption))
     return figures

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,7 +15,9 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
+from PIL import Image
 
 from training.reports.groups import RunGroup
 
@@ -68,6 +69,7 @@ DARK = Theme(
     bands="plasma",
     band_range=(0.25, 0.95),
 )
+THEMES = (LIGHT, DARK)
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,26 @@ class Panel:
     draw: Callable[[Axes, list[RunGroup], Theme], None]
 
 
-def draw_panel(groups: list[RunGroup], panel: Panel, *, theme: Theme) -> Picture:
-    """A diagram over epochs, with tokens along the top, its letters readable on a phone."""
-    with matplotlib.rc_context(_settings(theme)):
-        figure = _figure(theme, height=3.7)
-        axes = figure.add_subplot(title=panel.title)
-        panel.draw(axes, groups, theme)
-        _set_epochs(axes, groups)
-        return _drawn(figure)
+def draw_panel(groups: list[RunGroup], panel: Panel) -> dict[Theme, Picture]:
+    """A diagram over epochs, with tokens along the top, its letters readable on a phone.
+
+    In every theme; where everything lies is half of the work and is found once.
+    """
+    pictures: dict[Theme, Picture] = {}
+    places: list[Bbox] = []
+    for theme in THEMES:
+        with matplotlib.rc_context(_settings(theme)):
+            figure = _figure(theme, height=3.7)
+            axes = figure.add_subplot(title=panel.title)
+            panel.draw(axes, groups, theme)
+            _set_epochs(axes, groups)
+            if places:
+                figure.set_layout_engine("none")
+                for each, place in zip(figure.axes, places, strict=True):
+                    each.set_position(place)
+            pictures[theme] = _drawn(figure)
+            places = [each.get_position(original=True) for each in figure.axes]
+    return pictures
 
 
 def draw_key(groups: list[RunGroup], *, theme: Theme) -> Picture:
@@ -122,7 +136,7 @@ def tiled(pictures: list[Picture], *, theme: Theme, columns: int) -> Picture:
 def as_png(picture: Picture) -> bytes:
     """The bytes of its file, the same for the same picture."""
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, picture, format="png")
+    Image.fromarray(picture[..., :3]).save(buffer, format="png", compress_level=4)
     return buffer.getvalue()
 
 
