@@ -84,7 +84,7 @@ SHAPES = (
     Shape("one rank, checkpointing", _LONE, 512, samples=2, num_ranks=1, checkpointing=True),
     Shape("two to a sample", _WIDE, 512, samples=2, sp=2),
     Shape("bf16", _WIDE, 256, samples=2, bf16=True),
-    Shape("bf16, checkpointing", _WIDE, 256, samples=2, bf16=True, checkpointing=True),
+    Shape("bf16, checkpointing", _SHORT, 256, samples=2, bf16=True, checkpointing=True),
     Shape("bf16, two to a sample", _WIDE, 256, samples=2, bf16=True, sp=2),
     Shape(
         "tied", _model(256, 768, 6, (4, 2, 64), 4000) | {"tie_word_embeddings": True}, 128,
