@@ -24,13 +24,13 @@ import torch.distributed as dist
 from benchmarks.machine import describe_machine
 from tests.distributed import run_ranks
 from tests.training.layouts import UnevenPack, make_source, tiny_recipe
+from training.checkpoints.progress import Progress
 from training.checkpoints.save import CheckpointSave
-from training.data import SampleStream
-from training.dist import init_layout
-from training.engine import build_engine
-from training.model import resolve_model_config
-from training.progress import Progress
-from training.step import train_step
+from training.data.stream import SampleStream
+from training.model.causal_lm import resolve_model_config
+from training.model.engine import build_engine
+from training.ranks.dist import init_layout
+from training.run.step import train_step
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:

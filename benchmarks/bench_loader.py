@@ -197,7 +197,7 @@ def open_and_resume(corpus: Path) -> None:
     before = _peak_mib()
     began = time.perf_counter()
     from data_prep.shards import open_corpus
-    from training.sample_order import SampleOrder
+    from training.data.sample_order import SampleOrder
 
     imported = time.perf_counter() - began
     began = time.perf_counter()

@@ -41,11 +41,11 @@ from benchmarks.step_meters import PHASES, CollectiveCounter, Took, median_took,
 from benchmarks.step_workload import MODES, filled_cache, make_recipe, make_stream
 from tests.distributed import run_ranks
 from tests.training.layouts import make_source
-from training.dist import Layout, init_layout
-from training.engine import build_engine
-from training.lagged_dropout import lagged_dropout
-from training.model import resolve_model_config
-from training.step import train_step
+from training.dropout.lagged import lagged_dropout
+from training.model.causal_lm import resolve_model_config
+from training.model.engine import build_engine
+from training.ranks.dist import Layout, init_layout
+from training.run.step import train_step
 
 
 class Bench:

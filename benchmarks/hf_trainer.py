@@ -15,11 +15,11 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.step_meters import Took
-from training.config import Recipe
-from training.data import SampleStream, next_token_targets
-from training.dist import Layout
-from training.engine import join_ds_config
-from training.model import resolve_model_config
+from training.config.recipe import Recipe
+from training.data.stream import SampleStream, next_token_targets
+from training.model.causal_lm import resolve_model_config
+from training.model.engine import join_ds_config
+from training.ranks.dist import Layout
 
 
 def trainer_steps(

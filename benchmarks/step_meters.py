@@ -16,10 +16,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training import lagged_dropout, token_dropout
-from training.data import SampleStream
-from training.engine import Engine
-from training.entropy_source import EntropySource
+from training.data.stream import SampleStream
+from training.dropout import lagged, policy
+from training.dropout.entropy_source import EntropySource
+from training.model.engine import Engine
 
 PHASES = {
     "data": "the step's micro-batches",
@@ -100,8 +100,8 @@ def phase_clock(engine: Engine, source: EntropySource) -> Iterator[Clock]:
         for owner, name, phase in (
             (SampleStream, "step", "data"),  # of the class: the stream itself is frozen
             (source, "of_step", "entropies"),
-            (token_dropout, "select_low_tokens", "quantile"),
-            (lagged_dropout, "select_low_tokens", "quantile"),
+            (policy, "select_low_tokens", "quantile"),
+            (lagged, "select_low_tokens", "quantile"),
             (ds, "forward", "forward"),
             (ds, "backward", "backward"),
             (ds, "step", "update"),

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from data_prep.shards import PackedSample
 from tests.distributed import ranks_folder
 from tests.training.layouts import tiny_recipe, whole_epochs
-from training.config import Recipe
-from training.data import SampleStream, batch_shape
-from training.dist import Layout
-from training.entropy_cache import EntropyCache
+from training.config.recipe import Recipe
+from training.data.stream import SampleStream, batch_shape
+from training.dropout.entropy_cache import EntropyCache
+from training.ranks.dist import Layout
 
 # name: what its recipe changes. The method acts from the first step: see `make_recipe`.
 MODES: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 _MODULES = {
-    "training": ("deepspeed", "mpi4py", "transformers", "training.loop", "data_prep.build"),
+    "training": ("deepspeed", "mpi4py", "transformers", "training.run.run", "data_prep.build"),
     "prep": ("mpi4py.MPI", "datasets", "transformers", "data_prep.build", "data_prep.executor"),
 }
 _PROGRAMS = {

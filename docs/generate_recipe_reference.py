@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from training import config, recipe_sections
-from training.config import Recipe
+from training.config import recipe, sections
+from training.config.recipe import Recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 _INTRODUCTION = """\
@@ -30,8 +30,8 @@ Any key can be changed on the command line, with its dotted name:
 launch/local.sh training/recipes/quickstart.yaml train.epochs=3 dropout.max_rate=0.2
 ```
 
-This page is written by `python -m docs.generate_recipe_reference` out of `training/config.py`
-and `training/recipe_sections.py`; a test fails when it is out of date.
+This page is written by `python -m docs.generate_recipe_reference` out of
+`training/config/recipe.py` and `training/config/sections.py`; a test fails when it is out of date.
 """
 
 
@@ -39,7 +39,7 @@ def reference() -> str:
     """The whole page."""
     comments = {
         key: text
-        for module in (recipe_sections, config)
+        for module in (sections, recipe)
         for key, text in field_docstrings(Path(module.__file__)).items()
     }
     return _INTRODUCTION + _section(Recipe, prefix="", comments=comments)

@@ -10,7 +10,7 @@ import sys
 from launch.planner.forecast import Machine, forecast
 from launch.planner.table import as_data, as_text
 from launch.preflight import command as preflight
-from training.recipe_file import load_recipe
+from training.config.load import load_recipe
 
 _PLAN = """Say what a run will take before it starts: memory of a GPU by phase, memory of a node's
 host, bytes on disk, steps and days; and when it does not fit, the cheapest change with which it

@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from training.recipe_file import load_recipe
+from training.config.load import load_recipe
 
 
 def main(arguments: list[str]) -> int:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from training.rank_logs import FOLDER
-from training.run_state import RUN_STATE_FILE, RunState, read_run_state
+from training.ranks.rank_logs import FOLDER
+from training.ranks.run_state import RUN_STATE_FILE, RunState, read_run_state
 
 
 def read_if_begun(run_dir: Path) -> RunState | None:

@@ -22,8 +22,8 @@ PRELOADED = [
     "torch",
     "transformers",
     "deepspeed",
-    "training.engine",
-    "training.loop",
+    "training.model.engine",
+    "training.run.run",
     # what these import at the first start of an engine: half of its seconds
     "deepspeed.runtime.zero.muon.original_muon",
     "deepspeed.runtime.sequence_parallel.ulysses_sp",

@@ -58,7 +58,7 @@ def entries() -> list[str]:
 
 @pytest.mark.slow
 def test_every_entry_can_be_the_first() -> None:
-    assert {"training.__main__", "training.loop", "data_prep.build"} <= set(entries())
+    assert {"training.__main__", "training.run.run", "data_prep.build"} <= set(entries())
     done = subprocess.run(
         [sys.executable, "-c", EACH_IN_A_FORK, *entries()],
         cwd=ROOT,

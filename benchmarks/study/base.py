@@ -9,9 +9,9 @@ from benchmarks.study.corpora import Folders
 from benchmarks.study.ready_model import write_ready_model
 from benchmarks.study.recipes import base_recipe, scores_name
 from benchmarks.study.settings import Base, ReadyModel, Setting
-from training.export import export_run
-from training.loop import train
-from training.score import ScoreOptions, score_corpus
+from training.checkpoints.export import export_run
+from training.run.run import train
+from training.run.score import ScoreOptions, score_corpus
 
 _SAMPLES_AT_ONCE = 16
 

@@ -9,8 +9,8 @@ from typing import Any
 from benchmarks.study.corpora import Folders
 from benchmarks.study.settings import Base, Setting, Size
 from data_prep.shards import open_corpus
-from training.config import Recipe
-from training.recipe_file import parse_recipe
+from training.config.load import parse_recipe
+from training.config.recipe import Recipe
 
 _MICRO_BATCH_SAMPLES = 16
 

@@ -18,10 +18,10 @@ from benchmarks.study.scoring import Scorer, completed_share, heldout_pieces, me
 from benchmarks.study.settings import Base, Setting
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
+from training.checkpoints.export import trained_weights
 from training.checkpoints.marker import newest_complete, read_marker
-from training.export import trained_weights
-from training.loop import train
-from training.metrics_file import METRICS_FILE, read_metrics
+from training.metrics.file import METRICS_FILE, read_metrics
+from training.run.run import train
 
 
 def run_job(job: Job, setting: Setting, folders: Folders) -> Row:

@@ -12,8 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.study.comparison import ArmRuns, Place, final_loss
+from training.config.sections import Dropout
 from training.entrodrop.mask import DropRates
-from training.recipe_sections import Dropout
 
 _COLOURS = {"entrodrop": "C2", "random_token_dropout": "C1", "none": "C0"}
 _NAMES = {"entrodrop": "by entropy", "random_token_dropout": "at random", "none": "none"}

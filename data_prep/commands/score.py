@@ -53,7 +53,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        from training.score import ScoreOptions, score_corpus
+        from training.run.score import ScoreOptions, score_corpus
     except ModuleNotFoundError as missing:
         raise ValueError(
             f"score runs a model, and this installation has no {missing.name}: it is one for "

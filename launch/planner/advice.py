@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from launch.planner.forecast import DoesNotDivideError, Forecast, forecast
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 _OFFLOADS = ("ds_configs/zero3_offload_optimizer.json", "ds_configs/zero3_offload_all.json")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.planner.corpus import read_vocab_size
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 _FAMILIES = ("llama", "qwen3")
 """`model_type` of those whose modules and activations are known here."""

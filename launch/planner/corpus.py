@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 if TYPE_CHECKING:
     from data_prep.shards import Corpus

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from launch.planner.architecture import Architecture
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from launch.planner.duration import Duration, forecast_duration
 from launch.planner.host import Host, forecast_host
 from launch.planner.memory import Moment, Phase, Run, peak_moments
 from launch.planner.zero import read_zero
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 GIB = 2**30
 _OUTSIDE_TENSORS_BYTES = 2 * GIB

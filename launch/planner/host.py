@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launch.planner.memory import Run
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 _PROCESS_BYTES = 3 * 2**30
 """Python, torch, CUDA's host side and data of one process: an assumption, on no GPU measured."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 # deepspeed/runtime/zero/config.py of DeepSpeed 0.19: numbers of parameters, not bytes
 _DEFAULTS = {

@@ -11,7 +11,7 @@ from launch.preflight.finding import Finding
 from launch.preflight.meeting import sizes_only
 from launch.preflight.setting import Context, Setting
 from launch.preflight.wording import count, size
-from training.start import check_start
+from training.run.start import check_start
 
 _MAX_BYTES = 8 * 2**30
 """What a rank reads without --deep: within a minute at 150 MB/s."""

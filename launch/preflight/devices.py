@@ -17,7 +17,7 @@ from launch.planner.memory import peak_moments
 from launch.preflight.finding import Finding, first_of_hosts, name_ranks, ranks_by_value
 from launch.preflight.setting import Context, Setting
 from launch.preflight.wording import count, size
-from training.engine import training_dtype
+from training.model.engine import training_dtype
 
 _IN_USE_FRAC = 0.1
 """More of a GPU than this, which our own context does not explain, belongs to someone else."""

@@ -14,9 +14,9 @@ from torch import Tensor
 from launch.preflight.finding import Finding, name_ranks
 from launch.preflight.setting import Context, Setting
 from launch.preflight.tiny import make_pack, make_stream, tiny_engine
-from training.attention import find_documents
-from training.data import MicroBatch
-from training.engine import Engine, training_dtype
+from training.data.documents import find_documents
+from training.data.stream import MicroBatch
+from training.model.engine import Engine, training_dtype
 
 _MAX_SHARE = 1e-4
 """Of the change within the document; on one kernel the others stay the same bit for bit."""

@@ -19,9 +19,9 @@ from launch.preflight.finding import Finding, name_ranks
 from launch.preflight.setting import Context, Setting
 from launch.preflight.tiny import TinyPack, make_pack, make_stream, tiny_config, tiny_engine
 from launch.preflight.weights import gathered_weights, plain_model
-from training.data import IGNORE
-from training.dist import sum_over_ranks
-from training.engine import Engine
+from training.data.stream import IGNORE
+from training.model.engine import Engine
+from training.ranks.dist import sum_over_ranks
 
 _TOLERANCE = 1e-4
 _MICRO_STEPS = 2

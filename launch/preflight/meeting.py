@@ -18,10 +18,10 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from launch.preflight.exchange import Exchange
 from launch.preflight.setting import Context, Setting
-from training.config import Recipe
-from training.dist import agree, init_layout, raise_together
-from training.launcher_ranks import set_rank_variables
-from training.recipe_file import load_recipe
+from training.config.load import load_recipe
+from training.config.recipe import Recipe
+from training.ranks.dist import agree, init_layout, raise_together
+from training.ranks.launcher_env import set_rank_variables
 
 
 class Request(NamedTuple):

@@ -14,10 +14,10 @@ from data_prep.shards import Corpus, open_corpus
 from launch.preflight.finding import Finding, name_ranks, ranks_by_value
 from launch.preflight.setting import Context, Setting
 from launch.preflight.wording import count
-from training.config import Recipe
-from training.engine import training_dtype
-from training.model import resolve_model_config
-from training.model_checks import check_heads
+from training.config.recipe import Recipe
+from training.model.causal_lm import resolve_model_config
+from training.model.checks import check_heads
+from training.model.engine import training_dtype
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _TOKENIZER = "tokenizer.json"

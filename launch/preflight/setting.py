@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from training.config import Recipe
-from training.dist import Layout
+from training.config.recipe import Recipe
+from training.ranks.dist import Layout
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from data_prep.shards import PackedSample, PackIndex
 from launch.preflight.model import model_config
 from launch.preflight.setting import Context
-from training.attention import ATTENTION_NAME
-from training.config import Recipe
-from training.data import SampleStream
-from training.engine import Engine, build_engine
-from training.recipe_sections import Model
+from training.config.recipe import Recipe
+from training.config.sections import Model
+from training.data.stream import SampleStream
+from training.model.attention import ATTENTION_NAME
+from training.model.engine import Engine, build_engine
 
 VOCAB_SIZE = 257
 _HIDDEN, _INTERMEDIATE, _LAYERS = 64, 96, 2

@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from launch.preflight.finding import Finding, name_ranks, ranks_by_value
 from launch.preflight.setting import Context, Setting
-from training.recipe_file import dump_recipe
+from training.config.load import dump_recipe
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "tokenizers", "numpy")

@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from launch.preflight.finding import Finding, name_ranks
 from launch.preflight.setting import Context, Setting
 from launch.preflight.tiny import tiny_config, tiny_recipe
-from training.engine import join_ds_config
-from training.model import build_model
+from training.model.causal_lm import build_model
+from training.model.engine import join_ds_config
 
 _MAX_RATIO = 1.25
 """Between standard deviations of matrices of thousands of random numbers: 1.02 by chance."""

@@ -24,7 +24,7 @@ from benchmarks.study.results import append_result, read_results, refuse_other_s
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
 from tests.warm_python import warm_python
-from training.recipe_file import parse_recipe
+from training.config.load import parse_recipe
 
 # --- statistics ---
 

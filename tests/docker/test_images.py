@@ -18,7 +18,7 @@ from tests.docker.buildah import Buildah, needs_buildah
 from tests.launch.hosts import Hosts, needs_hosts
 from tests.launch.shared_runs import REPO_ROOT, shared_recipe, state_of, write_recipe
 from tests.training.short_runs import metrics
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 pytestmark = [needs_buildah, pytest.mark.cluster, pytest.mark.slow]
 NUM_STEPS = 20
@@ -126,7 +126,7 @@ def test_the_training_image_is_whole(buildah: Buildah, training_image: str) -> N
     assert f"{num_pins} of {num_pins} pins installed" in checked.stdout
     assert "ok    user       1000" in checked.stdout
     library = "/opt/venv/lib/python3*/site-packages/deepspeed/runtime/__pycache__/engine.*.pyc"
-    assert_compiled(buildah, training_image, "training/__pycache__/loop.*.pyc", library)
+    assert_compiled(buildah, training_image, "training/run/__pycache__/run.*.pyc", library)
 
 
 def test_a_compiler_of_the_build_stays_in_the_build(buildah: Buildah, training_image: str) -> None:

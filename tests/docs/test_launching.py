@@ -11,7 +11,7 @@ import pytest
 
 from tests.docs.markdown import REPO_ROOT, code_blocks
 from tests.warm_python import warm_path, warm_python
-from training.recipe_file import load_recipe
+from training.config.load import load_recipe
 
 PAGES = ("launching.md", "planning.md")
 

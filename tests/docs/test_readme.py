@@ -10,7 +10,7 @@ import yaml
 
 from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks, links, load_script, paths_of_ours
 from tests.warm_python import warm_path, warm_python
-from training.recipe_file import parse_recipe
+from training.config.load import parse_recipe
 
 README = REPO_ROOT / "README.md"
 

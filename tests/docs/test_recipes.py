@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.markdown import REPO_ROOT, load_script
-from training.recipe_file import load_recipe
+from training.config.load import load_recipe
 
 RECIPES = sorted((REPO_ROOT / "training" / "recipes").glob("*.yaml"))
 

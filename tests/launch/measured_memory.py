@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.step_workload import RandomPack
 from tests.distributed import run_ranks
 from tests.training.layouts import make_source, whole_epochs
-from training.config import Recipe
-from training.data import SampleStream, batch_shape
-from training.dist import init_layout
-from training.engine import build_engine, training_dtype
-from training.model import resolve_model_config
-from training.step import train_step
-from training.watchdog import Watchdog
+from training.config.recipe import Recipe
+from training.data.stream import SampleStream, batch_shape
+from training.model.causal_lm import resolve_model_config
+from training.model.engine import build_engine, training_dtype
+from training.ranks.dist import init_layout
+from training.ranks.watchdog import Watchdog
+from training.run.step import train_step
 
 # ZeRO-3 records the order of the modules in a first pass, and gathers ahead by it from then on.
 _WARM_UP_STEPS, _STEPS = 1, 1

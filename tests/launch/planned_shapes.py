@@ -11,7 +11,7 @@ from launch.planner.architecture import find_architecture
 from launch.planner.forecast import make_run
 from launch.planner.memory import Moment, Phase, peak_moments
 from tests.training.layouts import tiny_recipe
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 # so that buckets, gathering ahead and what stays whole matter as they do for large models
 ZERO = {

@@ -13,9 +13,9 @@ from typing import Any
 from tests.distributed import run_ranks
 from tests.training.short_runs import metrics, short_recipe, train_on_rank
 from tests.warm_python import warm_python
-from training.config import Recipe
-from training.recipe_file import dump_recipe
-from training.run_state import read_run_state
+from training.config.load import dump_recipe
+from training.config.recipe import Recipe
+from training.ranks.run_state import read_run_state
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 NUM_STEPS = 60

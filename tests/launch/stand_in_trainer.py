@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from training.recipe_file import load_recipe
-from training.run_state import RUN_STATE_FILE, RunRecord, read_run_state
+from training.config.load import load_recipe
+from training.ranks.run_state import RUN_STATE_FILE, RunRecord, read_run_state
 
 
 def write_python(path: Path) -> Path:

@@ -27,7 +27,7 @@ from tests.launch.shared_runs import (
 )
 from tests.training.short_runs import metrics
 from tests.warm_python import warm_python
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 FOLDER = REPO_ROOT / "launch/kubernetes"
 WORKER = "launch/kubernetes/worker.sh"

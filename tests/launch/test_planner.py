@@ -23,10 +23,10 @@ from launch.planner.table import as_text
 from launch.planner.zero import read_zero
 from tests.launch.measured_memory import measure_peaks
 from tests.launch.planned_shapes import SHAPES, Shape, forecast_peaks
-from training.config import Recipe
-from training.dist import Layout
-from training.plan import choose_mixture, derive_plan
-from training.recipe_file import load_recipe
+from training.config.load import load_recipe
+from training.config.recipe import Recipe
+from training.ranks.dist import Layout
+from training.run.plan import choose_mixture, derive_plan
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = REPO_ROOT / "training" / "recipes"

@@ -139,18 +139,18 @@ def leaking_attention() -> None:
     """What transformers' sdpa does under Ulysses: causal over the whole row."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    import training.attention
+    import training.model.attention
 
     def sdpa(module: Any, query: Any, key: Any, value: Any, _: Any, **keywords: Any) -> Any:
         return sdpa_attention_forward(
             module, query, key, value, None, scaling=keywords.get("scaling"), is_causal=True
         )
 
-    training.attention.document_attention = sdpa
+    training.model.attention.document_attention = sdpa
 
 
 def gradients_times_sp() -> None:
-    from training.engine import Engine
+    from training.model.engine import Engine
 
     plain = Engine.backward_and_step
 
@@ -250,7 +250,7 @@ def clock_of_rank_1_is_ahead() -> list[dict[str, Any]]:
     from launch.preflight import clocks
     from launch.preflight.setting import Context, Setting
     from tests.training.layouts import tiny_recipe
-    from training.dist import init_layout
+    from training.ranks.dist import init_layout
 
     layout = init_layout(sp_size=1)
     setting = Setting(recipe=tiny_recipe(), hosts=("h1", "h2"), on_gpu=False)

@@ -22,7 +22,7 @@ from tests.launch.shared_runs import (
 )
 from tests.launch.slurm_cluster import SlurmCluster, needs_slurm, wait_until
 from tests.training.short_runs import metrics
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 pytestmark = [needs_slurm, pytest.mark.cluster, pytest.mark.slow]
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")

@@ -16,7 +16,7 @@ from tests.distributed import run_ranks
 from tests.launch.shared_runs import REPO_ROOT, shared_recipe, write_recipe
 from tests.launch.slurm_cluster import SlurmCluster, needs_slurm, wait_until
 from tests.launch.stand_in_trainer import write_python
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 pytestmark = [needs_slurm, pytest.mark.cluster, pytest.mark.slow]
 ONE_TASK = ("--nodes=1", "--ntasks=1")
@@ -168,7 +168,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def test_scores_made_on_two_nodes_are_those_of_one_machine(run_job, small_corpus, tmp_path):
-    from training.score import ScoreOptions, score_corpus
+    from training.run.score import ScoreOptions, score_corpus
 
     model = _save_model(tmp_path / "model")
     here, there = (shutil.copytree(small_corpus, tmp_path / name) for name in ("here", "there"))

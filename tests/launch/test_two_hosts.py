@@ -25,7 +25,7 @@ from tests.launch.shared_runs import (
 )
 from tests.mpi import MPI_OF_HOSTS
 from tests.training.short_runs import metrics
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 pytestmark = [needs_hosts, pytest.mark.cluster, pytest.mark.slow]
 

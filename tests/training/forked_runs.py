@@ -22,10 +22,10 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import PRELOADED
-from training import loop
 from training.checkpoints.files import read_state
 from training.checkpoints.marker import read_marker
-from training.config import Recipe
+from training.config.recipe import Recipe
+from training.run import run as run_module
 
 RANKS = (0, 1)
 SEQUENCE_TOKENS = 32
@@ -93,7 +93,7 @@ class ForkedRanks:
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             random.seed(0)  # Python sows it anew in every fork; it is saved, and compared
             prepare(rank)
-            loop.train(recipe)
+            run_module.train(recipe)
             code = 0
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", flush=True)

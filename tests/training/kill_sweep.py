@@ -39,7 +39,7 @@ from tests.training.forked_runs import (
 from tests.training.layouts import tiny_recipe
 from training.checkpoints.marker import newest_complete, read_marker
 from training.checkpoints.save import CheckpointSave
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 FIRST_SAVE, KILLED_SAVE, LAST_STEP = 2, 4, 6
 _CALLS = {

@@ -9,11 +9,11 @@ import numpy as np
 
 from data_prep.packing.mixture import DomainShare
 from data_prep.shards import PackedSample
-from training.config import Recipe
-from training.entropy_cache import EntropyCache
-from training.entropy_source import choose_source
-from training.recipe_file import parse_recipe
-from training.sample_order import SampleOrder
+from training.config.load import parse_recipe
+from training.config.recipe import Recipe
+from training.data.sample_order import SampleOrder
+from training.dropout.entropy_cache import EntropyCache
+from training.dropout.entropy_source import choose_source
 
 VOCAB_SIZE = 101
 SEQUENCE_TOKENS = 32

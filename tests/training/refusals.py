@@ -15,9 +15,9 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from data_prep.reading.documents import Fields
 from tests.training.short_runs import SEQUENCE_TOKENS, short_recipe
-from training.config import Recipe
-from training.dist import Layout
-from training.start import Start, check_start
+from training.config.recipe import Recipe
+from training.ranks.dist import Layout
+from training.run.start import Start, check_start
 
 CPU = torch.device("cpu")
 
@@ -38,13 +38,13 @@ def check(corpus: Path, *, num_processes: int = 2, **changes: Any) -> Start:
 
 
 def message_without_a_model(recipe: Recipe) -> str:
-    from training import loop
+    from training.run import run as run_module
 
     def build_engine(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was built")
 
-    loop.build_engine = build_engine
-    return refused(lambda: loop.train(recipe))
+    run_module.build_engine = build_engine
+    return refused(lambda: run_module.train(recipe))
 
 
 def build_ids(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.training.layouts import tiny_recipe
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 SEQUENCE_TOKENS = 64
 NUM_STEPS = 8
@@ -48,6 +48,6 @@ def metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def train_on_rank(recipe: Recipe) -> None:
-    from training.loop import train
+    from training.run.run import train
 
     train(recipe)

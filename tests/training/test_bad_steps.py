@@ -10,7 +10,7 @@ import torch
 
 from tests.distributed import run_ranks
 from tests.training.test_run import metrics, recipe_of, train_on_rank
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 BAD_STEP = 5  # the sixth
 BASE: dict[str, Any] = {
@@ -29,8 +29,8 @@ def train_with_bad_batch(
         lasting: in every later step too.
         accepted: as `train` takes it.
     """
-    import training.step as module
-    from training.loop import train
+    import training.run.step as module
+    from training.run.run import train
 
     forward = module.forward_micro_batch
     samples: list[int] = []
@@ -56,9 +56,9 @@ def train_with_bad_batch(
         return done._replace(nll_BS=done.nll_BS * scale, loss_sum=done.loss_sum * factor)
 
     module.forward_micro_batch = forward_with_fault
-    import training.run_steps
+    import training.run.loop
 
-    training.run_steps.train_step = train_step  # type: ignore[assignment]
+    training.run.loop.train_step = train_step  # type: ignore[assignment]
     train(recipe, accepted=accepted)
 
 

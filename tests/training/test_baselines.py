@@ -11,14 +11,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.training.layouts import SEQUENCE_TOKENS, UnevenPack, tiny_recipe
-from training.data import MicroBatch, SampleStream, piece_lengths
-from training.dist import Layout
-from training.engine import join_ds_config, weight_decay_of
-from training.entropy_source import EntropySource, ExcessLoss
-from training.input_noise import neftune_noise
-from training.model import CausalLMWithEntropy
-from training.step import loss_divisor
-from training.token_dropout import KeptThreshold, plan_dropout
+from training.data.stream import MicroBatch, SampleStream, piece_lengths
+from training.dropout.entropy_source import EntropySource, ExcessLoss
+from training.dropout.neftune import neftune_noise
+from training.dropout.policy import KeptThreshold, plan_dropout
+from training.model.causal_lm import CausalLMWithEntropy
+from training.model.engine import join_ds_config, weight_decay_of
+from training.ranks.dist import Layout
+from training.run.step import loss_divisor
 
 D = 16
 

@@ -18,10 +18,10 @@ import torch
 
 from tests.distributed import run_ranks
 from tests.training.test_run import message_of_error, metrics, recipe_of, train_on_rank
+from training.checkpoints.export import export_run
 from training.checkpoints.files import record_file
 from training.checkpoints.marker import MARKER, damage, newest_complete, read_marker, write_marker
-from training.config import Recipe
-from training.export import export_run
+from training.config.recipe import Recipe
 
 NEWEST, BEFORE = "step-00000008", "step-00000006"
 CHANGES: dict[str, Any] = {"entropy__source": "cache"}
@@ -108,7 +108,7 @@ def test_every_damage_to_every_kind_of_file_is_found_and_told(finished, tmp_path
 
 def chosen_of(roots: list[Path]) -> list[tuple[Path | None, str]]:
     from training.checkpoints.marker import newest_verified
-    from training.dist import init_layout
+    from training.ranks.dist import init_layout
 
     layout = init_layout(sp_size=1)
     chosen = []
@@ -323,7 +323,7 @@ if can_mount():  # elsewhere the faults above stand for it
 
 
 def message_of_evaluation(run_dir: Path) -> str:
-    from training.evaluate_run import evaluate_run
+    from training.run.evaluate_run import evaluate_run
 
     with pytest.raises(ValueError) as caught:
         evaluate_run(run_dir, [])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.layouts import tiny_recipe
-from training.recipe_file import dump_recipe, load_recipe
+from training.config.load import dump_recipe, load_recipe
 
 GOOD = """
 run_dir: runs/x

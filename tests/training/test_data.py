@@ -8,8 +8,8 @@ import torch
 
 from data_prep.shards import PackedSample
 from tests.training.layouts import SEQUENCE_TOKENS, UnevenPack, whole_epochs
-from training.data import IGNORE, SampleStream, batch_shape, next_token_targets
-from training.dist import Layout
+from training.data.stream import IGNORE, SampleStream, batch_shape, next_token_targets
+from training.ranks.dist import Layout
 
 
 def make_sample(position_ids: list[int], *, num_tokens: int, masked: tuple = ()) -> PackedSample:

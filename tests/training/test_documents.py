@@ -11,11 +11,11 @@ import torch
 
 from tests.distributed import run_ranks
 from tests.training.layouts import SEQUENCE_TOKENS, VOCAB_SIZE, tiny_recipe
-from training.attention import find_documents
-from training.data import MicroBatch
-from training.dist import Layout, init_layout
-from training.engine import Engine, build_engine
-from training.model import resolve_model_config
+from training.data.documents import find_documents
+from training.data.stream import MicroBatch
+from training.model.causal_lm import resolve_model_config
+from training.model.engine import Engine, build_engine
+from training.ranks.dist import Layout, init_layout
 
 # documents of 7, 11, 1, 9 and 4 tokens; the second lies on both sides of the border at 16
 LENGTHS = (7, 11, 1, 9, 4)

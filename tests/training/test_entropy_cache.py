@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.entropy_cache import EntropyCache
+from training.dropout.entropy_cache import EntropyCache
 
 
 @pytest.fixture

@@ -23,12 +23,12 @@ from tests.training.layouts import (
     whole_epochs,
 )
 from tests.training.test_layouts import make_engine
-from training.data import SampleStream
-from training.dist import Layout, init_layout
-from training.entropy_cache import EntropyCache
-from training.entropy_source import Cached, choose_source
-from training.sample_order import SampleOrder
-from training.step import train_step
+from training.data.sample_order import SampleOrder
+from training.data.stream import SampleStream
+from training.dropout.entropy_cache import EntropyCache
+from training.dropout.entropy_source import Cached, choose_source
+from training.ranks.dist import Layout, init_layout
+from training.run.step import train_step
 
 ALONE = Layout(rank=0, world_size=1, sp_size=1, device=torch.device("cpu"))
 NUM_SAMPLES = 4

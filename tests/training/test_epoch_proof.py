@@ -9,10 +9,10 @@ import torch
 
 from data_prep.packing.mixture import DomainShare
 from tests.training.layouts import UnevenPack
-from training.data import SampleStream
-from training.dist import Layout
-from training.epoch_proof import finish_epochs, visits_digest
-from training.sample_order import SampleOrder
+from training.data.epoch_digest import finish_epochs, visits_digest
+from training.data.sample_order import SampleOrder
+from training.data.stream import SampleStream
+from training.ranks.dist import Layout
 
 NUM_SAMPLES = 10
 

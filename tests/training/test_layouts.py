@@ -16,16 +16,16 @@ from data_prep.packing.mixture import DomainShare
 from tests.distributed import ranks_folder, run_ranks
 from tests.grids import is_taken
 from tests.training.layouts import RandomScores, UnevenPack, make_source, tiny_recipe, whole_epochs
-from training.config import Recipe
-from training.corpus_threshold import CorpusThreshold, corpus_threshold
-from training.data import SampleStream, batch_shape
-from training.dist import init_layout
-from training.engine import Engine, build_engine
-from training.entropy_cache import EntropyCache
-from training.lagged_dropout import lagged_dropout
-from training.model import resolve_model_config
-from training.step import train_step
-from training.token_dropout import plan_dropout
+from training.config.recipe import Recipe
+from training.data.stream import SampleStream, batch_shape
+from training.dropout.corpus_threshold import CorpusThreshold, corpus_threshold
+from training.dropout.entropy_cache import EntropyCache
+from training.dropout.lagged import lagged_dropout
+from training.dropout.policy import plan_dropout
+from training.model.causal_lm import resolve_model_config
+from training.model.engine import Engine, build_engine
+from training.ranks.dist import init_layout
+from training.run.step import train_step
 
 # name: processes, sequence shards, rows of a forward pass
 LAYOUTS = {

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from training.loss_guard import LossGuard, judge_rerun
-from training.recipe_sections import Guard
+from training.config.sections import Guard
+from training.run.loss_guard import LossGuard, judge_rerun
 
 
 def guard_after(losses: list[float], **settings: object) -> LossGuard:

@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tokenizers import Tokenizer
 
-from training.metrics import CHARTS, MetricsWriter
-from training.metrics_file import read_metrics
-from training.metrics_tokens import ENTROPY_EDGES_NATS, NUM_BINS, TokenPicture, TokenTexts
+from training.metrics.file import read_metrics
+from training.metrics.tokens import ENTROPY_EDGES_NATS, NUM_BINS, TokenPicture, TokenTexts
+from training.metrics.writer import CHARTS, MetricsWriter
 
 
 def step_row(step: int, **changes: Any) -> dict[str, Any]:

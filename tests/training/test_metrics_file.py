@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from training.board import Board
-from training.metrics_file import MetricsFile, read_metrics
+from training.metrics.file import MetricsFile, read_metrics
+from training.metrics.tensorboard_writer import Board
 
 
 class FullFor:

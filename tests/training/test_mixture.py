@@ -12,12 +12,12 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.manifest import PackWeight
 from data_prep.packing.pack import pack
 from data_prep.shards import PackIndex, open_corpus
-from training.config import Recipe
-from training.data import SampleStream
-from training.dist import Layout
-from training.plan import choose_mixture, derive_plan
-from training.recipe_file import parse_recipe
-from training.sample_order import SampleOrder
+from training.config.load import parse_recipe
+from training.config.recipe import Recipe
+from training.data.sample_order import SampleOrder
+from training.data.stream import SampleStream
+from training.ranks.dist import Layout
+from training.run.plan import choose_mixture, derive_plan
 
 ALONE = Layout(rank=0, world_size=1, sp_size=1, device=torch.device("cpu"))
 

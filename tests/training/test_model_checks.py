@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig
 
-from training.model_checks import check_window, refuse_unsupported
+from training.model.checks import check_window, refuse_unsupported
 
 
 def test_a_window_that_samples_exceed_is_refused() -> None:

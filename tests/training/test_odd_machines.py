@@ -13,9 +13,9 @@ import pytest
 
 from tests.distributed import run_ranks
 from tests.training.short_runs import NUM_STEPS, metrics, short_recipe, train_on_rank
-from training.config import Recipe
-from training.recipe_file import dump_recipe
-from training.run_state import read_run_state
+from training.config.load import dump_recipe
+from training.config.recipe import Recipe
+from training.ranks.run_state import read_run_state
 
 ROOT = Path(__file__).parents[2]
 DAY_SECONDS = 86_400.0

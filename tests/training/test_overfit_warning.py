@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.overfit_warning import OverfitWatch, find_overfitting
+from training.metrics.overfit_warning import OverfitWatch, find_overfitting
 
 
 def evaluations(

@@ -13,15 +13,16 @@ import torch
 
 from data_prep.scores import write_scores
 from data_prep.shards import open_corpus
-from training.__main__ import main, number_list
-from training.config import Recipe
-from training.data import SampleStream
-from training.dist import Layout
+from training.__main__ import main
+from training.commands.preview import number_list
+from training.config.load import parse_recipe
+from training.config.recipe import Recipe
+from training.data.sample_order import SampleOrder
+from training.data.stream import SampleStream
 from training.entrodrop.counter_rng import DROP_STREAM, token_keys, uniform_from_keys
-from training.plan import choose_mixture
-from training.preview import write_preview
-from training.recipe_file import parse_recipe
-from training.sample_order import SampleOrder
+from training.ranks.dist import Layout
+from training.run.plan import choose_mixture
+from training.run.preview import write_preview
 
 SEQ_LEN = 64
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_ranks
-from training.dist import init_layout
-from training.rank_report import REPORT_EVERY_STEPS, RankMeter, summarise
+from training.ranks.dist import init_layout
+from training.ranks.rank_report import REPORT_EVERY_STEPS, RankMeter, summarise
 
 
 def test_the_slowest_rank_is_measured_against_the_middle_of_all():

@@ -24,7 +24,7 @@ from tests.training.refusals import (
     refused,
 )
 from tests.training.short_runs import SEQUENCE_TOKENS, short_recipe
-from training.config import Recipe
+from training.config.recipe import Recipe
 
 # --- corpora without anything to learn, and with ids that there are not ---
 

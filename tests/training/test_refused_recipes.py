@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.training.refusals import refused
-from training.recipe_file import load_recipe
+from training.config.load import load_recipe
 
 RECIPE = """
 run_dir: runs/x

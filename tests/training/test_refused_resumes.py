@@ -26,10 +26,10 @@ from tests.training.refusals import (
 )
 from tests.training.short_runs import SEQUENCE_TOKENS, short_recipe, train_on_rank
 from tests.warm_python import warm_python
-from training.dist import Layout
-from training.recipe_file import dump_recipe
-from training.run_identity import refuse_differences, run_identity
-from training.start import check_start
+from training.checkpoints.identity import refuse_differences, run_identity
+from training.config.load import dump_recipe
+from training.ranks.dist import Layout
+from training.run.start import check_start
 
 ROOT = Path(__file__).parents[2]
 

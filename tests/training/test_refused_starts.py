@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.training.refusals import check, refused
-from training.dist import init_layout
+from training.ranks.dist import init_layout
 
 # --- recipes that are right and do not fit corpus, model or processes ---
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training.model import warn_of_remote_code
-from training.recipe_sections import Model
+from training.config.sections import Model
+from training.model.causal_lm import warn_of_remote_code
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [

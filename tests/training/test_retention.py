@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from training.checkpoints.marker import write_marker
 from training.checkpoints.retention import Saved, prune, surplus
-from training.recipe_sections import Checkpoint
+from training.config.sections import Checkpoint
 from training.tasks.weights import find_weights
 
 LOSSES = {100: 3.0, 200: 2.0, 300: 1.5, 400: 1.7, 500: 1.9}

@@ -19,11 +19,11 @@ from data_prep.packing.pack import pack
 from tests.distributed import run_ranks
 from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
 from tests.warm_python import warm_python
+from training.checkpoints.export import export_run, load_run_recipe
 from training.checkpoints.marker import newest_complete
-from training.config import Recipe
-from training.evaluation import load_bands
-from training.export import export_run, load_run_recipe
-from training.recipe_file import dump_recipe
+from training.config.load import dump_recipe
+from training.config.recipe import Recipe
+from training.run.evaluation import load_bands
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,7 +163,7 @@ def test_a_resume_with_other_settings_is_refused(finished, small_corpus, change,
 
 
 def train_with_changes(recipe: Recipe, accepted: list[str]) -> None:
-    from training.loop import train
+    from training.run.run import train
 
     train(recipe, accepted=accepted)
 
@@ -255,11 +255,11 @@ def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
     """
     import deepspeed
 
-    from training.attention import find_documents
-    from training.dist import init_layout
-    from training.engine import build_engine
-    from training.export import trained_weights
-    from training.model import resolve_model_config
+    from training.checkpoints.export import trained_weights
+    from training.data.documents import find_documents
+    from training.model.causal_lm import resolve_model_config
+    from training.model.engine import build_engine
+    from training.ranks.dist import init_layout
 
     layout = init_layout(sp_size=1)
     config = resolve_model_config(recipe.model, vocab_size=512, dtype=torch.float32)

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from tests.distributed import run_ranks
-from training.dist import init_layout
-from training.run_folder import LOCK_FILE, held_run_folder
+from training.ranks.dist import init_layout
+from training.ranks.run_folder import LOCK_FILE, held_run_folder
 
 HOLDER = """
 import fcntl, os, sys, time

@@ -13,8 +13,8 @@ import pytest
 
 from tests.distributed import run_ranks
 from tests.training.short_runs import short_recipe, train_on_rank
-from training.config import Recipe
-from training.run_state import RUN_STATE_FILE, RunRecord, note_failure, read_run_state
+from training.config.recipe import Recipe
+from training.ranks.run_state import RUN_STATE_FILE, RunRecord, note_failure, read_run_state
 
 
 def begun(run_dir: Path, *, step: int = 0) -> RunRecord:
@@ -117,11 +117,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
 
 def train_and_fail(recipe: Recipe) -> None:
     """Rank 1 fails in the data of its third step, and the launcher at once ends what is left."""
-    import training.loop
-    import training.run_state
-    from training.data import SampleStream
+    import training.ranks.run_state
+    import training.run.run
+    from training.data.stream import SampleStream
 
-    read, note = SampleStream.step, training.run_state.note_failure
+    read, note = SampleStream.step, training.ranks.run_state.note_failure
 
     def read_or_fail(stream: SampleStream, step: int) -> Any:
         if stream.split == "train" and step == 2 and os.environ["RANK"] == "1":
@@ -133,8 +133,8 @@ def train_and_fail(recipe: Recipe) -> None:
         note(*args, **options)
 
     SampleStream.step = read_or_fail  # type: ignore[method-assign]
-    training.run_state.note_failure = note_after_sigterm
-    training.loop.train(recipe)
+    training.ranks.run_state.note_failure = note_after_sigterm
+    training.run.run.train(recipe)
 
 
 def test_an_error_of_any_rank_is_told_and_a_later_start_mends_it(small_corpus, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_prep.packing.mixture import DomainShare
 from tests.training.layouts import whole_epochs
-from training.sample_order import Permutations, SampleOrder
+from training.data.sample_order import Permutations, SampleOrder
 
 
 def make_order(*domains: tuple[int, int], seed: int = 0) -> SampleOrder:

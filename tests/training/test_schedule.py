@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.schedule import learning_rate
+from training.run.schedule import learning_rate
 
 
 def rates(kind: str, total_steps: int = 100, **changes: float) -> list[float]:

@@ -20,8 +20,8 @@ from data_prep.packing.pack import pack
 from data_prep.shards import Corpus, open_corpus
 from tests.distributed import run_ranks
 from tests.warm_python import warm_python
-from training import score
-from training.score import ScoreOptions, score_corpus
+from training.run import score
+from training.run.score import ScoreOptions, score_corpus
 
 ROOT = Path(__file__).parents[2]
 SEQ_LEN = 64

@@ -17,11 +17,11 @@ from tests.distributed import run_ranks
 from tests.processes import processes_with
 from tests.training.short_runs import NUM_STEPS, metrics, short_recipe, train_on_rank
 from tests.warm_python import warm_python
-from training.config import Recipe
-from training.dist import Layout
-from training.recipe_file import dump_recipe
-from training.run_state import read_run_state
-from training.stopping import STOP_FILE, StopRequests
+from training.config.load import dump_recipe
+from training.config.recipe import Recipe
+from training.ranks.dist import Layout
+from training.ranks.run_state import read_run_state
+from training.ranks.stopping import STOP_FILE, StopRequests
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,9 +35,9 @@ def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> dict[str, Any]:
     """Train; one rank is asked to stop behind the first of the two micro-steps of a step."""
-    import training.loop
+    import training.run.run
     from training.checkpoints.save import CheckpointSave
-    from training.engine import Engine
+    from training.model.engine import Engine
 
     num_backwards, saved = 0, []
     backward, save = Engine.backward_and_step, CheckpointSave.publish
@@ -60,7 +60,7 @@ def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> di
     Engine.backward_and_step = backward_and_ask  # type: ignore[method-assign]
     CheckpointSave.publish = save_and_note  # type: ignore[method-assign]
     handlers = [signal.getsignal(number) for number in signal_numbers()]
-    training.loop.train(recipe)
+    training.run.run.train(recipe)
     restored = [signal.getsignal(number) for number in signal_numbers()] == handlers
     return {"saved": saved, "restored": restored, "num_backwards": num_backwards}
 
@@ -154,7 +154,7 @@ def requests(tmp_path: Path) -> Iterator[StopRequests]:
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(requests, monkeypatch):
-    monkeypatch.setattr("training.stopping._SAME_KEY_PRESS_SECONDS", 0.0)
+    monkeypatch.setattr("training.ranks.stopping._SAME_KEY_PRESS_SECONDS", 0.0)
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)

@@ -16,8 +16,8 @@ import pytest
 from tests.processes import processes_with
 from tests.training.short_runs import metrics, short_recipe
 from tests.warm_python import warm_python
-from training.recipe_file import dump_recipe
-from training.run_state import read_run_state
+from training.config.load import dump_recipe
+from training.ranks.run_state import read_run_state
 from training.sweeps.grid import Mistakes, PlannedRun, parse_axes, plan_runs
 from training.sweeps.jobs import steps_done
 from training.sweeps.slurm import submit
@@ -270,7 +270,7 @@ def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     with started_sweep(recipe, "--seeds", "1") as sweep:
         wait_for_step(run.run_dir, 12, sweep)
         sweep.kill()
-    # as `training.run_folder` has it: the host's name, "process", its number
+    # as `training.ranks.run_folder` has it: the host's name, "process", its number
     process = int((run.run_dir / "run.lock").read_text().split()[-1])
     os.kill(process, signal.SIGSTOP)  # so that the run does not end before the next command looks
     try:

@@ -23,7 +23,7 @@ from tests.docs.markdown import code_blocks
 from tests.training.short_runs import short_recipe, train_on_rank
 from tests.warm_python import warm_python
 from training.checkpoints.marker import read_marker
-from training.task_results import read_results, result_name
+from training.metrics.task_results import read_results, result_name
 from training.tasks.evaluation import TaskOptions
 from training.tasks.harness import (
     _OUR_LISTS,
@@ -284,7 +284,7 @@ def run_dir(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_a_run_is_asked_by_its_newest_checkpoint_and_keeps_the_results(
     run_dir, tasks_dir, model, tmp_path
 ):
-    from training.export import export_run
+    from training.checkpoints.export import export_run
 
     asked = ["--tasks", "our_pages", "--tasks-dir", str(tasks_dir)]
     ended = evaluate(str(run_dir), *asked, home=model.parent)
@@ -314,7 +314,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(run_dir):
 
 
 def test_an_export_of_the_same_checkpoint_is_used_as_it_is(run_dir, tmp_path):
-    from training.export import export_run
+    from training.checkpoints.export import export_run
 
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy)

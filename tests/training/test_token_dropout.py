@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.training.layouts import VOCAB_SIZE, UnevenPack, tiny_recipe
-from training.data import MicroBatch, SampleStream
-from training.dist import Layout
+from training.data.stream import MicroBatch, SampleStream
+from training.dropout.entropy_source import EntropySource
+from training.dropout.policy import choose_drops, gamma_at, masked_input, plan_dropout
 from training.entrodrop.mask import select_low_tokens
-from training.entropy_source import EntropySource
-from training.token_dropout import choose_drops, gamma_at, masked_input, plan_dropout
+from training.ranks.dist import Layout
 
 
 def batch_of_rank(rank: int, sp_size: int) -> MicroBatch:

@@ -14,17 +14,17 @@ import pytest
 
 from tests.distributed import run_ranks
 from tests.training.short_runs import short_recipe
-from training.config import Recipe
-from training.run_state import read_run_state
-from training.watchdog import EXIT_CODE
+from training.config.recipe import Recipe
+from training.ranks.run_state import read_run_state
+from training.ranks.watchdog import EXIT_CODE
 
 ROOT = Path(__file__).parents[2]
 
 
 def train_and_hang(recipe: Recipe, how: str) -> None:
     """Rank 1 makes no progress in the data of its third step."""
-    import training.loop
-    from training.data import SampleStream
+    import training.run.run
+    from training.data.stream import SampleStream
 
     read = SampleStream.step
 
@@ -39,7 +39,7 @@ def train_and_hang(recipe: Recipe, how: str) -> None:
         return read(stream, step)
 
     SampleStream.step = read_or_hang  # type: ignore[method-assign]
-    training.loop.train(recipe)
+    training.run.run.train(recipe)
 
 
 def seconds_until_noticed(run_dir: Path, rank: int) -> float:
@@ -84,7 +84,7 @@ def watched(body: str, run_dir: Path, *, seconds: str = "0.5") -> subprocess.Pop
     program = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from training.watchdog import Watchdog\n"
+        "from training.ranks.watchdog import Watchdog\n"
         f"with Watchdog(Path(sys.argv[1]), rank=3, seconds={seconds}, slow_seconds=2.0) as dog:\n"
         "    print('begun', flush=True)\n"
         f"    {body}\n"

@@ -13,15 +13,15 @@ from training.checkpoints.files import (
     only_data,
     read_state,
 )
+from training.checkpoints.identity import refuse_differences
 from training.checkpoints.marker import read_marker
+from training.checkpoints.progress import Progress
+from training.checkpoints.random_state import random_state_path, set_random_state
 from training.checkpoints.relayout import is_of_other_ranks, load_universal, universal_copy
-from training.dist import Layout, raise_together
-from training.engine import Engine
-from training.entropy_cache import EntropyCache
-from training.progress import Progress
-from training.random_state import random_state_path, set_random_state
-from training.run_identity import refuse_differences
-from training.token_dropout import KeptThreshold
+from training.dropout.entropy_cache import EntropyCache
+from training.dropout.policy import KeptThreshold
+from training.model.engine import Engine
+from training.ranks.dist import Layout, raise_together
 
 
 def load_checkpoint(

@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from training.checkpoints.files import FileRecord, fsync_path, record_file, write_all
-from training.dist import Layout, agree
+from training.ranks.dist import Layout, agree
 
 MARKER = "complete.json"
 _FORMAT = 3

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from training.dist import Layout, agree, raise_together
+from training.ranks.dist import Layout, agree, raise_together
 
 LEFT_OVER = ".universal-*"
 """What a start that was killed while it converted leaves beside the checkpoints."""

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from training.checkpoints.marker import read_marker
-from training.recipe_sections import Checkpoint
+from training.config.sections import Checkpoint
 
 
 @dataclass(frozen=True)

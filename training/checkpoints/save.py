@@ -19,14 +19,14 @@ from training.checkpoints.files import (
     record_file,
 )
 from training.checkpoints.marker import write_marker
+from training.checkpoints.progress import Progress
+from training.checkpoints.random_state import random_state, random_state_path
 from training.checkpoints.relayout import LEFT_OVER
 from training.checkpoints.retention import prune
-from training.dist import Layout, agree
-from training.engine import Engine
-from training.entropy_cache import EntropyCache
-from training.progress import Progress
-from training.random_state import random_state, random_state_path
-from training.recipe_sections import Checkpoint
+from training.config.sections import Checkpoint
+from training.dropout.entropy_cache import EntropyCache
+from training.model.engine import Engine
+from training.ranks.dist import Layout, agree
 
 
 class SaveFailed(ValueError):

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from training.checkpoints.progress import Progress
 from training.checkpoints.save import CheckpointSave, SaveFailed
-from training.engine import Engine
-from training.entropy_cache import EntropyCache
-from training.progress import Progress
-from training.recipe_sections import Checkpoint
-from training.run_state import RunRecord
+from training.config.sections import Checkpoint
+from training.dropout.entropy_cache import EntropyCache
+from training.model.engine import Engine
+from training.ranks.run_state import RunRecord
 
 
 class Saver:

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from training.metrics_file import METRICS_FILE, read_metrics
-from training.overfit_warning import OverfitWatch
-from training.run_state import RUN_STATE_FILE, RunState, read_run_state
-from training.task_results import read_results
+from training.metrics.file import METRICS_FILE, read_metrics
+from training.metrics.overfit_warning import OverfitWatch
+from training.metrics.task_results import read_results
+from training.ranks.run_state import RUN_STATE_FILE, RunState, read_run_state
 
 
 @dataclass(frozen=True)

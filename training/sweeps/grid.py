@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from training.config import Recipe
-from training.recipe_file import dump_recipe, load_recipe
+from training.config.load import dump_recipe, load_recipe
+from training.config.recipe import Recipe
 from training.reports.groups import flat_settings
 
 _NOT_TO_VARY = ("run_dir", "resume")

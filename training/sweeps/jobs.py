@@ -17,8 +17,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.metrics_file import METRICS_FILE
-from training.run_state import RunState, read_run_state
+from training.metrics.file import METRICS_FILE
+from training.ranks.run_state import RunState, read_run_state
 from training.sweeps.grid import PlannedRun
 
 _LOG = "sweep.log"

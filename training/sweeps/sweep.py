@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from training.dist import Layout
-from training.recipe_file import dump_recipe
+from training.config.load import dump_recipe
+from training.ranks.dist import Layout
+from training.ranks.run_state import RUN_STATE_FILE
 from training.reports.report import comparison_text, write_report
-from training.run_state import RUN_STATE_FILE
-from training.start import check_start
+from training.run.start import check_start
 from training.sweeps.grid import Mistakes, PlannedRun, find_other_recipe, parse_axes, plan_runs
 from training.sweeps.jobs import LocalRuns, Outcome, local_command, state_of, steps_done
 from training.sweeps.slurm import check_place, queued_job, slurm_command, submit

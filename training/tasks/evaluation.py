@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from training.dist import agree, raise_together
-from training.task_results import TASKS_FOLDER, result_name
+from training.metrics.task_results import TASKS_FOLDER, result_name
+from training.ranks.dist import agree, raise_together
 from training.tasks.harness import (
     load_tasks,
     open_task_list,
@@ -146,7 +146,7 @@ def _weights_and_out(
     )
     folder = (weights.run_dir or Path()) / TASKS_FOLDER
     if weights.checkpoint is not None:
-        from training.export import export_run
+        from training.checkpoints.export import export_run
 
         folder.mkdir(exist_ok=True)
         scratch = until_loaded.enter_context(

@@ -1,0 +1,102 @@
+"""What a process learns of its place from the environment that a launcher leaves it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.mpi import hide_mpi
+from training.ranks import launcher_env
+from training.ranks.launcher_env import set_rank_variables
+
+
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """The environment of this process, empty, to be filled by the test."""
+    variables: dict[str, str] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", variables)
+        yield variables
+
+
+TORCHRUN = {
+    "RANK": "0",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "20000",
+}
+
+
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_LOCAL_SIZE", "LOCAL_SIZE"])
+def test_processes_of_a_host_share_its_cores(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Every one of eight would start a thread on each of all cores."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
+    environment.update(TORCHRUN | {name: "8"})
+    set_rank_variables()
+    assert environment["OMP_NUM_THREADS"] == "12"
+    environment["OMP_NUM_THREADS"] = "3"
+    set_rank_variables()
+    assert environment["OMP_NUM_THREADS"] == "3"
+
+
+SRUN_TASK = {
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "MASTER_ADDR": "node-1",
+    "MASTER_PORT": "20000",
+}
+
+
+def test_a_task_of_srun_is_no_rank_of_mpirun_where_slurm_speaks_pmi2(
+    environment: dict[str, str],
+) -> None:
+    """Clusters with MpiDefault=pmi2 set PMI_SIZE, and mpi4py aborts a process of plain srun."""
+    environment.update(SRUN_TASK | {"PMI_SIZE": "4", "PMI_RANK": "3"})
+    set_rank_variables()
+    assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
+
+
+@pytest.mark.parametrize(
+    "mpirun", [{"OMPI_COMM_WORLD_SIZE": "8"}, {"PMI_SIZE": "8", "MPI_LOCALNRANKS": "2"}]
+)
+def test_ranks_of_an_mpirun_inside_a_slurm_job_ask_mpi(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, mpirun: dict[str, str]
+) -> None:
+    """Its daemons are tasks of srun, whose numbers the ranks inherit."""
+    asked: list[int] = []
+    monkeypatch.setattr(launcher_env, "_ask_mpi", asked.append)
+    environment.update(SRUN_TASK | mpirun)
+    set_rank_variables()
+    assert asked == [8]
+
+
+@pytest.mark.parametrize("lacks", ["library", "mpi4py"])
+def test_ranks_of_an_mpirun_whose_mpi_cannot_be_loaded_are_told_how_to_get_one(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    hide_mpi(monkeypatch, lacks=lacks)
+    environment["OMPI_COMM_WORLD_SIZE"] = "2"
+    with pytest.raises(ValueError) as caught:
+        set_rank_variables()
+    told = str(caught.value)
+    assert told.startswith("mpirun has started 2 processes, but Python cannot load its MPI")
+    assert {"library": "(cannot load MPI library)", "mpi4py": "mpi4py"}[lacks] in told
+    assert "openmpi-bin" in told and f"{sys.executable} -m pip install" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("missing", [["LOCAL_RANK"], ["MASTER_ADDR", "MASTER_PORT"]])
+def test_a_rank_without_its_place_is_refused(
+    environment: dict[str, str], missing: list[str]
+) -> None:
+    """DeepSpeed would ask MPI, by which every such process may be a run of its own."""
+    environment.update({name: value for name, value in TORCHRUN.items() if name not in missing})
+    with pytest.raises(ValueError, match=f"RANK is set to 0, but not {' and '.join(missing)}: "):
+        set_rank_variables()

@@ -1,0 +1,88 @@
+"""What a resume must find unchanged, and how a change is told."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_prep.shards import PackIndex, Scores
+from training.config.recipe import Recipe
+
+# keys that may change between a save and its resume: none of them changes what is learnt
+_FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
+_MEANINGS = {
+    "pack": " (fingerprint of the packed corpus: token ids, tokenizer, packing, weights)",
+    "scores": " (fingerprint of entropy.scores)",
+}
+_FREE_IN_TRAIN = ("stop_after_steps", "sequence_parallel_size", "micro_batch_samples")
+
+
+def run_identity(
+    recipe: Recipe, pack: PackIndex, *, dtype: torch.dtype, scores: Scores | None = None
+) -> dict[str, Any]:
+    """What a checkpoint and its resume must share for the numbers to go on as they would have.
+
+    The layout is not among it: the numbers do not depend on it.
+    """
+    kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
+    for key in _FREE_IN_TRAIN:
+        kept["train"].pop(key)
+    kept["data"].pop("verify")
+    kept["evaluation"].pop("every_steps")  # the rest decides what its bands are
+    return {
+        "recipe": kept,
+        "pack": pack.fingerprint,
+        "scores": scores and scores.fingerprint,
+        "dtype": str(dtype),
+    }
+
+
+def refuse_differences(
+    checkpoint: Path, saved: dict[str, Any], current: dict[str, Any], *, accepted: Collection[str]
+) -> None:
+    """Compare the identity in a checkpoint with that of this start.
+
+    Args:
+        accepted: dotted names, or beginnings of them, of what may differ all the same.
+
+    Raises:
+        ValueError: with a line for each difference.
+    """
+    differences = {
+        name: line
+        for name, line in compare_identity(saved, current).items()
+        if not any(f"{name}.".startswith(f"{given}.") for given in accepted)
+    }
+    if differences:
+        raise ValueError(
+            f"{checkpoint} belongs to a run with other settings:\n"
+            + "\n".join(f"  - {line}" for line in differences.values())
+            + "\nSet them back, choose another run_dir (or resume=never with an empty one), or "
+            + f"go on with the change: --accept-changes {' '.join(differences)}"
+        )
+
+
+def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
+    """By its dotted name, a line with the saved and the present value of each leaf that differs."""
+    saved_leaves, current_leaves = dict(_leaves(saved)), dict(_leaves(current))
+    names = saved_leaves.keys() | current_leaves.keys()
+    return {
+        name: f"{name}{_MEANINGS.get(name, '')}: was {saved_leaves.get(name)!r}, "
+        f"is {current_leaves.get(name)!r}"
+        for name in sorted(names)
+        if saved_leaves.get(name) != current_leaves.get(name)
+    }
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves.append((f"{prefix}{key}", list(value) if isinstance(value, tuple) else value))
+    return leaves

@@ -1,0 +1,73 @@
+"""The verb `evaluate`: held-out loss of an exported run, or benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+SUMMARY = "held-out loss of an exported run, by entropy band; or benchmarks"
+DESCRIPTION = """\
+Score RUN/export on the run's validation split and write RUN/evaluation.json. With --tasks: ask the
+newest checkpoint of the run, or an export, tasks of lm-evaluation-harness and write
+RUN/tasks/*.json. Works on any number of processes.
+
+  torchrun --standalone --nproc-per-node=8 -m training evaluate RUN --tasks gsm8k,piqa
+"""
+_TASK_OPTIONS = ("tasks_dir", "num_fewshot", "limit", "batch_size", "checkpoint", "out")
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="run folder; with --tasks also an export"
+    )
+    verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="as in train")
+    tasks = verb.add_argument_group("benchmarks", "docs/evaluation.md says what they need")
+    tasks.add_argument(
+        "--tasks",
+        metavar="A,B,C",
+        help="names of lm-evaluation-harness, or paper: all that the paper names",
+    )
+    tasks.add_argument("--tasks-dir", type=Path, metavar="DIR", help="YAML files of more tasks")
+    tasks.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples shown (default: the task's own)"
+    )
+    tasks.add_argument("--limit", type=int, metavar="N", help="the first documents of each task")
+    tasks.add_argument("--batch-size", type=int, metavar="N", help="of each process (default: 8)")
+    tasks.add_argument(
+        "--checkpoint", metavar="WHICH", help="newest, best, or a folder (default: newest)"
+    )
+    tasks.add_argument("--out", type=Path, metavar="FILE", help="default: a name in RUN/tasks")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.tasks is not None:
+        return _ask_tasks(options)
+    for name in _TASK_OPTIONS:
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --tasks")
+    from training.run.evaluate_run import evaluate_run
+
+    result = evaluate_run(options.run_dir, options.overrides)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result, indent=1))
+    return 0
+
+
+def _ask_tasks(options: argparse.Namespace) -> int:
+    """Options that were not given keep the defaults of `TaskOptions`."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only reads the checkpoint
+    from training.tasks.evaluation import TaskOptions, evaluate_tasks
+
+    if options.overrides:
+        raise ValueError(f"{options.overrides[0]}: --tasks takes no keys of the recipe")
+    given = {name: getattr(options, name) for name in _TASK_OPTIONS}
+    asked = TaskOptions(
+        tasks=tuple(options.tasks.split(",")),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if (found := evaluate_tasks(options.run_dir, asked)) is not None:
+        path, table = found
+        print(f"{table}\n{path}")
+    return 0

@@ -1,0 +1,47 @@
+"""The verb `train`: run a recipe, or go on with it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+SUMMARY = "run a recipe, or go on with it"
+DESCRIPTION = """\
+Run a recipe. Started again, it goes on from the newest whole checkpoint. Under torchrun or
+deepspeed --module every process runs this command.
+
+  python -m training train RECIPE.yaml optimizer.lr=1e-4 seed=7
+"""
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="YAML file; docs/recipes.md explains every key")
+    verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="change keys of the recipe")
+    verb.add_argument(
+        "--accept-changes",
+        nargs="+",
+        default=[],
+        metavar="FIELD",
+        help="go on with a run although these differ from its checkpoint, as in optimizer.lr",
+    )
+    verb.add_argument(
+        "--rank-logs",
+        action="store_true",
+        help="every rank but 0 prints to RUN/logs/rank-<rank>.log and not on the screen",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from training.config.load import load_recipe
+    from training.ranks.rank_logs import print_to_file
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.rank_logs:
+        print_to_file(Path(recipe.run_dir), rank=int(os.environ.get("RANK", "0")))
+    from training.run.run import train
+
+    # a checkpoint keeps the recipe's names as recipe.optimizer.lr
+    accepted = [*options.accept_changes, *(f"recipe.{field}" for field in options.accept_changes)]
+    train(recipe, accepted=accepted)
+    return 0

@@ -1,0 +1,134 @@
+"""Recipes as YAML: read with overrides, every mistake named at once, and written back."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from training.config.recipe import Recipe
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ValueError(f"line {line}: expected a name before the colon")
+            key = self.construct_object(key_node, deep=deep)
+            if key in seen:
+                raise ValueError(f"key {key!r} stands twice (again in line {line})")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe and apply `a.b=c` overrides.
+
+    Args:
+        path: the recipe file.
+        overrides: dotted keys with YAML values, for example `train.epochs=3`.
+
+    Raises:
+        ValueError: with every mistake of file and overrides in one message.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"recipe {path}: no UTF-8: {error.reason} at byte {error.start}") from None
+    raw = _parse_yaml(text, what=f"recipe {path}")
+    if not isinstance(raw, dict):
+        raise ValueError(f"recipe {path}: expected keys and values, found {type(raw).__name__}")
+    for override in overrides or []:
+        _apply_override(raw, override)
+    return parse_recipe(raw, origin=str(path))
+
+
+def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
+    """Turn plain data into a `Recipe`; a `ValueError` lists every mistake, with near names."""
+    mistakes = _mistakes_of_keys(Recipe, raw, prefix="")
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(raw)
+    except ValidationError as error:
+        for item in error.errors():
+            if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+                continue  # named above, with the nearest valid key
+            where = ".".join(str(part) for part in item["loc"])
+            message = item["msg"].removeprefix("Value error, ")
+            given = "" if item["type"] in ("value_error", "missing") else f" (is {item['input']!r})"
+            mistakes.append(f"{where + ': ' if where else ''}{message}{given}")
+    if mistakes:
+        raise ValueError(f"{origin}:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+    plain = TypeAdapter(Recipe).dump_python(recipe, mode="json")
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r} is not of the form a.b=c, as in train.epochs=3")
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    node[last] = _parse_yaml(value, what=f"override {override!r}")
+
+
+def _parse_yaml(text: str, *, what: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{what}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{what}: nested too deeply") from None
+
+
+def _mistakes_of_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
+    """Unknown keys, and true or false where a number belongs: pydantic reads those as 1 and 0."""
+    if not isinstance(raw, dict):
+        return []
+    hints = get_type_hints(section)
+    known = [field.name for field in fields(section)]
+    mistakes = []
+    for key, value in raw.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"valid: {', '.join(known)}"
+            mistakes.append(f"{prefix}{key}: unknown key; {hint}")
+        elif isinstance(value, bool) and hints[key] is not bool:
+            mistakes.append(f"{prefix}{key}: is no switch (is {value})")
+        elif (nested := _section_of(hints[key])) is None:
+            continue
+        elif _holds_sections_by_name(hints[key]):
+            for name, part in value.items() if isinstance(value, dict) else ():
+                mistakes += _mistakes_of_keys(nested, part, prefix=f"{prefix}{key}.{name}.")
+        else:
+            mistakes += _mistakes_of_keys(nested, value, prefix=f"{prefix}{key}.")
+    return mistakes
+
+
+def _section_of(hint: Any) -> Any | None:
+    """The dataclass in a type such as `Section`, `Section | None`, `dict[str, Section] | None`."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return hint
+    return next((found for part in get_args(hint) if (found := _section_of(part))), None)
+
+
+def _holds_sections_by_name(hint: Any) -> bool:
+    return any(get_origin(part) is dict for part in (hint, *get_args(hint)))

@@ -1,0 +1,211 @@
+"""Which tokens a step trains on: epoch order, sequence shards, targets, all O(1) in the corpus.
+
+B rows of a micro-batch, T tokens of a sample, S = T / sp tokens of this rank's shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.shards import PackedSample, PackIndex
+from training.data.documents import DocumentLayout, find_documents
+from training.data.sample_order import SampleOrder
+from training.ranks.dist import Layout
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """This rank's shard of the rows of one forward pass."""
+
+    ids_BS: Tensor
+    position_ids_BS: Tensor
+    """Restart at 0 in each document; global, not shard-local."""
+    targets_BS: Tensor
+    """The next token of the same document, `IGNORE` where there is none."""
+    token_index_BS1: Tensor
+    """Unique number of each token of the shard and of the one behind it, over the whole run."""
+    corpus_index_BS1: Tensor
+    """Number of each of these tokens in the corpus, the same at every visit."""
+    is_target_token_BS1: Tensor
+    """Whether each of these tokens is one to predict: a target, at its own place."""
+    document_tokens_BS: Tensor
+    """Length of the piece of a document that each token is in."""
+    documents: DocumentLayout
+    """Of the whole rows: attention sees the gathered sequence."""
+    sample_ids: tuple[int, ...]
+    """Which sample each row is, -1 for a row that only fills the batch."""
+    visits: tuple[int, ...]
+    """Number of each row that no other row of the run has; negative for one that only fills."""
+    epochs: tuple[int, ...]
+    """In which epoch each row is."""
+    num_tokens: int
+    """Tokens of documents in this shard, padding left out."""
+    num_targets: int
+    """Positions of this shard that have a target."""
+
+    @property
+    def is_target_BS(self) -> Tensor:
+        return self.targets_BS != IGNORE
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """The run's samples in global order, cut into steps, micro-steps and ranks.
+
+    The order is one stream of epochs and does not know the layout: sample j of step k is number
+    `k * samples_per_step + j`. A step may straddle two epochs, so each epoch is exact. The last
+    step is filled up with rows that have no targets.
+    """
+
+    pack: PackIndex
+    split: Literal["train", "val"]
+    layout: Layout
+    total_samples: int
+    samples_per_step: int
+    micro_batch_samples: int
+    order: SampleOrder | None = None
+    """None keeps the order of the pack, as evaluation does."""
+
+    @property
+    def num_steps(self) -> int:
+        return -(-self.total_samples // self.samples_per_step)
+
+    @property
+    def num_micro_steps(self) -> int:
+        """Gradient accumulation: forward passes of each rank in a step."""
+        return self.samples_per_step // (self.micro_batch_samples * self.layout.dp_size)
+
+    def step(self, step: int) -> list[MicroBatch]:
+        """This rank's micro-batches of an optimizer step."""
+        return [self._micro_batch(step, micro_step) for micro_step in range(self.num_micro_steps)]
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.order.samples_per_epoch if self.order else max(1, self.total_samples)
+
+    def epochs_of(self, step: int) -> range:
+        """The epochs that a step trains on; the first is the one in which it begins."""
+        first, last = self._numbers(step)[0], self._numbers(step)[-1]
+        return range(first // self.samples_per_epoch, last // self.samples_per_epoch + 1)
+
+    def _numbers(self, step: int) -> range:
+        """Places of a step's samples in the global order, without rows that only fill it up."""
+        first = step * self.samples_per_step
+        return range(first, max(first + 1, min(first + self.samples_per_step, self.total_samples)))
+
+    def superseded(self, step: int) -> frozenset[int]:
+        """`visits` of a step, over all ranks, whose sample comes again later in the same step."""
+        numbers = self._numbers(step)
+        if self.order is None or not self.order.may_repeat(numbers):
+            return frozenset()
+        came: dict[int, int] = {}
+        again = set()
+        for number in numbers:
+            sample, times_seen = self.order.sample_at(number)
+            if sample in came:
+                again.add(came[sample])
+            came[sample] = times_seen * self.pack.num_samples(self.split) + sample
+        return frozenset(again)
+
+    def _micro_batch(self, step: int, micro_step: int) -> MicroBatch:
+        first = step * self.samples_per_step + self.micro_batch_samples * (
+            micro_step * self.layout.dp_size + self.layout.dp_rank
+        )
+        numbers = range(first, first + self.micro_batch_samples)
+        rows = [self._row(number) for number in numbers]
+        ids_BT, position_ids_BT, targets_BT = (
+            torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(3)
+        )
+        num_tokens_B = np.array([row[3] for row in rows])
+        length = self.pack.seq_len
+        shard = length // self.layout.sp_size
+        start = self.layout.sp_rank * shard
+        visit_B1, sample_B1 = (
+            torch.tensor([[row[i]] for row in rows], dtype=torch.int64) for i in (4, 5)
+        )
+        place_S1 = torch.arange(start, start + shard + 1)
+        is_target_token_BT1 = F.pad(targets_BT != IGNORE, (1, 0))
+        device = self.layout.device
+        own = slice(start, start + shard)
+        return MicroBatch(
+            ids_BS=ids_BT[:, own].to(device),
+            position_ids_BS=position_ids_BT[:, own].contiguous().to(device),
+            targets_BS=targets_BT[:, own].to(device),
+            token_index_BS1=(visit_B1 * length + place_S1).to(device),
+            corpus_index_BS1=(sample_B1 * length + place_S1).to(device),
+            is_target_token_BS1=is_target_token_BT1[:, start : start + shard + 1].to(device),
+            document_tokens_BS=torch.from_numpy(
+                np.stack([piece_lengths(row[1])[own] for row in rows])
+            ).to(device),
+            documents=find_documents(position_ids_BT, device=device),
+            sample_ids=tuple(row[5] for row in rows),
+            visits=tuple(row[4] for row in rows),
+            epochs=tuple(number // self.samples_per_epoch for number in numbers),
+            num_targets=int((targets_BT[:, own] != IGNORE).sum()),
+            num_tokens=int((num_tokens_B - start).clip(0, shard).sum()),
+        )
+
+    def _row(self, number: int) -> tuple[NDArray, NDArray, NDArray, int, int, int]:
+        """ids, position ids and targets `[T]`, real tokens, unique number, sample of one row."""
+        length, num_samples = self.pack.seq_len, self.pack.num_samples(self.split)
+        if number >= self.total_samples:
+            no_targets = np.full(length, IGNORE, dtype=np.int64)
+            unique = self.total_samples - number - 1  # below every number of a sample
+            return np.zeros(length, np.int64), np.arange(length), no_targets, 0, unique, -1
+        sample_id, times_seen = self.order.sample_at(number) if self.order else (number, 0)
+        sample = self.pack.sample(sample_id, self.split)
+        targets = next_token_targets(sample)
+        unique = times_seen * num_samples + sample_id
+        return sample.ids, sample.position_ids, targets, sample.num_tokens, unique, sample_id
+
+
+def next_token_targets(sample: PackedSample) -> NDArray[np.int64]:
+    """Target of each position, `[T]`: the next token, when it is of the same document and learnt.
+
+    Example: position ids 0 1 2 0 1 and ids a b c d e give the targets b c - e -.
+    """
+    targets = np.full_like(sample.ids, IGNORE)
+    inner = slice(0, max(sample.num_tokens - 1, 0))
+    after = slice(1, max(sample.num_tokens, 1))
+    is_target = (sample.position_ids[after] != 0) & sample.is_learnt[after]
+    targets[inner] = np.where(is_target, sample.ids[after], IGNORE)
+    return targets
+
+
+def piece_lengths(position_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Length of the piece that each position is in: 0 1 2 0 1 gives 3 3 3 2 2."""
+    starts = np.append(np.flatnonzero(position_ids == 0), len(position_ids))
+    lengths = np.diff(starts)
+    return np.repeat(lengths, lengths)
+
+
+def batch_shape(
+    *, global_batch_tokens: int, sequence_tokens: int, micro_batch_samples: int, dp_size: int
+) -> tuple[int, int]:
+    """Samples and micro-steps of an optimizer step.
+
+    Raises:
+        ValueError: when the batch does not divide, with the nearest that do.
+    """
+    samples = global_batch_tokens // sequence_tokens
+    at_once = micro_batch_samples * dp_size
+    if samples % at_once or samples == 0:
+        unit = at_once * sequence_tokens
+        below, above = samples // at_once * unit, (samples // at_once + 1) * unit
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"train.global_batch_tokens {global_batch_tokens} is {samples} samples of "
+            f"{sequence_tokens} tokens; {dp_size} data-parallel groups x "
+            f"train.micro_batch_samples {micro_batch_samples} take {at_once} at once. "
+            f"Nearest that divide: {nearest}"
+        )
+    return samples, samples // at_once

@@ -1,0 +1,260 @@
+"""Where the entropies of a step's tokens come from: the model itself, or values kept before.
+
+B rows, S tokens of this rank's sequence shard, R rows of all micro-batches, T tokens of a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data_prep.shards import PackIndex, Scores
+from training.config.recipe import Recipe
+from training.data.stream import MicroBatch, SampleStream
+from training.dropout.entropy_cache import EntropyCache
+from training.entrodrop.entropy import token_entropies
+from training.entrodrop.mask import masked_contexts
+from training.model.engine import Engine
+from training.ranks.dist import Layout
+
+
+class EntropySource(ABC):
+    """Gives the entropies of a step's tokens before its forward pass."""
+
+    @abstractmethod
+    def of_step(self, batches: list[MicroBatch]) -> Tensor:
+        """fp32 `[R, S + 1]`: each shard's tokens and the one behind it, in nats.
+
+        +inf at tokens that are no target or have no value; those never drop.
+        """
+
+    def observe(  # noqa: B027  (only a cache has something to note)
+        self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor, input_drops_BS: Tensor | None
+    ) -> None:
+        """Take note of what the training forward of a micro-batch measured."""
+
+    def end_step(self, stream: SampleStream, step: int) -> None:  # noqa: B027
+        """Keep what was noted. Every rank calls it in every step, before the next one begins."""
+
+
+class KeptEntropies(EntropySource):
+    """Values that lie beside the samples: read, not computed."""
+
+    def __init__(self, pack: PackIndex, layout: Layout) -> None:
+        self._pack = pack
+        self._layout = layout
+
+    @abstractmethod
+    def rows(self, samples: tuple[int, ...], *, first: int, count: int) -> NDArray[np.float32]:
+        """`[rows, count]` of the samples' tokens from `first` on; NaN where there is no value.
+
+        Args:
+            samples: numbers in the pack; -1 is a row without values.
+            first, count: may reach one beyond the sample's end.
+        """
+
+    def of_step(self, batches: list[MicroBatch]) -> Tensor:
+        return torch.cat([self._of_batch(batch) for batch in batches])
+
+    def _of_batch(self, batch: MicroBatch) -> Tensor:
+        rows_BS1 = self.rows(batch.sample_ids, first=self._first, count=self._shard + 1)
+        entropy_BS1 = torch.from_numpy(rows_BS1).to(batch.ids_BS.device)
+        has_value_BS1 = batch.is_target_token_BS1 & ~entropy_BS1.isnan()
+        return entropy_BS1.masked_fill(~has_value_BS1, math.inf)
+
+    @property
+    def _shard(self) -> int:
+        return self._pack.seq_len // self._layout.sp_size
+
+    @property
+    def _first(self) -> int:
+        return self._layout.sp_rank * self._shard
+
+
+class Online(EntropySource):
+    """A forward pass without gradient over the step's own batch, unmasked."""
+
+    def __init__(self, engine: Engine, *, measure: str) -> None:
+        self._engine = engine
+        self._measure = measure
+
+    def of_step(self, batches: list[MicroBatch]) -> Tensor:
+        scored_MBS = torch.stack([self._score(batch) for batch in batches])
+        is_target_MBS = torch.stack([batch.is_target_BS for batch in batches])
+        # rows of all micro-batches cross the shard boundary in one exchange
+        return token_entropies(
+            scored_MBS.flatten(0, 1),
+            is_target_MBS.flatten(0, 1),
+            sp_group=self._engine.sp_group,
+        )
+
+    def _score(self, batch: MicroBatch) -> Tensor:
+        nll_BS, entropy_BS = self._engine.probe(batch)
+        scored_BS = nll_BS if self._measure == "nll" else entropy_BS
+        # What is no number never drops; that the batch is bad shows in the training forward.
+        return scored_BS.masked_fill(~scored_BS.isfinite(), math.inf)
+
+
+class Reference(KeptEntropies):
+    """Scores that a frozen model left beside the corpus."""
+
+    def __init__(self, pack: PackIndex, scores: Scores, layout: Layout) -> None:
+        super().__init__(pack, layout)
+        self._scores = scores
+
+    def rows(self, samples: tuple[int, ...], *, first: int, count: int) -> NDArray[np.float32]:
+        values = np.full((len(samples), self._pack.seq_len + 1), np.nan, dtype=np.float32)
+        for row, sample in enumerate(samples):
+            if sample >= 0:
+                values[row, :-1] = self._scores.sample(self._pack, sample)
+        return values[:, first : first + count]
+
+
+class Cached(KeptEntropies):
+    """What the training forward itself measured when it last saw the sample.
+
+    A token without a value of its own has that of the reference, if there is one. With
+    `keeps_clean` a value measured behind a dropped input never takes the place of one that was
+    not, the reference's included.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pack: PackIndex,
+        cache: EntropyCache,
+        *,
+        reference: Reference | None,
+        measure: str,
+        keeps_clean: bool,
+    ) -> None:
+        super().__init__(pack, engine.layout)
+        self.cache = cache
+        self._sp_group = engine.sp_group
+        self._reference = reference
+        self._measure = measure
+        self._keeps_clean = keeps_clean
+        self._noted: list[tuple[MicroBatch, Tensor, Tensor]] = []
+
+    def rows(self, samples: tuple[int, ...], *, first: int, count: int) -> NDArray[np.float32]:
+        values = self.cache.read(samples, first=first, count=count)
+        if self._reference is not None:
+            is_weaker = np.isnan(values) | (np.signbit(values) & self._keeps_clean)
+            reference = self._reference.rows(samples, first=first, count=count)
+            values = np.where(is_weaker & ~np.isnan(reference), reference, values)
+        return np.abs(values)
+
+    def observe(
+        self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor, input_drops_BS: Tensor | None
+    ) -> None:
+        value_BS = nll_BS if self._measure == "nll" else entropy_BS
+        if input_drops_BS is None:
+            input_drops_BS = torch.zeros_like(batch.is_target_BS)
+        self._noted.append((batch, value_BS.detach().float(), input_drops_BS))
+
+    def end_step(self, stream: SampleStream, step: int) -> None:
+        # one exchange for the rows of all micro-batches
+        is_masked_RS = masked_contexts(
+            torch.cat([drops_BS for _, _, drops_BS in self._noted]),
+            torch.cat([batch.position_ids_BS for batch, _, _ in self._noted]),
+            sp_group=self._sp_group,
+        )
+        superseded = stream.superseded(step)
+        num_rows = self._noted[0][1].shape[0]
+        for (batch, value_BS, _), is_masked_BS in zip(
+            self._noted, is_masked_RS.split(num_rows), strict=True
+        ):
+            samples = tuple(
+                -1 if visit in superseded else sample
+                for sample, visit in zip(batch.sample_ids, batch.visits, strict=True)
+            )
+            self._write(samples, batch.is_target_BS, value_BS, is_masked_BS)
+        self._noted = []
+
+    def _write(
+        self,
+        samples: tuple[int, ...],
+        is_target_BS: Tensor,
+        value_BS: Tensor,
+        is_masked_BS: Tensor,
+    ) -> None:
+        """A position's value belongs to the token behind it."""
+        first = self._first + 1
+        old_BS = self.cache.read(samples, first=first, count=self._shard)
+        new_BS = torch.where(is_masked_BS, -value_BS, value_BS).cpu().numpy()
+        is_kept_BS = ~is_target_BS.cpu().numpy() | ~np.isfinite(new_BS)
+        if self._keeps_clean:
+            is_kept_BS |= np.signbit(new_BS) & ~np.signbit(old_BS) & ~np.isnan(old_BS)
+        self.cache.write(samples, np.where(is_kept_BS, old_BS, new_BS), first=first)
+
+
+class ExcessLoss(EntropySource):
+    """How much worse the model predicts each token than the reference did: nll - its nll.
+
+    Lin et al.: Rho-1: Not All Tokens Are What You Need, 2024, equation 3.
+    """
+
+    def __init__(self, online: Online, reference: Reference) -> None:
+        self._online = online
+        self._reference = reference
+
+    def of_step(self, batches: list[MicroBatch]) -> Tensor:
+        nll_RS1, reference_RS1 = self._online.of_step(batches), self._reference.of_step(batches)
+        is_known_RS1 = nll_RS1.isfinite() & reference_RS1.isfinite()
+        return torch.where(is_known_RS1, nll_RS1 - reference_RS1, math.inf)
+
+
+def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
+    """The scores that a recipe names, checked against its measure; None when it needs none."""
+    uses = recipe.entropy.source if recipe.regulariser == "entrodrop" else recipe.regulariser
+    if uses not in ("reference", "cache", "rho1"):
+        return None
+    if uses == "cache" and recipe.entropy.scores not in pack.corpus.score_names():
+        return None
+    measure = "nll" if recipe.regulariser == "rho1" else recipe.entropy.measure
+    scores = pack.corpus.open_scores(recipe.entropy.scores)
+    if scores.manifest.measure != measure:
+        raise ValueError(
+            f"entropy.scores: {scores.folder} holds {scores.manifest.measure}, this recipe needs "
+            f"{measure}; make others with `python -m data_prep score ... --measure {measure}`"
+        )
+    return scores
+
+
+def open_cache(recipe: Recipe, pack: PackIndex, *, path: Path) -> EntropyCache | None:
+    """The cache of a run; None when the recipe needs none."""
+    if recipe.regulariser != "entrodrop" or recipe.entropy.source != "cache":
+        return None
+    return EntropyCache(path, num_samples=pack.num_samples("train"), sample_tokens=pack.seq_len)
+
+
+def choose_source(
+    recipe: Recipe,
+    engine: Engine,
+    pack: PackIndex,
+    *,
+    scores: Scores | None,
+    cache: EntropyCache | None,
+) -> EntropySource:
+    """Where a run's entropies come from."""
+    reference = Reference(pack, scores, engine.layout) if scores else None
+    if cache is not None:
+        return Cached(
+            engine,
+            pack,
+            cache,
+            reference=reference,
+            measure=recipe.entropy.measure,
+            keeps_clean=recipe.entropy.cache_keeps == "clean",
+        )
+    if reference is None:
+        return Online(engine, measure=recipe.entropy.measure)
+    if recipe.regulariser == "rho1":
+        return ExcessLoss(Online(engine, measure="nll"), reference)
+    return reference

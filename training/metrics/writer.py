@@ -1,0 +1,277 @@
+"""What a run says while it runs: metrics.jsonl, TensorBoard and a progress bar with ETA."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from training.metrics.file import METRICS_FILE, MetricsFile, cut_after, read_metrics
+from training.metrics.overfit_warning import OverfitWatch
+from training.metrics.tensorboard_writer import Board
+from training.metrics.tokens import TokenPicture, TokenTexts, add_histogram
+
+STEP_TAGS = {
+    "loss": "train/loss",
+    "objective": "train/objective",
+    "lr": "train/learning_rate",
+    "grad_norm": "train/gradient_norm",
+    "tokens": "train/tokens",
+    "epoch": "train/epoch",
+    "drop_rate_asked": "dropout/rate_asked",
+    "drop_rate_realised": "dropout/rate_realised",
+    "gamma": "dropout/gamma",
+    "entropy_threshold_nats": "entropy/threshold_nats",
+    "mean_entropy_nats": "entropy/mean_nats",
+    "tokens_per_second": "speed/tokens_per_second",
+    "seconds": "speed/step_seconds",
+}
+RANK_TAGS = {
+    "late_seconds": "ranks/late_seconds",
+    "slowest_rank": "ranks/slowest",
+    "peak_memory_gib": "ranks/peak_memory_gib",
+}
+EVALUATION_TAGS = {
+    "loss": "heldout/loss",
+    "entropy_nats": "heldout/entropy_nats",
+    "seconds": "speed/evaluation_seconds",
+}
+
+# What one looks at together: TensorBoard's tab "Custom Scalars".
+CHARTS = {
+    "Is it learning?": {
+        "training and held-out loss": ["Multiline", ["train/loss", "heldout/loss"]],
+        "held-out loss by entropy band": ["Multiline", ["heldout/band_.*"]],
+        "gradient norm": ["Multiline", ["train/gradient_norm"]],
+    },
+    "What is dropped?": {
+        "asked and realised": ["Multiline", ["dropout/rate_asked", "dropout/rate_realised"]],
+        "threshold and mean entropy": [
+            "Multiline",
+            ["entropy/threshold_nats", "entropy/mean_nats", "heldout/entropy_nats"],
+        ],
+    },
+    "How fast?": {
+        "tokens a second": ["Multiline", ["speed/tokens_per_second"]],
+        "seconds": ["Multiline", ["speed/step_seconds", "ranks/late_seconds"]],
+        "memory": ["Multiline", ["ranks/peak_memory_gib"]],
+    },
+}
+
+
+class MetricsWriter:
+    """Keeps and shows the numbers of a run; on all ranks but one every method does nothing."""
+
+    def __init__(self, run_dir: Path, *, total_steps: int, start_step: int, enabled: bool) -> None:
+        """Open the files for appending after `start_step`.
+
+        Args:
+            run_dir: gets metrics.jsonl and tensorboard/; rows of later steps, left by a run that
+                stopped after its last checkpoint, are cut.
+            total_steps: steps of the whole run, for the progress bar.
+            start_step: steps done before this start, 0 for a new run.
+            enabled: true on rank 0 alone.
+        """
+        self._enabled = enabled
+        if not enabled:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir = run_dir
+        self._texts: TokenTexts | None = None
+        # A new run keeps nothing: rows before its first checkpoint belong to a start that failed.
+        self._open_after(start_step if start_step > 0 else -1)
+        self._progress = _Progress(total_steps=total_steps, start_step=start_step)
+
+    def _open_after(self, step: int) -> None:
+        path = self._run_dir / METRICS_FILE
+        cut_after(path, step=step)
+        self._overfit = OverfitWatch()
+        self._evaluated: set[int] = set()
+        for row in read_metrics(path) if path.exists() else []:
+            self._overfit.saw(row)
+            if row["kind"] == "evaluation":
+                self._evaluated.add(row["step"])
+        self._file = MetricsFile(path)
+        self._board = Board(self._run_dir / "tensorboard", purge_step=max(step + 1, 0))
+        self._board.show(lambda writer: writer.add_custom_scalars(CHARTS))
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether there was an evaluation of `step` when the files were opened; on rank 0."""
+        return self._enabled and step in self._evaluated
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows of steps after `step`, which the run goes through again."""
+        if self._enabled:
+            self._board.close()
+            self._file.close()
+            self._open_after(step)
+            self._progress.rewind(step)
+
+    def log_run(self, facts: dict[str, Any]) -> None:
+        """Keep what is known before the first step."""
+        if self._enabled:
+            self._write({"kind": "run", "step": 0} | facts)
+
+    def log_step(self, row: dict[str, Any]) -> None:
+        """Keep and show one optimizer step; `row` holds `step` and keys of `STEP_TAGS`."""
+        if self._enabled:
+            self._write({"kind": "step"} | row)
+            self._add_scalars(row, STEP_TAGS)
+            self._progress.show_step(row)
+
+    def log_epoch(self, row: dict[str, Any]) -> None:
+        """Keep and show what an epoch trained on: `finished_epoch` and `samples_digest`."""
+        if self._enabled:
+            self._write({"kind": "epoch"} | row)
+            tqdm.write(
+                f"epoch {row['finished_epoch']} ended; digest of its samples "
+                f"{row['samples_digest']}, the same on any layout",
+                file=sys.stderr,
+            )
+
+    def log_ranks(self, row: dict[str, Any]) -> None:
+        """Keep a report of `rank_report`, and say which rank is slow where that costs a tenth."""
+        if self._enabled:
+            self._write({"kind": "ranks"} | row)
+            self._add_scalars(row, RANK_TAGS)
+            if row["late_share"] > 0.1:
+                tqdm.write(
+                    f"step {row['step']}: rank {row['slowest_rank']} keeps the others waiting for "
+                    f"{row['late_seconds']:.2f} s a step, {100 * row['late_share']:.0f}% of it",
+                    file=sys.stderr,
+                )
+
+    def log_bad_step(self, row: dict[str, Any]) -> None:
+        """Keep and show what was wrong with a step: `text`, and `samples` by number."""
+        if self._enabled:
+            self._write({"kind": "bad_step"} | row)
+            self._board.text("train/bad_step", row["text"], row["step"])
+            tqdm.write(row["text"], file=sys.stderr)
+
+    def log_evaluation(self, row: dict[str, Any]) -> None:
+        """Keep and show one evaluation; `row` holds `step`, keys of `EVALUATION_TAGS`, `bands`."""
+        if self._enabled:
+            self._write({"kind": "evaluation"} | row)
+            self._add_scalars(row, EVALUATION_TAGS)
+            for band in row.get("bands", []):
+                tags = {"loss": f"heldout/band_{band['band']}"}
+                self._add_scalars(band | {"step": row["step"]}, tags)
+            self._board.flush()
+            self._progress.show_evaluation(row)
+
+    def log_tokens(self, picture: TokenPicture, *, step: int, tokenizer: Path) -> None:
+        """Show the entropies of a step's tokens and which tokens of one sample dropped.
+
+        Args:
+            tokenizer: its folder beside the corpus.
+        """
+        if self._enabled:
+            counts = {"all": picture.entropy_counts, "dropped": picture.dropped_counts}
+            for name, found in counts.items():
+                tag = f"entropy/tokens_{name}_nats"
+                self._board.show(partial(add_histogram, tag=tag, counts=found, step=step))
+            if self._texts is None:
+                self._texts = TokenTexts(tokenizer)
+            self._board.text("dropout/sample", self._texts.marked(picture), step)
+
+    def close(self) -> None:
+        """Flush everything and end the progress bar; calling it again does no harm."""
+        if self._enabled:
+            self._enabled = False
+            self._progress.close()
+            self._board.close()
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(row)
+        warning = self._overfit.saw(row)
+        if warning:
+            tqdm.write(f"step {row['step']}: {warning}", file=sys.stderr)
+            self._board.text("heldout/overfitting", str(warning), row["step"])
+            self._write({"kind": "warning", "step": row["step"], "text": str(warning)})
+
+    def _add_scalars(self, row: dict[str, Any], tags: dict[str, str]) -> None:
+        for key, tag in tags.items():
+            value = row.get(key)
+            if value is not None and math.isfinite(value):
+                self._board.scalar(tag, value, row["step"])
+
+
+class _Progress:
+    """A bar on a terminal; in a log file, where a bar would be one endless line, rare lines."""
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, *, total_steps: int, start_step: int) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._heldout: float | None = None
+        self._step, self._start_step, self._total_steps = start_step, start_step, total_steps
+        self._began = time.monotonic()
+        self._last_line = self._began
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc="training",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self._is_terminal,
+        )
+
+    def show_step(self, row: dict[str, Any]) -> None:
+        shown = {"loss": _number(row.get("loss"))}
+        if self._heldout is not None:
+            shown["held-out"] = _number(self._heldout)
+        if row.get("drop_rate_realised") is not None:
+            shown["dropped"] = f"{100 * row['drop_rate_realised']:.0f}%"
+        if self._is_terminal:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(row["step"] - self._step)
+        self._step = row["step"]
+        now = time.monotonic()
+        is_due = now - self._last_line >= self.SECONDS_BETWEEN_LINES
+        if not self._is_terminal and (is_due or self._step == self._total_steps):
+            self._last_line = now
+            self._print_line(now - self._began, shown)
+
+    def rewind(self, step: int) -> None:
+        self._step = step
+        self._bar.n = step
+        self._bar.refresh()
+
+    def show_evaluation(self, row: dict[str, Any]) -> None:
+        self._heldout = row.get("loss")
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _print_line(self, elapsed_seconds: float, shown: dict[str, str]) -> None:
+        seconds_a_step = elapsed_seconds / max(self._step - self._start_step, 1)
+        left = tqdm.format_interval(seconds_a_step * (self._total_steps - self._step))
+        numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
+        share = 100 * self._step / self._total_steps
+        print(
+            f"step {self._step}/{self._total_steps} ({share:.0f}%)  {numbers}  ETA {left}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None or not math.isfinite(value) else f"{value:.3f}"

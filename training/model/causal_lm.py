@@ -1,0 +1,255 @@
+"""A Hugging Face causal LM under ZeRO-3 whose head returns (nll, entropy) and no logits.
+
+B rows, S tokens of this rank's sequence shard, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from training.config.sections import Model
+from training.data.documents import DocumentLayout
+from training.entrodrop.head import (
+    linear_cross_entropy_with_entropy,
+    weighted_linear_cross_entropy,
+)
+from training.model.attention import ATTENTION_NAME, register_attention
+from training.model.checks import (
+    refuse_other_shapes,
+    refuse_unknown_keys,
+    refuse_unknown_source,
+    refuse_unsupported,
+)
+from training.model.hidden_dropout import HiddenDropout
+
+
+class EntropyHead(nn.Module):
+    """The output layer. ZeRO-3 gathers `weight` around this module's forward and backward."""
+
+    def __init__(
+        self, weight: nn.Parameter, *, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.label_smoothing = label_smoothing
+        self.z_loss = z_loss
+
+    def forward(
+        self, hidden_BSD: Tensor, targets_BS: Tensor, token_weights_BS: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """(nll, entropy), or with token weights (their loss, nll, entropy) in one pass."""
+        hidden_ND, targets_N = hidden_BSD.flatten(0, 1), targets_BS.flatten()
+        smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)
+        if token_weights_BS is None:
+            nll_N, entropy_N = linear_cross_entropy_with_entropy(
+                hidden_ND, self.weight, targets_N, label_smoothing=smoothing, z_loss=z_loss
+            )
+            return nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
+        loss, nll_N, entropy_N = weighted_linear_cross_entropy(
+            hidden_ND,
+            self.weight,
+            targets_N,
+            token_weights_BS.flatten(),
+            label_smoothing=smoothing,
+            z_loss=z_loss,
+        )
+        return loss, nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
+
+
+class CausalLMWithEntropy(nn.Module):
+    """Embed, replace dropped inputs, run the layers, and score each target."""
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        replaces_by_mean: bool = False,
+        hidden_dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        weight = lm.get_output_embeddings().weight
+        head = EntropyHead(weight, label_smoothing=label_smoothing, z_loss=z_loss)
+        lm.set_output_embeddings(head)
+        self.lm = lm
+        self.hidden_dropout = HiddenDropout(decoder_layers(lm), rate=hidden_dropout, seed=seed)
+        self.replaces_by_mean = replaces_by_mean
+        self._mean_D: Tensor | None = None
+        # Registered before DeepSpeed's own hook, which lets go of the gathered weight.
+        lm.get_input_embeddings().register_forward_hook(self._keep_mean)
+
+    def _keep_mean(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if self.replaces_by_mean:
+            weight_VD: Tensor = module.weight  # type: ignore[assignment]
+            self._mean_D = weight_VD.detach().float().mean(dim=0)
+
+    def _replace(self, embeds_BSD: Tensor, replaced_BS: Tensor) -> Tensor:
+        if self._mean_D is None:
+            return embeds_BSD * (~replaced_BS)[..., None].to(embeds_BSD.dtype)
+        return torch.where(replaced_BS[..., None], self._mean_D.to(embeds_BSD.dtype), embeds_BSD)
+
+    def forward(
+        self,
+        ids_BS: Tensor,
+        position_ids_BS: Tensor,
+        targets_BS: Tensor,
+        documents: DocumentLayout,
+        replaced_BS: Tensor | None = None,
+        noise_BSD: Tensor | None = None,
+        token_index_BS: Tensor | None = None,
+        token_weights_BS: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Loss and entropy at each position of the shard.
+
+        Args:
+            ids_BS: int64 `[B, S]`.
+            position_ids_BS: int64 `[B, S]`, global positions that restart in each document.
+            targets_BS: int64 `[B, S]`, -100 where there is none.
+            documents: of the whole rows.
+            replaced_BS: bool `[B, S]`, tokens whose embedding becomes 0, or the mean of all.
+            noise_BSD: fp32 `[B, S, D]`, added to the embeddings.
+            token_index_BS: int64 `[B, S]`, who each token is, for hidden dropout.
+            token_weights_BS: fp32 `[B, S]`, factors of the tokens' losses where these are known
+                before: the head then computes logits once, not twice.
+
+        Returns:
+            nll (in training with smoothing and z-loss, if the head is to) and entropy, fp32
+            `[B, S]`, in nats; with token weights before them their loss, the only one that is
+            then differentiable.
+        """
+        self.hidden_dropout.begin(token_index_BS)
+        embeds_BSD = self.lm.get_input_embeddings()(ids_BS)
+        if replaced_BS is not None:
+            embeds_BSD = self._replace(embeds_BSD, replaced_BS)
+        if noise_BSD is not None:
+            embeds_BSD = embeds_BSD + noise_BSD.to(embeds_BSD.dtype)
+        hidden_BSD = self.lm.base_model(
+            inputs_embeds=embeds_BSD,
+            position_ids=position_ids_BS,
+            use_cache=False,
+            document_layout=documents,
+        ).last_hidden_state
+        return self.lm.get_output_embeddings()(hidden_BSD, targets_BS, token_weights_BS)
+
+
+def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers, whatever the architecture calls them."""
+    count = lm.config.get_text_config().num_hidden_layers
+    for module in lm.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"model: no list of {count} layers in {type(lm.base_model).__name__}")
+
+
+def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -> PretrainedConfig:
+    """The Hugging Face configuration of the recipe, checked against the corpus and our head.
+
+    Args:
+        vocab_size: of the corpus; a configuration without one gets it.
+        dtype: of the weights in training and export.
+
+    Raises:
+        ValueError: for a source that cannot be read, a vocabulary smaller than the corpus's,
+            or an architecture with parts that this engine would leave out.
+    """
+    refuse_unknown_source(model)
+    try:
+        if model.pretrained is not None:
+            config = AutoConfig.from_pretrained(
+                model.pretrained, trust_remote_code=model.trust_remote_code
+            )
+        else:
+            given = {"vocab_size": vocab_size, **(model.config or {})}
+            config = AutoConfig.for_model(**given)
+            refuse_unknown_keys(given)
+    except Exception as error:  # transformers answers a wrong value with errors of many kinds
+        told = " ".join(str(error).split())
+        raise ValueError(f"model: {told}") from None
+    text = config.get_text_config()
+    refuse_other_shapes(text)
+    if text.vocab_size < vocab_size:
+        raise ValueError(
+            f"model vocabulary {text.vocab_size} is smaller than the corpus's {vocab_size}: "
+            "the corpus was tokenised for another model"
+        )
+    refuse_unsupported(text)
+    config.dtype = dtype
+    return config
+
+
+def warn_of_remote_code(model: Model) -> None:
+    """One line on stderr when the recipe lets code of others run."""
+    if model.trust_remote_code:
+        source = model.pretrained or "the model's folder"
+        print(
+            f"WARNING: model.trust_remote_code is set: Python code that comes with {source} runs "
+            "with all rights of this user",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def build_model(
+    model: Model,
+    config: PretrainedConfig,
+    *,
+    ds_config: Mapping[str, Any],
+    seed: int,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    replaces_by_mean: bool = False,
+    hidden_dropout: float = 0.0,
+) -> CausalLMWithEntropy:
+    """Create or load the weights, partitioned by ZeRO-3 from the start.
+
+    Args:
+        ds_config: the joined DeepSpeed configuration. With ZeRO stage 3 in it, transformers
+            partitions while it initialises; `deepspeed.zero.Init` around `from_config` would
+            leave the weights at torch's defaults.
+        seed: of the initial weights; rank 0's are broadcast.
+        label_smoothing, z_loss: of the loss in training.
+        replaces_by_mean: dropped embeddings become the vocabulary's mean, not 0.
+        hidden_dropout: rate behind every layer.
+    """
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    # transformers keeps a weak reference only: it must live until the weights are there
+    keep_alive = HfDeepSpeedConfig(dict(ds_config))
+    register_attention()
+    torch.manual_seed(seed)
+    common = {"attn_implementation": ATTENTION_NAME, "dtype": config.dtype}
+    if model.pretrained is not None:
+        lm = AutoModelForCausalLM.from_pretrained(
+            model.pretrained,
+            config=config,
+            trust_remote_code=model.trust_remote_code,
+            **common,
+        )
+    else:
+        lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **common)
+    del keep_alive
+    if getattr(lm.get_output_embeddings(), "bias", None) is not None:
+        raise ValueError("model: an output layer with a bias is not supported")
+    if model.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return CausalLMWithEntropy(
+        lm,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        replaces_by_mean=replaces_by_mean,
+        hidden_dropout=hidden_dropout,
+        seed=seed,
+    )

@@ -1,0 +1,138 @@
+"""Models that the engine cannot train, refused with the key, the value and what would work."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers.activations import ACT2FN
+
+from training.config.sections import Model
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
+
+def refuse_unknown_source(model: Model) -> None:
+    """Before transformers answers with its list of all architectures, or of rules for names."""
+    if model.pretrained is not None:
+        looks_local = (
+            model.pretrained.startswith(("/", ".", "~")) or model.pretrained.count("/") > 1
+        )
+        if looks_local and not Path(model.pretrained).is_dir():
+            raise ValueError(f"model.pretrained: there is no folder {model.pretrained}")
+        return
+    model_type = str((model.config or {})["model_type"])
+    if model_type not in CONFIG_MAPPING:
+        near = get_close_matches(model_type, CONFIG_MAPPING.keys(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"model.config.model_type: transformers knows no {model_type!r}{hint}")
+
+
+def refuse_unknown_keys(given: dict[str, Any]) -> None:
+    """transformers keeps a misspelt key as an attribute that nothing reads."""
+    known = AutoConfig.for_model(given["model_type"]).to_dict()
+    known |= PretrainedConfig().to_dict()
+    for key in given.keys() - known.keys():
+        near = get_close_matches(key, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"config.{key} is no key of {given['model_type']}{hint}")
+
+
+def refuse_other_shapes(config: PretrainedConfig) -> None:
+    """What is no decoder of our kind, or could not be built: transformers accepts sizes of 0."""
+    for key in _SIZES:
+        if getattr(config, key, None) is None or getattr(config, "is_encoder_decoder", False):
+            raise ValueError(
+                f"model: {config.model_type} is not supported; it has to be a decoder that names "
+                f"{', '.join(_SIZES)}, as llama, mistral and qwen3 do"
+            )
+    for key in (*_SIZES, "intermediate_size", "head_dim"):
+        size = getattr(config, key, None)
+        if isinstance(size, int) and size < 1:
+            raise ValueError(f"model: {key} is {size}; expected a number of at least 1")
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ValueError(
+            f"model: num_attention_heads {config.num_attention_heads} does not divide by "
+            f"num_key_value_heads {config.num_key_value_heads}"
+        )
+    activation = getattr(config, "hidden_act", None)
+    if activation is not None and activation not in ACT2FN:
+        near = get_close_matches(str(activation), ACT2FN.keys(), n=3)
+        raise ValueError(
+            f"model: transformers knows no hidden_act {activation!r}; near: {', '.join(near)}"
+        )
+
+
+def refuse_unsupported(config: PretrainedConfig) -> None:
+    """Parts of other architectures that would silently change the numbers."""
+    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+        if getattr(config, key, None):
+            raise ValueError(f"model: {key} is not supported")
+    for key in ("logit_scale", "logits_scaling"):
+        if getattr(config, key, None) not in (None, 1, 1.0):
+            raise ValueError(f"model: {key} other than 1 is not supported")
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ValueError(f"model: layers {sorted(layer_types)}; only full_attention is supported")
+    for found in _values_of(getattr(config, "rope_parameters", None), "rope_type"):
+        if "dynamic" in found or found == "longrope":
+            raise ValueError(
+                f"model: rope_type {found!r} is not supported: it turns by the length of a batch's "
+                "longest row, which a rank that holds a part of it does not see"
+            )
+    if getattr(config, "attention_dropout", 0.0):
+        raise ValueError("model: attention_dropout must be 0")
+
+
+def _values_of(tree: Any, key: str) -> list[str]:
+    """Of a key in nested mappings: RoPE may be set for each kind of layer."""
+    if not isinstance(tree, dict):
+        return []
+    own = [str(tree[key])] if key in tree else []
+    return own + [found for value in tree.values() for found in _values_of(value, key)]
+
+
+def check_window(config: PretrainedConfig, *, sequence_tokens: int) -> None:
+    """A sliding window that a sample may exceed: attention here always sees the whole document.
+
+    Configurations with `layer_types` say there whether a window is used at all.
+
+    Raises:
+        ValueError: naming the sample lengths that work.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if window and not getattr(text, "layer_types", None) and window < sequence_tokens:
+        raise ValueError(
+            f"model: sliding_window {window} is not supported for samples of {sequence_tokens} "
+            f"tokens; it works with data.sequence_tokens up to {window}, or with sliding_window: "
+            "null"
+        )
+
+
+def check_heads(config: PretrainedConfig, *, sp_size: int) -> None:
+    """Heads must divide among the ranks that share a sequence.
+
+    Raises:
+        ValueError: naming the sizes that work.
+    """
+    text = config.get_text_config()
+    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
+    fits = [
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+    ]
+    if sp_size not in fits:
+        raise ValueError(
+            f"train.sequence_parallel_size {sp_size} does not fit {heads} attention heads and "
+            f"{kv_heads} key-value heads; it can be one of {fits}"
+        )

@@ -1,0 +1,118 @@
+"""Who am I, who shares my sequence, and the few reductions the loop needs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training.ranks.launcher_env import set_rank_variables
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This process among all: data-parallel groups of `sp_size` neighbouring ranks."""
+
+    rank: int
+    world_size: int
+    sp_size: int
+    device: torch.device
+
+    @property
+    def sp_rank(self) -> int:
+        """Which shard of the sequence is ours."""
+        return self.rank % self.sp_size
+
+    @property
+    def dp_rank(self) -> int:
+        """Which samples are ours, together with the ranks that share our sequences."""
+        return self.rank // self.sp_size
+
+    @property
+    def dp_size(self) -> int:
+        return self.world_size // self.sp_size
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def init_layout(*, sp_size: int) -> Layout:
+    """Join the process group that the launcher describes, or start one of a single process.
+
+    Raises:
+        ValueError: when the number of processes is no multiple of `sp_size`, or several cannot
+            know their ranks.
+    """
+    set_rank_variables()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size % sp_size:
+        raise ValueError(
+            f"train.sequence_parallel_size {sp_size} does not divide the number of processes "
+            f"{world_size}; launch a multiple of {sp_size}, or set it to one of "
+            f"{[n for n in range(1, world_size + 1) if world_size % n == 0]}"
+        )
+    has_gpu = torch.cuda.is_available()
+    if not has_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        if "RANK" not in os.environ:
+            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+            os.environ["MASTER_PORT"] = "0"  # whichever is free
+        _start_deepspeed(has_gpu=has_gpu)
+        # A rank that refuses the recipe at once must not be gone before the others have met it:
+        # they would report a broken connection in the place of the mistake.
+        dist.barrier()
+    return Layout(dist.get_rank(), world_size, sp_size, device)
+
+
+def sum_over_ranks(values: Tensor) -> list[Any]:
+    """Element-wise sum of a small tensor over all ranks, as Python numbers; alone it is its own."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    total: list[Any] = values.tolist()
+    return total
+
+
+def agree(value: T) -> T:
+    """Rank 0's value, on every rank. For decisions of the start, not of a step."""
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    agreed: T = box[0]
+    return agreed
+
+
+def raise_together(error: str | None) -> None:
+    """Raise on every rank when any rank met an error, so that none waits for another.
+
+    Raises:
+        ValueError: with the message of the lowest rank that has one.
+    """
+    errors: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    first = next((message for message in errors if message), None)
+    if first:
+        raise ValueError(first)
+
+
+def _start_deepspeed(*, has_gpu: bool) -> None:
+    # on every call of DeepSpeed's collectives, about names it has not changed yet
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed  # after DS_ACCELERATOR is settled
+
+    if not has_gpu:
+        # Its operator for shared memory is used in inference only, and would be compiled here. To
+        # look up what else is compatible would compile test programs, on every rank of every start.
+        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+    deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)

@@ -1,0 +1,77 @@
+"""Score an exported run on its validation split, on any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from data_prep.shards import open_corpus
+from training.checkpoints.marker import damage_together
+from training.config.load import load_recipe
+from training.model.causal_lm import resolve_model_config, warn_of_remote_code
+from training.model.checks import check_heads, check_window
+from training.model.engine import build_engine, training_dtype
+from training.ranks.dist import init_layout
+from training.run.evaluation import evaluate, heldout_stream, load_bands
+from training.whole_file import write_whole
+
+_SP_KEY = "train.sequence_parallel_size"
+
+
+def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
+    """Held-out loss of `run_dir/export`, on the run's own held-out data by the bands it froze.
+
+    Fewer processes than the run had share a sequence as far as they can; the numbers are the same.
+
+    Args:
+        run_dir: a run folder with an export.
+        overrides: keys of the recipe, for example `data.corpus=data/other`.
+
+    Returns:
+        The result, which rank 0 also writes to `run_dir/evaluation.json` when it is of the run's
+        own data.
+
+    Raises:
+        ValueError: when there is no export, it has changed since, or there is no held-out data.
+    """
+    kept = run_dir / "recipe.resolved.yaml"
+    recipe = load_recipe(kept, overrides)
+    sp_size = recipe.train.sequence_parallel_size
+    if not any(override.startswith(f"{_SP_KEY}=") for override in overrides):
+        sp_size = math.gcd(sp_size, int(os.environ.get("WORLD_SIZE", "1")))
+    exported = run_dir / "export"
+    if not (exported / "config.json").exists():
+        raise ValueError(f"{exported} is missing; run: python -m training export {run_dir}")
+    model = dataclasses.replace(recipe.model, pretrained=str(exported), config=None)
+    train = dataclasses.replace(recipe.train, sequence_parallel_size=sp_size)
+    recipe = dataclasses.replace(recipe, model=model, train=train)
+    layout = init_layout(sp_size=sp_size)
+    if layout.is_main:
+        warn_of_remote_code(recipe.model)
+    if (broken := damage_together(exported, layout)) is not None:
+        raise ValueError(
+            f"the export is not as it was written: {broken}; run: python -m training export "
+            f"{run_dir}"
+        )
+    corpus = open_corpus(recipe.data.corpus)
+    pack = corpus.open_pack(recipe.data.sequence_tokens)
+    stream = heldout_stream(pack, recipe, layout)
+    model_config = resolve_model_config(
+        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe)
+    )
+    check_heads(model_config, sp_size=layout.sp_size)
+    check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
+    engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1, trains=False)
+    frozen = run_dir / "heldout_bands"
+    bands = load_bands(frozen) if frozen.exists() else None
+    if bands and bands.pack != pack.fingerprint:
+        bands = None
+    result: dict[str, Any] = {"corpus": recipe.data.corpus, "pack": pack.fingerprint}
+    result |= evaluate(engine, stream, bands)
+    if layout.is_main and recipe.data == load_recipe(kept, []).data:
+        write_whole(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
+    return result

@@ -1,0 +1,197 @@
+"""Held-out loss, whole and by entropy band, the same on every layout and batch size.
+
+B rows, S tokens of this rank's sequence shard, T tokens of a sample.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from data_prep.shards import PackIndex
+from training.config.recipe import Recipe
+from training.data.stream import MicroBatch, SampleStream
+from training.entrodrop.quantile import global_quantile
+from training.model.engine import Engine
+from training.ranks.dist import Layout, sum_over_ranks
+from training.whole_file import write_whole
+
+_NO_BAND = 255
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Which entropy band each held-out target belongs to, frozen at the start of the run."""
+
+    edges_nats: tuple[float, ...]
+    """Upper edges of all bands but the last."""
+    path: Path
+    """uint8 memmap `[num_samples, T]`, the band of the target at each position."""
+    shape: tuple[int, int]
+    pack: str
+    """Fingerprint of the pack whose targets they are."""
+
+    @property
+    def num_bands(self) -> int:
+        return len(self.edges_nats) + 1
+
+    def of(self, batch: MicroBatch, stream: SampleStream) -> Tensor:
+        """int64 `[B, S]`; arbitrary where there is no target."""
+        bands = np.memmap(self.path, dtype=np.uint8, mode="r", shape=self.shape)
+        shard = self.shape[1] // stream.layout.sp_size
+        start = stream.layout.sp_rank * shard
+        rows = [bands[max(sample, 0), start : start + shard] for sample in batch.sample_ids]
+        band_BS = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return band_BS.clamp_(max=self.num_bands - 1).to(batch.ids_BS.device)
+
+
+def heldout_stream(pack: PackIndex, recipe: Recipe, layout: Layout) -> SampleStream:
+    """The validation samples in the order of the pack, one micro-step at a time.
+
+    Raises:
+        ValueError: when the split is empty, or has nothing but masked tokens.
+    """
+    available = pack.num_samples("val")
+    if available == 0 or pack.num_targets("val") == 0:
+        found = "is empty" if available == 0 else "has no token that is a target"
+        raise ValueError(
+            f"data.corpus {recipe.data.corpus}: the validation split {found}; build it with a "
+            "larger --val-frac, or set evaluation.every_steps: null to train without it"
+        )
+    return SampleStream(
+        pack=pack,
+        split="val",
+        layout=layout,
+        total_samples=min(available, recipe.evaluation.max_samples or available),
+        samples_per_step=recipe.train.micro_batch_samples * layout.dp_size,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+    )
+
+
+def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[str, Any]:
+    """Token-weighted loss and entropy over the split, and the loss of each band.
+
+    Every rank runs the same number of forward passes: the stream fills the last batch up with
+    rows that have no target, since a rank that stops early would leave ZeRO-3 waiting.
+    """
+    began = time.monotonic()
+    if bands and bands.shape != (stream.total_samples, stream.pack.seq_len):
+        raise ValueError(
+            f"{bands.path} holds bands of {bands.shape[0]} samples of {bands.shape[1]} tokens, the "
+            f"held-out data has {stream.total_samples} of {stream.pack.seq_len}: "
+            "evaluation.max_samples and data.* must be those of the run"
+        )
+    num_bands = bands.num_bands if bands else 0
+    sums = torch.zeros(3 + 2 * num_bands, dtype=torch.float64, device=engine.layout.device)
+    for step in range(stream.num_steps):
+        engine.watchdog.enter("held-out data", alone=True)
+        for batch in stream.step(step):
+            nll_BS, entropy_BS = engine.probe(batch)
+            is_target_BS = batch.is_target_BS
+            nll, entropy = nll_BS[is_target_BS].double(), entropy_BS[is_target_BS].double()
+            sums[:3] += torch.stack([nll.sum(), entropy.sum(), is_target_BS.sum()])
+            if bands:
+                band = bands.of(batch, stream)[is_target_BS]
+                sums[3 : 3 + num_bands].index_add_(0, band, nll)
+                sums[3 + num_bands :] += torch.bincount(band, minlength=num_bands)
+    nll_sum, entropy_sum, num_targets, *rest = sum_over_ranks(sums)
+    result: dict[str, Any] = {
+        "loss": nll_sum / max(num_targets, 1),
+        "entropy_nats": entropy_sum / max(num_targets, 1),
+        "num_targets": int(num_targets),
+    }
+    if bands:
+        edges = (0.0, *bands.edges_nats, float(np.log(engine.model.lm.config.vocab_size)))
+        result["bands"] = [
+            {
+                "band": band + 1,
+                "from_nats": edges[band],
+                "to_nats": edges[band + 1],
+                "loss": rest[band] / max(rest[num_bands + band], 1),
+                "num_targets": int(rest[num_bands + band]),
+            }
+            for band in range(num_bands)
+        ]
+    return result | {"seconds": time.monotonic() - began}
+
+
+def freeze_bands(
+    engine: Engine, stream: SampleStream, *, num_bands: int, folder: Path, reuse: bool
+) -> Bands:
+    """Sort the held-out targets into bands of equal size by the model's present entropies.
+
+    Done once, before the first step; a resumed run reads what is there. Ranks write disjoint
+    parts of one file, which becomes visible under its name when all have finished.
+    """
+    if reuse:
+        return load_bands(folder)
+    shape = (stream.total_samples, stream.pack.seq_len)
+    path, partial = folder / "heldout_bands.u8", folder / "heldout_bands.u8.partial"
+    if engine.layout.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.memmap(partial, dtype=np.uint8, mode="w+", shape=shape)[:] = _NO_BAND
+    dist.barrier()
+
+    batches, entropies = [], []
+    for step in range(stream.num_steps):
+        engine.watchdog.enter("held-out data", alone=True)
+        for batch in stream.step(step):
+            batches.append(batch)
+            entropies.append(engine.probe(batch)[1])
+    entropy_RS = torch.cat(entropies)
+    is_target_RS = torch.cat([batch.is_target_BS for batch in batches])
+    edges = tuple(
+        global_quantile(entropy_RS, band / num_bands, valid=is_target_RS).threshold
+        for band in range(1, num_bands)
+    )
+    band_RS = torch.bucketize(entropy_RS, torch.tensor(edges, device=entropy_RS.device))
+    bands_RS = band_RS.masked_fill(~is_target_RS, _NO_BAND).to(torch.uint8).cpu().numpy()
+    target = np.memmap(partial, dtype=np.uint8, mode="r+", shape=shape)
+    start = engine.layout.sp_rank * entropy_RS.shape[1]
+    sample_ids = [sample for batch in batches for sample in batch.sample_ids]
+    for row, sample in enumerate(sample_ids):
+        if sample >= 0:
+            target[sample, start : start + entropy_RS.shape[1]] = bands_RS[row]
+    target.flush()
+    dist.barrier()
+    if engine.layout.is_main:
+        partial.replace(path)
+        described = {"edges_nats": edges, "shape": shape, "pack": stream.pack.fingerprint}
+        write_whole(folder / "heldout_bands.json", json.dumps(described))
+    dist.barrier()
+    return Bands(edges, path, shape, stream.pack.fingerprint)
+
+
+def load_bands(folder: Path) -> Bands:
+    """The bands that the run's first start froze.
+
+    Raises:
+        ValueError: when they are gone or damaged: the losses by band would no longer be
+            comparable.
+    """
+    described = folder / "heldout_bands.json"
+    try:
+        content = json.loads(described.read_text(encoding="utf-8"))
+        edges, shape = tuple(content["edges_nats"]), tuple(content["shape"])
+        pack = content["pack"]
+    except OSError as error:
+        raise ValueError(
+            f"{described}: {error.strerror}; the run cannot go on without it"
+        ) from None
+    except KeyError as error:
+        raise ValueError(
+            f"{described}: damaged: {error} is missing; the run cannot go on without it"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{described}: damaged: {error}; the run cannot go on without it"
+        ) from None
+    return Bands(edges, folder / "heldout_bands.u8", shape, pack)

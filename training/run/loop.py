@@ -1,0 +1,286 @@
+"""The steps of a run: train, look for what is wrong, evaluate, save, stop when asked, go back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.shards import Mixture, PackIndex
+from training.checkpoints.load import load_checkpoint
+from training.checkpoints.marker import newest_verified
+from training.checkpoints.progress import Progress
+from training.checkpoints.saver import Saver
+from training.config.recipe import Recipe
+from training.data.epoch_digest import finish_epochs
+from training.data.sample_order import SampleOrder
+from training.data.stream import SampleStream
+from training.dropout.corpus_threshold import CorpusThreshold, corpus_threshold
+from training.dropout.entropy_cache import EntropyCache
+from training.dropout.entropy_source import EntropySource
+from training.dropout.lagged import LaggedDropout, lagged_dropout
+from training.metrics.writer import MetricsWriter
+from training.model.engine import Engine
+from training.ranks.dist import agree
+from training.ranks.rank_report import RankMeter
+from training.ranks.run_state import RunRecord
+from training.ranks.stopping import StopRequests
+from training.run.bad_step import BadStepReport
+from training.run.evaluation import Bands, evaluate, freeze_bands, heldout_stream
+from training.run.loss_guard import Action, LossGuard
+from training.run.plan import Plan
+from training.run.step import train_step
+from training.run.token_sketch import TokenSketch
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over the steps of one start."""
+
+    recipe: Recipe
+    plan: Plan
+    engine: Engine
+    source: EntropySource
+    cache: EntropyCache | None
+    pack: PackIndex
+    mixture: Mixture
+    metrics: MetricsWriter
+    identity: dict[str, Any]
+    accepted: Collection[str]
+    """What of the identity may differ from that of a checkpoint."""
+    record: RunRecord
+    requests: StopRequests
+    saver: Saver
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What steps leave to later ones; begun anew from a checkpoint's progress."""
+
+    lagged: LaggedDropout | None
+    corpus: CorpusThreshold | None
+    guard: LossGuard
+    meter: RankMeter
+
+    @classmethod
+    def at(cls, run: Run, progress: Progress) -> _Memory:
+        return cls(
+            lagged=lagged_dropout(run.recipe, threshold=progress.threshold),
+            corpus=corpus_threshold(
+                run.recipe,
+                run.source,
+                run.pack,
+                run.mixture,
+                run.engine.layout,
+                threshold=progress.threshold,
+            ),
+            guard=LossGuard(
+                run.recipe.guard,
+                losses=progress.recent_losses,
+                grad_norms=progress.recent_grad_norms,
+            ),
+            meter=RankMeter(run.engine.layout),
+        )
+
+
+def run_steps(run: Run, progress: Progress) -> None:
+    """Go on from `progress` to the end of the run, or to where it is asked to stop."""
+    recipe, plan = run.recipe, run.plan
+    stream = SampleStream(
+        pack=run.pack,
+        split="train",
+        layout=run.engine.layout,
+        total_samples=plan.total_samples,
+        samples_per_step=plan.samples_per_step,
+        micro_batch_samples=recipe.train.micro_batch_samples,
+        order=SampleOrder(run.mixture, seed=recipe.seed),
+    )
+    heldout, bands = None, None
+    if recipe.evaluation.every_steps is not None:
+        heldout = heldout_stream(run.pack, recipe, run.engine.layout)
+        # a run that began without evaluations has no bands, and gets none in its midst
+        if progress.step == 0 or agree(run.metrics.is_evaluated(0)):
+            bands = freeze_bands(
+                run.engine,
+                heldout,
+                num_bands=recipe.evaluation.num_bands,
+                folder=Path(recipe.run_dir) / "heldout_bands",
+                reuse=progress.step > 0,
+            )
+        if progress.step == 0 or _owes_evaluation(run, progress.step):
+            progress = _evaluate(run, heldout, bands, progress)
+    evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
+    last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
+    memory = _Memory.at(run, progress)
+    stop = None
+    while progress.step < last_step and not stop:
+        progress, bad = _one_step(run, stream, memory, progress)
+        if bad:
+            run.saver.finish()
+            told = _describe(run, bad, progress)
+            earlier = _roll_back(run, progress) if bad.action == "rollback" else None
+            if earlier:
+                progress, memory = earlier, _Memory.at(run, earlier)
+            action, did = _what_was_done(run.engine, went_back=earlier is not None)
+            told |= {"action": action, "text": f"{told['text']}: {did}"}
+            run.metrics.log_bad_step({"step": progress.step} | told)
+            if earlier:  # evaluated and saved when the run first came here
+                continue
+        run.engine.watchdog.enter("agreement")
+        run.saver.publish_when_written()
+        stop = run.requests.agreed()
+        is_last = progress.step == last_step
+        if stop:  # who asks may not wait longer than for the save
+            run.saver.save_last(progress)
+            if not is_last:
+                run.record.stopped(progress.step, stop)
+            run.requests.remove_stop_file()
+        is_due = evaluate_every and progress.step % evaluate_every == 0 and not stop
+        if heldout and (is_due or is_last):
+            progress = _evaluate(run, heldout, bands, progress)
+        if is_last and not stop:
+            run.saver.save_last(progress)
+        elif save_every and progress.step % save_every == 0 and not stop:
+            run.saver.save(progress)
+    if progress.step == plan.total_steps:
+        run.record.complete()
+    elif progress.step == last_step:
+        run.record.stopped(progress.step, stop or "train.stop_after_steps")
+
+
+def _one_step(
+    run: Run, stream: SampleStream, memory: _Memory, progress: Progress
+) -> tuple[Progress, BadStepReport | None]:
+    began = time.monotonic()
+    sketch = TokenSketch(run.engine.layout) if _is_evaluated(run, progress.step + 1) else None
+    done = train_step(
+        run.recipe,
+        run.engine,
+        stream,
+        source=run.source,
+        lagged=memory.lagged,
+        corpus=memory.corpus,
+        guard=memory.guard,
+        leaves_out=progress.step in progress.left_out,
+        sketch=sketch,
+        step=progress.step,
+        done_frac=progress.tokens / run.plan.planned_tokens,
+    )
+    seconds = time.monotonic() - began
+    keeper = memory.lagged or memory.corpus
+    finished, carried = finish_epochs(progress.epoch_digest, done.digests, stream, progress.step)
+    is_lost = done.bad is not None and done.bad.action != "report"
+    # Steps that a rollback does again were good before: they do not break a row of bad ones.
+    is_repeated = progress.step <= max(progress.left_out, default=-1)
+    progress = replace(
+        progress,
+        step=progress.step + 1,
+        tokens=progress.tokens + done.num_tokens,
+        threshold=keeper.threshold if keeper else None,
+        epoch_digest=carried,
+        recent_losses=memory.guard.losses,
+        recent_grad_norms=memory.guard.grad_norms,
+        num_bad_in_row=(progress.num_bad_in_row + is_lost if is_lost or is_repeated else 0),
+    )
+    speed = {"tokens_per_second": done.num_tokens / seconds, "seconds": seconds}
+    position = _position(run.plan, progress)
+    picture = sketch.over_ranks() if sketch else None
+    run.engine.watchdog.enter("metrics", step=progress.step, alone=True)
+    run.metrics.log_step(position | done.row | speed)
+    if picture:
+        tokenizer = Path(run.recipe.data.corpus) / "tokenizer"
+        run.metrics.log_tokens(picture, step=progress.step, tokenizer=tokenizer)
+    for epoch, digest in finished.items():
+        run.metrics.log_epoch(position | {"finished_epoch": epoch, "samples_digest": digest})
+    memory.meter.add(alone_seconds=done.alone_seconds, step_seconds=seconds)
+    run.engine.watchdog.enter("ranks")
+    report = memory.meter.report()
+    if report:
+        run.metrics.log_ranks({"step": progress.step} | report)
+    return progress, done.bad
+
+
+def _is_evaluated(run: Run, step: int) -> bool:
+    every = run.recipe.evaluation.every_steps
+    return every is not None and (step % every == 0 or step == run.plan.total_steps)
+
+
+def _owes_evaluation(run: Run, step: int) -> bool:
+    """Whether the start before was asked to stop at a step whose evaluation was due."""
+    every = run.recipe.evaluation.every_steps
+    is_due = every is not None and step % every == 0
+    return is_due and not agree(run.metrics.is_evaluated(step))
+
+
+def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any]:
+    """What is wrong with the step that has ended, in words and by number.
+
+    Raises:
+        ValueError: where the recipe wants the run to end.
+    """
+    named = [
+        {
+            "sample": sample,
+            "documents": run.pack.pieces(sample, "train")[:, 0].tolist(),
+            "loss": loss,
+        }
+        for sample, loss in bad.worst
+    ]
+    worst = "; ".join(
+        f"sample {found['sample']} (documents {', '.join(map(str, found['documents']))}; loss "
+        f"{found['loss']:.4g})"
+        for found in named
+    )
+    told = [f"step {progress.step}: {bad.reason}", bad.rerun, f"greatest losses: {worst}"]
+    text = ". ".join(part for part in told if part)
+    limit = run.recipe.guard.max_bad_steps
+    if bad.action == "stop" or progress.num_bad_in_row > limit:
+        why = "guard asks to stop" if bad.action == "stop" else f"more than {limit} bad in a row"
+        raise ValueError(f"{text}. {why}; the checkpoints are as they were")
+    return {"bad_step": progress.step, "text": text, "samples": named}
+
+
+def _what_was_done(engine: Engine, *, went_back: bool) -> tuple[Action, str]:
+    """Not what was asked for: without a checkpoint a rollback leaves things as they are."""
+    if went_back:
+        return "rollback", "rolled back"
+    # an exploded gradient is known only once it was clipped and used
+    return ("report", "trained on all the same") if engine.updated else ("skip", "skipped")
+
+
+def _roll_back(run: Run, progress: Progress) -> Progress | None:
+    """Go on from the newest checkpoint, with the last step's batch left out this time.
+
+    None without a checkpoint: nothing is undone.
+    """
+    bad_step = progress.step - 1
+    newest = newest_verified(run.saver.folder, run.engine.layout)
+    if newest is None:
+        return None
+    run.engine.watchdog.enter("load", slow=True)
+    loaded = load_checkpoint(
+        run.engine, newest, identity=run.identity, accepted=run.accepted, cache=run.cache
+    )
+    run.metrics.rewind(loaded.step)
+    return replace(
+        loaded,
+        left_out=(*dict.fromkeys((*loaded.left_out, *progress.left_out, bad_step)),),
+        num_bad_in_row=progress.num_bad_in_row,
+    )
+
+
+def _evaluate(run: Run, heldout: SampleStream, bands: Bands | None, progress: Progress) -> Progress:
+    result = evaluate(run.engine, heldout, bands)
+    run.metrics.log_evaluation(_position(run.plan, progress) | result)
+    return replace(progress, heldout_loss=result["loss"])
+
+
+def _position(plan: Plan, progress: Progress) -> dict[str, Any]:
+    samples = min(progress.step * plan.samples_per_step, plan.total_samples)
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "epoch": samples / plan.samples_per_epoch,
+    }

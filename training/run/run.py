@@ -1,0 +1,176 @@
+"""The start of a run: everything checked, then built, then resumed; `run_steps` does the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import PretrainedConfig
+
+from data_prep.shards import Mixture, describe
+from training.checkpoints.identity import refuse_differences, run_identity
+from training.checkpoints.load import load_checkpoint
+from training.checkpoints.marker import newest_verified, read_marker
+from training.checkpoints.progress import Progress
+from training.checkpoints.relayout import is_of_other_ranks
+from training.checkpoints.saver import Saver
+from training.config.load import dump_recipe
+from training.config.recipe import Recipe
+from training.dropout.entropy_cache import EntropyCache
+from training.dropout.entropy_source import choose_source, open_cache
+from training.metrics.writer import MetricsWriter
+from training.model.causal_lm import warn_of_remote_code
+from training.model.engine import build_engine
+from training.ranks.dist import Layout, init_layout, raise_together
+from training.ranks.run_folder import held_run_folder
+from training.ranks.run_state import RunRecord
+from training.ranks.stopping import StopRequests
+from training.ranks.watchdog import Watchdog
+from training.run.loop import Run, run_steps
+from training.run.start import Start, check_start_together
+from training.whole_file import write_whole
+
+
+def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
+    """Run a recipe from the start or from its newest checkpoint; every rank calls it.
+
+    Args:
+        accepted: dotted names of what may differ from the run to go on with.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: for a recipe, corpus or layout that does not work, before weights exist.
+    """
+    layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
+    if layout.is_main:
+        warn_of_remote_code(recipe.model)
+    start = check_start_together(recipe, layout)
+    identity = run_identity(recipe, start.pack, dtype=start.dtype, scores=start.scores)
+    run_dir = Path(recipe.run_dir)
+    with held_run_folder(run_dir, layout):
+        newest = newest_verified(run_dir / "checkpoints", layout)
+        if newest and recipe.resume == "never":
+            raise ValueError(
+                f"run_dir {run_dir} holds a run already; choose another, or resume: auto"
+            )
+        if newest:
+            saved = read_marker(newest)["identity"]
+            refuse_differences(newest, saved, identity, accepted=accepted)
+        _run(recipe, layout, start, identity, newest, accepted)
+    return run_dir
+
+
+def _run(
+    recipe: Recipe,
+    layout: Layout,
+    start: Start,
+    identity: dict[str, Any],
+    newest: Path | None,
+    accepted: Collection[str],
+) -> None:
+    """Build, go on from `newest` if there is one, and run the steps."""
+    run_dir, plan, pack = Path(recipe.run_dir), start.plan, start.pack
+    with Watchdog(run_dir, rank=layout.rank, **asdict(recipe.watchdog)) as watchdog:
+        engine = build_engine(
+            recipe,
+            start.model_config,
+            layout=layout,
+            num_micro_steps=plan.micro_steps,
+            loads_universal=newest is not None and is_of_other_ranks(read_marker(newest), layout),
+            watchdog=watchdog,
+        )
+        progress = Progress(step=0, tokens=0)
+        cache = open_cache(recipe, pack, path=run_dir / "entropy_cache.f16")
+        if cache:
+            raise_together(_clear(cache) if layout.is_main else None)
+        if newest:
+            progress = load_checkpoint(
+                engine, newest, identity=identity, accepted=accepted, cache=cache
+            )
+        facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
+        # not before here: a start that is refused leaves an existing run as it was
+        raise_together(
+            _describe_run(run_dir, recipe, start.model_config) if layout.is_main else None
+        )
+        if layout.is_main:
+            _print_start(recipe, facts, start.mixture, progress)
+        record = RunRecord(run_dir, rank=layout.rank, total_steps=plan.total_steps)
+        raise_together(record.begin(progress.step))
+        # record within requests: an error is noted before a launcher's SIGTERM can end the process
+        with (
+            StopRequests(run_dir, layout) as requests,
+            record,
+            MetricsWriter(
+                run_dir,
+                total_steps=plan.total_steps,
+                start_step=progress.step,
+                enabled=layout.is_main,
+            ) as metrics,
+        ):
+            if progress.step == 0:
+                metrics.log_run(facts)
+            source = choose_source(recipe, engine, pack, scores=start.scores, cache=cache)
+            run = Run(
+                recipe=recipe,
+                plan=plan,
+                engine=engine,
+                source=source,
+                cache=cache,
+                pack=pack,
+                mixture=start.mixture,
+                metrics=metrics,
+                identity=identity,
+                accepted=accepted,
+                record=record,
+                requests=requests,
+                saver=Saver(
+                    engine,
+                    run_dir / "checkpoints",
+                    identity=identity,
+                    settings=recipe.checkpoint,
+                    cache=cache,
+                    record=record,
+                ),
+            )
+            run_steps(run, progress)
+            dist.barrier()
+
+
+def _clear(cache: EntropyCache) -> str | None:
+    """The text of a mistake, if there is one."""
+    try:
+        cache.clear()
+    except OSError as error:
+        return f"{cache.path}: {error.strerror}"
+    return None
+
+
+def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig) -> str | None:
+    """Keep the resolved recipe and the model's configuration; the text of a mistake, if any.
+
+    With them export and evaluate need neither the recipe file nor the hub.
+    """
+    try:
+        write_whole(run_dir / "recipe.resolved.yaml", dump_recipe(recipe))
+        model_config.save_pretrained(run_dir / "model")
+    except OSError as error:
+        return f"run_dir {run_dir}: {error.strerror}"
+    return None
+
+
+def _print_start(
+    recipe: Recipe, facts: dict[str, Any], mixture: Mixture, progress: Progress
+) -> None:
+    where = f"resumed after step {progress.step}" if progress.step else "from the start"
+    print(f"{recipe.run_dir}: {where}; the resolved recipe is kept there", flush=True)
+    for name, value in facts.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        print(f"  {name.replace('_', ' '):24} {shown}", flush=True)
+    if len(mixture) > 1:
+        for line in describe(mixture):
+            print(f"  {'domain':24} {line}", flush=True)

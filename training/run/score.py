@@ -1,0 +1,204 @@
+"""Score a corpus with a frozen model: an entropy for every token, on any number of processes.
+
+B rows, S tokens of this rank's sequence shard, T tokens of a sample.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from data_prep.shards import PackIndex, ScoresWriter, open_corpus, open_scores_writer
+from training.config.load import parse_recipe
+from training.data.stream import SampleStream
+from training.model.causal_lm import resolve_model_config
+from training.model.checks import check_heads, check_window
+from training.model.engine import Engine, build_engine, training_dtype
+from training.ranks.dist import Layout, agree, init_layout, raise_together, sum_over_ranks
+
+COMMIT_SECONDS = 30.0
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What to score, with what."""
+
+    corpus: Path
+    model: str
+    sequence_tokens: int
+    """Of the pack whose samples are the contexts."""
+    name: str = "reference"
+    measure: Literal["shannon", "nll"] = "shannon"
+    micro_batch_samples: int = 1
+    sequence_parallel_size: int = 1
+    deepspeed: str = "ds_configs/zero3.json"
+    trust_remote_code: bool = False
+    overwrite: bool = False
+
+
+def score_corpus(options: ScoreOptions) -> Path:
+    """Write the scores beside the corpus; every rank calls it. A killed start is gone on with.
+
+    The score of a token depends on its own document's part of the sample alone, so not on the
+    layout but for rounding.
+
+    Returns:
+        The folder of the scores.
+
+    Raises:
+        ValueError: for a corpus, pack or model that does not fit, before weights exist.
+    """
+    recipe = parse_recipe(
+        {
+            "run_dir": "unused",
+            "model": {
+                "pretrained": options.model,
+                "trust_remote_code": options.trust_remote_code,
+            },
+            "data": {
+                "corpus": str(options.corpus),
+                "sequence_tokens": options.sequence_tokens,
+            },
+            "train": {
+                "global_batch_tokens": options.sequence_tokens * options.micro_batch_samples,
+                "micro_batch_samples": options.micro_batch_samples,
+                "sequence_parallel_size": options.sequence_parallel_size,
+            },
+            "deepspeed": options.deepspeed,
+        },
+        origin="score",
+    )
+    layout = init_layout(sp_size=options.sequence_parallel_size)
+    corpus = open_corpus(options.corpus)
+    pack = corpus.open_pack(options.sequence_tokens)
+    config = resolve_model_config(
+        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe)
+    )
+    check_heads(config, sp_size=layout.sp_size)
+    check_window(config, sequence_tokens=options.sequence_tokens)
+    writing = open_scores_writer(
+        corpus,
+        name=options.name,
+        measure=options.measure,
+        model=options.model,
+        seq_len=options.sequence_tokens,
+        overwrite=options.overwrite,
+    )
+    with ExitStack() as open_files:
+        writer, error = None, None
+        if layout.is_main:
+            try:
+                writer = open_files.enter_context(writing)
+            except (ValueError, OSError) as mistake:
+                error = str(mistake)
+        raise_together(error)  # else the other ranks would wait for the first
+        num_done = agree(writer.num_done if writer else 0)
+        engine = build_engine(recipe, config, layout=layout, num_micro_steps=1, trains=False)
+        _score_splits(engine, pack, options, writer=writer, num_done=num_done)
+    dist.barrier()
+    return options.corpus / f"scores-{options.name}"
+
+
+def _score_splits(
+    engine: Engine,
+    pack: PackIndex,
+    options: ScoreOptions,
+    *,
+    writer: ScoresWriter | None,
+    num_done: int,
+) -> None:
+    layout = engine.layout
+    total = sum(pack.num_samples(split) for split in SPLITS)
+    at_once = options.micro_batch_samples * layout.dp_size
+    committed_at, num_before = time.monotonic(), 0
+    with tqdm(total=total, initial=num_done, unit=" samples", disable=writer is None) as bar:
+        for split in SPLITS:
+            num_samples = pack.num_samples(split)
+            stream = SampleStream(
+                pack=pack,
+                split=split,
+                layout=layout,
+                total_samples=num_samples,
+                samples_per_step=at_once,
+                micro_batch_samples=options.micro_batch_samples,
+            )
+            # A start with other ranks may begin within a step of its own: that one is redone.
+            first_step = min(max(num_done - num_before, 0), num_samples) // at_once
+            for step in range(first_step, stream.num_steps):
+                values_RT = _score_step(engine, stream, step=step, measure=options.measure)
+                done = num_before + min((step + 1) * at_once, num_samples)
+                error = None
+                if writer is not None:
+                    is_due = time.monotonic() - committed_at >= COMMIT_SECONDS
+                    is_last = step == stream.num_steps - 1
+                    error = _keep(
+                        writer,
+                        pack,
+                        split,
+                        values_RT,
+                        first=step * at_once,
+                        num_done=done if is_due or is_last else None,
+                    )
+                    committed_at = time.monotonic() if is_due else committed_at
+                    bar.update(max(done - bar.n, 0))
+                failed = torch.tensor([float(error is not None)], device=layout.device)
+                if sum_over_ranks(failed)[0]:
+                    raise_together(error)
+            num_before += num_samples
+
+
+def _score_step(
+    engine: Engine, stream: SampleStream, *, step: int, measure: Literal["shannon", "nll"]
+) -> Tensor:
+    """Scores at every position of all rows of the step, `[R, T]` fp32 on every rank."""
+    (batch,) = stream.step(step)
+    nll_BS, entropy_BS = engine.probe(batch)
+    scored_BS = (nll_BS if measure == "nll" else entropy_BS).float()
+    # A model that gives no number must not pass for tokens without a score.
+    broken_BS = batch.is_target_BS & ~scored_BS.isfinite()
+    scored_BS = torch.where(batch.is_target_BS, scored_BS, torch.nan)
+    scored_BS = scored_BS.masked_fill(broken_BS, -1.0).contiguous()
+    gathered = [torch.empty_like(scored_BS) for _ in range(engine.layout.world_size)]
+    dist.all_gather(gathered, scored_BS)
+    return _rows_in_order(gathered, engine.layout)
+
+
+def _rows_in_order(gathered: list[Tensor], layout: Layout) -> Tensor:
+    """Shards of neighbouring ranks make up rows; groups of them follow each other."""
+    groups = [
+        torch.cat(gathered[first : first + layout.sp_size], dim=1)
+        for first in range(0, layout.world_size, layout.sp_size)
+    ]
+    return torch.cat(groups)
+
+
+def _keep(
+    writer: ScoresWriter,
+    pack: PackIndex,
+    split: Literal["train", "val"],
+    values_RT: Tensor,
+    *,
+    first: int,
+    num_done: int | None,
+) -> str | None:
+    """Write the rows; the text of a mistake, if there is one, for all ranks to raise."""
+    if (values_RT < 0).any():
+        return f"the model gives NaN or infinity in samples {first} and on of {split}"
+    try:
+        for row, values_T in enumerate(values_RT.cpu().numpy()):
+            if first + row < pack.num_samples(split):
+                writer.put_sample(pack, first + row, split, values_T)
+        if num_done is not None:
+            writer.commit(num_done)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,72 @@
+"""What a run starts from: recipe, corpus, model and layout that fit, or one error on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+from data_prep.shards import Mixture, PackIndex, Scores, check_contents, open_corpus
+from training.config.recipe import Recipe
+from training.dropout.entropy_source import open_scores
+from training.dropout.policy import check_mask_token
+from training.model.causal_lm import resolve_model_config
+from training.model.checks import check_heads, check_window
+from training.model.engine import join_ds_config, training_dtype
+from training.ranks.dist import Layout, raise_together
+from training.run.evaluation import heldout_stream
+from training.run.plan import Plan, choose_mixture, derive_plan
+
+
+@dataclass(frozen=True)
+class Start:
+    """Everything that was opened and derived before weights exist."""
+
+    pack: PackIndex
+    mixture: Mixture
+    scores: Scores | None
+    plan: Plan
+    dtype: torch.dtype
+    model_config: PretrainedConfig
+
+
+def check_start(recipe: Recipe, layout: Layout) -> Start:
+    """Open and compare what a run needs; no weights, and no word with other ranks.
+
+    Raises:
+        ValueError: for the first thing that does not work.
+    """
+    corpus = open_corpus(recipe.data.corpus)
+    pack = corpus.open_pack(recipe.data.sequence_tokens)
+    mixture = choose_mixture(recipe, pack)
+    scores = open_scores(recipe, pack)
+    plan = derive_plan(recipe, pack, mixture, layout)
+    if recipe.evaluation.every_steps is not None:
+        heldout_stream(pack, recipe, layout)
+    has_gpu = layout.device.type == "cuda"
+    join_ds_config(recipe, num_micro_steps=plan.micro_steps, has_gpu=has_gpu)
+    dtype = training_dtype(recipe)
+    model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
+    check_heads(model_config, sp_size=layout.sp_size)
+    check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
+    check_mask_token(recipe, vocab_size=model_config.get_text_config().vocab_size)
+    if recipe.data.verify == "hashes":
+        check_contents(pack, scores=scores, rank=layout.rank, world_size=layout.world_size)
+    return Start(pack, mixture, scores, plan, dtype, model_config)
+
+
+def check_start_together(recipe: Recipe, layout: Layout) -> Start:
+    """`check_start` on every rank, each reading a share of the corpus.
+
+    Raises:
+        ValueError: the same on every rank, also when only one sees what is wrong.
+    """
+    start, error = None, None
+    try:
+        start = check_start(recipe, layout)
+    except (ValueError, OSError) as caught:
+        error = str(caught)
+    raise_together(error)
+    assert start is not None
+    return start
