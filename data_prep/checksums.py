@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.progress import progress_bar
 from data_prep.durable import describe_file
 from data_prep.mapped import checked_path
-from data_prep.progress import progress_bar
 from data_prep.record import FileRecord
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -10,42 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.checksum import record_file
+from common.durable import atomic_write, fsync_path
+from common.locks import try_lock
 from data_prep.record import FileRecord
 
 _LOCK_NAME = ".lock"
-_READ_BYTES = 1 << 22
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable; fsync of a file alone keeps only its bytes."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_durable(path: Path, content: bytes | memoryview) -> FileRecord:
     """Write a file so that a crash leaves the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_folder(path.parent)
+    atomic_write(path, content)
     digest = hashlib.sha256(content).hexdigest()
     return FileRecord(name=path.name, num_bytes=path.stat().st_size, sha256=digest)
 
 
 def describe_file(path: Path) -> FileRecord:
     """Name, size and checksum of a file, read in pieces."""
-    digest, num_bytes = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-            num_bytes += len(piece)
-    return FileRecord(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())
+    found = record_file(path)
+    return FileRecord(name=path.name, num_bytes=found.num_bytes, sha256=found.sha256)
 
 
 def refuse_existing(out: Path, *, marker: str, overwrite: bool) -> None:
@@ -75,17 +57,15 @@ def staged_folder(out: Path, *, keeps_unfinished: bool = False) -> Iterator[Path
     staging.mkdir(exist_ok=True)
     lock = os.open(staging / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{out}: another process is writing it; wait for its end") from None
+        if not try_lock(lock):
+            raise ValueError(f"{out}: another process is writing it; wait for its end")
         content = staging / "content"
         if not keeps_unfinished:
             clear_staged(content)
         content.mkdir(exist_ok=True)
         try:
             yield content
-            fsync_folder(content)
+            fsync_path(content)
             _swap_in(content, out=out)
         except BaseException:
             if not keeps_unfinished:
@@ -111,5 +91,5 @@ def _swap_in(content: Path, *, out: Path) -> None:
     if out.exists():
         out.rename(retired)
     content.rename(out)
-    fsync_folder(out.parent)
+    fsync_path(out.parent)
     shutil.rmtree(retired, ignore_errors=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from data_prep.durable import fsync_folder, write_durable
+from common.durable import fsync_path
+from data_prep.durable import write_durable
 from data_prep.ledger import Split, Tally
 from data_prep.manifest import Shard
 from data_prep.record import Record
@@ -55,7 +56,7 @@ class Journal:
         self._file = self._path.open("r+b" if self._path.exists() else "w+b")
         self._file.truncate(num_bytes)  # a torn line, shards finished after the last position
         self._file.seek(num_bytes)
-        fsync_folder(folder.parent)
+        fsync_path(folder.parent)
         self._remove_unknown(folder)
 
     def commit(self, position: Position, *, new_shards: list[Shard]) -> None:

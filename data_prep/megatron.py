@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +12,10 @@ from typing import IO, Literal
 
 import numpy as np
 
-from data_prep.durable import fsync_folder
+from common.durable import fsync_path
+from common.locks import try_lock
+from common.progress import progress_bar
 from data_prep.ledger import SPLITS, Split
-from data_prep.progress import progress_bar
 from data_prep.reading.megatron_index import DTYPE_OF_CODE, INDEX_HEADER, INDEX_MAGIC
 from data_prep.shards import Corpus, MappedShard, open_corpus
 
@@ -158,18 +158,20 @@ def _check_free(folder: Path, *, num_bytes: int) -> None:
         )
 
 
+def _is_named(file: IO[bytes], path: Path) -> bool:
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def _aside(path: Path) -> Iterator[IO[bytes]]:
     """An empty file beside `path`, locked against another export, gone whatever happens."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held the lock may have given this very file its name meanwhile.
-            is_ours = os.fstat(file.fileno()).st_ino == temporary.stat().st_ino
-        except (BlockingIOError, FileNotFoundError):
-            is_ours = False
-        if not is_ours:
+        # Whoever held the lock may have given this very file its name meanwhile.
+        if not (try_lock(file.fileno()) and _is_named(file, temporary)):
             raise ValueError(f"{path}: another process is writing it; wait for its end")
         try:
             file.truncate(0)
@@ -188,7 +190,7 @@ def _publish(files: Sequence[IO[bytes]], *, paths: Sequence[Path]) -> None:
     for path, file in pairs:
         Path(file.name).replace(path)
     for folder in {path.parent for path in paths}:
-        fsync_folder(folder)
+        fsync_path(folder)
 
 
 def _write_tokens(file: IO[bytes], *, plan: _Plan, update: Callable[[int], object]) -> None:

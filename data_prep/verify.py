@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.progress import progress_bar
 from data_prep.checksums import check_checksums
 from data_prep.cleaning.removals import FOLDER_NAME as REMOVALS_FOLDER
 from data_prep.cleaning.removals import load_removals, removed_documents
@@ -18,7 +19,6 @@ from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path
 from data_prep.packing.verify import check_pack
-from data_prep.progress import progress_bar
 from data_prep.record import files_sha256
 from data_prep.shards import Corpus, open_corpus
 

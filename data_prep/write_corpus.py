@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from common.progress import progress_bar
 from data_prep.encode import Encoded, EncodeSettings, encode_task, tasks_of
 from data_prep.executor import WorkerPool
 from data_prep.journal import Journal, Position
 from data_prep.ledger import SPLITS, Split, Tally
 from data_prep.manifest import Shard
-from data_prep.progress import progress_bar
 from data_prep.reading.documents import OnError
 from data_prep.reading.formats import cut_files, name_place
 from data_prep.reading.sources import DomainInput

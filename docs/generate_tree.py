@@ -9,6 +9,7 @@ from pathlib import Path
 REPO_ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree: written by docs/generate_tree.py -->\n", "<!-- end of tree -->\n"
 _FOLDERS = {
+    "common": "what both packages stand on: files, locks, progress, hints; no torch",
     "data_prep": "raw text to shards and packed samples; never imports torch",
     "data_prep/commands": "one module a verb: its flags, its help, its call",
     "data_prep/reading": "inputs of every kind to documents; what is wrong is named",

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("data_prep", "training", "launch")
+PACKAGES = ("common", "data_prep", "training", "launch")
 # Loads what is not ours once, then imports each module in a fork of its own.
 EACH_IN_A_FORK = """
 import gc, json, os, sys, traceback
 import datasets, deepspeed, matplotlib.pyplot, torch, transformers, yaml
 import torch.utils.tensorboard, transformers.models.qwen3.modeling_qwen3
-ours = [name for name in sys.modules if name.split(".")[0] in ("data_prep", "training", "launch")]
+packages = ("common", "data_prep", "training", "launch")
+ours = [name for name in sys.modules if name.split(".")[0] in packages]
 assert not ours, ours
 gc.freeze()
 failed = {}

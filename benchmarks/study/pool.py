@@ -14,7 +14,7 @@ from benchmarks.study.corpora import Folders
 from benchmarks.study.forks import fork, refuse_failure
 from benchmarks.study.jobs import Job
 from benchmarks.study.results import Row, append_result
-from data_prep.progress import progress_bar
+from common.progress import progress_bar
 
 _LOOK_SECONDS = 0.2
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.progress import progress_bar
 from data_prep.cleaning.documents import iter_documents
 from data_prep.cleaning.near import hash_ngrams
 from data_prep.executor import WorkerPool
-from data_prep.progress import progress_bar
 from data_prep.reading.documents import BadInput, Document, Fields
 from data_prep.reading.folders import Globs
 from data_prep.reading.formats import cut_files, name_place, read_part

@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
+from common.progress import progress_bar
 from data_prep.cleaning.documents import iter_documents, num_documents
-from data_prep.progress import progress_bar
 from data_prep.shards import Corpus
 
 _DIGEST_BYTES = 16

@@ -16,9 +16,9 @@ from typing import IO, NamedTuple
 import numpy as np
 import rensa
 
+from common.progress import progress_bar
 from data_prep.cleaning.documents import iter_documents, num_documents
 from data_prep.executor import WorkerPool
-from data_prep.progress import progress_bar
 from data_prep.shards import Corpus, open_corpus
 
 _SEED = 1

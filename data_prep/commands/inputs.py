@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from typing import Any
 
+from common.hints import did_you_mean
 from data_prep.reading.documents import ROLES, Fields
 from data_prep.reading.folders import Globs
 
@@ -90,10 +90,9 @@ def fields_from(options: argparse.Namespace) -> tuple[Fields, dict[str, Fields]]
         if not equals or not key:
             raise ValueError(f"--field {text}: expected [DOMAIN.]ROLE=KEY, as chat.messages=turns")
         if role not in ROLES:
-            near = difflib.get_close_matches(role, ROLES, n=1, cutoff=0.0)
             raise ValueError(
-                f"--field {text}: unknown role {role!r}; roles are {', '.join(ROLES)}; did you "
-                f"mean {near[0]}?"
+                f"--field {text}: unknown role {role!r}; roles are {', '.join(ROLES)}"
+                f"{did_you_mean(role, ROLES, cutoff=0.0)}"
             )
         if role in by_domain.setdefault(domain, {}):
             raise ValueError(f"--field {text}: {target} is named twice")

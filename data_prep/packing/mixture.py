@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from common.hints import did_you_mean
 
 _TOLERANCE = 1e-6
 
@@ -96,9 +97,8 @@ def check_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> None:
     """Raise for a name that is no domain, or a weight that is none or two."""
     for name, weight in weights.items():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-            raise ValueError(f"mixture: no domain {name!r} in this corpus; {hint}")
+            hint = did_you_mean(name, names, otherwise=f"there are {', '.join(names)}")
+            raise ValueError(f"mixture: no domain {name!r} in this corpus{hint}")
         if (weight.epochs is None) == (weight.proportion is None):
             raise ValueError(f"mixture: {name}: set exactly one of epochs and proportion")
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.progress import progress_bar
 from data_prep.cleaning.removals import removals_fingerprint, removed_documents
 from data_prep.durable import refuse_existing, staged_folder, write_durable
 from data_prep.ledger import SPLITS, Split
@@ -24,7 +25,6 @@ from data_prep.packing.manifest import (
 from data_prep.packing.mixture import check_weights, mix
 from data_prep.packing.policies import Packing, best_fit, concat
 from data_prep.packing.targets import count_targets
-from data_prep.progress import progress_bar
 from data_prep.record import record_text
 from data_prep.shards import Corpus, open_corpus
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from data_prep.progress import progress_bar
+from common.progress import progress_bar
 from data_prep.reading.documents import BadInput, OnError
 from data_prep.reading.formats import cut_files, name_place, read_part
 from data_prep.reading.sources import DomainInput

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_prep.ledger import SPLITS, Split
-from data_prep.progress import progress_bar
 from data_prep.record import Count, Record
 from data_prep.shards import Corpus, MappedShard
 from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer

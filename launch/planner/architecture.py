@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from common.hints import did_you_mean
 from launch.planner.corpus import read_vocab_size
 from training.config.recipe import Recipe
 
@@ -112,8 +112,7 @@ def find_architecture(recipe: Recipe) -> Architecture:
         return from_config(_read_config(path), source=str(path))
     if name in PUBLIC_MODELS:
         return from_config(PUBLIC_MODELS[name], source="the planner's own table")
-    near = get_close_matches(name, PUBLIC_MODELS, n=1, cutoff=0.4)
-    hint = f"; the nearest known name is {near[0]}" if near else ""
+    hint = did_you_mean(name, PUBLIC_MODELS, cutoff=0.4)
     raise ValueError(
         f"model.pretrained {name} is no folder here, not in the cache of the hub, and not one of "
         f"{', '.join(PUBLIC_MODELS)}{hint}"

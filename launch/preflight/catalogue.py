@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+from common.hints import did_you_mean
 
 CHECKS = {
     "versions": "the same Python, packages, sources and recipe on every host",
@@ -38,9 +38,7 @@ def read_skipped(text: str) -> frozenset[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in CHECKS:
-            near = get_close_matches(name, CHECKS, n=2, cutoff=0.4)
-            hint = (
-                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(CHECKS)}"
-            )
-            raise ValueError(f"--skip: there is no check {name!r}; {hint}")
+            otherwise = f"there are {', '.join(CHECKS)}"
+            hint = did_you_mean(name, CHECKS, most=2, cutoff=0.4, otherwise=otherwise)
+            raise ValueError(f"--skip: there is no check {name!r}{hint}")
     return frozenset(names)

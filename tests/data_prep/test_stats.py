@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_prep.progress import progress_bar
+from common.progress import progress_bar
 from data_prep.reading.documents import Fields
 from data_prep.shards import Corpus, open_corpus
 from data_prep.viewing import stats

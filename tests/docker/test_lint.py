@@ -19,7 +19,7 @@ from compose_spec import PyCompose
 REPO_ROOT = Path(__file__).resolve().parents[2]
 DOCKER = REPO_ROOT / "docker"
 DOCKERFILES = ["Dockerfile", "Dockerfile.prep"]
-LOCAL = {"data_prep", "training"}
+LOCAL = {"common", "data_prep", "training"}
 
 
 def lint(path: Path) -> subprocess.CompletedProcess[str]:

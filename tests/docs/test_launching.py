@@ -24,7 +24,7 @@ def commands(page: str) -> list[str]:
 
 @pytest.mark.parametrize("command", [line for page in PAGES for line in commands(page)])
 def test_a_command_runs(command: str, tmp_path: Path) -> None:
-    for name in ("launch", "training", "data_prep", "ds_configs"):
+    for name in ("common", "launch", "training", "data_prep", "ds_configs"):
         (tmp_path / name).symlink_to(REPO_ROOT / name)
     (tmp_path / "hosts.txt").write_text("127.0.0.2 slots=4\n127.0.0.3 slots=4\n")
     done = subprocess.run(

@@ -25,7 +25,7 @@ def test_the_readme_fits_on_two_screens() -> None:
     assert len(README.read_text(encoding="utf-8")) <= 10_000
 
 
-@pytest.mark.parametrize("package", ["data_prep", "training", "launch", "benchmarks"])
+@pytest.mark.parametrize("package", ["common", "data_prep", "training", "launch", "benchmarks"])
 def test_every_module_says_in_one_sentence_what_it_is(package: str) -> None:
     first_sentence = load_script("generate_tree").first_sentence
     for path in sorted((REPO_ROOT / package).rglob("*.py")):
@@ -86,7 +86,7 @@ def test_recipes_in_the_readme_are_valid() -> None:
 @pytest.mark.slow
 def test_commands_of_the_tour_run_as_they_stand(tmp_path: Path) -> None:
     (tour,) = code_blocks(REPO_ROOT / "docs" / "tour.md", "bash")
-    for name in ("data_prep", "training", "launch", "ds_configs"):
+    for name in ("common", "data_prep", "training", "launch", "ds_configs"):
         (tmp_path / name).symlink_to(REPO_ROOT / name)
     activate = tmp_path / ".venv" / "bin" / "activate"
     activate.parent.mkdir(parents=True)

@@ -43,7 +43,7 @@ def test_every_page_with_commands_is_run_by_a_test() -> None:
 def project(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path) -> Path:
     """A folder like this repository's whose quickstart takes seconds."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("data_prep", "launch", "ds_configs"):
+    for name in ("common", "data_prep", "launch", "ds_configs"):
         (folder / name).symlink_to(REPO_ROOT / name)
     recipes = folder / "training" / "recipes"
     recipes.mkdir(parents=True)

@@ -341,7 +341,7 @@ def test_one_changed_line_changes_the_hash_of_the_sources(tmp_path: Path) -> Non
     from launch.preflight.versions import sources_hash
 
     copy = tmp_path / "checkout"
-    for folder in ("launch", "training", "data_prep", "ds_configs"):
+    for folder in ("common", "launch", "training", "data_prep", "ds_configs"):
         shutil.copytree(REPO_ROOT / folder, copy / folder)
     before = sources_hash(copy)
     with (copy / "training" / "schedule.py").open("a") as file:

@@ -117,7 +117,7 @@ def tc(verb: str) -> list[str]:
 
 def copy_of_checkout(folder: Path) -> Path:
     """This one with another line, and without its history."""
-    for name in ("launch", "training", "data_prep", "ds_configs"):
+    for name in ("common", "launch", "training", "data_prep", "ds_configs"):
         shutil.copytree(REPO_ROOT / name, folder / name)
     with (folder / "training" / "schedule.py").open("a", encoding="utf-8") as file:
         file.write("\n# another line\n")

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from common.checksum import record_file
 from tests.distributed import run_ranks
 from tests.training.test_run import message_of_error, metrics, recipe_of, train_on_rank
 from training.checkpoints.export import export_run
-from training.checkpoints.files import record_file
 from training.checkpoints.marker import MARKER, damage, newest_complete, read_marker, write_marker
 from training.config.recipe import Recipe
 

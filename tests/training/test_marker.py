@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from training.checkpoints.files import FileRecord, record_file
+from common.checksum import FileRecord, record_file
 from training.checkpoints.marker import MARKER, damage, parse_marker, read_marker, write_marker
 
 CONTENT: dict[str, Any] = {

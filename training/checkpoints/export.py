@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from common.checksum import record_file
 from data_prep.shards import open_corpus
-from training.checkpoints.files import ENGINE_TAG, only_data, record_file
+from training.checkpoints.files import ENGINE_TAG, only_data
 from training.checkpoints.marker import (
     MARKER,
     damage,

@@ -10,7 +10,6 @@ import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,6 +19,9 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngi
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
+from common.checksum import FileRecord
+from common.durable import write_all
+
 ENGINE_TAG = "zero3"
 """Folder of DeepSpeed's own files within a checkpoint."""
 CACHE_FILE = "entropy_cache.f16"
@@ -27,14 +29,6 @@ _NEEDED_CLASSES = (LossScaler, ZeroStageEnum)
 """All that DeepSpeed's files hold beside tensors and plain Python values."""
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _PIECE_BYTES = 1 << 22
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a file must be when it is read again."""
-
-    num_bytes: int
-    sha256: str
 
 
 class CheckpointFiles(CheckpointEngine):
@@ -189,34 +183,6 @@ class _HashingSink(io.RawIOBase):
             descriptor, self._descriptor = self._descriptor, None
             os.close(descriptor)
         super().close()
-
-
-def write_all(descriptor: int, content: bytes | memoryview) -> None:
-    """`os.write` until everything is written: near a full disk it may take only a part."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-
-
-def record_file(path: Path, *, durable: bool = False) -> FileRecord:
-    """Size and checksum of a file as it is; `durable` also flushes it to disk."""
-    digest, num_bytes = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
-        if durable:
-            os.fsync(file.fileno())
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-            num_bytes += len(piece)
-    return FileRecord(num_bytes, digest.hexdigest())
-
-
-def fsync_path(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_state(path: str | Path) -> Any:

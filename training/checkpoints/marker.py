@@ -15,7 +15,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from training.checkpoints.files import FileRecord, fsync_path, record_file, write_all
+from common.checksum import FileRecord, record_file
+from common.durable import fsync_path, write_all
 from training.ranks.dist import Layout, agree
 
 MARKER = "complete.json"

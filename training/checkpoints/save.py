@@ -10,14 +10,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from training.checkpoints.files import (
-    CACHE_FILE,
-    ENGINE_TAG,
-    CheckpointFiles,
-    FileRecord,
-    fsync_path,
-    record_file,
-)
+from common.checksum import FileRecord, record_file
+from common.durable import fsync_path
+from training.checkpoints.files import CACHE_FILE, ENGINE_TAG, CheckpointFiles
 from training.checkpoints.marker import write_marker
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state, random_state_path

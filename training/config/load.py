@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -10,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from common.hints import did_you_mean
 from training.config.recipe import Recipe
 
 
@@ -108,9 +108,9 @@ def _mistakes_of_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
     mistakes = []
     for key, value in raw.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"valid: {', '.join(known)}"
-            mistakes.append(f"{prefix}{key}: unknown key; {hint}")
+            otherwise = f"valid: {', '.join(known)}"
+            hint = did_you_mean(key, known, cutoff=0.5, prefix=prefix, otherwise=otherwise)
+            mistakes.append(f"{prefix}{key}: unknown key{hint}")
         elif isinstance(value, bool) and hints[key] is not bool:
             mistakes.append(f"{prefix}{key}: is no switch (is {value})")
         elif (nested := _section_of(hints[key])) is None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.durable import write_all
+
 _DTYPE = np.dtype("<f2")
 _LARGEST = float(np.finfo(_DTYPE).max)
 # What is stored is the bit pattern xor that of NaN: a hole of the sparse file reads as no value.
@@ -72,7 +74,7 @@ class EntropyCache:
         try:
             for row, sample in enumerate(samples):
                 if sample >= 0:
-                    _write_all(descriptor, bits[row].tobytes(), self._offset(sample, first))
+                    write_all(descriptor, bits[row].tobytes(), offset=self._offset(sample, first))
         finally:
             os.close(descriptor)  # on NFS this is what sends it; a failure to write shows here
 
@@ -91,20 +93,13 @@ class EntropyCache:
         return (sample * self._sample_tokens + first) * _DTYPE.itemsize
 
 
-def _write_all(descriptor: int, content: bytes, offset: int) -> None:
-    """Near a full disk `os.pwrite` may take only a part, and say so by its result alone."""
-    done = 0
-    while done < len(content):
-        done += os.pwrite(descriptor, content[done:], offset + done)
-
-
 def _copy_share(source: Path, target: Path, share: range) -> None:
     read_from = os.open(source, os.O_RDONLY)
     write_to = os.open(target, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         for start in range(share.start, share.stop, _COPY_BYTES):
             content = os.pread(read_from, min(_COPY_BYTES, share.stop - start), start)
-            _write_all(write_to, content, start)
+            write_all(write_to, content, offset=start)
         os.fsync(write_to)
     finally:
         os.close(read_from)

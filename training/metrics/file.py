@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from common.durable import atomic_write
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -73,17 +74,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def cut_after(path: Path, *, step: int) -> None:
     """Drop the rows of steps that a resume from `step` trains again.
 
-    The file is written aside and renamed, so that a kill in the middle loses nothing.
+    A kill in the middle loses nothing.
     """
     if not path.exists():
         return
     kept = [row for row in read_metrics(path) if row["step"] <= step]
-    aside = path.with_name(f".{path.name}.partial")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(to_line(row) for row in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    atomic_write(path, "".join(map(to_line, kept)))
 
 
 def _finite(value: Any) -> Any:

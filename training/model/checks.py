@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
+from common.hints import did_you_mean
 from training.config.sections import Model
 
 _SIZES = (
@@ -31,8 +31,7 @@ def refuse_unknown_source(model: Model) -> None:
         return
     model_type = str((model.config or {})["model_type"])
     if model_type not in CONFIG_MAPPING:
-        near = get_close_matches(model_type, CONFIG_MAPPING.keys(), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(model_type, CONFIG_MAPPING.keys(), most=3)
         raise ValueError(f"model.config.model_type: transformers knows no {model_type!r}{hint}")
 
 
@@ -41,8 +40,7 @@ def refuse_unknown_keys(given: dict[str, Any]) -> None:
     known = AutoConfig.for_model(given["model_type"]).to_dict()
     known |= PretrainedConfig().to_dict()
     for key in given.keys() - known.keys():
-        near = get_close_matches(key, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(key, known)
         raise ValueError(f"config.{key} is no key of {given['model_type']}{hint}")
 
 
@@ -65,10 +63,8 @@ def refuse_other_shapes(config: PretrainedConfig) -> None:
         )
     activation = getattr(config, "hidden_act", None)
     if activation is not None and activation not in ACT2FN:
-        near = get_close_matches(str(activation), ACT2FN.keys(), n=3)
-        raise ValueError(
-            f"model: transformers knows no hidden_act {activation!r}; near: {', '.join(near)}"
-        )
+        hint = did_you_mean(activation, ACT2FN.keys(), most=3, cutoff=0.0)
+        raise ValueError(f"model: transformers knows no hidden_act {activation!r}{hint}")
 
 
 def refuse_unsupported(config: PretrainedConfig) -> None:

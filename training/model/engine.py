@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from common.hints import did_you_mean
 from training.config.recipe import Recipe
 from training.data.stream import MicroBatch
 from training.model.attention import shard_attention
@@ -162,8 +162,8 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
     ]
     # DeepSpeed passes over a key that it does not know, and a run would be in fp32 unasked
     for key in config.keys() - {*_SECTIONS, *_RECIPE_OWNS}:
-        if near := get_close_matches(key, _SECTIONS, n=1, cutoff=0.65):
-            mistakes.append(f"{key}: unknown key; did you mean {near[0]}?")
+        if hint := did_you_mean(key, _SECTIONS, cutoff=0.65):
+            mistakes.append(f"{key}: unknown key{hint}")
     zero = config.get("zero_optimization", {})
     mistakes += _mistakes_of_zero(zero)
     if zero.get("stage") != 3:

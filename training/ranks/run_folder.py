@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from common.locks import try_lock
 from training.ranks.dist import Layout, raise_together
 
 LOCK_FILE = "run.lock"
@@ -49,7 +49,7 @@ def _take(run_dir: Path) -> tuple[int | None, str | None]:
         return None, f"run_dir {run_dir}: {error.strerror}"
     deadline = time.monotonic() + _PATIENCE_SECONDS
     is_told = False
-    while not _lock(descriptor):
+    while not try_lock(descriptor):
         holder = os.pread(descriptor, 1000, 0).decode(errors="replace")
         host = holder.partition(" ")[0]
         if host == socket.gethostname() or time.monotonic() > deadline:
@@ -65,13 +65,3 @@ def _take(run_dir: Path) -> tuple[int | None, str | None]:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{socket.gethostname()} process {os.getpid()}".encode(), 0)
     return descriptor, None
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: then nobody can be kept out
-        return True
-    return True

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from training.whole_file import write_whole
+from common.durable import atomic_write
 
 RUN_STATE_FILE = "run_state.json"
 State = Literal["running", "stopped", "complete", "failed"]
@@ -166,7 +166,7 @@ def note_failure(run_dir: Path, *, rank: int, message: str) -> None:
 def _write(run_dir: Path, state: RunState, *, rank: int = 0) -> None:
     content = asdict(replace(state, updated_at=_now()))
     text = json.dumps(content, indent=1) + "\n"
-    write_whole(run_dir / RUN_STATE_FILE, text, writer=f".rank{rank:05d}")
+    atomic_write(run_dir / RUN_STATE_FILE, text, writer=f".rank{rank:05d}")
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from common.durable import atomic_write
 from data_prep.shards import open_corpus
 from training.checkpoints.marker import damage_together
 from training.config.load import load_recipe
@@ -17,7 +18,6 @@ from training.model.checks import check_heads, check_window
 from training.model.engine import build_engine, training_dtype
 from training.ranks.dist import init_layout
 from training.run.evaluation import evaluate, heldout_stream, load_bands
-from training.whole_file import write_whole
 
 _SP_KEY = "train.sequence_parallel_size"
 
@@ -73,5 +73,5 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     result: dict[str, Any] = {"corpus": recipe.data.corpus, "pack": pack.fingerprint}
     result |= evaluate(engine, stream, bands)
     if layout.is_main and recipe.data == load_recipe(kept, []).data:
-        write_whole(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
+        atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result

@@ -16,13 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.durable import atomic_write
 from data_prep.shards import PackIndex
 from training.config.recipe import Recipe
 from training.data.stream import MicroBatch, SampleStream
 from training.entrodrop.quantile import global_quantile
 from training.model.engine import Engine
 from training.ranks.dist import Layout, sum_over_ranks
-from training.whole_file import write_whole
 
 _NO_BAND = 255
 
@@ -165,7 +165,7 @@ def freeze_bands(
     if engine.layout.is_main:
         partial.replace(path)
         described = {"edges_nats": edges, "shape": shape, "pack": stream.pack.fingerprint}
-        write_whole(folder / "heldout_bands.json", json.dumps(described))
+        atomic_write(folder / "heldout_bands.json", json.dumps(described))
     dist.barrier()
     return Bands(edges, path, shape, stream.pack.fingerprint)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from common.durable import atomic_write
 from data_prep.shards import Mixture, PackIndex, open_corpus
 from training.config.recipe import Recipe
 from training.data.sample_order import SampleOrder
@@ -80,10 +81,7 @@ def write_preview(
         "quantile": recipe.dropout.quantile,
         "samples": shown,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.tmp")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(out)
+    atomic_write(out, json.dumps(content, indent=1) + "\n")
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
+from common.durable import atomic_write
 from data_prep.shards import Mixture, describe
 from training.checkpoints.identity import refuse_differences, run_identity
 from training.checkpoints.load import load_checkpoint
@@ -31,7 +32,6 @@ from training.ranks.stopping import StopRequests
 from training.ranks.watchdog import Watchdog
 from training.run.loop import Run, run_steps
 from training.run.start import Start, check_start_together
-from training.whole_file import write_whole
 
 
 def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
@@ -156,7 +156,7 @@ def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig)
     With them export and evaluate need neither the recipe file nor the hub.
     """
     try:
-        write_whole(run_dir / "recipe.resolved.yaml", dump_recipe(recipe))
+        atomic_write(run_dir / "recipe.resolved.yaml", dump_recipe(recipe))
         model_config.save_pretrained(run_dir / "model")
     except OSError as error:
         return f"run_dir {run_dir}: {error.strerror}"

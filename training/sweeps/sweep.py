@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from common.locks import try_lock
 from training.config.load import dump_recipe
 from training.ranks.dist import Layout
 from training.ranks.run_state import RUN_STATE_FILE
@@ -167,13 +167,11 @@ def _lock(folder: Path) -> Iterator[int]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".sweep.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file.fileno()):
             raise ValueError(
                 f"{folder}: another sweep is at work here, or runs that it started; "
                 "wait for them or end them"
-            ) from None
+            )
         yield file.fileno()
 
 

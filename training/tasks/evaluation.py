@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from common.durable import atomic_write
 from training.metrics.task_results import TASKS_FOLDER, result_name
 from training.ranks.dist import agree, raise_together
 from training.tasks.harness import (
@@ -30,7 +31,6 @@ from training.tasks.harness import (
     require_harness,
 )
 from training.tasks.weights import Weights, find_weights
-from training.whole_file import write_whole
 
 if TYPE_CHECKING:
     from training.tasks.whole_model import WholeModel
@@ -102,7 +102,7 @@ def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | Non
         return None
     result = _describe(target, options, weights, lm) | _summary(answers)
     result |= {"versions": _versions(), "seconds": time.monotonic() - began}
-    write_whole(out, json.dumps(result, indent=1) + "\n")
+    atomic_write(out, json.dumps(result, indent=1) + "\n")
     if weights.run_dir and (options.num_fewshot, options.limit) == (None, None):
         _show_in_tensorboard(weights.run_dir, result)
     return out, _table(answers)

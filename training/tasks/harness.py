@@ -6,10 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from common.hints import did_you_mean
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group
@@ -60,9 +61,9 @@ def refuse_unknown(manager: TaskManager, names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in manager.task_index:
-            near = get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
-            raise ValueError(f"--tasks: there is no task {name!r}; {hint}")
+            otherwise = "`lm-eval ls tasks` lists them"
+            hint = did_you_mean(name, manager.all_tasks, most=3, otherwise=otherwise)
+            raise ValueError(f"--tasks: there is no task {name!r}{hint}")
 
 
 def _check_folder(tasks_dir: Path) -> None:
