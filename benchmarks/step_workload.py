@@ -53,7 +53,7 @@ class RandomPack:
             ids=rng.integers(0, self.vocab_size, self.seq_len),
             position_ids=position_ids,
             num_tokens=self.seq_len,
-            is_learnt=np.ones(self.seq_len, bool),
+            in_loss=np.ones(self.seq_len, bool),
         )
 
 

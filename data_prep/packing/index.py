@@ -28,7 +28,7 @@ class PackedSample:
     ids: np.ndarray  # [T] int64
     position_ids: np.ndarray  # [T] int64, from 0 in every piece
     num_tokens: int  # real tokens; what follows is padding
-    is_learnt: np.ndarray  # [T] bool: not masked out of the loss; False in padding
+    in_loss: np.ndarray  # [T] bool: not masked out of the loss; False in padding
 
 
 class PackIndex:
@@ -112,7 +112,7 @@ class PackIndex:
         """Put sample `i` together: one small copy out of the maps."""
         ids_T = np.full(self.seq_len, self._pad_id, dtype=np.int64)
         position_ids_T = np.empty(self.seq_len, dtype=np.int64)
-        is_learnt_T = np.zeros(self.seq_len, dtype=bool)
+        in_loss_T = np.zeros(self.seq_len, dtype=bool)
         filled = 0
         for document, start, length in self.pieces(i, split).tolist():
             if not 0 <= document < self.corpus.num_documents(split):
@@ -126,7 +126,7 @@ class PackIndex:
             ids_T[filled : filled + length] = ids[start : start + length]
             position_ids_T[filled : filled + length] = np.arange(length)
             mask = self.corpus.loss_mask(document, split)
-            is_learnt_T[filled : filled + length] = (
+            in_loss_T[filled : filled + length] = (
                 True if mask is None else mask[start : start + length]
             )
             filled += length
@@ -136,7 +136,7 @@ class PackIndex:
             found = f"id {largest}, expected ids below {self.corpus.vocab_size}"
             raise self._damaged(i, split, found=found)
         return PackedSample(
-            ids=ids_T, position_ids=position_ids_T, num_tokens=filled, is_learnt=is_learnt_T
+            ids=ids_T, position_ids=position_ids_T, num_tokens=filled, in_loss=in_loss_T
         )
 
     def _damaged(self, i: int, split: Split, *, found: str) -> ValueError:

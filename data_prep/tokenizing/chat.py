@@ -165,8 +165,8 @@ class ChatEncoder:
         behind = re.compile(rf"\s*({self._control.pattern})")
         for start, end in spans:
             found = behind.match(text, end)
-            is_learnt = found and any(s <= found.start(1) < e for s, e in spans)
-            if found and not is_learnt and not self._turn_end.search(text[:end], start):
+            in_loss = found and any(s <= found.start(1) < e for s, e in spans)
+            if found and not in_loss and not self._turn_end.search(text[:end], start):
                 raise ValueError(
                     f"the chat template ends {{% generation %}} before {found[1]!r}, so nothing "
                     "would teach the model to stop; move {% endgeneration %} behind it"

@@ -160,7 +160,7 @@ def _token(text: str, *, piece: Piece, i: int, score: float, top: float, view: V
     if step is not None:
         classes.append(f"e{step}")
         about.append(f"{score:.3f} nats")
-    if not piece.is_learnt[i]:
+    if not piece.in_loss[i]:
         classes.append("m")
         about.append("masked out of the loss")
     if piece.is_dropped[i]:

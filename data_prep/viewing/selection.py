@@ -28,7 +28,7 @@ class Piece:
     first: int
     """Position of the first token in the sample."""
     ids: np.ndarray
-    is_learnt: np.ndarray
+    in_loss: np.ndarray
     """bool: not masked out of the loss."""
     scores: np.ndarray | None
     """float32 nats, NaN for none."""
@@ -193,7 +193,7 @@ class View:
             title=f"{title}, from {self.corpus.origin(document, split)}",
             first=first,
             ids=whole[part],
-            is_learnt=np.ones(length, bool) if mask is None else mask[part].astype(bool),
+            in_loss=np.ones(length, bool) if mask is None else mask[part].astype(bool),
             scores=scores,
             is_dropped=np.zeros(length, bool) if dropped is None else dropped,
         )

@@ -44,20 +44,20 @@ def _plain(piece: Piece, view: View) -> str:
 
 def _coloured(piece: Piece, view: View, *, top: float) -> str:
     """Background by entropy; masked out of the loss dim; dropped struck through."""
-    if piece.scores is None and piece.is_learnt.all() and not piece.is_dropped.any():
+    if piece.scores is None and piece.in_loss.all() and not piece.is_dropped.any():
         return _plain(piece, view)
     codes, parts = terminal_codes(), []
     scores = np.full(len(piece.ids), np.nan) if piece.scores is None else piece.scores
-    for text, score, is_learnt, is_dropped in zip(
+    for text, score, in_loss, is_dropped in zip(
         texts_of(piece.ids, view.tokenizer),
         scores.tolist(),
-        piece.is_learnt.tolist(),
+        piece.in_loss.tolist(),
         piece.is_dropped.tolist(),
         strict=True,
     ):
         step = step_of(score, top=top)
         code = "" if step is None else codes[step]
-        code += ("" if is_learnt else _DIM) + (_STRUCK if is_dropped else "")
+        code += ("" if in_loss else _DIM) + (_STRUCK if is_dropped else "")
         # A colour that runs over the end of a line would fill it.
         text = printable(text).replace("\n", f"{_RESET}\n{code}") if code else printable(text)
         parts.append(f"{code}{text}{_RESET}" if code else text)

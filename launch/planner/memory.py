@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from launch.planner.activations import Activations
 from launch.planner.architecture import Architecture
-from launch.planner.gathering import Use, gathered_numbers, order_of_uses
+from launch.planner.prefetch import Use, gathered_numbers, order_of_uses
 from launch.planner.zero import Zero
 
 _ADAM_BYTES, _MASTER_BYTES = 8, 4

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from launch.preflight.finding import Finding, name_ranks
+from launch.preflight.formatting import count
 from launch.preflight.setting import Context, Setting
-from launch.preflight.wording import count
 
 _GPU_BYTES, _CPU_BYTES = 128 * 2**20, 8 * 2**20
 _SECONDS, _MAX_CALLS = 0.5, 20

@@ -8,9 +8,9 @@ from typing import Any
 
 from data_prep.shards import check_contents, open_corpus
 from launch.preflight.finding import Finding
+from launch.preflight.formatting import count, size
 from launch.preflight.meeting import sizes_only
 from launch.preflight.setting import Context, Setting
-from launch.preflight.wording import count, size
 from training.run.start import check_start
 
 _MAX_BYTES = 8 * 2**30

@@ -15,8 +15,8 @@ from launch.planner.forecast import GIB, Machine, forecast, make_run
 from launch.planner.host import forecast_host
 from launch.planner.memory import peak_moments
 from launch.preflight.finding import Finding, first_of_hosts, name_ranks, ranks_by_value
+from launch.preflight.formatting import count, size
 from launch.preflight.setting import Context, Setting
-from launch.preflight.wording import count, size
 from training.model.engine import training_dtype
 
 _IN_USE_FRAC = 0.1

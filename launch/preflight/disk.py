@@ -16,8 +16,8 @@ from launch.planner.corpus import read_size
 from launch.planner.forecast import make_run
 from launch.planner.host import Host, forecast_host
 from launch.preflight.finding import Finding, name_ranks
+from launch.preflight.formatting import count, rate, size
 from launch.preflight.setting import Context, Setting
-from launch.preflight.wording import count, rate, size
 
 _MIB = 2**20
 _WRITE_MIB, _READ_MIB = 32, 64

@@ -146,8 +146,8 @@ def _documents_of(pack: TinyPack, i: int) -> list[tuple[Tensor, Tensor]]:
     for start, end in pairwise(starts):
         ids = torch.from_numpy(sample.ids[start:end])
         targets = torch.full_like(ids, IGNORE)
-        is_learnt = torch.from_numpy(sample.is_learnt[start + 1 : end])
-        targets[:-1] = torch.where(is_learnt, ids[1:], IGNORE)
+        in_loss = torch.from_numpy(sample.in_loss[start + 1 : end])
+        targets[:-1] = torch.where(in_loss, ids[1:], IGNORE)
         documents.append((ids, targets))
     return documents
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from data_prep.shards import open_corpus
 from launch.preflight.finding import Finding, first_of_hosts, name_ranks, ranks_by_value
+from launch.preflight.formatting import count
 from launch.preflight.setting import Context, Setting
-from launch.preflight.wording import count
 
 _MIB = 2**20
 _SPARE_FILES = 512

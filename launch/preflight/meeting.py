@@ -20,7 +20,7 @@ from launch.preflight.exchange import Exchange
 from launch.preflight.setting import Context, Setting
 from training.config.load import load_recipe
 from training.config.recipe import Recipe
-from training.ranks.dist import agree, init_layout, raise_together
+from training.ranks.dist import broadcast_from_rank0, init_layout, raise_together
 from training.ranks.launcher_env import set_rank_variables
 
 
@@ -71,7 +71,7 @@ def meet(request: Request) -> tuple[Context, Exchange]:
         deep=request.deep,
         min_gbps=request.min_gbps,
     )
-    context = Context(setting, layout, cpu_group, nonce=agree(secrets.token_hex(4)))
+    context = Context(setting, layout, cpu_group, nonce=broadcast_from_rank0(secrets.token_hex(4)))
     return context, Exchange(store, rank=layout.rank, world_size=layout.world_size)
 
 
@@ -84,7 +84,7 @@ def _own_store(rank: int) -> TCPStore:
     """Rank 0 keeps it, on a port that was free."""
     host = os.environ["MASTER_ADDR"]
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False) if rank == 0 else None
-    port = agree(store.port if store else 0)
+    port = broadcast_from_rank0(store.port if store else 0)
     return store or TCPStore(host, port, is_master=False, wait_for_workers=False)
 
 

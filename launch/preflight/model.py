@@ -12,8 +12,8 @@ from transformers import PretrainedConfig
 
 from data_prep.shards import Corpus, open_corpus
 from launch.preflight.finding import Finding, name_ranks, ranks_by_value
+from launch.preflight.formatting import count
 from launch.preflight.setting import Context, Setting
-from launch.preflight.wording import count
 from training.config.recipe import Recipe
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads

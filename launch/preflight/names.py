@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from launch.preflight.finding import Finding, first_of_hosts
+from launch.preflight.formatting import count
 from launch.preflight.setting import Context, Setting
-from launch.preflight.wording import count
 
 _SIOCGIFADDR = 0x8915
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from launch.preflight.bandwidth import meet_all, num_bytes, wait_for_device
 from launch.preflight.finding import Finding
+from launch.preflight.formatting import count
 from launch.preflight.setting import Context, Setting
-from launch.preflight.wording import count
 
 _MAX_ROUNDS = 32
 """Of more than 33 hosts each meets 32 others, spread evenly: the check stays within a minute."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from launch.preflight.catalogue import CHECKS
 from launch.preflight.finding import Verdict, worst
+from launch.preflight.formatting import count
 from launch.preflight.run import Result
 from launch.preflight.setting import Setting
-from launch.preflight.wording import count
 
 _WIDTH = 100
 _NAME_WIDTH = max(map(len, CHECKS)) + 2

@@ -69,7 +69,7 @@ class TinyPack:
     def sample(self, i: int, split: str = "train") -> PackedSample:
         rng = np.random.default_rng((self.seed, i))
         ids = rng.integers(0, VOCAB_SIZE, self.seq_len)
-        is_learnt = rng.random(self.seq_len) < 0.9
+        in_loss = rng.random(self.seq_len) < 0.9
         if self.changed:
             where = self.changed_document(i)
             ids[where] = (ids[where] + 1 + rng.integers(0, 100)) % VOCAB_SIZE
@@ -77,7 +77,7 @@ class TinyPack:
             ids=ids,
             position_ids=self.position_ids(i),
             num_tokens=self.seq_len,
-            is_learnt=is_learnt,
+            in_loss=in_loss,
         )
 
 

@@ -120,11 +120,11 @@ def test_tokens_in_are_tokens_out_and_the_ledger(
                     assert document in own
                     assert document not in removed[split]
                     for offset in range(length):
-                        token = (int(sample.ids[at]), bool(sample.is_learnt[at]))
+                        token = (int(sample.ids[at]), bool(sample.in_loss[at]))
                         assert found.setdefault(document, {}).setdefault(start + offset, token)
                         at += 1
-                num_targets += int((sample.is_learnt & (sample.position_ids > 0)).sum())
-                assert not sample.is_learnt[sample.num_tokens :].any()
+                num_targets += int((sample.in_loss & (sample.position_ids > 0)).sum())
+                assert not sample.in_loss[sample.num_tokens :].any()
             assert num_targets == domain.num_targets
             in_corpus = sum(len(corpus.document(i, split)) for i in own)
             assert domain.num_tokens + domain.num_tokens_removed == in_corpus

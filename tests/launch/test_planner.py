@@ -18,7 +18,7 @@ from launch.planner import forecast as forecast_module
 from launch.planner.advice import advise, more_gpus
 from launch.planner.architecture import find_architecture
 from launch.planner.forecast import Machine, forecast
-from launch.planner.gathering import gathered_numbers, order_of_uses
+from launch.planner.prefetch import gathered_numbers, order_of_uses
 from launch.planner.table import as_text
 from launch.planner.zero import read_zero
 from tests.launch.measured_memory import measure_peaks

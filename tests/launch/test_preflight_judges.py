@@ -10,8 +10,8 @@ from launch.preflight import bandwidth, devices, disk, limits, names, pairs, pat
 from launch.preflight.catalogue import CHECKS as SENTENCES
 from launch.preflight.checks import CHECKS
 from launch.preflight.finding import name_ranks
+from launch.preflight.formatting import count
 from launch.preflight.setting import Setting
-from launch.preflight.wording import count
 from tests.training.layouts import tiny_recipe
 
 GIB = 2**30

@@ -40,9 +40,9 @@ class UnevenPack:
             position_ids[start : start + length] = np.arange(length)
             start += length
         position_ids[num_tokens:] = np.arange(self.seq_len - num_tokens)
-        is_learnt = (rng.random(self.seq_len) < 0.9) & (np.arange(self.seq_len) < num_tokens)
+        in_loss = (rng.random(self.seq_len) < 0.9) & (np.arange(self.seq_len) < num_tokens)
         return PackedSample(
-            ids=ids, position_ids=position_ids, num_tokens=num_tokens, is_learnt=is_learnt
+            ids=ids, position_ids=position_ids, num_tokens=num_tokens, in_loss=in_loss
         )
 
 

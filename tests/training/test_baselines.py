@@ -14,7 +14,7 @@ from tests.training.layouts import SEQUENCE_TOKENS, UnevenPack, tiny_recipe
 from training.data.stream import MicroBatch, SampleStream, piece_lengths
 from training.dropout.entropy_source import EntropySource, ExcessLoss
 from training.dropout.neftune import neftune_noise
-from training.dropout.policy import KeptThreshold, plan_dropout
+from training.dropout.policy import SavedThreshold, plan_dropout
 from training.model.causal_lm import CausalLMWithEntropy
 from training.model.engine import join_ds_config, weight_decay_of
 from training.ranks.dist import Layout
@@ -237,7 +237,7 @@ def test_the_divisor_counts_only_targets_that_the_corpus_has_a_value_for() -> No
     values = torch.where(own, torch.rand(own.shape), torch.inf)
     values[4:] = torch.inf  # samples that were not seen yet
     num_targets, num_known = int(own[:, 1:].sum()), int(own[:4, 1:].sum())
-    low = KeptThreshold(nats=0.5, last_tie_key=0).low_set(seed=recipe.seed)
+    low = SavedThreshold(nats=0.5, last_tie_key=0).low_set(seed=recipe.seed)
     dropout = plan_dropout(
         Given(values),  # type: ignore[arg-type]
         [batch],

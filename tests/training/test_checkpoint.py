@@ -20,7 +20,13 @@ from common.checksum import record_file
 from tests.distributed import run_ranks
 from tests.training.test_run import message_of_error, metrics, recipe_of, train_on_rank
 from training.checkpoints.export import export_run
-from training.checkpoints.marker import MARKER, damage, newest_complete, read_marker, write_marker
+from training.checkpoints.marker import (
+    MARKER,
+    find_corruption,
+    newest_complete,
+    read_marker,
+    write_marker,
+)
 from training.config.recipe import Recipe
 
 NEWEST, BEFORE = "step-00000008", "step-00000006"
@@ -127,7 +133,7 @@ def test_a_flipped_bit_in_the_optimizer_costs_the_steps_since_the_save_before(
     run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **CHANGES), world_size=2)
     assert metrics(run_dir, "step") == metrics(finished, "step")
     assert metrics(run_dir, "evaluation") == metrics(finished, "evaluation")
-    assert damage(run_dir / "checkpoints" / NEWEST, hashes=True) is None
+    assert find_corruption(run_dir / "checkpoints" / NEWEST, hashes=True) is None
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
@@ -150,11 +156,11 @@ def test_names_that_lead_out_of_the_folder_are_refused(finished, tmp_path):
     shutil.copy(folder / KINDS[0], tmp_path / "outside.pt")
     for name in ("../outside.pt", str(tmp_path / "outside.pt")):
         write_marker(folder, read_marker(folder), files={name: record})
-        assert "leads out of the folder" in (damage(folder) or "")
+        assert "leads out of the folder" in (find_corruption(folder) or "")
     (folder / "zero3").rename(tmp_path / "elsewhere")
     (folder / "link").symlink_to(tmp_path / "outside.pt")
     write_marker(folder, read_marker(folder), files={"link": record})
-    assert "expected a plain file" in (damage(folder) or "")
+    assert "expected a plain file" in (find_corruption(folder) or "")
 
 
 class Poison:
@@ -255,7 +261,7 @@ def test_training_goes_on_over_saves_that_fail(finished, small_corpus, tmp_path,
     assert sorted(path.name for path in checkpoints.iterdir()) == [
         f"step-{step:08d}" for step in (1, 7, 8)
     ]
-    assert all(damage(path, hashes=True) is None for path in checkpoints.iterdir())
+    assert all(find_corruption(path, hashes=True) is None for path in checkpoints.iterdir())
     assert metrics(tmp_path / "run", "step") == metrics(finished, "step")
 
 
@@ -271,7 +277,7 @@ def test_a_failed_save_ends_the_run_on_every_rank(small_corpus, tmp_path, last):
     assert "Older checkpoints are as they were" in first
     (kept,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert kept.name == "step-00000001"
-    assert damage(kept, hashes=True) is None
+    assert find_corruption(kept, hashes=True) is None
 
 
 def message_with_faults(recipe: Recipe) -> str:
@@ -314,7 +320,7 @@ if can_mount():  # elsewhere the faults above stand for it
                 assert needed == pytest.approx(num_bytes, rel=0.01)
             (kept,) = checkpoints.iterdir()
             assert kept.name == "step-00000003"
-            assert damage(kept, hashes=True) is None
+            assert find_corruption(kept, hashes=True) is None
             size = f"remount,size={num_bytes * 4}"
             subprocess.run(["mount", "-o", size, checkpoints], check=True)
             run_ranks(train_on_rank, recipe, world_size=2)

@@ -13,11 +13,11 @@ from training.ranks.dist import Layout
 
 
 def make_sample(position_ids: list[int], *, num_tokens: int, masked: tuple = ()) -> PackedSample:
-    is_learnt = np.arange(len(position_ids)) < num_tokens
-    is_learnt[list(masked)] = False
+    in_loss = np.arange(len(position_ids)) < num_tokens
+    in_loss[list(masked)] = False
     ids = np.arange(10, 10 + len(position_ids))
     return PackedSample(
-        ids=ids, position_ids=np.array(position_ids), num_tokens=num_tokens, is_learnt=is_learnt
+        ids=ids, position_ids=np.array(position_ids), num_tokens=num_tokens, in_loss=in_loss
     )
 
 

@@ -26,7 +26,7 @@ from tests.training.test_layouts import make_engine
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
 from training.dropout.entropy_cache import EntropyCache
-from training.dropout.entropy_source import Cached, choose_source
+from training.dropout.entropy_source import CachedEntropies, choose_source
 from training.ranks.dist import Layout, init_layout
 from training.run.step import train_step
 
@@ -46,18 +46,20 @@ def make_stream(order: SampleOrder | None = None, samples_per_step: int = 4) -> 
     )
 
 
-def make_cached(folder: Path, *, keeps: str, with_reference: bool = False) -> Cached:
+def make_cached(folder: Path, *, keeps: str, with_reference: bool = False) -> CachedEntropies:
     cache = EntropyCache(folder / "c", num_samples=NUM_SAMPLES, sample_tokens=SEQUENCE_TOKENS)
     cache.clear()
     engine: Any = SimpleNamespace(layout=ALONE, sp_group=None)
     recipe = tiny_recipe(entropy__source="cache", entropy__cache_keeps=keeps)
     scores: Any = RandomScores() if with_reference else None
     source = choose_source(recipe, engine, UnevenPack(num=NUM_SAMPLES), scores=scores, cache=cache)
-    assert isinstance(source, Cached)
+    assert isinstance(source, CachedEntropies)
     return source
 
 
-def observe(source: Cached, stream: SampleStream, value: float, dropped: int | None) -> None:
+def observe(
+    source: CachedEntropies, stream: SampleStream, value: float, dropped: int | None
+) -> None:
     """A step in which every position measures `value`, behind a drop in each row or none."""
     (batch,) = stream.step(0)
     drops = torch.zeros_like(batch.is_target_BS)
@@ -143,7 +145,7 @@ class PartlyUntrained(UnevenPack):
     def sample(self, i: int, split: str = "train") -> PackedSample:
         sample = super().sample(i, split)
         if i % 2:
-            sample = replace(sample, is_learnt=np.zeros(self.seq_len, dtype=bool))
+            sample = replace(sample, in_loss=np.zeros(self.seq_len, dtype=bool))
         return sample
 
 

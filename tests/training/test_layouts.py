@@ -352,7 +352,7 @@ def drops_and_entropies() -> tuple[set[int], dict[int, float]]:
             ids = stream.pack.sample(sample)
             for position in range(1, ids.num_tokens):
                 # The first of a document is never predicted, a masked one never learnt.
-                if ids.position_ids[position] > 0 and ids.is_learnt[position]:
+                if ids.position_ids[position] > 0 and ids.in_loss[position]:
                     token = sample * stream.pack.seq_len + position
                     entropy_of_token[token] = float(entropy_BS[row, position - 1])
     source = make_source(recipe, engine, stream.pack)
@@ -381,7 +381,7 @@ def dropped_by_reference() -> tuple[set[int], list[tuple[float, int]]]:
     for batch in stream.step(0):
         for sample in batch.sample_ids:
             ids, scores = stream.pack.sample(sample), RandomScores().sample(stream.pack, sample)
-            is_target = (ids.position_ids > 0) & ids.is_learnt & ~np.isnan(scores)
+            is_target = (ids.position_ids > 0) & ids.in_loss & ~np.isnan(scores)
             is_target[ids.num_tokens :] = False
             for position in np.flatnonzero(is_target).tolist():
                 token = sample * stream.pack.seq_len + position

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from common.checksum import FileRecord, record_file
-from training.checkpoints.marker import MARKER, damage, parse_marker, read_marker, write_marker
+from training.checkpoints.marker import (
+    MARKER,
+    find_corruption,
+    parse_marker,
+    read_marker,
+    write_marker,
+)
 
 CONTENT: dict[str, Any] = {
     "step": 40,
@@ -77,7 +83,7 @@ def test_no_other_length_is_taken(text):
 )
 def test_what_is_no_marker_is_told_and_not_raised(tmp_path, text):
     (tmp_path / MARKER).write_bytes(text)
-    assert f"{tmp_path / MARKER}: damaged: its checksum is" in (damage(tmp_path) or "")
+    assert f"{tmp_path / MARKER}: damaged: its checksum is" in (find_corruption(tmp_path) or "")
 
 
 def test_a_marker_of_a_format_to_come_is_refused_by_its_number(text):
@@ -97,7 +103,7 @@ def test_a_folder_of_the_format_before_is_still_read(tmp_path):
     older = json.dumps(marker | {"sha256_of_the_rest": own_hash}, indent=1).encode()
     (tmp_path / MARKER).write_bytes(older)
     assert read_marker(tmp_path) == marker
-    assert damage(tmp_path, hashes=True) is None
+    assert find_corruption(tmp_path, hashes=True) is None
 
     accepted = [flipped(older, bit) for bit in range(8 * len(older))]
     accepted = [parse_marker(text) for text in accepted if not refused(text)]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.checkpoints.marker import write_marker
-from training.checkpoints.retention import Saved, prune, surplus
+from training.checkpoints.retention import Saved, checkpoints_to_delete, prune
 from training.config.sections import Checkpoint
 from training.tasks.weights import find_weights
 
@@ -31,24 +31,29 @@ FIVE = [Saved(step, loss) for step, loss in LOSSES.items()]
     ],
 )
 def test_each_rule_keeps_what_it_names(rules, removed):
-    assert surplus(FIVE, newest_step=500, **rules) == removed
+    assert checkpoints_to_delete(FIVE, newest_step=500, **rules) == removed
 
 
 def test_of_several_saves_after_one_evaluation_the_first_is_the_best():
     """It was the one evaluated; the later ones trained on."""
     saved = [Saved(100, 1.5), Saved(150, 1.5), Saved(200, 1.8), Saved(250, 1.8)]
-    assert surplus(saved, newest_step=250, keep_last=1, keep_best=1) == [150, 200]
+    assert checkpoints_to_delete(saved, newest_step=250, keep_last=1, keep_best=1) == [150, 200]
 
 
 def test_without_an_evaluation_or_with_a_loss_that_is_no_number_nothing_is_best():
     saved = [Saved(1, None), Saved(2, float("nan")), Saved(3, float("inf")), Saved(4, None)]
-    assert surplus(saved, newest_step=4, keep_last=1, keep_best=3) == [1, 2, 3]
+    assert checkpoints_to_delete(saved, newest_step=4, keep_last=1, keep_best=3) == [1, 2, 3]
 
 
 def test_a_line_that_the_run_has_left_counts_for_nothing():
     """A start from 300, since 400 and 500 were damaged, saves 350: these must not be its last."""
     saved = [*FIVE, Saved(350, 1.6)]
-    assert surplus(saved, newest_step=350, keep_last=2, keep_best=1) == [100, 200, 400, 500]
+    assert checkpoints_to_delete(saved, newest_step=350, keep_last=2, keep_best=1) == [
+        100,
+        200,
+        400,
+        500,
+    ]
 
 
 checkpoints = st.lists(
@@ -61,7 +66,7 @@ checkpoints = st.lists(
 @given(checkpoints, st.integers(1, 4), st.integers(0, 3), st.none() | st.integers(1, 9))
 def test_the_newest_and_the_best_always_stay(saved, keep_last, keep_best, keep_every_steps):
     newest_step = max(one.step for one in saved)
-    removed = surplus(
+    removed = checkpoints_to_delete(
         saved,
         newest_step=newest_step,
         keep_last=keep_last,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.distributed import run_ranks
 from training.ranks.dist import init_layout
-from training.ranks.run_folder import LOCK_FILE, held_run_folder
+from training.ranks.run_folder import LOCK_FILE, lock_run_dir
 
 HOLDER = """
 import fcntl, os, sys, time
@@ -37,7 +37,7 @@ def hold(run_dir: Path, *, as_host: str, seconds: float) -> subprocess.Popen[str
 def enter(run_dir: Path) -> str:
     """What the rank holds, or is told."""
     try:
-        with held_run_folder(run_dir, init_layout(sp_size=1)):
+        with lock_run_dir(run_dir, init_layout(sp_size=1)):
             return (run_dir / LOCK_FILE).read_text()
     except ValueError as error:
         return f"refused: {error}"

@@ -16,7 +16,7 @@ from data_prep.shards import open_corpus
 from training.checkpoints.files import ENGINE_TAG, only_data
 from training.checkpoints.marker import (
     MARKER,
-    damage,
+    find_corruption,
     newest_complete,
     read_marker,
     write_marker,
@@ -53,7 +53,7 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     chosen = checkpoint or newest_complete(run_dir / "checkpoints", hashes=True)
     if chosen is None:
         raise ValueError(f"{run_dir}/checkpoints holds no complete checkpoint; train first")
-    if checkpoint and (broken := damage(checkpoint, hashes=True)) is not None:
+    if checkpoint and (broken := find_corruption(checkpoint, hashes=True)) is not None:
         raise ValueError(f"checkpoint is not whole: {broken}")
     staging = out.with_name(f".staging-{out.name}")
     shutil.rmtree(staging, ignore_errors=True)

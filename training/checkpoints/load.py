@@ -17,9 +17,9 @@ from training.checkpoints.identity import refuse_differences
 from training.checkpoints.marker import read_marker
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
-from training.checkpoints.relayout import is_of_other_ranks, load_universal, universal_copy
+from training.checkpoints.reshard import is_of_other_ranks, load_universal, universal_copy
 from training.dropout.entropy_cache import EntropyCache
-from training.dropout.policy import KeptThreshold
+from training.dropout.policy import SavedThreshold
 from training.model.engine import Engine
 from training.ranks.dist import Layout, raise_together
 
@@ -34,7 +34,7 @@ def load_checkpoint(
 ) -> Progress:
     """Bring weights, optimizer, random state and the run's entropies back.
 
-    Exactly on the same number of ranks; within rounding of the losses on another (`relayout`), for
+    Exactly on the same number of ranks; within rounding of the losses on another (`reshard`), for
     which the engine was built with `loads_universal`.
 
     Args:
@@ -56,7 +56,7 @@ def load_checkpoint(
     return Progress(
         step=marker["step"],
         tokens=marker["tokens"],
-        threshold=KeptThreshold(**threshold) if threshold else None,
+        threshold=SavedThreshold(**threshold) if threshold else None,
         heldout_loss=marker["heldout_loss"],
         epoch_digest=marker["epoch_digest"],
         recent_losses=tuple(marker["recent_losses"]),

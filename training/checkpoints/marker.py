@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from common.checksum import FileRecord, record_file
 from common.durable import fsync_path, write_all
-from training.ranks.dist import Layout, agree
+from training.ranks.dist import Layout, broadcast_from_rank0
 
 MARKER = "complete.json"
 _FORMAT = 3
@@ -82,7 +82,7 @@ def parse_marker(text: bytes) -> dict[str, Any]:
     return content
 
 
-def damage(folder: Path, *, hashes: bool = False) -> str | None:
+def find_corruption(folder: Path, *, hashes: bool = False) -> str | None:
     """What is wrong with a checkpoint or an export, or None when it is whole.
 
     Args:
@@ -92,9 +92,9 @@ def damage(folder: Path, *, hashes: bool = False) -> str | None:
     return reason or (_first_altered(folder, files) if hashes else None)
 
 
-def damage_together(folder: Path, layout: Layout) -> str | None:
-    """`damage` with hashes, each rank reading a share of the files; the same on every rank."""
-    reason, files = agree(_survey(folder) if layout.is_main else (None, {}))
+def find_corruption_together(folder: Path, layout: Layout) -> str | None:
+    """`find_corruption` with hashes, each rank reading a share; the same on every rank."""
+    reason, files = broadcast_from_rank0(_survey(folder) if layout.is_main else (None, {}))
     if reason is None:
         by_size = sorted(files, key=lambda name: (-files[name].num_bytes, name))
         share = {name: files[name] for name in by_size[layout.rank :: layout.world_size]}
@@ -110,7 +110,7 @@ def newest_complete(root: Path, *, hashes: bool = False) -> Path | None:
     Says on stderr which newer ones it leaves aside, and why.
     """
     for candidate in _newest_first(root):
-        reason = damage(candidate, hashes=hashes)
+        reason = find_corruption(candidate, hashes=hashes)
         if reason is None:
             return candidate
         _leave_aside(reason)
@@ -126,10 +126,10 @@ def newest_verified(root: Path, layout: Layout) -> Path | None:
     Raises:
         ValueError: when there are checkpoints and none is whole, rather than train anew over them.
     """
-    candidates: list[Path] = agree(_newest_first(root) if layout.is_main else [])
+    candidates: list[Path] = broadcast_from_rank0(_newest_first(root) if layout.is_main else [])
     reason = None
     for candidate in candidates:
-        reason = damage_together(candidate, layout)
+        reason = find_corruption_together(candidate, layout)
         if reason is None:
             return candidate
         if layout.is_main:

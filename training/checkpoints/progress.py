@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.dropout.policy import KeptThreshold
+from training.dropout.policy import SavedThreshold
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Progress:
     """Optimizer steps done."""
     tokens: int
     """Tokens of documents trained, padding left out."""
-    threshold: KeptThreshold | None = None
+    threshold: SavedThreshold | None = None
     """For recipes whose next step drops by one that was found before."""
     heldout_loss: float | None = None
     """Of the newest evaluation, in nats per token; it decides which checkpoints are the best."""

@@ -23,7 +23,7 @@ class Saved:
     """Of the newest evaluation at or before the save, in nats per token."""
 
 
-def surplus(
+def checkpoints_to_delete(
     saved: Sequence[Saved],
     *,
     newest_step: int,
@@ -52,7 +52,7 @@ def surplus(
 
 
 def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
-    """Remove what `surplus` names; what cannot be read or removed is told on stderr and stays."""
+    """Remove `checkpoints_to_delete`; one that cannot be read or removed is named and stays."""
     folders: dict[int, Path] = {}
     saved = []
     for folder in root.glob("step-*"):
@@ -63,7 +63,7 @@ def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
             continue
         folders[marker["step"]] = folder
         saved.append(Saved(marker["step"], marker["heldout_loss"]))
-    for step in surplus(
+    for step in checkpoints_to_delete(
         saved,
         newest_step=newest_step,
         keep_last=settings.keep_last,

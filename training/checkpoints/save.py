@@ -16,12 +16,12 @@ from training.checkpoints.files import CACHE_FILE, ENGINE_TAG, CheckpointFiles
 from training.checkpoints.marker import write_marker
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state, random_state_path
-from training.checkpoints.relayout import LEFT_OVER
+from training.checkpoints.reshard import LEFT_OVER
 from training.checkpoints.retention import prune
 from training.config.sections import Checkpoint
 from training.dropout.entropy_cache import EntropyCache
 from training.model.engine import Engine
-from training.ranks.dist import Layout, agree
+from training.ranks.dist import Layout, broadcast_from_rank0
 
 
 class SaveFailed(ValueError):
@@ -137,7 +137,7 @@ def _compare(files: CheckpointFiles, final: Path, layout: Layout) -> dict[str, F
         if layout.is_main:
             shutil.rmtree(files.folder, ignore_errors=True)
             free_bytes = shutil.disk_usage(_existing(final)).free
-        free_bytes = agree(free_bytes)
+        free_bytes = broadcast_from_rank0(free_bytes)
         message = f"checkpoint {final} was not saved: {failed[0]}"
         if len(failed) > 1:
             message += f" (and {len(failed) - 1} other ranks failed)"
@@ -175,7 +175,7 @@ def _record_the_rest(
     staging, found = files.folder, None
     if layout.is_main:
         found = {p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file()}
-    found = agree(found)
+    found = broadcast_from_rank0(found)
     assert found is not None
     for unseen in sorted(written.keys() - found):
         files.errors.append(f"{staging / unseen}: rank 0 cannot see it; is the disk a shared one?")

@@ -176,7 +176,7 @@ def next_token_targets(sample: PackedSample) -> NDArray[np.int64]:
     targets = np.full_like(sample.ids, IGNORE)
     inner = slice(0, max(sample.num_tokens - 1, 0))
     after = slice(1, max(sample.num_tokens, 1))
-    is_target = (sample.position_ids[after] != 0) & sample.is_learnt[after]
+    is_target = (sample.position_ids[after] != 0) & sample.in_loss[after]
     targets[inner] = np.where(is_target, sample.ids[after], IGNORE)
     return targets
 

@@ -13,7 +13,7 @@ from data_prep.shards import Mixture, PackIndex
 from training.config.recipe import Recipe
 from training.data.stream import IGNORE, SampleStream, next_token_targets
 from training.dropout.entropy_source import EntropySource, KeptEntropies
-from training.dropout.policy import KeptThreshold
+from training.dropout.policy import SavedThreshold
 from training.entrodrop.mask import LowSet, select_low_tokens
 from training.ranks.dist import Layout
 
@@ -35,7 +35,7 @@ class CorpusThreshold:
         mixture: Mixture,
         layout: Layout,
         *,
-        threshold: KeptThreshold | None,
+        threshold: SavedThreshold | None,
     ) -> None:
         self._recipe = recipe
         self._source = source
@@ -47,9 +47,9 @@ class CorpusThreshold:
         self._low = threshold.low_set(seed=recipe.seed) if threshold else None
 
     @property
-    def threshold(self) -> KeptThreshold | None:
+    def threshold(self) -> SavedThreshold | None:
         """For a checkpoint."""
-        return KeptThreshold.of(self._low) if self._low else None
+        return SavedThreshold.of(self._low) if self._low else None
 
     def low_set(self, stream: SampleStream, step: int) -> LowSet:
         """The one of the step; every rank calls it together, in every step that drops or not."""
@@ -93,7 +93,7 @@ def corpus_threshold(
     mixture: Mixture,
     layout: Layout,
     *,
-    threshold: KeptThreshold | None = None,
+    threshold: SavedThreshold | None = None,
 ) -> CorpusThreshold | None:
     """For recipes with `entropy.scope: corpus`; None for others."""
     if recipe.regulariser != "entrodrop" or recipe.entropy.scope != "corpus":

@@ -77,7 +77,7 @@ class KeptEntropies(EntropySource):
         return self._layout.sp_rank * self._shard
 
 
-class Online(EntropySource):
+class OnlineProbe(EntropySource):
     """A forward pass without gradient over the step's own batch, unmasked."""
 
     def __init__(self, engine: Engine, *, measure: str) -> None:
@@ -101,7 +101,7 @@ class Online(EntropySource):
         return scored_BS.masked_fill(~scored_BS.isfinite(), math.inf)
 
 
-class Reference(KeptEntropies):
+class ReferenceScores(KeptEntropies):
     """Scores that a frozen model left beside the corpus."""
 
     def __init__(self, pack: PackIndex, scores: Scores, layout: Layout) -> None:
@@ -116,7 +116,7 @@ class Reference(KeptEntropies):
         return values[:, first : first + count]
 
 
-class Cached(KeptEntropies):
+class CachedEntropies(KeptEntropies):
     """What the training forward itself measured when it last saw the sample.
 
     A token without a value of its own has that of the reference, if there is one. With
@@ -130,7 +130,7 @@ class Cached(KeptEntropies):
         pack: PackIndex,
         cache: EntropyCache,
         *,
-        reference: Reference | None,
+        reference: ReferenceScores | None,
         measure: str,
         keeps_clean: bool,
     ) -> None:
@@ -200,7 +200,7 @@ class ExcessLoss(EntropySource):
     Lin et al.: Rho-1: Not All Tokens Are What You Need, 2024, equation 3.
     """
 
-    def __init__(self, online: Online, reference: Reference) -> None:
+    def __init__(self, online: OnlineProbe, reference: ReferenceScores) -> None:
         self._online = online
         self._reference = reference
 
@@ -243,9 +243,9 @@ def choose_source(
     cache: EntropyCache | None,
 ) -> EntropySource:
     """Where a run's entropies come from."""
-    reference = Reference(pack, scores, engine.layout) if scores else None
+    reference = ReferenceScores(pack, scores, engine.layout) if scores else None
     if cache is not None:
-        return Cached(
+        return CachedEntropies(
             engine,
             pack,
             cache,
@@ -254,7 +254,7 @@ def choose_source(
             keeps_clean=recipe.entropy.cache_keeps == "clean",
         )
     if reference is None:
-        return Online(engine, measure=recipe.entropy.measure)
+        return OnlineProbe(engine, measure=recipe.entropy.measure)
     if recipe.regulariser == "rho1":
-        return ExcessLoss(Online(engine, measure="nll"), reference)
+        return ExcessLoss(OnlineProbe(engine, measure="nll"), reference)
     return reference

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.config.recipe import Recipe
 from training.data.stream import MicroBatch
-from training.dropout.policy import KeptThreshold, StepDropout, drop_rates, gamma_at
+from training.dropout.policy import SavedThreshold, StepDropout, drop_rates, gamma_at
 from training.entrodrop.mask import draw_guided_drops, select_low_tokens
 
 
@@ -23,7 +23,7 @@ class LaggedDropout:
     about the one asked: it is exact only if entropies stay as they were.
     """
 
-    def __init__(self, recipe: Recipe, *, threshold: KeptThreshold | None) -> None:
+    def __init__(self, recipe: Recipe, *, threshold: SavedThreshold | None) -> None:
         self._recipe = recipe
         self._low = threshold.low_set(seed=recipe.seed) if threshold else None
         self._gamma = 0.0
@@ -31,9 +31,9 @@ class LaggedDropout:
         self._index_BS: list[Tensor] = []
 
     @property
-    def threshold(self) -> KeptThreshold | None:
+    def threshold(self) -> SavedThreshold | None:
         """Of the step that ended last; for a checkpoint."""
-        return KeptThreshold.of(self._low) if self._low else None
+        return SavedThreshold.of(self._low) if self._low else None
 
     def begin_step(self, *, progress: float) -> StepDropout | None:
         """What is known before the step's passes; None when nothing drops in it."""
@@ -81,7 +81,7 @@ class LaggedDropout:
 
 
 def lagged_dropout(
-    recipe: Recipe, *, threshold: KeptThreshold | None = None
+    recipe: Recipe, *, threshold: SavedThreshold | None = None
 ) -> LaggedDropout | None:
     """For recipes with `entropy.threshold: lagged`; None for others."""
     if recipe.regulariser != "entrodrop" or recipe.entropy.threshold != "lagged":

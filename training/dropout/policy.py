@@ -29,14 +29,14 @@ from training.ranks.dist import sum_over_ranks
 
 
 @dataclass(frozen=True)
-class KeptThreshold:
+class SavedThreshold:
     """Who was low, as a checkpoint keeps it."""
 
     nats: float
     last_tie_key: int
 
     @classmethod
-    def of(cls, low: LowSet) -> KeptThreshold:
+    def of(cls, low: LowSet) -> SavedThreshold:
         return cls(low.quantile.threshold, low.last_tie_key)
 
     def low_set(self, *, seed: int) -> LowSet:

@@ -85,7 +85,7 @@ def sum_over_ranks(values: Tensor) -> list[Any]:
     return total
 
 
-def agree(value: T) -> T:
+def broadcast_from_rank0(value: T) -> T:
     """Rank 0's value, on every rank. For decisions of the start, not of a step."""
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0)

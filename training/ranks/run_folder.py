@@ -20,7 +20,7 @@ _PATIENCE_SECONDS = 120.0
 
 
 @contextmanager
-def held_run_folder(run_dir: Path, layout: Layout) -> Iterator[None]:
+def lock_run_dir(run_dir: Path, layout: Layout) -> Iterator[None]:
     """Make the folder and keep other starts out of it. Every rank enters; rank 0 holds the lock.
 
     The kernel lets go of it when the process ends, however it does.

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.durable import atomic_write
 from data_prep.shards import open_corpus
-from training.checkpoints.marker import damage_together
+from training.checkpoints.marker import find_corruption_together
 from training.config.load import load_recipe
 from training.model.causal_lm import resolve_model_config, warn_of_remote_code
 from training.model.checks import check_heads, check_window
@@ -52,7 +52,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     layout = init_layout(sp_size=sp_size)
     if layout.is_main:
         warn_of_remote_code(recipe.model)
-    if (broken := damage_together(exported, layout)) is not None:
+    if (broken := find_corruption_together(exported, layout)) is not None:
         raise ValueError(
             f"the export is not as it was written: {broken}; run: python -m training export "
             f"{run_dir}"

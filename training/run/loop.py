@@ -23,7 +23,7 @@ from training.dropout.entropy_source import EntropySource
 from training.dropout.lagged import LaggedDropout, lagged_dropout
 from training.metrics.writer import MetricsWriter
 from training.model.engine import Engine
-from training.ranks.dist import agree
+from training.ranks.dist import broadcast_from_rank0
 from training.ranks.rank_report import RankMeter
 from training.ranks.run_state import RunRecord
 from training.ranks.stopping import StopRequests
@@ -56,7 +56,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class _Memory:
+class _LoopState:
     """What steps leave to later ones; begun anew from a checkpoint's progress."""
 
     lagged: LaggedDropout | None
@@ -65,7 +65,7 @@ class _Memory:
     meter: RankMeter
 
     @classmethod
-    def at(cls, run: Run, progress: Progress) -> _Memory:
+    def at(cls, run: Run, progress: Progress) -> _LoopState:
         return cls(
             lagged=lagged_dropout(run.recipe, threshold=progress.threshold),
             corpus=corpus_threshold(
@@ -101,7 +101,7 @@ def run_steps(run: Run, progress: Progress) -> None:
     if recipe.evaluation.every_steps is not None:
         heldout = heldout_stream(run.pack, recipe, run.engine.layout)
         # a run that began without evaluations has no bands, and gets none in its midst
-        if progress.step == 0 or agree(run.metrics.is_evaluated(0)):
+        if progress.step == 0 or broadcast_from_rank0(run.metrics.is_evaluated(0)):
             bands = freeze_bands(
                 run.engine,
                 heldout,
@@ -113,7 +113,7 @@ def run_steps(run: Run, progress: Progress) -> None:
             progress = _evaluate(run, heldout, bands, progress)
     evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
     last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
-    memory = _Memory.at(run, progress)
+    memory = _LoopState.at(run, progress)
     stop = None
     while progress.step < last_step and not stop:
         progress, bad = _one_step(run, stream, memory, progress)
@@ -122,7 +122,7 @@ def run_steps(run: Run, progress: Progress) -> None:
             told = _describe(run, bad, progress)
             earlier = _roll_back(run, progress) if bad.action == "rollback" else None
             if earlier:
-                progress, memory = earlier, _Memory.at(run, earlier)
+                progress, memory = earlier, _LoopState.at(run, earlier)
             action, did = _what_was_done(run.engine, went_back=earlier is not None)
             told |= {"action": action, "text": f"{told['text']}: {did}"}
             run.metrics.log_bad_step({"step": progress.step} | told)
@@ -151,7 +151,7 @@ def run_steps(run: Run, progress: Progress) -> None:
 
 
 def _one_step(
-    run: Run, stream: SampleStream, memory: _Memory, progress: Progress
+    run: Run, stream: SampleStream, memory: _LoopState, progress: Progress
 ) -> tuple[Progress, BadStepReport | None]:
     began = time.monotonic()
     sketch = TokenSketch(run.engine.layout) if _is_evaluated(run, progress.step + 1) else None
@@ -163,7 +163,7 @@ def _one_step(
         lagged=memory.lagged,
         corpus=memory.corpus,
         guard=memory.guard,
-        leaves_out=progress.step in progress.left_out,
+        skip_update=progress.step in progress.left_out,
         sketch=sketch,
         step=progress.step,
         done_frac=progress.tokens / run.plan.planned_tokens,
@@ -211,7 +211,7 @@ def _owes_evaluation(run: Run, step: int) -> bool:
     """Whether the start before was asked to stop at a step whose evaluation was due."""
     every = run.recipe.evaluation.every_steps
     is_due = every is not None and step % every == 0
-    return is_due and not agree(run.metrics.is_evaluated(step))
+    return is_due and not broadcast_from_rank0(run.metrics.is_evaluated(step))
 
 
 def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from data_prep.shards import Mixture, PackIndex, open_corpus
 from training.config.recipe import Recipe
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
-from training.dropout.entropy_source import Reference
+from training.dropout.entropy_source import ReferenceScores
 from training.dropout.policy import StepDropout, choose_drops, gamma_at
 from training.ranks.dist import Layout
 from training.run.plan import Plan, choose_mixture, derive_plan
@@ -57,7 +57,7 @@ def write_preview(
     )
     kept = corpus.open_scores(scores)
     _refuse_other_methods(recipe, measure=kept.manifest.measure)
-    source = Reference(pack, kept, layout)
+    source = ReferenceScores(pack, kept, layout)
     shown = []
     for sample, number in sorted(places.items()):
         step, row = divmod(number, plan.samples_per_step)

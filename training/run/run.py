@@ -16,7 +16,7 @@ from training.checkpoints.identity import refuse_differences, run_identity
 from training.checkpoints.load import load_checkpoint
 from training.checkpoints.marker import newest_verified, read_marker
 from training.checkpoints.progress import Progress
-from training.checkpoints.relayout import is_of_other_ranks
+from training.checkpoints.reshard import is_of_other_ranks
 from training.checkpoints.saver import Saver
 from training.config.load import dump_recipe
 from training.config.recipe import Recipe
@@ -26,7 +26,7 @@ from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import build_engine
 from training.ranks.dist import Layout, init_layout, raise_together
-from training.ranks.run_folder import held_run_folder
+from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
 from training.ranks.stopping import StopRequests
 from training.ranks.watchdog import Watchdog
@@ -52,7 +52,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     start = check_start_together(recipe, layout)
     identity = run_identity(recipe, start.pack, dtype=start.dtype, scores=start.scores)
     run_dir = Path(recipe.run_dir)
-    with held_run_folder(run_dir, layout):
+    with lock_run_dir(run_dir, layout):
         newest = newest_verified(run_dir / "checkpoints", layout)
         if newest and recipe.resume == "never":
             raise ValueError(

@@ -22,7 +22,13 @@ from training.data.stream import SampleStream
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads, check_window
 from training.model.engine import Engine, build_engine, training_dtype
-from training.ranks.dist import Layout, agree, init_layout, raise_together, sum_over_ranks
+from training.ranks.dist import (
+    Layout,
+    broadcast_from_rank0,
+    init_layout,
+    raise_together,
+    sum_over_ranks,
+)
 
 COMMIT_SECONDS = 30.0
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -101,7 +107,7 @@ def score_corpus(options: ScoreOptions) -> Path:
             except (ValueError, OSError) as mistake:
                 error = str(mistake)
         raise_together(error)  # else the other ranks would wait for the first
-        num_done = agree(writer.num_done if writer else 0)
+        num_done = broadcast_from_rank0(writer.num_done if writer else 0)
         engine = build_engine(recipe, config, layout=layout, num_micro_steps=1, trains=False)
         _score_splits(engine, pack, options, writer=writer, num_done=num_done)
     dist.barrier()

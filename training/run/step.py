@@ -48,7 +48,7 @@ def train_step(
     lagged: LaggedDropout | None = None,
     corpus: CorpusThreshold | None = None,
     guard: LossGuard | None = None,
-    leaves_out: bool = False,
+    skip_update: bool = False,
     sketch: TokenSketch | None = None,
     step: int,
     done_frac: float,
@@ -60,7 +60,7 @@ def train_step(
         lagged: decides it instead, after each forward pass.
         corpus: says who is low, if not the step's own quantile does.
         guard: says whether the step is one to learn from.
-        leaves_out: go through the batch without an update.
+        skip_update: go through the batch without an update.
         sketch: is shown the step's tokens.
         step: 0-based.
         done_frac: trained tokens / planned tokens, which drives the curriculum.
@@ -95,7 +95,7 @@ def train_step(
         step, peak=recipe.optimizer.lr, total_steps=stream.num_steps, **asdict(recipe.schedule)
     )
     # Without a target, too: momentum and weight decay would still move the weights.
-    leaves_out = leaves_out or num_targets == 0
+    skip_update = skip_update or num_targets == 0
     sums, rows, bad = _Sums(engine), RowLosses(), None
     for micro_step, batch in enumerate(batches):
         done = forward_micro_batch(recipe, engine, batch, dropout, lagged, micro_step)
@@ -106,9 +106,9 @@ def train_step(
             planned = dropout if lagged is None else None
             sketch.add(batch, done, planned, micro_step=micro_step)
         is_last = micro_step == len(batches) - 1
-        if is_last and guard and guard.decides_before_update and not leaves_out:
+        if is_last and guard and guard.decides_before_update and not skip_update:
             bad = guard.examine_loss(sums.over_ranks().loss)
-        makes_no_update = is_last and (leaves_out or bad is not None)
+        makes_no_update = is_last and (skip_update or bad is not None)
         # DeepSpeed makes no update, on any rank, from a gradient that is no number.
         loss_sum = done.loss_sum * math.nan if makes_no_update else done.loss_sum
         grad_norm = engine.backward_and_step(loss_sum, divisor=divisor, lr=lr)
@@ -117,7 +117,7 @@ def train_step(
     if lagged is not None:
         lagged.end_step()
     totals = sums.over_ranks()
-    if guard and not leaves_out and totals.num_kept:
+    if guard and not skip_update and totals.num_kept:
         bad = bad or guard.examine(loss=totals.loss, grad_norm=grad_norm or 0.0)
     report = None
     if bad:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from common.durable import atomic_write
 from training.metrics.task_results import TASKS_FOLDER, result_name
-from training.ranks.dist import agree, raise_together
+from training.ranks.dist import broadcast_from_rank0, raise_together
 from training.tasks.harness import (
     load_tasks,
     open_task_list,
@@ -87,7 +87,7 @@ def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | Non
         on_main = _together(
             lambda: _weights_and_out(target, options, until_loaded) if is_main else None
         )
-        agreed = agree(on_main)
+        agreed = broadcast_from_rank0(on_main)
         assert agreed is not None
         weights, out = agreed
         loaded = _together(

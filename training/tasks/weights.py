@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.checkpoints.marker import MARKER, damage, newest_complete, read_marker
+from training.checkpoints.marker import MARKER, find_corruption, newest_complete, read_marker
 
 _FACTS = ("step", "tokens", "heldout_loss")
 _BEST, _NEWEST = "best", "newest"
@@ -56,7 +56,7 @@ def _of_export(folder: Path) -> Weights:
     run_dir = parent if (parent / "recipe.resolved.yaml").exists() else None
     if not (folder / MARKER).exists():
         return Weights(folder, run_dir)
-    if (broken := damage(folder, hashes=True)) is not None:
+    if (broken := find_corruption(folder, hashes=True)) is not None:
         raise ValueError(f"the export is not as it was written: {broken}; export it again")
     return Weights(folder, run_dir, **_facts(folder))
 
@@ -72,10 +72,10 @@ def _of_run(run_dir: Path, wanted: str) -> Weights:
     if chosen is None:
         judged = " with a held-out loss" if wanted == _BEST else ""
         raise ValueError(f"{root} holds no complete checkpoint{judged}; train first")
-    if (broken := damage(chosen)) is not None:
+    if (broken := find_corruption(chosen)) is not None:
         raise ValueError(f"checkpoint is not whole: {broken}")
     facts = _facts(chosen)
-    if damage(export, hashes=True) is None and _facts(export) == facts:
+    if find_corruption(export, hashes=True) is None and _facts(export) == facts:
         return Weights(export, run_dir, **facts)
     return Weights(export, run_dir, checkpoint=chosen, **facts)
 
@@ -84,7 +84,7 @@ def _best_complete(root: Path) -> Path | None:
     """The whole checkpoint of the lowest held-out loss, of several the first."""
     judged = []
     for folder in root.glob("step-*"):
-        if damage(folder) is None:
+        if find_corruption(folder) is None:
             loss = _facts(folder)["heldout_loss"]
             if loss is not None and math.isfinite(loss):
                 judged.append((loss, folder))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from training.ranks.dist import Layout, agree, raise_together
+from training.ranks.dist import Layout, broadcast_from_rank0, raise_together
 
 LEFT_OVER = ".universal-*"
 """What a start that was killed while it converted leaves beside the checkpoints."""
@@ -42,7 +42,7 @@ def universal_copy(engine_folder: Path, root: Path, *, layout: Layout) -> Iterat
     Raises:
         ValueError: on every rank when DeepSpeed's converter fails, with its last lines.
     """
-    copy = root / agree(f".universal-{uuid.uuid4().hex}")
+    copy = root / broadcast_from_rank0(f".universal-{uuid.uuid4().hex}")
     error = None
     if layout.is_main:
         for left_over in root.glob(LEFT_OVER):
