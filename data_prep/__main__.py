@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             abort_mpi(2)
         return 2
     except KeyboardInterrupt:
-        print("stopped; nothing half-done has the name asked for", file=sys.stderr)
+        print("stopped; no partial output was published", file=sys.stderr)
         if shares_work:
             abort_mpi(130)
         return 130

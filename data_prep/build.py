@@ -126,7 +126,7 @@ def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOpt
         return
     if old:
         what = ", ".join(changed) or "the tokenizer"
-        print(f"an unfinished build is there, but {what} changed: starting anew", file=sys.stderr)
+        print(f"an unfinished build is there, but {what} changed: restarting", file=sys.stderr)
     clear_staged(staging)
     if options.tokenizer is not None:
         copy_tokenizer(options.tokenizer, to=staging / "tokenizer")
@@ -222,7 +222,7 @@ def _write_shards(
     journal = Journal(staging)
     done = sum(tally.num_documents for tally in journal.position.tallies.values())
     if done:
-        print(f"going on behind {done:,} documents of the last run", file=sys.stderr)
+        print(f"resuming after {done:,} documents of the last run", file=sys.stderr)
     try:
         write_corpus(
             domains,

@@ -77,7 +77,7 @@ class WorkerPool:
                 yield waiting.popleft()[0].result()
         except BrokenProcessPool:
             raise ValueError(
-                "a worker process died, most likely for want of memory. What was finished is "
+                "a worker process died, most likely out of memory. What was finished is "
                 "kept: run the same command again, with fewer --workers"
             ) from None
 

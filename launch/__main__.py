@@ -22,7 +22,7 @@ _PLAN_EXAMPLES = """examples:
       train.micro_batch_samples=4
   python -m launch plan training/recipes/qwen3_8b_32k.yaml --gpus 8 --gpu-gib 141 --json
 
-exit code: 0 it fits, 1 it does not, 2 the question has a mistake"""
+exit code: 0 it fits, 1 it does not, 2 usage error"""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m launch", description="What one asks before GPUs are taken."
+        prog="python -m launch", description="Plan and check before allocating GPUs."
     )
     # the deepspeed launcher puts it in front; the environment says the same
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -163,7 +163,7 @@ def _number(text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
 
 

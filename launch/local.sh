@@ -49,7 +49,7 @@ read_recipe "$recipe" "${overrides[@]}"
 if [[ -z $num_processes ]]; then
     num_processes=$((NUM_GPUS > 0 ? NUM_GPUS : SEQUENCE_PARALLEL_SIZE))
 fi
-[[ $num_processes =~ ^[1-9][0-9]*$ ]] || fail "-n $num_processes is no number of processes"
+[[ $num_processes =~ ^[1-9][0-9]*$ ]] || fail "-n $num_processes is not a number of processes"
 check_num_processes "$num_processes"
 if ((NUM_GPUS > 0 && num_processes > NUM_GPUS)); then
     fail "-n $num_processes exceeds the $NUM_GPUS GPUs of this machine; --cpu leaves them alone"

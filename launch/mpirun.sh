@@ -62,7 +62,7 @@ else
     [[ -n $num_processes ]] || fail "how many processes? -n N on this machine, or --hostfile FILE"
     placement=(--oversubscribe) # mpirun counts cores, of which several share one GPU
 fi
-[[ $num_processes =~ ^[1-9][0-9]*$ ]] || fail "-n $num_processes is no number of processes"
+[[ $num_processes =~ ^[1-9][0-9]*$ ]] || fail "-n $num_processes is not a number of processes"
 check_num_processes "$num_processes"
 if ((EUID == 0)); then
     # In containers everyone is root; mpirun refuses that unless told twice.

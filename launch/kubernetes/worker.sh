@@ -51,7 +51,7 @@ NUM_NODES=${NUM_NODES:-} NODE_RANK=${NODE_RANK:-} MASTER_ADDR=${MASTER_ADDR:-}
 for name in NUM_NODES NODE_RANK MASTER_ADDR; do
     [[ -n ${!name} ]] || fail "$name is not set; see launch/kubernetes/worker.sh --help"
 done
-[[ $NUM_NODES =~ ^[1-9][0-9]*$ ]] || fail "NUM_NODES is $NUM_NODES, no number of containers"
+[[ $NUM_NODES =~ ^[1-9][0-9]*$ ]] || fail "NUM_NODES is $NUM_NODES, not a number of containers"
 if [[ ! $NODE_RANK =~ ^[0-9]+$ ]] || ((NODE_RANK >= NUM_NODES)); then
     fail "NODE_RANK is $NODE_RANK; the $NUM_NODES containers have 0 to $((NUM_NODES - 1))"
 fi
@@ -59,7 +59,7 @@ fi
 read_recipe "$recipe" "${overrides[@]}"
 num_processes=${PROCESSES_PER_NODE:-$((NUM_GPUS > 0 ? NUM_GPUS : 1))}
 [[ $num_processes =~ ^[1-9][0-9]*$ ]] \
-    || fail "PROCESSES_PER_NODE is $num_processes, no number of processes"
+    || fail "PROCESSES_PER_NODE is $num_processes, not a number of processes"
 check_num_processes $((num_processes * NUM_NODES))
 share_cores "$num_processes"
 command=("$PYTHON" -m launch.torchrun "--nnodes=$NUM_NODES" "--node-rank=$NODE_RANK"

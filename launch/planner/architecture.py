@@ -155,7 +155,7 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
     """Sizes out of a config.json as Hugging Face writes it.
 
     Raises:
-        ValueError: for a family that is not known here, or a size that is no number.
+        ValueError: for a family that is not known here, or a size that is not a number.
     """
     family = config.get("model_type")
     if family not in _FAMILIES:

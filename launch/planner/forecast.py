@@ -153,7 +153,7 @@ def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:
         below = num_gpus // sp_size * sp_size
         nearest = f"{below} and {below + sp_size}" if below else f"{sp_size}"
         raise DoesNotDivideError(
-            f"--gpus {num_gpus} is no multiple of train.sequence_parallel_size {sp_size}; "
+            f"--gpus {num_gpus} is not a multiple of train.sequence_parallel_size {sp_size}; "
             f"nearest that are: {nearest}"
         )
     _refuse_heads(arch, sp_size)

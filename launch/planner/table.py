@@ -159,4 +159,4 @@ def _verdict(given: Forecast) -> list[str]:
         with_changes = f" with {' '.join(overrides)}" if overrides else ""
         nothing = f"No change fits at --gpus {machine.num_gpus}"
         return [*lines, f"{nothing}; --gpus {num_gpus} does{with_changes}."]
-    return [*lines, "No change fits, on 64 times as many GPUs neither."]
+    return [*lines, "No change fits, not even on 64 times as many GPUs."]

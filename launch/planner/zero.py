@@ -45,7 +45,7 @@ def read_zero(recipe: Recipe) -> Zero:
     """Read the JSON that `recipe.deepspeed` names.
 
     Raises:
-        ValueError: when it cannot be read, or a size in it is no number.
+        ValueError: when it cannot be read, or a size in it is not a number.
     """
     path = Path(recipe.deepspeed)
     try:

@@ -27,7 +27,7 @@ examples:
   srun --ntasks-per-node=8 python -m launch preflight RECIPE --min-gbps 200 --json
   mpirun -n 16 --hostfile hosts.txt python -m launch preflight RECIPE --skip pairs,contents
 
-exit code: 0 nothing failed (warnings may be), 1 a check failed, 2 the question has a mistake"""
+exit code: 0 nothing failed (warnings may be), 1 a check failed, 2 usage error"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

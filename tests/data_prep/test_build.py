@@ -170,7 +170,7 @@ def test_a_bad_document_is_named_and_the_build_goes_on_without_it(
     assert not (tmp_path / "corpus").exists()
     capsys.readouterr()
     folder = build_corpus(source, on_error="skip")
-    assert "going on behind" in capsys.readouterr().err
+    assert "resuming after" in capsys.readouterr().err
     assert open_corpus(folder).fingerprint == open_corpus(whole).fingerprint
     ledger = open_corpus(folder).manifest.ledger
     assert (ledger.num_documents_empty, ledger.num_documents_bad) == (2_000_000, 1)

@@ -133,12 +133,12 @@ def test_a_worker_that_is_killed_stops_the_build_and_loses_nothing(
     os.kill(_children(process.pid)[-1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert "a worker process died, most likely for want of memory" in errors
+    assert "a worker process died, most likely out of memory" in errors
     assert "Traceback" not in errors
     assert not out.exists()
     capsys.readouterr()
     build_corpus(source)
-    assert "going on behind" in capsys.readouterr().err
+    assert "resuming after" in capsys.readouterr().err
     assert tree(out) == tree(whole)
 
 
@@ -173,7 +173,7 @@ def test_a_rank_that_is_killed_takes_the_job_down_and_loses_nothing(
             assert "another process is writing it" in str(error)
             assert time.monotonic() < deadline, "a rank outlives the job"
             time.sleep(0.1)
-    assert "going on behind" in capsys.readouterr().err
+    assert "resuming after" in capsys.readouterr().err
     assert tree(out) == tree(whole)
 
 
@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_sentence_and_the_finished_part_is_kept(
     assert not out.exists()
     capsys.readouterr()
     build_corpus(source)
-    assert "going on behind" in capsys.readouterr().err
+    assert "resuming after" in capsys.readouterr().err
     assert tree(out) == tree(whole)
 
 
@@ -246,10 +246,10 @@ def test_changed_inputs_or_options_start_anew_and_say_so(
     for change in changes:
         with pytest.raises(ValueError, match="lone surrogate"):
             build_corpus(source, **change)
-    assert "but shard_mib changed: starting anew" in capsys.readouterr().err
+    assert "but shard_mib changed: restarting" in capsys.readouterr().err
     write_jsonl(source, texts)
     folder = build_corpus(source)
-    assert "but eos, inputs changed: starting anew" in capsys.readouterr().err.replace(
+    assert "but eos, inputs changed: restarting" in capsys.readouterr().err.replace(
         "shard_mib, ", ""
     )
     assert open_corpus(folder).num_documents() == 120

@@ -1,4 +1,4 @@
-"""Losses that are no number, and spikes: named, skipped, rolled back or the end, on all ranks."""
+"""Non-finite losses, and spikes: named, skipped, rolled back or the end, on all ranks."""
 
 from __future__ import annotations
 

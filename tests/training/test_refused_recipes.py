@@ -28,7 +28,7 @@ VALUES = [
     ("train.epochs=.inf", "train.epochs: Input should be a finite number (is inf)"),
     ("train.max_steps=0", "train.max_steps: Input should be greater than or equal to 1"),
     ("train.max_steps=2.5", "got a number with a fractional part (is 2.5)"),
-    ("train.max_steps=yes", "train.max_steps: is no switch (is True)"),
+    ("train.max_steps=yes", "train.max_steps: must not be a boolean (is True)"),
     ("train.micro_batch_samples=0", "greater than or equal to 1 (is 0)"),
     ("train.sequence_parallel_size=0", "greater than or equal to 1 (is 0)"),
     ("train.gradient_clipping=0", "greater than 0 (is 0)"),
@@ -38,7 +38,7 @@ VALUES = [
     ("data.sequence_tokens=1", "greater than or equal to 2 (is 1)"),
     ("seed=-1", "seed: Input should be greater than or equal to 0 (is -1)"),
     ("seed=99999999999999999999", "seed: Input should be less than 1"),
-    ("seed=true", "seed: is no switch (is True)"),
+    ("seed=true", "seed: must not be a boolean (is True)"),
     ("schedule.warmup_frac=1.5", "less than or equal to 1 (is 1.5)"),
     ("dropout.quantile=1.5", "dropout.quantile: Input should be less than or equal to 1"),
     ("dropout.max_rate=-0.1", "greater than or equal to 0 (is -0.1)"),
@@ -59,7 +59,7 @@ VALUES = [
     ("run_dir=5", "run_dir: Input should be a valid string (is 5)"),
     ("data.corpus=''", "data.corpus: String should have at least 1 character"),
     ("deepspeed=''", "deepspeed: String should have at least 1 character"),
-    ("data.verify=no", "data.verify: is no switch (is False)"),
+    ("data.verify=no", "data.verify: must not be a boolean (is False)"),
     ("data.verify=size", "data.verify: Input should be 'hashes' or 'sizes' (is 'size')"),
     ("schedule.kind=cosin", "'cosine', 'wsd' or 'constant' (is 'cosin')"),
     ("entropy.source=onlin", "'online', 'reference' or 'cache' (is 'onlin')"),
@@ -98,7 +98,11 @@ VALUES = [
 
 FILES = [
     # (what is broken, bytes of the recipe, what is said)
-    ("no UTF-8", RECIPE.encode() + b"seed: \xff\n", "no UTF-8: invalid start byte at byte"),
+    (
+        "not valid UTF-8",
+        RECIPE.encode() + b"seed: \xff\n",
+        "not valid UTF-8: invalid start byte at byte",
+    ),
     ("cut off", RECIPE.encode()[:-3], "expected ',' or '}'"),
     ("a key that is a list", RECIPE.encode() + b"? [a]\n: b\n", "line 6: expected a name before"),
     ("a key that is a number", RECIPE.encode() + b"3: 4\n", "3: unknown key; valid: run_dir"),

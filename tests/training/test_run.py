@@ -282,7 +282,7 @@ def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
 def test_export_replaces_nothing_but_an_export(finished, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for taken in (tmp_path, finished, finished / "checkpoints"):
-        with pytest.raises(ValueError, match="is there and is no export"):
+        with pytest.raises(ValueError, match="exists and is not an export"):
             export_run(finished, out=taken)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert newest_complete(finished / "checkpoints") is not None

@@ -81,7 +81,7 @@ def _refuse_foreign(out: Path) -> None:
     is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     is_export = (out / MARKER).is_file() and (out / "config.json").is_file()
     if out.is_symlink() or not (is_free or is_export):
-        raise ValueError(f"{out} is there and is no export; name a folder that is not there yet")
+        raise ValueError(f"{out} exists and is not an export; name a folder that does not exist")
 
 
 def load_run_recipe(run_dir: Path) -> Recipe:

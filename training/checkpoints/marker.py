@@ -147,7 +147,7 @@ def _newest_first(root: Path) -> list[Path]:
 
 
 def _leave_aside(reason: str) -> None:
-    print(f"a checkpoint is not whole and left aside: {reason}", file=sys.stderr, flush=True)
+    print(f"an incomplete checkpoint is skipped: {reason}", file=sys.stderr, flush=True)
 
 
 def _survey(folder: Path) -> tuple[str | None, dict[str, FileRecord]]:

@@ -44,7 +44,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except OSError as error:
         raise ValueError(f"recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"recipe {path}: no UTF-8: {error.reason} at byte {error.start}") from None
+        raise ValueError(
+            f"recipe {path}: not valid UTF-8: {error.reason} at byte {error.start}"
+        ) from None
     raw = _parse_yaml(text, what=f"recipe {path}")
     if not isinstance(raw, dict):
         raise ValueError(f"recipe {path}: expected keys and values, found {type(raw).__name__}")
@@ -112,7 +114,7 @@ def _mistakes_of_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
             hint = did_you_mean(key, known, cutoff=0.5, prefix=prefix, otherwise=otherwise)
             mistakes.append(f"{prefix}{key}: unknown key{hint}")
         elif isinstance(value, bool) and hints[key] is not bool:
-            mistakes.append(f"{prefix}{key}: is no switch (is {value})")
+            mistakes.append(f"{prefix}{key}: must not be a boolean (is {value})")
         elif (nested := _section_of(hints[key])) is None:
             continue
         elif _holds_sections_by_name(hints[key]):

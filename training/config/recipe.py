@@ -126,7 +126,7 @@ class Recipe:
         batch, sample = self.train.global_batch_tokens, self.data.sequence_tokens
         if batch % sample:
             raise ValueError(
-                f"train.global_batch_tokens {batch} is no multiple of data.sequence_tokens "
+                f"train.global_batch_tokens {batch} is not a multiple of data.sequence_tokens "
                 f"{sample}; nearest that work: {_nearest_multiples(batch, sample)}"
             )
         sp_size = self.train.sequence_parallel_size

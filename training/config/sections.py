@@ -245,7 +245,7 @@ class Guard:
     """What is done with a step that should not be learnt from; its samples are named."""
 
     on_not_finite: Literal["skip", "rollback", "stop"] = "skip"
-    """A loss or gradient that is no number. skip: no update; rollback: go on from the newest
+    """A non-finite loss or gradient. skip: no update; rollback: go on from the newest
     checkpoint and leave the step's batch out; stop: end the run."""
     on_spike: Literal["report", "skip", "rollback", "stop"] = "report"
     """A loss far above those before. An exploded gradient is clipped by train.gradient_clipping,

@@ -97,7 +97,7 @@ class OnlineProbe(EntropySource):
     def _score(self, batch: MicroBatch) -> Tensor:
         nll_BS, entropy_BS = self._engine.probe(batch)
         scored_BS = nll_BS if self._measure == "nll" else entropy_BS
-        # What is no number never drops; that the batch is bad shows in the training forward.
+        # NaN never drops; that the batch is bad shows in the training forward.
         return scored_BS.masked_fill(~scored_BS.isfinite(), math.inf)
 
 

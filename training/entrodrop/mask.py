@@ -1,4 +1,4 @@
-"""Who is low, who drops: the sets of tokens that the dropout acts on.
+"""Which tokens are low, which drop: the sets that the dropout acts on.
 
 Shapes: any, as long as entropies and token indices agree.
 """

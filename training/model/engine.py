@@ -91,7 +91,7 @@ class Engine:
     @property
     def updated(self) -> bool:
         """Whether the last step changed the weights: DeepSpeed skips it, on every rank, when the
-        norm of the gradient is no number."""
+        norm of the gradient is not finite."""
         return bool(self.ds.was_step_applied())
 
     def backward_and_step(self, loss_sum: Tensor, *, divisor: float, lr: float) -> float | None:

@@ -48,7 +48,7 @@ def init_layout(*, sp_size: int) -> Layout:
     """Join the process group that the launcher describes, or start one of a single process.
 
     Raises:
-        ValueError: when the number of processes is no multiple of `sp_size`, or several cannot
+        ValueError: when the number of processes is not a multiple of `sp_size`, or several cannot
             know their ranks.
     """
     set_rank_variables()

@@ -34,7 +34,7 @@ class BadStepReport:
     rerun: str | None
     """What a second forward pass told; None where the weights had been updated in between."""
     worst: tuple[SampleLoss, ...]
-    """Samples of the greatest loss, those whose loss is no number first."""
+    """Samples of the greatest loss, non-finite losses first."""
 
 
 class RowLosses:

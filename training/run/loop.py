@@ -247,7 +247,7 @@ def _what_was_done(engine: Engine, *, went_back: bool) -> tuple[Action, str]:
     if went_back:
         return "rollback", "rolled back"
     # an exploded gradient is known only once it was clipped and used
-    return ("report", "trained on all the same") if engine.updated else ("skip", "skipped")
+    return ("report", "trained on anyway") if engine.updated else ("skip", "skipped")
 
 
 def _roll_back(run: Run, progress: Progress) -> Progress | None:

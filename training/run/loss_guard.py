@@ -1,4 +1,4 @@
-"""Steps that should not be learnt from: a loss that is no number, a spike, an exploded gradient."""
+"""Steps that should not be learnt from: a non-finite loss, a spike, an exploded gradient."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def train_step(
         if is_last and guard and guard.decides_before_update and not skip_update:
             bad = guard.examine_loss(sums.over_ranks().loss)
         makes_no_update = is_last and (skip_update or bad is not None)
-        # DeepSpeed makes no update, on any rank, from a gradient that is no number.
+        # DeepSpeed makes no update, on any rank, from a non-finite gradient.
         loss_sum = done.loss_sum * math.nan if makes_no_update else done.loss_sum
         grad_norm = engine.backward_and_step(loss_sum, divisor=divisor, lr=lr)
     engine.watchdog.enter("sums")

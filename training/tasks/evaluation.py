@@ -219,7 +219,7 @@ def _summary(answers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float | None]:
-    """Metrics and standard errors, as in `acc,none`; null for what is no number."""
+    """Metrics and standard errors, as in `acc,none`; null for NaN."""
     return {
         key: float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
         for key, value in row.items()
