@@ -18,7 +18,7 @@ read_recipe() {
 
 check_num_processes() {
     if (($1 % SEQUENCE_PARALLEL_SIZE)); then
-        fail "$1 processes are no multiple of train.sequence_parallel_size $SEQUENCE_PARALLEL_SIZE"
+        fail "$1 processes are not a multiple of train.sequence_parallel_size $SEQUENCE_PARALLEL_SIZE"
     fi
 }
 

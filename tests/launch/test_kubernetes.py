@@ -166,7 +166,7 @@ def test_the_command_of_the_manifest_runs_torchrun_for_its_node() -> None:
         ([QUICKSTART, "--fast"], {}, "unknown option --fast"),
         ([QUICKSTART], {"NODE_RANK": "2"}, "NODE_RANK is 2; the 2 containers have 0 to 1"),
         ([QUICKSTART], {"NUM_NODES": ""}, "NUM_NODES is not set"),
-        ([QUICKSTART], {"NUM_NODES": "3"}, "no multiple of train.sequence_parallel_size 2"),
+        ([QUICKSTART], {"NUM_NODES": "3"}, "not a multiple of train.sequence_parallel_size 2"),
     ],
 )
 def test_mistakes_are_final_and_one_message(

@@ -73,7 +73,7 @@ def test_overrides_with_spaces_and_quotes_arrive_whole(tmp_path: Path) -> None:
     [
         (["nowhere.yaml"], "there is no recipe nowhere.yaml"),
         ([RECIPE, "train.epoch=2"], "did you mean train.epochs?"),
-        ([RECIPE, "-n", "3"], "no multiple of train.sequence_parallel_size 2"),
+        ([RECIPE, "-n", "3"], "not a multiple of train.sequence_parallel_size 2"),
         ([RECIPE, "-n", "two"], "not a number of processes"),
         ([RECIPE, "--fast"], "unknown option --fast"),
         ([RECIPE, "other.yaml"], "two recipes"),

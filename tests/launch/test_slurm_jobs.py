@@ -125,7 +125,7 @@ def test_a_refused_start_ends_a_job_at_once(run_job, recipe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ONE_TASK, "1 processes are no multiple of train.sequence_parallel_size 2"),
+        (ONE_TASK, "1 processes are not a multiple of train.sequence_parallel_size 2"),
         ((*TWO_NODES, "--gpus-per-node=2"), "2 tasks on 2 nodes of 2 GPUs"),
         (("--nodes=1", "--ntasks=2", "--gpus-per-task=1"), "with --gpus-per-task or --gpu-bind"),
         (

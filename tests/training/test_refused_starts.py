@@ -51,7 +51,7 @@ STARTS: list[tuple[dict[str, Any], int, str]] = [
     ({"model__config__intermediate_size": 0}, 2, "intermediate_size is 0; expected"),
     ({"model__config__num_key_value_heads": 3}, 2, "does not divide by num_key_value_heads 3"),
     ({"model__config__num_attention_heads": None}, 2, "'num_attention_heads' expected int"),
-    ({"model__config__hidden_act": "gelu2"}, 2, "no hidden_act 'gelu2'; near: gelu"),
+    ({"model__config__hidden_act": "gelu2"}, 2, "no hidden_act 'gelu2'; did you mean gelu"),
     ({"model__config__attention_dropout": 0.1}, 2, "attention_dropout must be 0"),
     ({"model__config__layer_types": ["sliding_attention"]}, 2, "only full_attention"),
     ({"model__config__vocab_size": 100}, 2, "100 is smaller than the corpus's 512"),
