@@ -177,7 +177,8 @@ def test_a_mistake_in_such_a_command_ends_the_mpi_job(
 
 def test_score_without_training_says_where_it_runs(tmp_path: Path) -> None:
     """As in the image for data preparation, which has neither training nor torch."""
-    shutil.copytree(ROOT / "data_prep", tmp_path / "data_prep")
+    for package in ("common", "data_prep"):
+        shutil.copytree(ROOT / package, tmp_path / package)
     refused = subprocess.run(
         [sys.executable, "-m", "data_prep", "score", "corpus", "--model", "m", "--seq-len", "64"],
         cwd=tmp_path,

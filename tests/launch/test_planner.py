@@ -155,7 +155,10 @@ def test_more_gpus_are_named_when_no_change_fits() -> None:
         (["--gpus", "8", "--frobs"], ["unknown option --frobs"]),
         (["--gpus", "8", "train.epoch=3"], ["train.epoch", "did you mean train.epochs"]),
         (["--gpus", "8", "deepspeed=ds_configs/none.json"], ["none.json", "No such file"]),
-        (["--gpus", "8", "model.pretrained=Qwen/Qwen3-8b"], ["Qwen3-8b", "name is Qwen/Qwen3-8B"]),
+        (
+            ["--gpus", "8", "model.pretrained=Qwen/Qwen3-8b"],
+            ["Qwen3-8b", "did you mean Qwen/Qwen3-8B"],
+        ),
         (
             ["--gpus", "8", "model.pretrained=null", "model.config={model_type: gpt2}"],
             ["vocab_size"],
