@@ -38,7 +38,7 @@ def fsync_path(path: Path) -> None:
 def write_all(descriptor: int, content: bytes | memoryview, *, offset: int | None = None) -> None:
     """`os.write`, or `os.pwrite` at an offset, until all is written: near a full disk either may
     take only a part, and say so by its result alone."""
-    rest, done = memoryview(content), 0
+    rest, done = memoryview(content).cast("B"), 0
     while done < len(rest):
         if offset is None:
             done += os.write(descriptor, rest[done:])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 
+from common.verbs import add_verbs
 from data_prep.executor import abort_mpi, mpi_rank, serve_as_mpi_worker
 
 _DESCRIPTION = """\
@@ -24,8 +24,6 @@ accounts for every document and every token.
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# Each is a module of data_prep.commands with SUMMARY, DESCRIPTION, add_arguments and run. They
-# import what they need in run, so that --help and a slip of the pen answer at once.
 VERBS = (
     "train-tokenizer",
     "build",
@@ -89,17 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name in VERBS:
-        command = importlib.import_module(f"data_prep.commands.{name.replace('-', '_')}")
-        verb = verbs.add_parser(
-            name,
-            help=command.SUMMARY,
-            description=command.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(verb)
-        verb.set_defaults(run=command.run)
+    add_verbs(parser, package="data_prep.commands", names=VERBS)
     return parser
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 
+from common.verbs import add_verbs
 from training.ranks.launcher_env import set_rank_variables
 
 _EPILOG = """\
@@ -19,8 +19,6 @@ examples:
   python -m training sweep RECIPE.yaml --vary regulariser=none,entrodrop --seeds 1,2,3
 """
 
-# Each is a module of training.commands with SUMMARY, DESCRIPTION, add_arguments and run. They
-# import what they need in run, so that --help and a mistake in the recipe answer at once.
 VERBS = ("train", "evaluate", "export", "report", "sweep", "preview")
 
 
@@ -53,17 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # the deepspeed launcher puts it in front; the environment says the same
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name in VERBS:
-        command = importlib.import_module(f"training.commands.{name}")
-        verb = verbs.add_parser(
-            name,
-            help=command.SUMMARY,
-            description=command.DESCRIPTION,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(verb)
-        verb.set_defaults(run=command.run)
+    add_verbs(parser, package="training.commands", names=VERBS)
     return parser
 
 

@@ -1,0 +1,28 @@
+"""Commands of several verbs: each verb a module that says what it does and does it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Iterable
+
+
+def add_verbs(parser: argparse.ArgumentParser, *, package: str, names: Iterable[str]) -> None:
+    """Give a parser its verbs; parsed options then have `verb`, and `run`, to be called with them.
+
+    Args:
+        package: of the modules, one for each name, `-` being `_`. Each has SUMMARY, DESCRIPTION,
+            add_arguments and run. They import what they need in run, so that --help and a user's
+            mistake answer at once.
+    """
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name in names:
+        command = importlib.import_module(f"{package}.{name.replace('-', '_')}")
+        verb = verbs.add_parser(
+            name,
+            help=command.SUMMARY,
+            description=command.DESCRIPTION,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(verb)
+        verb.set_defaults(run=command.run)
