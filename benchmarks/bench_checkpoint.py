@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from benchmarks.machine import describe_machine
 from tests.distributed import run_ranks
-from tests.training.layouts import UnevenPack, make_source, tiny_recipe
+from tests.training.layouts import UnevenPack, make_regulariser, tiny_recipe
 from training.checkpoints.progress import Progress
 from training.checkpoints.save import CheckpointSave
 from training.data.stream import SampleStream
@@ -52,9 +52,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         samples_per_step=layout.dp_size,
         micro_batch_samples=1,
     )
-    source = make_source(recipe, engine, stream.pack)
+    regulariser = make_regulariser(recipe, engine, stream.pack)
     # one step, so that the optimizer has a state to save
-    train_step(recipe, engine, stream, source=source, step=0, done_frac=0.0)
+    train_step(engine, stream, regulariser, step=0, trained_frac=0.0, lr=recipe.optimizer.lr)
     plain_engine = engine.ds.checkpoint_engine
 
     def plain() -> None:

@@ -40,8 +40,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.step_meters import PHASES, CollectiveCounter, Took, median_took, phase_clock
 from benchmarks.step_workload import MODES, filled_cache, make_recipe, make_stream
 from tests.distributed import run_ranks
-from tests.training.layouts import make_source
-from training.dropout.lagged import lagged_dropout
+from tests.training.layouts import make_regulariser
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import build_engine
 from training.ranks.dist import Layout, init_layout
@@ -62,30 +61,28 @@ class Bench:
             recipe, config, layout=layout, num_micro_steps=self.stream.num_micro_steps
         )
         cache = filled_cache(self.stream.pack, layout)
-        self.sources = {
-            mode: make_source(
+        # kept over the rounds: a lagged threshold is that of the mode's step before
+        self.regularisers = {
+            mode: make_regulariser(
                 recipe,
                 self.engine,
                 self.stream.pack,
-                cache=cache if recipe.entropy.source == "cache" else None,
+                cache=cache if recipe.keeps_entropies else None,
             )
             for mode, recipe in self.recipes.items()
         }
-        # kept over the rounds: the threshold is that of the mode's step before
-        self.lagged = {mode: lagged_dropout(recipe) for mode, recipe in self.recipes.items()}
 
     def step(self, mode: str, number: int) -> tuple[Took, dict[str, Any]]:
         """Seconds and metrics of one step; all ranks start it together."""
         dist.barrier()
         began = Took.now()
         done = train_step(
-            self.recipes[mode],
             self.engine,
             self.stream,
-            source=self.sources[mode],
-            lagged=self.lagged[mode],
+            self.regularisers[mode],
             step=number,
-            done_frac=0.5,
+            trained_frac=0.5,
+            lr=self.recipes[mode].optimizer.lr,
         )
         return Took.now().since(began), done.row
 
@@ -142,8 +139,8 @@ def timed_rounds(
 def phases_of_modes(bench: Bench, num_steps: int) -> dict[str, dict[str, float]]:
     """Mean seconds of a step in each phase."""
     phases = {}
-    for mode, source in bench.sources.items():
-        with phase_clock(bench.engine, source) as clock:
+    for mode in bench.regularisers:
+        with phase_clock(bench.engine) as clock:
             timed_step = clock.timed(bench.step, "rest")
             for number in range(num_steps):
                 timed_step(mode, number)

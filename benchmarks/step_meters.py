@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training.data.stream import SampleStream
-from training.dropout import lagged, policy
-from training.dropout.entropy_source import EntropySource
 from training.model.engine import Engine
+from training.regularisers import drop_sets, lagged
+from training.regularisers.entropy_source import KeptEntropies, OnlineProbe
 
 PHASES = {
     "data": "the step's micro-batches",
@@ -93,14 +93,15 @@ class Clock:
 
 
 @contextmanager
-def phase_clock(engine: Engine, source: EntropySource) -> Iterator[Clock]:
+def phase_clock(engine: Engine) -> Iterator[Clock]:
     """A clock around the functions and methods of a step, which takes the rest itself."""
     clock, ds = Clock(), engine.ds
     with ExitStack() as stack:
         for owner, name, phase in (
             (SampleStream, "step", "data"),  # of the class: the stream itself is frozen
-            (source, "of_step", "entropies"),
-            (policy, "select_low_tokens", "quantile"),
+            (OnlineProbe, "of_step", "entropies"),
+            (KeptEntropies, "of_step", "entropies"),
+            (drop_sets, "select_low_tokens", "quantile"),
             (lagged, "select_low_tokens", "quantile"),
             (ds, "forward", "forward"),
             (ds, "backward", "backward"),

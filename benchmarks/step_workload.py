@@ -14,8 +14,8 @@ from tests.distributed import ranks_folder
 from tests.training.layouts import tiny_recipe, whole_epochs
 from training.config.recipe import Recipe
 from training.data.stream import SampleStream, batch_shape
-from training.dropout.entropy_cache import EntropyCache
 from training.ranks.dist import Layout
+from training.regularisers.entropy_cache import EntropyCache
 
 # name: what its recipe changes. The method acts from the first step: see `make_recipe`.
 MODES: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ _FOLDERS = {
     "training/config": "what a recipe may say, and how it is read; no torch",
     "training/entrodrop": "THE METHOD: torch only, liftable into any trainer",
     "training/run": "a run from its first check to its last step; also evaluation and scoring",
-    "training/dropout": "the method applied to a batch: entropies, the low set, what drops",
+    "training/regularisers": "EntroDrop in a step, its entropies, baselines; table.py names them",
     "training/model": "DeepSpeed and transformers, joined with the recipe",
     "training/data": "samples of a pack in their order, and their documents",
     "training/ranks": "the processes of a run: who they are, how they stop, what they leave behind",

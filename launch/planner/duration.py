@@ -50,12 +50,7 @@ def forecast_duration(
     weights = arch.layers * sum(arch.layer_weights) + arch.embedding_weight
     attention = 2 * length * arch.queries * arch.layers
     forward_flops = 2 * weights + attention
-    probes = recipe.regulariser == "rho1" or (
-        recipe.regulariser == "entrodrop"
-        and recipe.entropy.source == "online"
-        and recipe.entropy.threshold == "step"
-    )
-    num_passes = 3.0 + recipe.model.activation_checkpointing + probes
+    num_passes = 3.0 + recipe.model.activation_checkpointing + recipe.probes
     steps = None
     if corpus_tokens is not None:
         total_samples = max(1, round(train.epochs * corpus_tokens / length))

@@ -127,7 +127,6 @@ def make_run(recipe: Recipe, arch: Architecture, *, world_size: int, on_gpu: boo
     """
     zero, train = read_zero(recipe), recipe.train
     sp_size = train.sequence_parallel_size
-    lagged = recipe.regulariser == "entrodrop" and recipe.entropy.threshold == "lagged"
     return Run(
         arch=arch,
         zero=zero,
@@ -141,7 +140,7 @@ def make_run(recipe: Recipe, arch: Architecture, *, world_size: int, on_gpu: boo
         ),
         checkpointing=recipe.model.activation_checkpointing,
         step_tokens=-(-train.global_batch_tokens // world_size),
-        one_pass_head=not lagged,
+        one_pass_head=not recipe.is_lagged,
     )
 
 

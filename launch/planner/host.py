@@ -62,8 +62,7 @@ def forecast_host(
         pinned += parameters
     settings = recipe.checkpoint
     saves_beside = settings.in_background and settings.every_steps is not None
-    keeps_entropies = recipe.regulariser == "entrodrop" and recipe.entropy.source == "cache"
-    entropies = 2 * (pack_tokens or 0) if keeps_entropies else 0  # float16
+    entropies = 2 * (pack_tokens or 0) if recipe.keeps_entropies else 0  # float16
     return Host(
         processes=ranks_per_node * _PROCESS_BYTES,
         optimizer=ranks_per_node * (master + moments + gradients),

@@ -17,6 +17,7 @@ from launch.preflight.tiny import make_pack, make_stream, tiny_engine
 from training.data.documents import find_documents
 from training.data.stream import MicroBatch
 from training.model.engine import Engine, training_dtype
+from training.model.inputs import ModelInputs
 
 _MAX_SHARE = 1e-4
 """Of the change within the document; on one kernel the others stay the same bit for bit."""
@@ -46,7 +47,7 @@ def measure(context: Context) -> dict[str, float]:
 
 def _change(engine: Engine, before: MicroBatch, after: MicroBatch) -> Tensor:
     """Of the entropy at each place of the shard; it depends on the context alone."""
-    entropies = [engine.probe(batch)[1].float() for batch in (before, after)]
+    entropies = [engine.probe(ModelInputs.of(batch))[1].float() for batch in (before, after)]
     return (entropies[0] - entropies[1]).abs().cpu()
 
 

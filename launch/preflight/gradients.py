@@ -21,6 +21,7 @@ from launch.preflight.tiny import TinyPack, make_pack, make_stream, tiny_config,
 from launch.preflight.weights import gathered_weights, plain_model
 from training.data.stream import IGNORE
 from training.model.engine import Engine
+from training.model.inputs import ModelInputs
 from training.ranks.dist import sum_over_ranks
 
 _TOLERANCE = 1e-4
@@ -72,7 +73,7 @@ def engine_gradients(
     with _kept_before_update(engine, gradients):
         for batch in batches:
             weights_BS = batch.is_target_BS.float()
-            loss_sum, *_ = engine.forward(batch, token_weights_BS=weights_BS)
+            loss_sum, _ = engine.weighted_loss(ModelInputs.of(batch), weights_BS)
             total += loss_sum.detach().double()
             engine.backward_and_step(loss_sum, divisor=num_targets, lr=0.0)
     (loss_sum_everywhere,) = sum_over_ranks(total)

@@ -138,7 +138,7 @@ def tiny_recipe(context: Context, *, dtype: torch.dtype) -> Iterator[Recipe]:
             recipe,
             deepspeed=str(path),
             regulariser="none",
-            beside=None,
+            extra_regulariser=None,
             model=Model(
                 config={"model_type": "preflight"},
                 activation_checkpointing=recipe.model.activation_checkpointing,

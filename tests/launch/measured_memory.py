@@ -12,13 +12,14 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.step_workload import RandomPack
 from tests.distributed import run_ranks
-from tests.training.layouts import make_source, whole_epochs
+from tests.training.layouts import make_regulariser, whole_epochs
 from training.config.recipe import Recipe
 from training.data.stream import SampleStream, batch_shape
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import build_engine, training_dtype
 from training.ranks.dist import init_layout
 from training.ranks.watchdog import Watchdog
+from training.regularisers.table import model_regularisation
 from training.run.step import train_step
 
 # ZeRO-3 records the order of the modules in a first pass, and gathers ahead by it from then on.
@@ -102,10 +103,15 @@ def _measure(recipe: Recipe) -> dict[str, int]:
         dtype = training_dtype(recipe)
         config = resolve_model_config(recipe.model, vocab_size=vocab_size, dtype=dtype)
         engine = build_engine(
-            recipe, config, layout=layout, num_micro_steps=num_micro_steps, watchdog=marks
+            recipe,
+            config,
+            layout=layout,
+            num_micro_steps=num_micro_steps,
+            regularisation=model_regularisation(recipe),
+            watchdog=marks,
         )
-        source = make_source(recipe, engine, pack)
+        regulariser = make_regulariser(recipe, engine, pack)
         for step in range(_WARM_UP_STEPS + _STEPS):
             marks.prefix = "warm-up " if step < _WARM_UP_STEPS else ""
-            train_step(recipe, engine, stream, source=source, step=step, done_frac=0.5)
+            train_step(engine, stream, regulariser, step=step, trained_frac=0.5, lr=1e-3)
     return live.peaks

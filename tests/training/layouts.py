@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.packing.mixture import DomainShare
+from data_prep.packing.mixture import DomainShare, Mixture
 from data_prep.shards import PackedSample
 from training.config.load import parse_recipe
 from training.config.recipe import Recipe
 from training.data.sample_order import SampleOrder
-from training.dropout.entropy_cache import EntropyCache
-from training.dropout.entropy_source import choose_source
+from training.regularisers.base import Regulariser, RunParts
+from training.regularisers.entropy_cache import EntropyCache
+from training.regularisers.table import build_regulariser
 
 VOCAB_SIZE = 101
 SEQUENCE_TOKENS = 32
@@ -56,19 +57,24 @@ class RandomScores:
         return scores.astype(np.float32)
 
 
-def make_source(
+def make_regulariser(
     recipe: Recipe, engine: Any, pack: Any, *, cache: EntropyCache | None = None
-) -> Any:
-    """The source of entropies that a recipe names, scores being those of `RandomScores`."""
-    uses_scores = recipe.entropy.source == "reference" or recipe.regulariser == "rho1"
+) -> Regulariser:
+    """The one that a recipe names, scores being those of `RandomScores`."""
+    uses_scores = recipe.uses_scores and not recipe.keeps_entropies
     scores: Any = RandomScores() if uses_scores else None
-    return choose_source(recipe, engine, pack, scores=scores, cache=cache)
+    mixture = whole_epoch(pack.num_samples())
+    return build_regulariser(recipe, RunParts(engine, pack, mixture, scores, cache))
+
+
+def whole_epoch(num_samples: int) -> Mixture:
+    """A corpus of one domain, gone through once an epoch."""
+    return (DomainShare("all", range(num_samples), num_samples, 0, 0),)
 
 
 def whole_epochs(num_samples: int, *, seed: int) -> SampleOrder:
-    """The order of a corpus of one domain, gone through once an epoch."""
-    samples = range(num_samples)
-    return SampleOrder((DomainShare("all", samples, num_samples, 0, 0),), seed=seed)
+    """The order of such a corpus."""
+    return SampleOrder(whole_epoch(num_samples), seed=seed)
 
 
 def tiny_recipe(**changes: Any) -> Recipe:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.distributed import run_ranks
 from tests.training.test_run import metrics, recipe_of, train_on_rank
@@ -41,19 +40,18 @@ def train_with_bad_batch(
         seen["step"], seen["calls"] = kwargs["step"], 0
         return original(*args, **kwargs)
 
-    def forward_with_fault(
-        recipe: Any, engine: Any, batch: Any, dropout: Any, lagged: Any, micro_step: int
-    ) -> Any:
-        done = forward(recipe, engine, batch, dropout, lagged, micro_step)
+    def forward_with_fault(engine: Any, batch: Any, regulariser: Any, micro_step: int) -> Any:
+        done = forward(engine, batch, regulariser, micro_step)
         is_bad = seen["step"] == BAD_STEP or (lasting and seen["step"] > BAD_STEP)
         is_here = is_bad and micro_step == 0 and engine.layout.dp_rank == 1
         seen["calls"] += 1
         if not is_here or (once and seen["calls"] > engine.num_micro_steps):
             return done
         samples.append(batch.sample_ids[0])
-        scale = torch.ones_like(done.nll_BS)
-        scale[0] = factor
-        return done._replace(nll_BS=done.nll_BS * scale, loss_sum=done.loss_sum * factor)
+        nll_BS = done.scored.nll_BS.clone()
+        nll_BS[0] *= factor
+        scored = done.scored._replace(nll_BS=nll_BS)
+        return done._replace(scored=scored, loss_sum=done.loss_sum * factor)
 
     module.forward_micro_batch = forward_with_fault
     import training.run.loop

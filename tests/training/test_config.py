@@ -54,10 +54,10 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
         ("regulariser=entrodrop2", "'none', 'entrodrop', 'random_token_dropout'"),
         ("model.pretrained=some/model", "exactly one of"),
         ("dropout.replace=mask_token", "mask_token_id"),
-        ("beside=hiden_dropout", "'hidden_dropout', 'label_smoothing'"),
-        ("beside=entrodrop", "'hidden_dropout', 'label_smoothing'"),
+        ("extra_regulariser=hiden_dropout", "'hidden_dropout', 'label_smoothing'"),
+        ("extra_regulariser=entrodrop", "'hidden_dropout', 'label_smoothing'"),
         (
-            "entropy.source=cache entropy.measure=nll beside=label_smoothing",
+            "entropy.source=cache entropy.measure=nll extra_regulariser=label_smoothing",
             "nll of the training forward would be that of smoothed targets",
         ),
         ("seed", "not of the form a.b=c"),
@@ -91,6 +91,17 @@ def test_the_dump_of_a_recipe_is_the_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("regulariser", ["none", "neftune"])
-def test_what_stands_beside_a_regulariser_needs_another_one(tmp_path, regulariser):
+def test_an_extra_regulariser_needs_another_one(tmp_path, regulariser):
     with pytest.raises(ValueError, match="alone it is regulariser: neftune"):
-        load_recipe(write(tmp_path, GOOD), ["beside=neftune", f"regulariser={regulariser}"])
+        load_recipe(
+            write(tmp_path, GOOD), ["extra_regulariser=neftune", f"regulariser={regulariser}"]
+        )
+
+
+def test_an_old_name_of_a_key_works_and_is_told_once(tmp_path, capsys):
+    recipe = load_recipe(write(tmp_path, GOOD), ["beside=neftune"])
+    assert recipe == load_recipe(write(tmp_path, GOOD), ["extra_regulariser=neftune"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("beside is now called extra_regulariser")
+    with pytest.raises(ValueError, match="beside is the old name of extra_regulariser: set only"):
+        load_recipe(write(tmp_path, GOOD), ["beside=neftune", "extra_regulariser=neftune"])

@@ -60,7 +60,7 @@ def tokens_of_step(step: int, world_size: int, sp_size: int, rows: int) -> dict[
             shard = batch.ids_BS.shape[1]
             for row in range(rows):
                 for s in range(shard):
-                    key = int(batch.token_index_BS1[row, s])
+                    key = int(batch.token_index_BP[row, s])
                     assert key not in found
                     found[key] = (
                         int(batch.ids_BS[row, s]),

@@ -15,6 +15,7 @@ from training.data.documents import find_documents
 from training.data.stream import MicroBatch
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import Engine, build_engine
+from training.model.inputs import ModelInputs
 from training.ranks.dist import Layout, init_layout
 
 # documents of 7, 11, 1, 9 and 4 tokens; the second lies on both sides of the border at 16
@@ -45,9 +46,9 @@ def packed_row(layout: Layout, *, changed: bool, one_document: bool = False) -> 
         ids_BS=ids_BS,
         position_ids_BS=position_ids_BT[:, own].contiguous(),
         targets_BS=ids_BS,
-        token_index_BS1=torch.zeros(1, shard + 1, dtype=torch.int64),
-        corpus_index_BS1=torch.zeros(1, shard + 1, dtype=torch.int64),
-        is_target_token_BS1=torch.ones(1, shard + 1, dtype=torch.bool),
+        token_index_BP=torch.zeros(1, shard + 1, dtype=torch.int64),
+        corpus_index_BP=torch.zeros(1, shard + 1, dtype=torch.int64),
+        is_target_token_BP=torch.ones(1, shard + 1, dtype=torch.bool),
         document_tokens_BS=torch.ones_like(ids_BS),
         documents=documents,
         sample_ids=(0,),
@@ -76,7 +77,7 @@ def logits_of_rank(sp_size: int, model: dict[str, Any]) -> dict[str, torch.Tenso
 def logits(engine: Engine, batch: MicroBatch) -> torch.Tensor:
     head, seen = engine.model.lm.get_output_embeddings(), []
     hook = head.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
-    engine.probe(batch)
+    engine.probe(ModelInputs.of(batch))
     hook.remove()
     with deepspeed.zero.GatheredParameters([head.weight]), torch.no_grad():
         return (seen[0][0] @ head.weight.T).clone()

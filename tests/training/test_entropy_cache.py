@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.dropout.entropy_cache import EntropyCache
+from training.regularisers.entropy_cache import EntropyCache
 
 
 @pytest.fixture

@@ -18,16 +18,20 @@ from tests.training.layouts import (
     SEQUENCE_TOKENS,
     RandomScores,
     UnevenPack,
-    make_source,
+    make_regulariser,
     tiny_recipe,
+    whole_epoch,
     whole_epochs,
 )
 from tests.training.test_layouts import make_engine
+from training.config.recipe import Recipe
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
-from training.dropout.entropy_cache import EntropyCache
-from training.dropout.entropy_source import CachedEntropies, choose_source
+from training.model.inputs import Scored
 from training.ranks.dist import Layout, init_layout
+from training.regularisers.base import RunParts
+from training.regularisers.entropy_cache import EntropyCache
+from training.regularisers.entropy_source import CachedEntropies, EntropySource, choose_source
 from training.run.step import train_step
 
 ALONE = Layout(rank=0, world_size=1, sp_size=1, device=torch.device("cpu"))
@@ -52,9 +56,14 @@ def make_cached(folder: Path, *, keeps: str, with_reference: bool = False) -> Ca
     engine: Any = SimpleNamespace(layout=ALONE, sp_group=None)
     recipe = tiny_recipe(entropy__source="cache", entropy__cache_keeps=keeps)
     scores: Any = RandomScores() if with_reference else None
-    source = choose_source(recipe, engine, UnevenPack(num=NUM_SAMPLES), scores=scores, cache=cache)
+    source = source_of(recipe, engine, scores=scores, cache=cache)
     assert isinstance(source, CachedEntropies)
     return source
+
+
+def source_of(recipe: Recipe, engine: Any, **entropies: Any) -> EntropySource:
+    pack: Any = UnevenPack(num=NUM_SAMPLES)
+    return choose_source(recipe, RunParts(engine, pack, whole_epoch(NUM_SAMPLES), **entropies))
 
 
 def observe(
@@ -66,7 +75,7 @@ def observe(
     if dropped is not None:
         drops[:, dropped] = True
     values = torch.full(batch.ids_BS.shape, value)
-    source.observe(batch, torch.full_like(values, 99.0), values, drops)
+    source.observe(batch, Scored(torch.full_like(values, 99.0), values), drops)
     source.end_step(stream, 0)
 
 
@@ -76,13 +85,13 @@ def test_which_of_several_measurements_is_kept(tmp_path, keeps, with_reference):
     stream = make_stream()
     (batch,) = stream.step(0)
     source = make_cached(tmp_path, keeps=keeps, with_reference=with_reference)
-    own = batch.is_target_token_BS1
-    reference_BS1 = torch.full(own.shape, torch.inf)
+    own = batch.is_target_token_BP
+    reference_BP = torch.full(own.shape, torch.inf)
     if with_reference:
         engine: Any = SimpleNamespace(layout=ALONE)
         recipe = tiny_recipe(entropy__source="reference")
-        reference_BS1 = make_source(recipe, engine, UnevenPack(num=NUM_SAMPLES)).of_step([batch])
-    assert torch.equal(source.of_step([batch]), reference_BS1)  # nothing measured yet
+        reference_BP = source_of(recipe, engine, scores=RandomScores()).of_step([batch])
+    assert torch.equal(source.of_step([batch]), reference_BP)  # nothing measured yet
 
     # Position 3 is dropped: what its document predicts from there on rests on it.
     start = 3 - batch.position_ids_BS[:, 3:4]
@@ -95,8 +104,8 @@ def test_which_of_several_measurements_is_kept(tmp_path, keeps, with_reference):
 
     observe(source, stream, 2.0, dropped=3)
     if keeps == "clean":  # a masked value stands in only where there is no other
-        has_reference = is_masked_token & reference_BS1.isfinite()
-        first = torch.where(has_reference, reference_BS1, first)
+        has_reference = is_masked_token & reference_BP.isfinite()
+        first = torch.where(has_reference, reference_BP, first)
     assert torch.equal(source.of_step([batch]), first)
 
     observe(source, stream, 3.0, dropped=None)
@@ -160,9 +169,9 @@ def steps_of(changes: dict[str, Any], sp_size: int, rows: int, quantile: float) 
     )
     engine, stream = make_engine(recipe, layout)
     stream = replace(stream, pack=PartlyUntrained(), order=whole_epochs(8, seed=1))
-    source = make_source(recipe, engine, stream.pack)
+    regulariser = make_regulariser(recipe, engine, stream.pack)
     return [
-        train_step(recipe, engine, stream, source=source, step=step, done_frac=0.5)[0]
+        train_step(engine, stream, regulariser, step=step, trained_frac=0.5, lr=1e-2)[0]
         for step in range(2)
     ]
 
@@ -188,8 +197,8 @@ def steps_without_any_target(sp_size: int) -> list[Any]:
     recipe = tiny_recipe(train__sequence_parallel_size=sp_size, entropy__source="reference")
     engine, stream = make_engine(recipe, layout)
     no_order = replace(stream, total_samples=0)  # every row only fills the batch
-    source = make_source(recipe, engine, stream.pack)
-    return [train_step(recipe, engine, no_order, source=source, step=0, done_frac=0.5)[0]]
+    regulariser = make_regulariser(recipe, engine, stream.pack)
+    return [train_step(engine, no_order, regulariser, step=0, trained_frac=0.5, lr=1e-2)[0]]
 
 
 @pytest.mark.parametrize("sp_size", [1, 2])

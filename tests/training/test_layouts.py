@@ -12,19 +12,24 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_prep.packing.mixture import DomainShare
 from tests.distributed import ranks_folder, run_ranks
 from tests.grids import is_taken
-from tests.training.layouts import RandomScores, UnevenPack, make_source, tiny_recipe, whole_epochs
+from tests.training.layouts import (
+    RandomScores,
+    UnevenPack,
+    make_regulariser,
+    tiny_recipe,
+    whole_epochs,
+)
 from training.config.recipe import Recipe
-from training.data.stream import SampleStream, batch_shape
-from training.dropout.corpus_threshold import CorpusThreshold, corpus_threshold
-from training.dropout.entropy_cache import EntropyCache
-from training.dropout.lagged import lagged_dropout
-from training.dropout.policy import plan_dropout
+from training.data.stream import MicroBatch, SampleStream, batch_shape
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import Engine, build_engine
+from training.model.inputs import ModelInputs
 from training.ranks.dist import init_layout
+from training.regularisers.entropy_cache import EntropyCache
+from training.regularisers.table import model_regularisation
+from training.run.forward import Forward
 from training.run.step import train_step
 
 # name: processes, sequence shards, rows of a forward pass
@@ -70,7 +75,7 @@ DROPOUTS: dict[str, dict[str, Any]] = {
         "entropy__measure": "nll",
         "entropy__cache_keeps": "latest",
     },
-    "both_beside_hidden_dropout": {"dropout__where": "both", "beside": "hidden_dropout"},
+    "both_beside_hidden_dropout": {"dropout__where": "both", "extra_regulariser": "hidden_dropout"},
     "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
     "loss_guided": {"dropout__where": "loss", "dropout__guidance": 0.5},
     "loss_guided_lagged": {
@@ -138,14 +143,12 @@ def measure(
     results = {}
     for name in dropouts:
         changed = tiny_recipe(**base, **DROPOUTS[name])
-        smooths = changed.applies("label_smoothing")
+        in_model = model_regularisation(changed)
         head = engine.model.lm.get_output_embeddings()
-        engine.model.replaces_by_mean = changed.dropout.replace == "mean"
+        engine.model.replaces_by_mean = in_model.replaces_by_mean
         engine.model._mean_D = None
-        drops_hidden = changed.applies("hidden_dropout")
-        rate = changed.baseline.hidden_dropout if drops_hidden else 0.0
-        engine.model.hidden_dropout.rate = rate
-        head.label_smoothing = changed.baseline.label_smoothing if smooths else 0.0
+        engine.model.hidden_dropout.rate = in_model.hidden_dropout
+        head.label_smoothing = in_model.label_smoothing
         head.z_loss = changed.train.z_loss
         results[name] = step_without_update(changed, engine, stream)
     return results
@@ -194,26 +197,29 @@ class CapturingEngine(Engine):
         return float(self.ds.get_global_grad_norm()) if ends_step else None
 
 
+class DroppedTokens:
+    """Which tokens a step drops, by what its forward passes are given."""
+
+    def __init__(self) -> None:
+        self.found: set[int] = set()
+
+    def add(self, batch: MicroBatch, forward: Forward, *, micro_step: int) -> None:
+        if forward.drops_BS is not None:
+            self.found |= set(batch.token_index_BP[:, 1:][forward.drops_BS].tolist())
+
+
 def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> dict[str, Any]:
     """What the step drops, its row, tokens and gradients, and what a cache holds behind it."""
-    cache = empty_cache(recipe, stream) if recipe.entropy.source == "cache" else None
-    source = make_source(recipe, engine, stream.pack, cache=cache)
-    lagged = lagged_dropout(recipe)
-    if lagged or cache:  # as if the step before had been this very one
-        train_step(recipe, engine, stream, source=source, lagged=lagged, step=0, done_frac=0.5)
-    corpus = whole_corpus(recipe, source, stream)
-    dropped = dropped_tokens(source, stream, recipe, corpus)
-    done = train_step(
-        recipe,
-        engine,
-        stream,
-        source=source,
-        lagged=lagged,
-        corpus=corpus,
-        step=0,
-        done_frac=0.5,
-    )
-    result: dict[str, Any] = {"dropped": dropped, "row": done.row, "num_tokens": done.num_tokens}
+    cache = empty_cache(recipe, stream) if recipe.keeps_entropies else None
+    regulariser = make_regulariser(recipe, engine, stream.pack, cache=cache)
+    step: dict[str, Any] = {"step": 0, "trained_frac": 0.5, "lr": recipe.optimizer.lr}
+    if recipe.is_lagged or cache:  # as if the step before had been this very one
+        train_step(engine, stream, regulariser, **step)
+    if cache:  # a threshold of the corpus is that of the epoch's start
+        regulariser = make_regulariser(recipe, engine, stream.pack, cache=cache)
+    dropped: Any = DroppedTokens()
+    done = train_step(engine, stream, regulariser, sketch=dropped, **step)
+    result = {"dropped": dropped.found, "row": done.row, "num_tokens": done.num_tokens}
     if cache:
         dist.barrier()  # as the first collective of a next step does
         samples = range(stream.pack.num_samples())
@@ -232,33 +238,6 @@ def empty_cache(recipe: Recipe, stream: SampleStream) -> EntropyCache:
         cache.clear()
     dist.barrier()
     return cache
-
-
-def whole_corpus(recipe: Recipe, source: Any, stream: SampleStream) -> CorpusThreshold | None:
-    samples = range(stream.pack.num_samples())
-    mixture = (DomainShare("all", samples, len(samples), 0, 0),)
-    return corpus_threshold(recipe, source, stream.pack, mixture, stream.layout)
-
-
-def dropped_tokens(
-    source: Any, stream: SampleStream, recipe: Recipe, corpus: CorpusThreshold | None = None
-) -> set[int]:
-    batches = stream.step(0)
-    dropout = plan_dropout(
-        source,
-        batches,
-        recipe,
-        progress=0.5,
-        num_targets=1,
-        corpus_low=corpus.low_set(stream, 0) if corpus else None,
-    )
-    if dropout is None:
-        return set()
-    return {
-        int(index)
-        for batch, dropped in zip(batches, dropout.dropped_BS1, strict=True)
-        for index in batch.token_index_BS1[dropped]
-    }
 
 
 @pytest.fixture(params=MODELS)
@@ -347,7 +326,7 @@ def drops_and_entropies() -> tuple[set[int], dict[int, float]]:
     engine, stream = make_engine(recipe, layout)
     entropy_of_token = {}
     for batch in stream.step(0):
-        _, entropy_BS = engine.probe(batch)
+        _, entropy_BS = engine.probe(ModelInputs.of(batch))
         for row, sample in enumerate(batch.sample_ids):
             ids = stream.pack.sample(sample)
             for position in range(1, ids.num_tokens):
@@ -355,8 +334,7 @@ def drops_and_entropies() -> tuple[set[int], dict[int, float]]:
                 if ids.position_ids[position] > 0 and ids.in_loss[position]:
                     token = sample * stream.pack.seq_len + position
                     entropy_of_token[token] = float(entropy_BS[row, position - 1])
-    source = make_source(recipe, engine, stream.pack)
-    return dropped_tokens(source, stream, recipe), entropy_of_token
+    return step_without_update(recipe, engine, stream)["dropped"], entropy_of_token
 
 
 def test_the_tokens_that_drop_are_those_whose_own_prediction_was_surest():
@@ -386,8 +364,7 @@ def dropped_by_reference() -> tuple[set[int], list[tuple[float, int]]]:
             for position in np.flatnonzero(is_target).tolist():
                 token = sample * stream.pack.seq_len + position
                 scored.append((float(scores[position]), token))
-    source = make_source(recipe, engine, stream.pack)
-    return dropped_tokens(source, stream, recipe), scored
+    return step_without_update(recipe, engine, stream)["dropped"], scored
 
 
 def test_reference_scores_drop_the_lowest_of_the_tokens_that_have_one():

@@ -185,3 +185,9 @@ def test_a_changed_resume_is_refused_before_a_model_is_built(small_corpus, tmp_p
     )
     (message,) = run_ranks(message_without_a_model, changed, world_size=1)
     assert "optimizer.lr: was 0.01, is 0.5" in message
+
+
+def test_a_run_under_an_old_name_of_a_key_resumes(small_corpus):
+    saved = identity(small_corpus, extra_regulariser="neftune")
+    saved["recipe"]["beside"] = saved["recipe"].pop("extra_regulariser")
+    resume(saved, identity(small_corpus, extra_regulariser="neftune"))

@@ -11,6 +11,7 @@ import torch
 
 from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
+from training.config.renamed import with_new_names
 
 # keys that may change between a save and its resume: none of them changes what is learnt
 _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
@@ -52,9 +53,10 @@ def refuse_differences(
     Raises:
         ValueError: with a line for each difference.
     """
+    recipe, _ = with_new_names(saved["recipe"])
     differences = {
         name: line
-        for name, line in compare_identity(saved, current).items()
+        for name, line in compare_identity(saved | {"recipe": recipe}, current).items()
         if not any(f"{name}.".startswith(f"{given}.") for given in accepted)
     }
     if differences:

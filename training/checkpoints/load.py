@@ -18,10 +18,10 @@ from training.checkpoints.marker import read_marker
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
 from training.checkpoints.reshard import is_of_other_ranks, load_universal, universal_copy
-from training.dropout.entropy_cache import EntropyCache
-from training.dropout.policy import SavedThreshold
 from training.model.engine import Engine
 from training.ranks.dist import Layout, raise_together
+from training.regularisers.base import SavedThreshold
+from training.regularisers.entropy_cache import EntropyCache
 
 
 def load_checkpoint(

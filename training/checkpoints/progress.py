@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.dropout.policy import SavedThreshold
+from training.regularisers.base import SavedThreshold
 
 
 @dataclass(frozen=True)

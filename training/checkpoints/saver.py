@@ -14,9 +14,9 @@ import torch.distributed as dist
 from training.checkpoints.progress import Progress
 from training.checkpoints.save import CheckpointSave, SaveFailed
 from training.config.sections import Checkpoint
-from training.dropout.entropy_cache import EntropyCache
 from training.model.engine import Engine
 from training.ranks.run_state import RunRecord
+from training.regularisers.entropy_cache import EntropyCache
 
 
 class Saver:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -11,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.hints import did_you_mean
 from training.config.recipe import Recipe
+from training.config.renamed import RENAMED, with_new_names
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -57,6 +60,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
     """Turn plain data into a `Recipe`; a `ValueError` lists every mistake, with near names."""
+    try:
+        raw, old_names = with_new_names(raw)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
+    if os.environ.get("RANK", "0") == "0":
+        for name in old_names:
+            print(f"{origin}: {name} is now called {RENAMED[name]}", file=sys.stderr)
     mistakes = _mistakes_of_keys(Recipe, raw, prefix="")
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)

@@ -51,8 +51,10 @@ class Recipe:
     ] = "entrodrop"
     """entrodrop and its baselines. random_token_dropout drops any target with the mean rate that
     EntroDrop would have (gamma * quantile), by the same `dropout.*` keys."""
-    beside: Literal["hidden_dropout", "label_smoothing", "neftune", "weight_decay"] | None = None
-    """A usual regulariser together with the first, as strong as `baseline.*` says."""
+    extra_regulariser: (
+        Literal["hidden_dropout", "label_smoothing", "neftune", "weight_decay"] | None
+    ) = None
+    """A usual regulariser together with the first one, as strong as `baseline.*` says."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     entropy: Entropy = Field(default_factory=Entropy)
@@ -63,16 +65,42 @@ class Recipe:
     guard: Guard = Field(default_factory=Guard)
     watchdog: Watchdog = Field(default_factory=Watchdog)
 
-    def applies(self, regulariser: str) -> bool:
-        """Whether it is the regulariser, or the one beside it."""
-        return regulariser in (self.regulariser, self.beside)
+    @property
+    def is_lagged(self) -> bool:
+        """Whether EntroDrop takes the threshold of the step before."""
+        return self.regulariser == "entrodrop" and self.entropy.threshold == "lagged"
+
+    @property
+    def keeps_entropies(self) -> bool:
+        """Whether the run keeps, in a cache, the entropies that it measured."""
+        return self.regulariser == "entrodrop" and self.entropy.source == "cache"
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether it reads scores of the corpus; a cache does so where they are there."""
+        if self.regulariser == "entrodrop":
+            return self.entropy.source != "online"
+        return self.regulariser == "rho1"
+
+    @property
+    def probes(self) -> bool:
+        """Whether each step that drops has a forward pass without gradient before its own."""
+        if self.regulariser == "entrodrop":
+            return self.entropy.source == "online" and self.entropy.threshold == "step"
+        return self.regulariser == "rho1"
+
+    @property
+    def measure(self) -> Literal["shannon", "nll"]:
+        """What decides which tokens drop."""
+        return "nll" if self.regulariser == "rho1" else self.entropy.measure
 
     @model_validator(mode="after")
-    def _beside_another(self) -> Recipe:
-        if self.beside is not None and self.regulariser in ("none", self.beside):
+    def _extra_to_another(self) -> Recipe:
+        extra = self.extra_regulariser
+        if extra is not None and self.regulariser in ("none", extra):
             raise ValueError(
-                f"beside: {self.beside} needs another regulariser that it stands beside (is "
-                f"{self.regulariser}); alone it is regulariser: {self.beside}"
+                f"extra_regulariser: {extra} needs another regulariser (is {self.regulariser}); "
+                f"alone it is regulariser: {extra}"
             )
         return self
 
@@ -109,10 +137,11 @@ class Recipe:
                 "entropies of the whole corpus are not at hand"
             )
         measures_in_training = entropy.source == "cache" or entropy.threshold == "lagged"
-        if measures_in_training and entropy.measure == "nll" and self.beside == "label_smoothing":
+        smooths = self.extra_regulariser == "label_smoothing"
+        if measures_in_training and entropy.measure == "nll" and smooths:
             raise ValueError(
                 "entropy.measure: nll of the training forward would be that of smoothed targets "
-                "(beside: label_smoothing); take measure: shannon, or another regulariser beside"
+                "(extra_regulariser: label_smoothing); take measure: shannon, or another extra one"
             )
         if measures_in_training and entropy.measure == "nll" and self.train.z_loss:
             raise ValueError(

@@ -31,11 +31,11 @@ class MicroBatch:
     """Restart at 0 in each document; global, not shard-local."""
     targets_BS: Tensor
     """The next token of the same document, `IGNORE` where there is none."""
-    token_index_BS1: Tensor
+    token_index_BP: Tensor
     """Unique number of each token of the shard and of the one behind it, over the whole run."""
-    corpus_index_BS1: Tensor
+    corpus_index_BP: Tensor
     """Number of each of these tokens in the corpus, the same at every visit."""
-    is_target_token_BS1: Tensor
+    is_target_token_BP: Tensor
     """Whether each of these tokens is one to predict: a target, at its own place."""
     document_tokens_BS: Tensor
     """Length of the piece of a document that each token is in."""
@@ -140,9 +140,9 @@ class SampleStream:
             ids_BS=ids_BT[:, own].to(device),
             position_ids_BS=position_ids_BT[:, own].contiguous().to(device),
             targets_BS=targets_BT[:, own].to(device),
-            token_index_BS1=(visit_B1 * length + place_S1).to(device),
-            corpus_index_BS1=(sample_B1 * length + place_S1).to(device),
-            is_target_token_BS1=is_target_token_BT1[:, start : start + shard + 1].to(device),
+            token_index_BP=(visit_B1 * length + place_S1).to(device),
+            corpus_index_BP=(sample_B1 * length + place_S1).to(device),
+            is_target_token_BP=is_target_token_BT1[:, start : start + shard + 1].to(device),
             document_tokens_BS=torch.from_numpy(
                 np.stack([piece_lengths(row[1])[own] for row in rows])
             ).to(device),

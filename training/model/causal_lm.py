@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from training.config.sections import Model
-from training.data.documents import DocumentLayout
 from training.entrodrop.head import (
     linear_cross_entropy_with_entropy,
     weighted_linear_cross_entropy,
@@ -32,6 +31,7 @@ from training.model.checks import (
     refuse_unsupported,
 )
 from training.model.hidden_dropout import HiddenDropout
+from training.model.inputs import NO_REGULARISATION, ModelInputs, ModelRegularisation
 
 
 class EntropyHead(nn.Module):
@@ -73,20 +73,20 @@ class CausalLMWithEntropy(nn.Module):
     def __init__(
         self,
         lm: PreTrainedModel,
+        regularisation: ModelRegularisation = NO_REGULARISATION,
         *,
-        label_smoothing: float = 0.0,
         z_loss: float = 0.0,
-        replaces_by_mean: bool = False,
-        hidden_dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         weight = lm.get_output_embeddings().weight
-        head = EntropyHead(weight, label_smoothing=label_smoothing, z_loss=z_loss)
+        head = EntropyHead(weight, label_smoothing=regularisation.label_smoothing, z_loss=z_loss)
         lm.set_output_embeddings(head)
         self.lm = lm
-        self.hidden_dropout = HiddenDropout(decoder_layers(lm), rate=hidden_dropout, seed=seed)
-        self.replaces_by_mean = replaces_by_mean
+        self.hidden_dropout = HiddenDropout(
+            decoder_layers(lm), rate=regularisation.hidden_dropout, seed=seed
+        )
+        self.replaces_by_mean = regularisation.replaces_by_mean
         self._mean_D: Tensor | None = None
         # Registered before DeepSpeed's own hook, which lets go of the gathered weight.
         lm.get_input_embeddings().register_forward_hook(self._keep_mean)
@@ -102,26 +102,11 @@ class CausalLMWithEntropy(nn.Module):
         return torch.where(replaced_BS[..., None], self._mean_D.to(embeds_BSD.dtype), embeds_BSD)
 
     def forward(
-        self,
-        ids_BS: Tensor,
-        position_ids_BS: Tensor,
-        targets_BS: Tensor,
-        documents: DocumentLayout,
-        replaced_BS: Tensor | None = None,
-        noise_BSD: Tensor | None = None,
-        token_index_BS: Tensor | None = None,
-        token_weights_BS: Tensor | None = None,
+        self, inputs: ModelInputs, token_weights_BS: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         """Loss and entropy at each position of the shard.
 
         Args:
-            ids_BS: int64 `[B, S]`.
-            position_ids_BS: int64 `[B, S]`, global positions that restart in each document.
-            targets_BS: int64 `[B, S]`, -100 where there is none.
-            documents: of the whole rows.
-            replaced_BS: bool `[B, S]`, tokens whose embedding becomes 0, or the mean of all.
-            noise_BSD: fp32 `[B, S, D]`, added to the embeddings.
-            token_index_BS: int64 `[B, S]`, who each token is, for hidden dropout.
             token_weights_BS: fp32 `[B, S]`, factors of the tokens' losses where these are known
                 before: the head then computes logits once, not twice.
 
@@ -130,19 +115,19 @@ class CausalLMWithEntropy(nn.Module):
             `[B, S]`, in nats; with token weights before them their loss, the only one that is
             then differentiable.
         """
-        self.hidden_dropout.begin(token_index_BS)
-        embeds_BSD = self.lm.get_input_embeddings()(ids_BS)
-        if replaced_BS is not None:
-            embeds_BSD = self._replace(embeds_BSD, replaced_BS)
-        if noise_BSD is not None:
-            embeds_BSD = embeds_BSD + noise_BSD.to(embeds_BSD.dtype)
+        self.hidden_dropout.begin(inputs.token_index_BS)
+        embeds_BSD = self.lm.get_input_embeddings()(inputs.ids_BS)
+        if inputs.replaced_BS is not None:
+            embeds_BSD = self._replace(embeds_BSD, inputs.replaced_BS)
+        if inputs.noise_BSD is not None:
+            embeds_BSD = embeds_BSD + inputs.noise_BSD.to(embeds_BSD.dtype)
         hidden_BSD = self.lm.base_model(
             inputs_embeds=embeds_BSD,
-            position_ids=position_ids_BS,
+            position_ids=inputs.position_ids_BS,
             use_cache=False,
-            document_layout=documents,
+            document_layout=inputs.documents,
         ).last_hidden_state
-        return self.lm.get_output_embeddings()(hidden_BSD, targets_BS, token_weights_BS)
+        return self.lm.get_output_embeddings()(hidden_BSD, inputs.targets_BS, token_weights_BS)
 
 
 def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
@@ -208,10 +193,8 @@ def build_model(
     *,
     ds_config: Mapping[str, Any],
     seed: int,
-    label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-    replaces_by_mean: bool = False,
-    hidden_dropout: float = 0.0,
+    regularisation: ModelRegularisation = NO_REGULARISATION,
 ) -> CausalLMWithEntropy:
     """Create or load the weights, partitioned by ZeRO-3 from the start.
 
@@ -220,9 +203,8 @@ def build_model(
             partitions while it initialises; `deepspeed.zero.Init` around `from_config` would
             leave the weights at torch's defaults.
         seed: of the initial weights; rank 0's are broadcast.
-        label_smoothing, z_loss: of the loss in training.
-        replaces_by_mean: dropped embeddings become the vocabulary's mean, not 0.
-        hidden_dropout: rate behind every layer.
+        z_loss: of the loss in training.
+        regularisation: likewise in training alone.
     """
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -245,11 +227,4 @@ def build_model(
         raise ValueError("model: an output layer with a bias is not supported")
     if model.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return CausalLMWithEntropy(
-        lm,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        replaces_by_mean=replaces_by_mean,
-        hidden_dropout=hidden_dropout,
-        seed=seed,
-    )
+    return CausalLMWithEntropy(lm, regularisation, z_loss=z_loss, seed=seed)

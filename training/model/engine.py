@@ -19,9 +19,9 @@ from transformers import PretrainedConfig
 
 from common.hints import did_you_mean
 from training.config.recipe import Recipe
-from training.data.stream import MicroBatch
 from training.model.attention import shard_attention
 from training.model.causal_lm import CausalLMWithEntropy, build_model, decoder_layers
+from training.model.inputs import NO_REGULARISATION, ModelInputs, ModelRegularisation, Scored
 from training.ranks.dist import Layout
 from training.ranks.watchdog import Watchdog
 
@@ -52,39 +52,37 @@ class Engine:
     def model(self) -> CausalLMWithEntropy:
         return self.ds.module
 
-    def forward(
-        self,
-        batch: MicroBatch,
-        *,
-        ids_BS: Tensor | None = None,
-        replaced_BS: Tensor | None = None,
-        noise_BSD: Tensor | None = None,
-        token_weights_BS: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        """nll and entropy of a micro-batch, fp32 `[B, S]`, in nats.
+    @property
+    def vocab_size(self) -> int:
+        return int(self.model.lm.config.get_text_config().vocab_size)
 
-        With token weights, known before the pass: their loss, nll and entropy. The loss alone is
-        then differentiable, and the head computes its logits once (`CausalLMWithEntropy`).
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.lm.config.get_text_config().hidden_size)
+
+    def score(self, inputs: ModelInputs) -> Scored:
+        """nll and entropy of a micro-batch, both differentiable as far as the mode allows."""
+        self.watchdog.enter("forward")
+        return Scored(*self.ds(inputs))
+
+    def weighted_loss(self, inputs: ModelInputs, token_weights_BS: Tensor) -> tuple[Tensor, Scored]:
+        """The weighted sum of the tokens' losses, which alone is differentiable, and `score`.
+
+        The head computes its logits once, not twice (`CausalLMWithEntropy`).
+
+        Args:
+            token_weights_BS: fp32 `[B, S]`, known before the pass.
         """
         self.watchdog.enter("forward")
-        return self.ds(
-            batch.ids_BS if ids_BS is None else ids_BS,
-            batch.position_ids_BS,
-            batch.targets_BS,
-            batch.documents,
-            replaced_BS,
-            noise_BSD,
-            batch.token_index_BS1[:, :-1],
-            token_weights_BS,
-        )
+        loss, *scored = self.ds(inputs, token_weights_BS)
+        return loss, Scored(*scored)
 
     @torch.no_grad()
-    def probe(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """`forward` on unmasked inputs, without gradient and without the model's own dropout."""
+    def probe(self, inputs: ModelInputs) -> Scored:
+        """`score` without gradient and without the model's own dropout."""
         self.ds.eval()
         try:
-            nll_BS, entropy_BS = self.forward(batch)
-            return nll_BS, entropy_BS
+            return self.score(inputs)
         finally:
             self.ds.train()
 
@@ -183,7 +181,7 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
     offloads = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
     adam = {"lr": opt.lr, "betas": [opt.beta1, opt.beta2], "eps": opt.eps}
     # with offload DeepSpeed's own CPU Adam; elsewhere torch's, which needs no compiler
-    adam |= {"weight_decay": weight_decay_of(recipe)}
+    adam |= {"weight_decay": opt.weight_decay}
     if not offloads:
         adam |= {"torch_adam": True, "fused": True}
     if not has_gpu:
@@ -218,6 +216,7 @@ def build_engine(
     *,
     layout: Layout,
     num_micro_steps: int,
+    regularisation: ModelRegularisation = NO_REGULARISATION,
     trains: bool = True,
     loads_universal: bool = False,
     watchdog: Watchdog | None = None,
@@ -225,6 +224,7 @@ def build_engine(
     """Model, Ulysses and ZeRO-3; every rank calls it together.
 
     Args:
+        regularisation: in training alone.
         trains: False leaves the optimizer and its memory out, for evaluation.
         loads_universal: the checkpoint to load will be one of another number of ranks.
         watchdog: is told of every forward, backward and update.
@@ -234,17 +234,16 @@ def build_engine(
     )
     if loads_universal:
         ds_config["checkpoint"] = {"load_universal": True}
-    smooths = recipe.applies("label_smoothing")
-    drops_hidden = recipe.applies("hidden_dropout")
+    weight_decay = regularisation.weight_decay
+    if weight_decay is None:
+        weight_decay = recipe.optimizer.weight_decay
     model = build_model(
         recipe.model,
         model_config,
         ds_config=ds_config,
         seed=recipe.seed,
-        label_smoothing=recipe.baseline.label_smoothing if smooths else 0.0,
         z_loss=recipe.train.z_loss,
-        replaces_by_mean=recipe.dropout.replace == "mean",
-        hidden_dropout=recipe.baseline.hidden_dropout if drops_hidden else 0.0,
+        regularisation=regularisation,
     )
     mpu = shard_attention(
         model.lm,
@@ -259,7 +258,7 @@ def build_engine(
         ds_config.pop("optimizer")
     ds_engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=(_parameter_groups(model, weight_decay_of(recipe)) if trains else None),
+        model_parameters=(_parameter_groups(model, weight_decay) if trains else None),
         config=ds_config,
         mpu=mpu,
     )
@@ -271,13 +270,6 @@ def build_engine(
         num_parameters=sum(_whole_shape(p).numel() for p in model.parameters()),
         watchdog=watchdog or Watchdog.off(),
     )
-
-
-def weight_decay_of(recipe: Recipe) -> float:
-    """The optimizer's own, unless weight decay is the regulariser that is tried."""
-    if recipe.applies("weight_decay"):
-        return recipe.baseline.weight_decay
-    return recipe.optimizer.weight_decay
 
 
 def _whole_shape(parameter: torch.nn.Parameter) -> torch.Size:

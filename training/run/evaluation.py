@@ -22,6 +22,7 @@ from training.config.recipe import Recipe
 from training.data.stream import MicroBatch, SampleStream
 from training.entrodrop.quantile import global_quantile
 from training.model.engine import Engine
+from training.model.inputs import ModelInputs
 from training.ranks.dist import Layout, sum_over_ranks
 
 _NO_BAND = 255
@@ -94,7 +95,7 @@ def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[
     for step in range(stream.num_steps):
         engine.watchdog.enter("held-out data", alone=True)
         for batch in stream.step(step):
-            nll_BS, entropy_BS = engine.probe(batch)
+            nll_BS, entropy_BS = engine.probe(ModelInputs.of(batch))
             is_target_BS = batch.is_target_BS
             nll, entropy = nll_BS[is_target_BS].double(), entropy_BS[is_target_BS].double()
             sums[:3] += torch.stack([nll.sum(), entropy.sum(), is_target_BS.sum()])
@@ -145,7 +146,7 @@ def freeze_bands(
         engine.watchdog.enter("held-out data", alone=True)
         for batch in stream.step(step):
             batches.append(batch)
-            entropies.append(engine.probe(batch)[1])
+            entropies.append(engine.probe(ModelInputs.of(batch))[1])
     entropy_RS = torch.cat(entropies)
     is_target_RS = torch.cat([batch.is_target_BS for batch in batches])
     edges = tuple(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.shards import Mixture, PackIndex
 from training.checkpoints.load import load_checkpoint
 from training.checkpoints.marker import newest_verified
 from training.checkpoints.progress import Progress
@@ -17,20 +16,19 @@ from training.config.recipe import Recipe
 from training.data.epoch_digest import finish_epochs
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
-from training.dropout.corpus_threshold import CorpusThreshold, corpus_threshold
-from training.dropout.entropy_cache import EntropyCache
-from training.dropout.entropy_source import EntropySource
-from training.dropout.lagged import LaggedDropout, lagged_dropout
 from training.metrics.writer import MetricsWriter
 from training.model.engine import Engine
 from training.ranks.dist import broadcast_from_rank0
 from training.ranks.rank_report import RankMeter
 from training.ranks.run_state import RunRecord
 from training.ranks.stopping import StopRequests
+from training.regularisers.base import Regulariser, RunParts
+from training.regularisers.table import build_regulariser
 from training.run.bad_step import BadStepReport
 from training.run.evaluation import Bands, evaluate, freeze_bands, heldout_stream
 from training.run.loss_guard import Action, LossGuard
 from training.run.plan import Plan
+from training.run.schedule import learning_rate
 from training.run.step import train_step
 from training.run.token_sketch import TokenSketch
 
@@ -41,11 +39,7 @@ class Run:
 
     recipe: Recipe
     plan: Plan
-    engine: Engine
-    source: EntropySource
-    cache: EntropyCache | None
-    pack: PackIndex
-    mixture: Mixture
+    parts: RunParts
     metrics: MetricsWriter
     identity: dict[str, Any]
     accepted: Collection[str]
@@ -54,27 +48,24 @@ class Run:
     requests: StopRequests
     saver: Saver
 
+    @property
+    def engine(self) -> Engine:
+        return self.parts.engine
+
 
 @dataclass(frozen=True)
 class _LoopState:
     """What steps leave to later ones; begun anew from a checkpoint's progress."""
 
-    lagged: LaggedDropout | None
-    corpus: CorpusThreshold | None
+    regulariser: Regulariser
     guard: LossGuard
     meter: RankMeter
 
     @classmethod
     def at(cls, run: Run, progress: Progress) -> _LoopState:
         return cls(
-            lagged=lagged_dropout(run.recipe, threshold=progress.threshold),
-            corpus=corpus_threshold(
-                run.recipe,
-                run.source,
-                run.pack,
-                run.mixture,
-                run.engine.layout,
-                threshold=progress.threshold,
+            regulariser=build_regulariser(
+                run.recipe, replace(run.parts, threshold=progress.threshold)
             ),
             guard=LossGuard(
                 run.recipe.guard,
@@ -89,17 +80,17 @@ def run_steps(run: Run, progress: Progress) -> None:
     """Go on from `progress` to the end of the run, or to where it is asked to stop."""
     recipe, plan = run.recipe, run.plan
     stream = SampleStream(
-        pack=run.pack,
+        pack=run.parts.pack,
         split="train",
         layout=run.engine.layout,
         total_samples=plan.total_samples,
         samples_per_step=plan.samples_per_step,
         micro_batch_samples=recipe.train.micro_batch_samples,
-        order=SampleOrder(run.mixture, seed=recipe.seed),
+        order=SampleOrder(run.parts.mixture, seed=recipe.seed),
     )
     heldout, bands = None, None
     if recipe.evaluation.every_steps is not None:
-        heldout = heldout_stream(run.pack, recipe, run.engine.layout)
+        heldout = heldout_stream(run.parts.pack, recipe, run.engine.layout)
         # a run that began without evaluations has no bands, and gets none in its midst
         if progress.step == 0 or broadcast_from_rank0(run.metrics.is_evaluated(0)):
             bands = freeze_bands(
@@ -113,19 +104,19 @@ def run_steps(run: Run, progress: Progress) -> None:
             progress = _evaluate(run, heldout, bands, progress)
     evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
     last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
-    memory = _LoopState.at(run, progress)
+    state = _LoopState.at(run, progress)
     stop = None
     while progress.step < last_step and not stop:
-        progress, bad = _one_step(run, stream, memory, progress)
+        progress, bad = _one_step(run, stream, state, progress)
         if bad:
             run.saver.finish()
-            told = _describe(run, bad, progress)
+            event = _describe(run, bad, progress)
             earlier = _roll_back(run, progress) if bad.action == "rollback" else None
             if earlier:
-                progress, memory = earlier, _LoopState.at(run, earlier)
+                progress, state = earlier, _LoopState.at(run, earlier)
             action, did = _what_was_done(run.engine, went_back=earlier is not None)
-            told |= {"action": action, "text": f"{told['text']}: {did}"}
-            run.metrics.log_bad_step({"step": progress.step} | told)
+            event |= {"action": action, "text": f"{event['text']}: {did}"}
+            run.metrics.log_bad_step({"step": progress.step} | event)
             if earlier:  # evaluated and saved when the run first came here
                 continue
         run.engine.watchdog.enter("agreement")
@@ -151,55 +142,58 @@ def run_steps(run: Run, progress: Progress) -> None:
 
 
 def _one_step(
-    run: Run, stream: SampleStream, memory: _LoopState, progress: Progress
+    run: Run, stream: SampleStream, state: _LoopState, progress: Progress
 ) -> tuple[Progress, BadStepReport | None]:
     began = time.monotonic()
     sketch = TokenSketch(run.engine.layout) if _is_evaluated(run, progress.step + 1) else None
-    done = train_step(
-        run.recipe,
+    recipe = run.recipe
+    result = train_step(
         run.engine,
         stream,
-        source=run.source,
-        lagged=memory.lagged,
-        corpus=memory.corpus,
-        guard=memory.guard,
+        state.regulariser,
+        step=progress.step,
+        trained_frac=progress.tokens / run.plan.planned_tokens,
+        lr=learning_rate(
+            progress.step,
+            peak=recipe.optimizer.lr,
+            total_steps=stream.num_steps,
+            **asdict(recipe.schedule),
+        ),
+        guard=state.guard,
         skip_update=progress.step in progress.left_out,
         sketch=sketch,
-        step=progress.step,
-        done_frac=progress.tokens / run.plan.planned_tokens,
     )
     seconds = time.monotonic() - began
-    keeper = memory.lagged or memory.corpus
-    finished, carried = finish_epochs(progress.epoch_digest, done.digests, stream, progress.step)
-    is_lost = done.bad is not None and done.bad.action != "report"
+    finished, carried = finish_epochs(progress.epoch_digest, result.digests, stream, progress.step)
+    is_lost = result.bad is not None and result.bad.action != "report"
     # Steps that a rollback does again were good before: they do not break a row of bad ones.
     is_repeated = progress.step <= max(progress.left_out, default=-1)
     progress = replace(
         progress,
         step=progress.step + 1,
-        tokens=progress.tokens + done.num_tokens,
-        threshold=keeper.threshold if keeper else None,
+        tokens=progress.tokens + result.num_tokens,
+        threshold=state.regulariser.threshold,
         epoch_digest=carried,
-        recent_losses=memory.guard.losses,
-        recent_grad_norms=memory.guard.grad_norms,
+        recent_losses=state.guard.losses,
+        recent_grad_norms=state.guard.grad_norms,
         num_bad_in_row=(progress.num_bad_in_row + is_lost if is_lost or is_repeated else 0),
     )
-    speed = {"tokens_per_second": done.num_tokens / seconds, "seconds": seconds}
+    speed = {"tokens_per_second": result.num_tokens / seconds, "seconds": seconds}
     position = _position(run.plan, progress)
     picture = sketch.over_ranks() if sketch else None
     run.engine.watchdog.enter("metrics", step=progress.step, alone=True)
-    run.metrics.log_step(position | done.row | speed)
+    run.metrics.log_step(position | result.row | speed)
     if picture:
-        tokenizer = Path(run.recipe.data.corpus) / "tokenizer"
+        tokenizer = Path(recipe.data.corpus) / "tokenizer"
         run.metrics.log_tokens(picture, step=progress.step, tokenizer=tokenizer)
     for epoch, digest in finished.items():
         run.metrics.log_epoch(position | {"finished_epoch": epoch, "samples_digest": digest})
-    memory.meter.add(alone_seconds=done.alone_seconds, step_seconds=seconds)
+    state.meter.add(alone_seconds=result.alone_seconds, step_seconds=seconds)
     run.engine.watchdog.enter("ranks")
-    report = memory.meter.report()
+    report = state.meter.report()
     if report:
         run.metrics.log_ranks({"step": progress.step} | report)
-    return progress, done.bad
+    return progress, result.bad
 
 
 def _is_evaluated(run: Run, step: int) -> bool:
@@ -223,7 +217,7 @@ def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any
     named = [
         {
             "sample": sample,
-            "documents": run.pack.pieces(sample, "train")[:, 0].tolist(),
+            "documents": run.parts.pack.pieces(sample, "train")[:, 0].tolist(),
             "loss": loss,
         }
         for sample, loss in bad.worst
@@ -233,8 +227,8 @@ def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any
         f"{found['loss']:.4g})"
         for found in named
     )
-    told = [f"step {progress.step}: {bad.reason}", bad.rerun, f"greatest losses: {worst}"]
-    text = ". ".join(part for part in told if part)
+    sentences = [f"step {progress.step}: {bad.reason}", bad.rerun, f"greatest losses: {worst}"]
+    text = ". ".join(part for part in sentences if part)
     limit = run.recipe.guard.max_bad_steps
     if bad.action == "stop" or progress.num_bad_in_row > limit:
         why = "guard asks to stop" if bad.action == "stop" else f"more than {limit} bad in a row"
@@ -261,7 +255,7 @@ def _roll_back(run: Run, progress: Progress) -> Progress | None:
         return None
     run.engine.watchdog.enter("load", slow=True)
     loaded = load_checkpoint(
-        run.engine, newest, identity=run.identity, accepted=run.accepted, cache=run.cache
+        run.engine, newest, identity=run.identity, accepted=run.accepted, cache=run.parts.cache
     )
     run.metrics.rewind(loaded.step)
     return replace(

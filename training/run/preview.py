@@ -14,9 +14,10 @@ from data_prep.shards import Mixture, PackIndex, open_corpus
 from training.config.recipe import Recipe
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
-from training.dropout.entropy_source import ReferenceScores
-from training.dropout.policy import StepDropout, choose_drops, gamma_at
 from training.ranks.dist import Layout
+from training.regularisers.base import StepDropout
+from training.regularisers.drop_sets import drop_low_of_step, gamma_at
+from training.regularisers.entropy_source import ReferenceScores
 from training.run.plan import Plan, choose_mixture, derive_plan
 
 
@@ -62,11 +63,12 @@ def write_preview(
     for sample, number in sorted(places.items()):
         step, row = divmod(number, plan.samples_per_step)
         batches = stream.step(step)
-        gamma = gamma_at(recipe, progress=step * plan.samples_per_step / plan.total_samples)
-        drops = choose_drops(
+        gamma = gamma_at(recipe.dropout, step * plan.samples_per_step / plan.total_samples)
+        drops = drop_low_of_step(
             source.of_step(batches),
             batches,
-            recipe,
+            recipe.dropout,
+            seed=recipe.seed,
             gamma=gamma,
             num_targets=sum(batch.num_targets for batch in batches),
         )
@@ -134,11 +136,11 @@ def _places(
 
 
 def _describe(drops: StepDropout, *, sample: int, step: int, row: int) -> dict[str, Any]:
-    dropped_RS1 = torch.cat(drops.dropped_BS1)
+    dropped_RP = torch.cat(drops.dropped_BP)
     return {
         "sample": sample,
         "step": step,
         "gamma": drops.gamma,
         "threshold_nats": drops.threshold_nats,
-        "dropped": dropped_RS1[row, :-1].nonzero().flatten().tolist(),
+        "dropped": dropped_RP[row, :-1].nonzero().flatten().tolist(),
     }

@@ -20,8 +20,6 @@ from training.checkpoints.reshard import is_of_other_ranks
 from training.checkpoints.saver import Saver
 from training.config.load import dump_recipe
 from training.config.recipe import Recipe
-from training.dropout.entropy_cache import EntropyCache
-from training.dropout.entropy_source import choose_source, open_cache
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import build_engine
@@ -30,6 +28,10 @@ from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
 from training.ranks.stopping import StopRequests
 from training.ranks.watchdog import Watchdog
+from training.regularisers.base import RunParts
+from training.regularisers.entropy_cache import EntropyCache
+from training.regularisers.entropy_source import open_cache
+from training.regularisers.table import model_regularisation
 from training.run.loop import Run, run_steps
 from training.run.start import Start, check_start_together
 
@@ -81,6 +83,7 @@ def _run(
             start.model_config,
             layout=layout,
             num_micro_steps=plan.micro_steps,
+            regularisation=model_regularisation(recipe),
             loads_universal=newest is not None and is_of_other_ranks(read_marker(newest), layout),
             watchdog=watchdog,
         )
@@ -114,15 +117,10 @@ def _run(
         ):
             if progress.step == 0:
                 metrics.log_run(facts)
-            source = choose_source(recipe, engine, pack, scores=start.scores, cache=cache)
             run = Run(
                 recipe=recipe,
                 plan=plan,
-                engine=engine,
-                source=source,
-                cache=cache,
-                pack=pack,
-                mixture=start.mixture,
+                parts=RunParts(engine, pack, start.mixture, start.scores, cache),
                 metrics=metrics,
                 identity=identity,
                 accepted=accepted,

@@ -22,6 +22,7 @@ from training.data.stream import SampleStream
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads, check_window
 from training.model.engine import Engine, build_engine, training_dtype
+from training.model.inputs import ModelInputs
 from training.ranks.dist import (
     Layout,
     broadcast_from_rank0,
@@ -167,7 +168,7 @@ def _score_step(
 ) -> Tensor:
     """Scores at every position of all rows of the step, `[R, T]` fp32 on every rank."""
     (batch,) = stream.step(step)
-    nll_BS, entropy_BS = engine.probe(batch)
+    nll_BS, entropy_BS = engine.probe(ModelInputs.of(batch))
     scored_BS = (nll_BS if measure == "nll" else entropy_BS).float()
     # A model that gives no number must not pass for tokens without a score.
     broken_BS = batch.is_target_BS & ~scored_BS.isfinite()

@@ -9,12 +9,12 @@ from transformers import PretrainedConfig
 
 from data_prep.shards import Mixture, PackIndex, Scores, check_contents, open_corpus
 from training.config.recipe import Recipe
-from training.dropout.entropy_source import open_scores
-from training.dropout.policy import check_mask_token
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads, check_window
 from training.model.engine import join_ds_config, training_dtype
 from training.ranks.dist import Layout, raise_together
+from training.regularisers.entropy_source import open_scores
+from training.regularisers.replacement import check_mask_token
 from training.run.evaluation import heldout_stream
 from training.run.plan import Plan, choose_mixture, derive_plan
 
@@ -50,7 +50,7 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
-    check_mask_token(recipe, vocab_size=model_config.get_text_config().vocab_size)
+    check_mask_token(recipe.dropout, vocab_size=model_config.get_text_config().vocab_size)
     if recipe.data.verify == "hashes":
         check_contents(pack, scores=scores, rank=layout.rank, world_size=layout.world_size)
     return Start(pack, mixture, scores, plan, dtype, model_config)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 
 from training.data.stream import MicroBatch
-from training.dropout.policy import StepDropout
 from training.metrics.tokens import ENTROPY_EDGES_NATS, NUM_BINS, SAMPLE_TOKENS, TokenPicture
 from training.ranks.dist import Layout, sum_over_ranks
 from training.run.forward import Forward
@@ -24,20 +23,13 @@ class TokenSketch:
         self._sample = -1
         self._ids_S = self._dropped_S = torch.zeros(0, dtype=torch.int64, device=device)
 
-    def add(
-        self, batch: MicroBatch, done: Forward, dropout: StepDropout | None, *, micro_step: int
-    ) -> None:
-        """Count a micro-batch after its forward pass; the first one gives the sample.
-
-        Args:
-            dropout: decided before the pass; None when nothing was, or is decided after it.
-        """
-        is_target_BS = batch.is_target_BS
-        if dropout is None:
-            drops_BS = is_target_BS & ~done.is_kept_BS
-        else:
-            drops_BS = is_target_BS & dropout.target_drops_BS(micro_step)
-        bin_BS = torch.bucketize(done.entropy_BS.detach().float(), self._edges)
+    def add(self, batch: MicroBatch, forward: Forward, *, micro_step: int) -> None:
+        """Count a micro-batch after its forward pass; the first one gives the sample."""
+        is_target_BS, drops_BS = batch.is_target_BS, forward.drops_BS
+        if drops_BS is None:
+            drops_BS = torch.zeros_like(is_target_BS)
+        drops_BS = is_target_BS & drops_BS
+        bin_BS = torch.bucketize(forward.scored.entropy_BS.detach().float(), self._edges)
         counted = torch.cat([is_target_BS.flatten(), drops_BS.flatten()]).long()
         bins = torch.cat([bin_BS.flatten(), bin_BS.flatten() + NUM_BINS])
         self._counts.index_add_(0, bins, counted)

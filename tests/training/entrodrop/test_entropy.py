@@ -46,5 +46,5 @@ def shard_of_rank() -> Tensor:
 def test_last_entropy_of_a_shard_belongs_to_the_first_token_of_the_next(sp_size):
     whole_BT1 = token_entropies(*predictions())
     shard = 12 // sp_size
-    for rank, found_BS1 in enumerate(run_ranks(shard_of_rank, world_size=sp_size)):
-        assert torch.equal(found_BS1, whole_BT1[:, rank * shard : (rank + 1) * shard + 1])
+    for rank, found_BP in enumerate(run_ranks(shard_of_rank, world_size=sp_size)):
+        assert torch.equal(found_BP, whole_BT1[:, rank * shard : (rank + 1) * shard + 1])

@@ -1,6 +1,7 @@
 """Where the entropies of a step's tokens come from: the model itself, or values kept before.
 
-B rows, S tokens of this rank's sequence shard, R rows of all micro-batches, T tokens of a sample.
+B rows, S tokens of this rank's sequence shard, P = S + 1 with the token behind it, R rows of all
+micro-batches, T tokens of a sample.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch import Tensor
 from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
 from training.data.stream import MicroBatch, SampleStream
-from training.dropout.entropy_cache import EntropyCache
 from training.entrodrop.entropy import token_entropies
 from training.entrodrop.mask import masked_contexts
 from training.model.engine import Engine
+from training.model.inputs import ModelInputs, Scored
 from training.ranks.dist import Layout
+from training.regularisers.base import RunParts
+from training.regularisers.entropy_cache import EntropyCache
 
 
 class EntropySource(ABC):
@@ -29,13 +32,13 @@ class EntropySource(ABC):
 
     @abstractmethod
     def of_step(self, batches: list[MicroBatch]) -> Tensor:
-        """fp32 `[R, S + 1]`: each shard's tokens and the one behind it, in nats.
+        """fp32 `[R, P]`: each shard's tokens and the one behind it, in nats.
 
         +inf at tokens that are no target or have no value; those never drop.
         """
 
     def observe(  # noqa: B027  (only a cache has something to note)
-        self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor, input_drops_BS: Tensor | None
+        self, batch: MicroBatch, scored: Scored, input_drops_BS: Tensor | None
     ) -> None:
         """Take note of what the training forward of a micro-batch measured."""
 
@@ -63,10 +66,10 @@ class KeptEntropies(EntropySource):
         return torch.cat([self._of_batch(batch) for batch in batches])
 
     def _of_batch(self, batch: MicroBatch) -> Tensor:
-        rows_BS1 = self.rows(batch.sample_ids, first=self._first, count=self._shard + 1)
-        entropy_BS1 = torch.from_numpy(rows_BS1).to(batch.ids_BS.device)
-        has_value_BS1 = batch.is_target_token_BS1 & ~entropy_BS1.isnan()
-        return entropy_BS1.masked_fill(~has_value_BS1, math.inf)
+        rows_BP = self.rows(batch.sample_ids, first=self._first, count=self._shard + 1)
+        entropy_BP = torch.from_numpy(rows_BP).to(batch.ids_BS.device)
+        has_value_BP = batch.is_target_token_BP & ~entropy_BP.isnan()
+        return entropy_BP.masked_fill(~has_value_BP, math.inf)
 
     @property
     def _shard(self) -> int:
@@ -95,8 +98,8 @@ class OnlineProbe(EntropySource):
         )
 
     def _score(self, batch: MicroBatch) -> Tensor:
-        nll_BS, entropy_BS = self._engine.probe(batch)
-        scored_BS = nll_BS if self._measure == "nll" else entropy_BS
+        scored = self._engine.probe(ModelInputs.of(batch))
+        scored_BS = scored.nll_BS if self._measure == "nll" else scored.entropy_BS
         # NaN never drops; that the batch is bad shows in the training forward.
         return scored_BS.masked_fill(~scored_BS.isfinite(), math.inf)
 
@@ -150,10 +153,8 @@ class CachedEntropies(KeptEntropies):
             values = np.where(is_weaker & ~np.isnan(reference), reference, values)
         return np.abs(values)
 
-    def observe(
-        self, batch: MicroBatch, nll_BS: Tensor, entropy_BS: Tensor, input_drops_BS: Tensor | None
-    ) -> None:
-        value_BS = nll_BS if self._measure == "nll" else entropy_BS
+    def observe(self, batch: MicroBatch, scored: Scored, input_drops_BS: Tensor | None) -> None:
+        value_BS = scored.nll_BS if self._measure == "nll" else scored.entropy_BS
         if input_drops_BS is None:
             input_drops_BS = torch.zeros_like(batch.is_target_BS)
         self._noted.append((batch, value_BS.detach().float(), input_drops_BS))
@@ -205,20 +206,19 @@ class ExcessLoss(EntropySource):
         self._reference = reference
 
     def of_step(self, batches: list[MicroBatch]) -> Tensor:
-        nll_RS1, reference_RS1 = self._online.of_step(batches), self._reference.of_step(batches)
-        is_known_RS1 = nll_RS1.isfinite() & reference_RS1.isfinite()
-        return torch.where(is_known_RS1, nll_RS1 - reference_RS1, math.inf)
+        nll_RP, reference_RP = self._online.of_step(batches), self._reference.of_step(batches)
+        is_known_RP = nll_RP.isfinite() & reference_RP.isfinite()
+        return torch.where(is_known_RP, nll_RP - reference_RP, math.inf)
 
 
 def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
     """The scores that a recipe names, checked against its measure; None when it needs none."""
-    uses = recipe.entropy.source if recipe.regulariser == "entrodrop" else recipe.regulariser
-    if uses not in ("reference", "cache", "rho1"):
+    if not recipe.uses_scores:
         return None
-    if uses == "cache" and recipe.entropy.scores not in pack.corpus.score_names():
-        return None
-    measure = "nll" if recipe.regulariser == "rho1" else recipe.entropy.measure
-    scores = pack.corpus.open_scores(recipe.entropy.scores)
+    name, measure = recipe.entropy.scores, recipe.measure
+    if recipe.keeps_entropies and name not in pack.corpus.score_names():
+        return None  # they only stand in for what the cache has not measured yet
+    scores = pack.corpus.open_scores(name)
     if scores.manifest.measure != measure:
         raise ValueError(
             f"entropy.scores: {scores.folder} holds {scores.manifest.measure}, this recipe needs "
@@ -229,32 +229,22 @@ def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
 
 def open_cache(recipe: Recipe, pack: PackIndex, *, path: Path) -> EntropyCache | None:
     """The cache of a run; None when the recipe needs none."""
-    if recipe.regulariser != "entrodrop" or recipe.entropy.source != "cache":
+    if not recipe.keeps_entropies:
         return None
     return EntropyCache(path, num_samples=pack.num_samples("train"), sample_tokens=pack.seq_len)
 
 
-def choose_source(
-    recipe: Recipe,
-    engine: Engine,
-    pack: PackIndex,
-    *,
-    scores: Scores | None,
-    cache: EntropyCache | None,
-) -> EntropySource:
+def choose_source(recipe: Recipe, parts: RunParts) -> EntropySource:
     """Where a run's entropies come from."""
-    reference = ReferenceScores(pack, scores, engine.layout) if scores else None
-    if cache is not None:
+    engine, pack = parts.engine, parts.pack
+    reference = ReferenceScores(pack, parts.scores, engine.layout) if parts.scores else None
+    if parts.cache is not None:
         return CachedEntropies(
             engine,
             pack,
-            cache,
+            parts.cache,
             reference=reference,
-            measure=recipe.entropy.measure,
+            measure=recipe.measure,
             keeps_clean=recipe.entropy.cache_keeps == "clean",
         )
-    if reference is None:
-        return OnlineProbe(engine, measure=recipe.entropy.measure)
-    if recipe.regulariser == "rho1":
-        return ExcessLoss(OnlineProbe(engine, measure="nll"), reference)
-    return reference
+    return reference or OnlineProbe(engine, measure=recipe.measure)

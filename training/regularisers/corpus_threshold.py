@@ -1,4 +1,4 @@
-"""Who is low among all samples of the run, not among those of a step (`entropy.scope: corpus`).
+"""Which tokens are low among all samples of the run, not of a step (`entropy.scope: corpus`).
 
 T tokens of a sample.
 """
@@ -12,10 +12,10 @@ from torch import Tensor
 from data_prep.shards import Mixture, PackIndex
 from training.config.recipe import Recipe
 from training.data.stream import IGNORE, SampleStream, next_token_targets
-from training.dropout.entropy_source import EntropySource, KeptEntropies
-from training.dropout.policy import SavedThreshold
 from training.entrodrop.mask import LowSet, select_low_tokens
 from training.ranks.dist import Layout
+from training.regularisers.base import RunParts, SavedThreshold
+from training.regularisers.entropy_source import EntropySource, KeptEntropies
 
 _SAMPLES_AT_ONCE = 64
 
@@ -29,22 +29,23 @@ class CorpusThreshold:
 
     def __init__(
         self,
-        recipe: Recipe,
         source: KeptEntropies,
         pack: PackIndex,
         mixture: Mixture,
         layout: Layout,
         *,
+        quantile: float,
+        seed: int,
         threshold: SavedThreshold | None,
     ) -> None:
-        self._recipe = recipe
         self._source = source
         self._pack = pack
         self._layout = layout
+        self._quantile, self._seed = quantile, seed
         self._samples = np.concatenate(
             [np.asarray(share.samples) for share in mixture if share.samples_per_epoch]
         )
-        self._low = threshold.low_set(seed=recipe.seed) if threshold else None
+        self._low = threshold.low_set(seed=seed) if threshold else None
 
     @property
     def threshold(self) -> SavedThreshold | None:
@@ -69,8 +70,8 @@ class CorpusThreshold:
         return select_low_tokens(
             torch.cat(values).to(device),
             torch.cat(indices).to(device),
-            q=self._recipe.dropout.quantile,
-            seed=self._recipe.seed,
+            q=self._quantile,
+            seed=self._seed,
         )
 
     def _values(self, samples: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -87,17 +88,19 @@ class CorpusThreshold:
 
 
 def corpus_threshold(
-    recipe: Recipe,
-    source: EntropySource,
-    pack: PackIndex,
-    mixture: Mixture,
-    layout: Layout,
-    *,
-    threshold: SavedThreshold | None = None,
+    recipe: Recipe, source: EntropySource, parts: RunParts
 ) -> CorpusThreshold | None:
     """For recipes with `entropy.scope: corpus`; None for others."""
-    if recipe.regulariser != "entrodrop" or recipe.entropy.scope != "corpus":
+    if recipe.entropy.scope != "corpus":
         return None
     if not isinstance(source, KeptEntropies):
         raise TypeError(f"entropy.scope: corpus with {type(source).__name__}")
-    return CorpusThreshold(recipe, source, pack, mixture, layout, threshold=threshold)
+    return CorpusThreshold(
+        source,
+        parts.pack,
+        parts.mixture,
+        parts.engine.layout,
+        quantile=recipe.dropout.quantile,
+        seed=recipe.seed,
+        threshold=parts.threshold,
+    )

@@ -1,0 +1,71 @@
+"""What goes into a forward pass and what comes out of it.
+
+B rows, S tokens of this rank's sequence shard, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from training.data.documents import DocumentLayout
+from training.data.stream import MicroBatch
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """A micro-batch as the model takes it; `dataclasses.replace` makes another of it."""
+
+    ids_BS: Tensor
+    """int64, the tokens to embed."""
+    position_ids_BS: Tensor
+    """int64, global positions that restart in each document."""
+    targets_BS: Tensor
+    """int64, -100 where there is none."""
+    documents: DocumentLayout
+    """Of the whole rows."""
+    token_index_BS: Tensor | None = None
+    """int64, the identity of each token, for hidden dropout."""
+    replaced_BS: Tensor | None = None
+    """bool, tokens whose embedding becomes 0, or the mean of all."""
+    noise_BSD: Tensor | None = None
+    """fp32 `[B, S, D]`, added to the embeddings."""
+
+    @classmethod
+    def of(cls, batch: MicroBatch) -> ModelInputs:
+        """The micro-batch as it is."""
+        return cls(
+            ids_BS=batch.ids_BS,
+            position_ids_BS=batch.position_ids_BS,
+            targets_BS=batch.targets_BS,
+            documents=batch.documents,
+            token_index_BS=batch.token_index_BP[:, :-1],
+        )
+
+
+class Scored(NamedTuple):
+    """What a forward pass found at each position."""
+
+    nll_BS: Tensor
+    """fp32, nats; in training with label smoothing and z-loss, if the head has them."""
+    entropy_BS: Tensor
+    """fp32, nats."""
+
+
+@dataclass(frozen=True)
+class ModelRegularisation:
+    """What a regulariser changes in model and optimizer, when they are built."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over the vocabulary."""
+    hidden_dropout: float = 0.0
+    """Rate at which channels are dropped behind every layer."""
+    replaces_by_mean: bool = False
+    """Replaced embeddings become the vocabulary's mean, not 0."""
+    weight_decay: float | None = None
+    """In place of the optimizer's."""
+
+
+NO_REGULARISATION = ModelRegularisation()

@@ -1,0 +1,167 @@
+"""What a regulariser is: the points of a run at which it may change something.
+
+B rows, S tokens of this rank's sequence shard, P = S + 1 with the token behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from data_prep.shards import Mixture, PackIndex, Scores
+from training.config.recipe import Recipe
+from training.data.stream import MicroBatch, SampleStream
+from training.entrodrop.mask import LowSet
+from training.entrodrop.quantile import Quantile
+from training.model.engine import Engine
+from training.model.inputs import ModelInputs, Scored
+from training.regularisers.entropy_cache import EntropyCache
+
+
+@dataclass(frozen=True)
+class SavedThreshold:
+    """Which tokens were low, as a checkpoint keeps it."""
+
+    nats: float
+    last_tie_key: int
+
+    @classmethod
+    def of(cls, low: LowSet) -> SavedThreshold:
+        return cls(low.quantile.threshold, low.last_tie_key)
+
+    def low_set(self, *, seed: int) -> LowSet:
+        """The same tokens; how many there were is not kept."""
+        quantile = Quantile(self.nats, 0, 0, 0, 0)
+        return LowSet(quantile, self.last_tie_key, seed)
+
+
+@dataclass(frozen=True)
+class StepDropout:
+    """What is known of a step's drops before its forward passes, equal on every rank but the
+    tokens; by default nothing drops."""
+
+    gamma: float = 0.0
+    """Drop probability of a low token at this point of the curriculum, at guidance 1."""
+    rate_asked: float = 0.0
+    """Share of all targets that drop on average: gamma * quantile, of those with a value."""
+    threshold_nats: float | None = None
+    kept_share: float = 1.0
+    """Share of the targets' losses that is expected to stay, as the loss divides by it."""
+    dropped_BP: tuple[Tensor, ...] = ()
+    """Bool `[B, P]` a micro-batch, where it is known before the forward."""
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """Of the run, what a regulariser may be built from."""
+
+    engine: Engine
+    pack: PackIndex
+    mixture: Mixture
+    scores: Scores | None = None
+    """Of the corpus, where the recipe names some (`open_scores`)."""
+    cache: EntropyCache | None = None
+    """Likewise (`open_cache`)."""
+    threshold: SavedThreshold | None = None
+    """Of the checkpoint that the run resumes from."""
+
+
+class Regulariser:
+    """A way to keep a model from overfitting. This one changes nothing.
+
+    A step calls `begin_step`; then for each micro-batch `change_inputs`, the forward pass,
+    `target_drops_BS` (before the forward, unless it `waits_for_forward`) and `observe`; and
+    `end_step`. Every rank makes the same calls in the same order.
+    """
+
+    waits_for_forward: bool = False
+    """Whether which targets drop is known only after the forward pass: the head then computes its
+    logits twice."""
+    drops_losses: bool = False
+    """Whether the losses of targets that drop leave the loss."""
+
+    @classmethod
+    def in_model(cls, recipe: Recipe) -> dict[str, Any]:
+        """Fields of `ModelRegularisation` that it sets."""
+        return {}
+
+    @classmethod
+    def build(cls, recipe: Recipe, parts: RunParts) -> Regulariser:
+        """For the steps of a run, from its start or a checkpoint's threshold."""
+        return cls()
+
+    @property
+    def threshold(self) -> SavedThreshold | None:
+        """What a checkpoint keeps of it, beside the cache."""
+        return None
+
+    def begin_step(
+        self,
+        batches: list[MicroBatch],
+        *,
+        stream: SampleStream,
+        step: int,
+        trained_frac: float,
+        num_targets: int,
+    ) -> StepDropout:
+        """Decide what can be decided before the forward passes.
+
+        Args:
+            step: 0-based.
+            trained_frac: trained tokens / planned tokens, which drives the curriculum.
+            num_targets: of the whole global batch.
+        """
+        return StepDropout()
+
+    def change_inputs(self, inputs: ModelInputs, batch: MicroBatch, micro_step: int) -> ModelInputs:
+        """Other inputs for the training forward."""
+        return inputs
+
+    def target_drops_BS(
+        self, batch: MicroBatch, micro_step: int, scored: Scored | None
+    ) -> Tensor | None:
+        """Positions whose target drops, bool `[B, S]`; None for none.
+
+        Args:
+            scored: of the training forward, for those that wait for it.
+        """
+        return None
+
+    def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
+        """Take note of what the training forward measured."""
+
+    def end_step(self, stream: SampleStream, step: int) -> None:
+        """Keep what was noted, before the next step begins."""
+
+
+class Together(Regulariser):
+    """A regulariser with an extra one, which may change inputs, but drops no targets."""
+
+    def __init__(self, first: Regulariser, extra: Regulariser) -> None:
+        self._first, self._extra = first, extra
+        self.waits_for_forward = first.waits_for_forward
+        self.drops_losses = first.drops_losses
+
+    @property
+    def threshold(self) -> SavedThreshold | None:
+        return self._first.threshold
+
+    def begin_step(self, batches: list[MicroBatch], **of_step: Any) -> StepDropout:
+        return self._first.begin_step(batches, **of_step)
+
+    def change_inputs(self, inputs: ModelInputs, batch: MicroBatch, micro_step: int) -> ModelInputs:
+        changed = self._first.change_inputs(inputs, batch, micro_step)
+        return self._extra.change_inputs(changed, batch, micro_step)
+
+    def target_drops_BS(
+        self, batch: MicroBatch, micro_step: int, scored: Scored | None
+    ) -> Tensor | None:
+        return self._first.target_drops_BS(batch, micro_step, scored)
+
+    def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
+        self._first.observe(batch, micro_step, scored)
+
+    def end_step(self, stream: SampleStream, step: int) -> None:
+        self._first.end_step(stream, step)

@@ -1,0 +1,92 @@
+"""EntroDrop: tokens of low entropy drop, by a threshold known before the forward passes."""
+
+from __future__ import annotations
+
+from training.config.recipe import Recipe
+from training.config.sections import Dropout
+from training.data.stream import MicroBatch, SampleStream
+from training.model.inputs import Scored
+from training.regularisers.base import Regulariser, RunParts, SavedThreshold, StepDropout
+from training.regularisers.corpus_threshold import CorpusThreshold, corpus_threshold
+from training.regularisers.drop_sets import (
+    drop_low_of_corpus,
+    drop_low_of_step,
+    drop_rates,
+    gamma_at,
+)
+from training.regularisers.entropy_source import EntropySource, choose_source
+from training.regularisers.lagged import LaggedEntroDrop
+from training.regularisers.token_dropout import TokenDropout
+
+
+class EntroDrop(TokenDropout):
+    """The method, with the quantile of the step or of the corpus as the threshold."""
+
+    def __init__(
+        self,
+        settings: Dropout,
+        *,
+        source: EntropySource,
+        corpus: CorpusThreshold | None,
+        seed: int,
+        vocab_size: int,
+    ) -> None:
+        """`corpus` says which tokens are low, if not the quantile of the step does."""
+        super().__init__(settings, where=settings.where, seed=seed, vocab_size=vocab_size)
+        self._source, self._corpus = source, corpus
+
+    @classmethod
+    def build(cls, recipe: Recipe, parts: RunParts) -> Regulariser:
+        if recipe.is_lagged:
+            return LaggedEntroDrop.build(recipe, parts)
+        source = choose_source(recipe, parts)
+        return cls(
+            recipe.dropout,
+            source=source,
+            corpus=corpus_threshold(recipe, source, parts),
+            seed=recipe.seed,
+            vocab_size=parts.engine.vocab_size,
+        )
+
+    @property
+    def threshold(self) -> SavedThreshold | None:
+        return self._corpus.threshold if self._corpus else None
+
+    def choose(
+        self,
+        batches: list[MicroBatch],
+        *,
+        stream: SampleStream,
+        step: int,
+        trained_frac: float,
+        num_targets: int,
+    ) -> StepDropout:
+        # in every step, dropping or not: it is found anew where an epoch begins
+        low = self._corpus.low_set(stream, step) if self._corpus else None
+        gamma = gamma_at(self._settings, trained_frac)
+        if gamma == 0.0:
+            return StepDropout()
+        entropy_RP = self._source.of_step(batches)
+        if low is None:
+            return drop_low_of_step(
+                entropy_RP,
+                batches,
+                self._settings,
+                seed=self._seed,
+                gamma=gamma,
+                num_targets=num_targets,
+            )
+        return drop_low_of_corpus(
+            entropy_RP,
+            batches,
+            low,
+            seed=self._seed,
+            rates=drop_rates(self._settings, gamma=gamma),
+            num_targets=num_targets,
+        )
+
+    def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
+        self._source.observe(batch, scored, self.input_drops_BS(micro_step))
+
+    def end_step(self, stream: SampleStream, step: int) -> None:
+        self._source.end_step(stream, step)
