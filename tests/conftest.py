@@ -70,13 +70,48 @@ def _remove(folder: str) -> None:
     subprocess.run(["rm", "-rf", "--one-file-system", "--", folder], check=False)
 
 
+# More than about 40 seconds, the longest first. Worth a look when the last seconds of a run of all
+# tests (`--durations=0`) are those of one file.
+_LONG_FILES = (
+    "training/test_layouts.py",
+    "training/test_sweep.py",
+    "training/test_run.py",
+    "data_prep/test_kill.py",
+    "data_prep/test_fast_bpe.py",
+    "training/test_odd_machines.py",
+    "data_prep/test_fuzz.py",
+    "docs/test_readme.py",
+    "training/test_tasks_evaluation.py",
+    "docs/test_run_commands.py",
+    "training/test_checkpoint_kills.py",
+    "launch/test_mpirun.py",
+    "benchmarks/test_study.py",
+    "launch/test_preflight.py",
+    "launch/test_planner.py",
+    "training/test_bad_steps.py",
+    "data_prep/test_build.py",
+    "training/test_stopping.py",
+    "training/test_reshard.py",
+    "training/test_entropy_source.py",
+    "training/test_checkpoint.py",
+    "launch/test_quickstart.py",
+    "training/test_score.py",
+    "benchmarks/test_bench_step.py",
+    "launch/test_kubernetes.py",
+)
+_PLACE = {Path(__file__).parent / name: place for place, name in enumerate(_LONG_FILES)}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that no worker is left alone with one at the end.
 
     Clusters before all: they are the longest and mostly wait while the other workers compute.
     """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.get_closest_marker("cluster") is None, item.path not in slow))
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        return item.get_closest_marker("cluster") is None, _PLACE.get(item.path, len(_PLACE))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
