@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,8 +20,7 @@ from data_prep.durable import (
     staged_folder,
     write_durable,
 )
-from data_prep.ledger import SPLITS, Split
-from data_prep.manifest import Shard
+from data_prep.ledger import Split
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackIndex
 from data_prep.record import FileRecord, Record, Sha256, load_record, record_text
@@ -201,41 +200,3 @@ def _fill_with_nan(path: Path, *, num_tokens: int) -> None:
     with path.open("wb") as file:
         for start in range(0, num_tokens, _BLOCK_TOKENS):
             file.write(block[: num_tokens - start].data)
-
-
-def write_scores(
-    corpus: Corpus,
-    score: Callable[[Shard], np.ndarray],
-    *,
-    name: str,
-    measure: Measure,
-    model: str,
-    seq_len: int,
-    overwrite: bool = False,
-) -> Scores:
-    """Write a score for every token of every shard, whole or not at all.
-
-    Args:
-        score: gives the scores of a shard, float `[tokens]`, in nats, NaN for none.
-    """
-    out = corpus.folder / f"{_PREFIX}{name}"
-    refuse_existing(out, marker=SCORES_NAME, overwrite=overwrite)
-    with staged_folder(out) as staging:
-        files = []
-        for split in SPLITS:
-            for shard in corpus.manifest.split_shards(split):
-                scores = _narrowed(np.asarray(score(shard)), what=shard.name)
-                if scores.shape != (shard.num_tokens,):
-                    raise ValueError(f"{shard.name}: expected {shard.num_tokens} scores")
-                files.append(write_durable(staging / f"{shard.name}.f16", scores.data))
-        manifest = ScoresManifest(
-            schema_version=1,
-            name=name,
-            measure=measure,
-            model=model,
-            seq_len=seq_len,
-            corpus_fingerprint=corpus.fingerprint,
-            files=tuple(files),
-        )
-        write_durable(staging / SCORES_NAME, record_text(manifest))
-    return Scores(corpus, name=name)

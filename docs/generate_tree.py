@@ -33,6 +33,7 @@ _FOLDERS = {
     "training/tasks": "benchmarks by lm-evaluation-harness",
     "training/recipes": "one YAML file a run",
     "launch": "from a recipe to processes",
+    "launch/commands": "one module a verb: plan, preflight",
     "launch/planner": "what a run takes, before it starts; loads no torch",
     "launch/preflight": "checks on all ranks before a run, each with what to do",
     "launch/slurm": "jobs that queue themselves again",

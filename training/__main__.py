@@ -7,6 +7,7 @@ import os
 import sys
 
 from common.verbs import add_verbs
+from training.config.arguments import parse_arguments
 from training.ranks.launcher_env import set_rank_variables
 
 _EPILOG = """\
@@ -24,7 +25,7 @@ VERBS = ("train", "evaluate", "export", "report", "sweep", "preview")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user's mistake is one message and exit code 2."""
-    options = _parse(argv)
+    options = parse_arguments(build_parser(), argv)
     if options.verb in ("train", "evaluate"):
         try:
             set_rank_variables()
@@ -53,18 +54,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_verbs(parser, package="training.commands", names=VERBS)
     return parser
-
-
-def _parse(argv: list[str] | None) -> argparse.Namespace:
-    """Also where overrides come behind an option, which argparse does not take."""
-    parser = build_parser()
-    options, later = parser.parse_known_args(argv)
-    overrides = getattr(options, "overrides", None)
-    if wrong := [each for each in later if overrides is None or each.startswith("-")]:
-        parser.error(f"{wrong[0]}: unknown argument; see {options.verb} --help")
-    if overrides is not None:
-        overrides += later
-    return options
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.study.arms import ARMS, Arm
-from benchmarks.study.intervals import Interval, mean_interval
 from benchmarks.study.jobs import BASE_ARM
 from benchmarks.study.results import Row
 from benchmarks.study.settings import TUNING_SEED
+from training.reports.intervals import Interval, mean_interval
 
 Measure = Callable[[Row], float]
 

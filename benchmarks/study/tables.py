@@ -16,10 +16,10 @@ from benchmarks.study.comparison import (
     final_loss,
     known,
 )
-from benchmarks.study.intervals import Interval
 from benchmarks.study.jobs import BASE_ARM
 from benchmarks.study.results import Row
 from benchmarks.study.settings import TUNING_SEED
+from training.reports.intervals import Interval
 
 LEGEND = """\
 Losses are nats a token on held-out text of the domain. `final` is after the last epoch, `best` the

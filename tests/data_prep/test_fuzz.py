@@ -20,9 +20,10 @@ from data_prep.manifest import Manifest
 from data_prep.packing.manifest import PackManifest, PackWeight
 from data_prep.packing.pack import pack
 from data_prep.record import Record, load_record
-from data_prep.scores import ScoresManifest, write_scores
+from data_prep.scores import ScoresManifest
 from data_prep.shards import open_corpus
 from data_prep.verify import verify
+from tests.scores import write_scores
 
 # One corpus is damaged and mended again and again; a deadline would only measure the disk.
 _FUZZ = settings(

@@ -13,12 +13,12 @@ import pytest
 
 from data_prep.packing.pack import pack
 from data_prep.reading.documents import Fields
-from data_prep.scores import write_scores
 from data_prep.shards import Corpus, open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.viewing.colours import css_colours
 from data_prep.viewing.token_texts import texts_of
 from tests.browser import built_page, picture, share_of_colour
+from tests.scores import write_scores
 
 Cli = Callable[..., tuple[int, str, str]]
 HOSTILE = (

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from data_prep.manifest import Shard
-from data_prep.scores import Scores, write_scores
+from data_prep.scores import Scores, open_scores_writer
 from data_prep.shards import Corpus, open_corpus
+from tests.scores import write_scores
 
 
 def numbered(shard: Shard) -> np.ndarray:
@@ -18,10 +19,8 @@ def numbered(shard: Shard) -> np.ndarray:
     return np.arange(shard.num_tokens) % 2048
 
 
-def score(corpus: Corpus, name: str = "base", **changes: object) -> Scores:
-    return write_scores(
-        corpus, numbered, name=name, measure="shannon", model="a-model", seq_len=64, **changes
-    )
+def score(corpus: Corpus, name: str = "base") -> Scores:
+    return write_scores(corpus, numbered, name=name, seq_len=64)
 
 
 def test_documents_and_samples_get_the_scores_of_their_tokens(packed_corpus: Path) -> None:
@@ -52,9 +51,6 @@ def test_scores_that_are_not_there_name_those_that_are(packed_corpus: Path) -> N
     score(corpus, "two")
     with pytest.raises(ValueError, match="no scores 'base'; there are: one, two"):
         corpus.open_scores("base")
-    with pytest.raises(ValueError, match="exists already"):
-        score(corpus, "one")
-    score(corpus, "one", overwrite=True)
 
 
 def test_scores_of_another_corpus_or_a_truncated_file_are_refused(
@@ -77,16 +73,15 @@ def test_scores_of_another_corpus_or_a_truncated_file_are_refused(
 @pytest.mark.parametrize("value", [-1.0, np.inf, 1e6])
 def test_what_is_no_entropy_is_refused_on_either_side(packed_corpus: Path, value: float) -> None:
     corpus = open_corpus(packed_corpus)
-    with pytest.raises(ValueError, match="expected scores of 0 or more"):
-        write_scores(
-            corpus,
-            lambda shard: np.full(shard.num_tokens, value),
-            name="base",
-            measure="nll",
-            model="m",
-            seq_len=8,
-        )
-    assert not list(packed_corpus.glob("*scores*"))
+    index = corpus.open_pack(64)
+    with (
+        pytest.raises(ValueError, match="expected scores of 0 or more"),
+        open_scores_writer(
+            corpus, name="base", measure="nll", model="m", seq_len=64, overwrite=False
+        ) as writer,
+    ):
+        writer.put_sample(index, 0, "train", np.full(64, value, np.float32))
+    assert not corpus.score_names()
     folder = score(corpus).folder
     path = folder / f"{corpus.manifest.shards[0].name}.f16"
     stored = np.full(path.stat().st_size // 2, -1.0 if value < 0 else np.inf, dtype="<f2")

@@ -12,9 +12,9 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.packing.pack import pack
-from data_prep.scores import write_scores
 from data_prep.shards import open_corpus
 from tests.docs.markdown import REPO_ROOT, code_blocks
+from tests.scores import write_scores
 from training.__main__ import main as training_main
 
 PAGES = ("cleaning.md", "inspecting.md", "data_format.md")

@@ -149,10 +149,10 @@ def test_more_gpus_are_named_when_no_change_fits() -> None:
     [
         (["--gpus", "6"], ["global_batch_tokens 262144", "nearest", "245760 and 270336"]),
         (["--gpus", "8", "train.sequence_parallel_size=16"], ["--gpus 8", "nearest that are: 16"]),
-        (["--gpus", "0"], ["'0' is no whole number above 0"]),
+        (["--gpus", "0"], ["'0' is not a whole number above 0"]),
         (["--gpus", "8", "--mfu", "40"], ["'40' is not between 0 and 1"]),
         (["--gpus", "8", "--gpu", "80"], ["--gpu"]),
-        (["--gpus", "8", "--frobs"], ["unknown option --frobs"]),
+        (["--gpus", "8", "--frobs"], ["--frobs: unknown argument"]),
         (["--gpus", "8", "train.epoch=3"], ["train.epoch", "did you mean train.epochs"]),
         (["--gpus", "8", "deepspeed=ds_configs/none.json"], ["none.json", "No such file"]),
         (

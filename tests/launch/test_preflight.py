@@ -321,7 +321,7 @@ def test_mistakes_end_with_2_before_torch_is_loaded(recipe: str) -> None:
     for arguments, told in (
         (["--skip", "dsk,pairs"], "there is no check 'dsk'; did you mean disk"),
         (["--min-gbps", "0"], "--min-gbps 0 is not above 0"),
-        (["--skipp", "disk"], "unknown option --skipp"),
+        (["--skipp", "disk"], "--skipp: unknown argument; did you mean --skip?"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", code, "preflight", recipe, *arguments],

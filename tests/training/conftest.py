@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.scores import write_scores
 from data_prep.shards import open_corpus
+from tests.scores import write_scores
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from training.data.stream import MicroBatch, SampleStream, piece_lengths
 from training.model.causal_lm import CausalLMWithEntropy
 from training.model.inputs import ModelInputs, ModelRegularisation
 from training.ranks.dist import Layout
-from training.regularisers.base import Regulariser, RunParts, SavedThreshold, StepDropout
+from training.regularisers.base import RunParts, SavedThreshold, Step, StepDropout
 from training.regularisers.baselines import RandomTokenDropout, Rho1
 from training.regularisers.entrodrop import EntroDrop
 from training.regularisers.entropy_source import ExcessLoss
@@ -38,10 +38,15 @@ def batches_of_rank(rank: int, sp_size: int, *, num_samples: int = 8) -> list[Mi
     return stream.step(0)
 
 
+def step_of(batches: list[MicroBatch], *, trained_frac: float = 0.5, num_targets: int = 1) -> Step:
+    stream: Any = None
+    return Step(batches, stream, 0, trained_frac, num_targets)
+
+
 def at_random(recipe: Recipe, batches: list[MicroBatch]) -> StepDropout:
     return RandomTokenDropout(
         recipe.dropout, where="input", seed=recipe.seed, vocab_size=VOCAB_SIZE
-    ).choose(batches, trained_frac=0.5)
+    ).choose(step_of(batches))
 
 
 def noise_of(recipe: Recipe, batch: MicroBatch) -> torch.Tensor | None:
@@ -148,15 +153,6 @@ def test_lengths_of_pieces() -> None:
     assert piece_lengths(positions).tolist() == [3, 3, 3, 2, 2, 1]
 
 
-def begin_step(
-    method: Regulariser, batch: MicroBatch, *, trained_frac: float, num_targets: int
-) -> StepDropout:
-    stream: Any = None
-    return method.begin_step(
-        [batch], stream=stream, step=0, trained_frac=trained_frac, num_targets=num_targets
-    )
-
-
 class Given:
     """Entropies, or losses, that a test chose."""
 
@@ -182,7 +178,7 @@ def test_rho1_trains_on_the_greatest_excess_alone() -> None:
         recipe.dropout, source=source, share=0.25, seed=recipe.seed, vocab_size=VOCAB_SIZE
     )
     assert method.drops_losses
-    dropout = begin_step(method, batch, trained_frac=0.0, num_targets=100)
+    dropout = method.begin_step(step_of([batch], num_targets=100))
     assert torch.equal(method.change_inputs(ModelInputs.of(batch), batch, 0).ids_BS, batch.ids_BS)
     known = own & reference.isfinite()
     excess = sorted((nll - reference)[known].tolist())
@@ -269,6 +265,6 @@ def test_the_divisor_counts_only_targets_that_the_corpus_has_a_value_for() -> No
     method = EntroDrop(
         recipe.dropout, source=source, corpus=corpus, seed=recipe.seed, vocab_size=VOCAB_SIZE
     )
-    dropout = begin_step(method, batch, trained_frac=1.0, num_targets=num_targets)
+    dropout = method.begin_step(step_of([batch], trained_frac=1.0, num_targets=num_targets))
     assert dropout.rate_asked == pytest.approx(0.4 * 0.5 * num_known / num_targets)
     assert num_targets * dropout.kept_share == pytest.approx(num_targets - 0.4 * 0.5 * num_known)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.scores import write_scores
 from data_prep.shards import open_corpus
+from tests.scores import write_scores
 from training.__main__ import main
 from training.commands.preview import number_list
 from training.config.load import parse_recipe

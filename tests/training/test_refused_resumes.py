@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from data_prep.packing.pack import pack
-from data_prep.scores import write_scores
 from data_prep.shards import open_corpus
 from tests.distributed import run_ranks
+from tests.scores import write_scores
 from tests.training.refusals import (
     CPU,
     build_text,
@@ -119,7 +119,6 @@ def test_a_resume_with_other_scores_or_another_pack_is_refused(scored_copy):
         measure="shannon",
         model="a-model",
         seq_len=SEQUENCE_TOKENS,
-        overwrite=True,
     )
     pack(scored_copy, seq_len=SEQUENCE_TOKENS, policy="concat", overwrite=True)
     message = refused(lambda: resume(before, identity(scored_copy, entropy__source="reference")))

@@ -259,6 +259,7 @@ def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
     from training.data.documents import find_documents
     from training.model.causal_lm import resolve_model_config
     from training.model.engine import build_engine
+    from training.model.inputs import ModelInputs
     from training.ranks.dist import init_layout
 
     layout = init_layout(sp_size=1)
@@ -274,7 +275,7 @@ def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(ids.shape[1])[None]
     documents = find_documents(positions, device=layout.device)
     with torch.no_grad():
-        engine.ds(ids, positions, ids, documents)
+        engine.score(ModelInputs(ids, positions, ids, documents))
         with deepspeed.zero.GatheredParameters([head.weight]):
             return (seen[0][0] @ head.weight.T).clone()
 

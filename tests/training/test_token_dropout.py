@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from training.config.recipe import Recipe
 from training.data.stream import MicroBatch, SampleStream
 from training.entrodrop.mask import select_low_tokens
 from training.ranks.dist import Layout
-from training.regularisers.base import StepDropout
+from training.regularisers.base import Step, StepDropout
 from training.regularisers.baselines import RandomTokenDropout
 from training.regularisers.drop_sets import (
     drop_low_of_corpus,
@@ -117,9 +118,10 @@ def test_without_guidance_the_tokens_are_those_of_random_dropout():
     entropy_BP = torch.where(batch.is_target_token_BP, batch.token_index_BP % 7.0, math.inf)
     unguided = drop_low(entropy_BP, batch, tiny_recipe(dropout__guidance=0.0, **rate), gamma=0.8)
     recipe = tiny_recipe(regulariser="random_token_dropout", **rate)
+    stream: Any = None
     at_random = RandomTokenDropout(
         recipe.dropout, where="input", seed=recipe.seed, vocab_size=VOCAB_SIZE
-    ).choose([batch], trained_frac=0.5)
+    ).choose(Step([batch], stream, 0, 0.5, batch.num_targets))
     assert torch.equal(unguided.dropped_BP[0], at_random.dropped_BP[0])
     assert at_random.dropped_BP[0].any()
     assert unguided.rate_asked == at_random.rate_asked == 0.4

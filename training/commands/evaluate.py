@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from training.config.arguments import add_overrides
+
 SUMMARY = "held-out loss of an exported run, by entropy band; or benchmarks"
 DESCRIPTION = """\
 Score RUN/export on the run's validation split and write RUN/evaluation.json. With --tasks: ask the
@@ -22,7 +24,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "run_dir", type=Path, metavar="RUN", help="run folder; with --tasks also an export"
     )
-    verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="as in train")
+    add_overrides(verb)
     tasks = verb.add_argument_group("benchmarks", "docs/evaluation.md says what they need")
     tasks.add_argument(
         "--tasks",

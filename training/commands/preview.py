@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from training.config.arguments import add_recipe
+
 SUMMARY = "say which tokens of some samples a recipe would drop"
 DESCRIPTION = """\
 Write, as JSON, which tokens of some samples drop in an epoch of the run, given scores beside the
@@ -16,8 +18,7 @@ corpus as entropies. `python -m data_prep inspect --drops` shows them. No model 
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", help="YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="as in train")
+    add_recipe(verb)
     verb.add_argument("--scores", required=True, metavar="NAME", help="scores of the corpus")
     verb.add_argument("--epoch", type=int, default=0, metavar="E", help="from 0 (default: 0)")
     verb.add_argument(

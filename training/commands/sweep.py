@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from training.config.arguments import add_recipe
+
 SUMMARY = "run every combination of some values of a recipe, and compare them"
 DESCRIPTION = """\
 Run a recipe with every combination of the values given, each in a folder of its own in the recipe's
@@ -22,8 +24,7 @@ checkpoint.
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", type=Path, help="YAML file; its run_dir holds the runs")
-    verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="of all runs, as in train")
+    add_recipe(verb)
     verb.add_argument(
         "--vary", action="append", default=[], metavar="a.b=1,2,3", help="a key and its values"
     )
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
 
     return run_sweep(
         SweepOptions(
-            recipe=options.recipe,
+            recipe=Path(options.recipe),
             overrides=options.overrides,
             varied=options.vary,
             seeds=options.seeds,

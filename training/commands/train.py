@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from training.config.arguments import add_recipe
+
 SUMMARY = "run a recipe, or go on with it"
 DESCRIPTION = """\
 Run a recipe. Started again, it goes on from the newest whole checkpoint. Under torchrun or
@@ -16,8 +18,7 @@ deepspeed --module every process runs this command.
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("recipe", help="YAML file; docs/recipes.md explains every key")
-    verb.add_argument("overrides", nargs="*", metavar="a.b=c", help="change keys of the recipe")
+    add_recipe(verb)
     verb.add_argument(
         "--accept-changes",
         nargs="+",

@@ -38,6 +38,21 @@ class SavedThreshold:
 
 
 @dataclass(frozen=True)
+class Step:
+    """An optimizer step before its forward passes."""
+
+    batches: list[MicroBatch]
+    """This rank's, one a micro-step."""
+    stream: SampleStream
+    number: int
+    """0-based."""
+    trained_frac: float
+    """Trained tokens / planned tokens, which drives the curriculum."""
+    num_targets: int
+    """Of the whole global batch."""
+
+
+@dataclass(frozen=True)
 class StepDropout:
     """What is known of a step's drops before its forward passes, equal on every rank but the
     tokens; by default nothing drops."""
@@ -97,22 +112,8 @@ class Regulariser:
         """What a checkpoint keeps of it, beside the cache."""
         return None
 
-    def begin_step(
-        self,
-        batches: list[MicroBatch],
-        *,
-        stream: SampleStream,
-        step: int,
-        trained_frac: float,
-        num_targets: int,
-    ) -> StepDropout:
-        """Decide what can be decided before the forward passes.
-
-        Args:
-            step: 0-based.
-            trained_frac: trained tokens / planned tokens, which drives the curriculum.
-            num_targets: of the whole global batch.
-        """
+    def begin_step(self, step: Step) -> StepDropout:
+        """Decide what can be decided before the forward passes."""
         return StepDropout()
 
     def change_inputs(self, inputs: ModelInputs, batch: MicroBatch, micro_step: int) -> ModelInputs:
@@ -132,7 +133,7 @@ class Regulariser:
     def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
         """Take note of what the training forward measured."""
 
-    def end_step(self, stream: SampleStream, step: int) -> None:
+    def end_step(self, step: Step) -> None:
         """Keep what was noted, before the next step begins."""
 
 
@@ -148,8 +149,8 @@ class Together(Regulariser):
     def threshold(self) -> SavedThreshold | None:
         return self._first.threshold
 
-    def begin_step(self, batches: list[MicroBatch], **of_step: Any) -> StepDropout:
-        return self._first.begin_step(batches, **of_step)
+    def begin_step(self, step: Step) -> StepDropout:
+        return self._first.begin_step(step)
 
     def change_inputs(self, inputs: ModelInputs, batch: MicroBatch, micro_step: int) -> ModelInputs:
         changed = self._first.change_inputs(inputs, batch, micro_step)
@@ -163,5 +164,5 @@ class Together(Regulariser):
     def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
         self._first.observe(batch, micro_step, scored)
 
-    def end_step(self, stream: SampleStream, step: int) -> None:
-        self._first.end_step(stream, step)
+    def end_step(self, step: Step) -> None:
+        self._first.end_step(step)

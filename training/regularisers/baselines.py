@@ -6,9 +6,8 @@ from typing import Any
 
 from training.config.recipe import Recipe
 from training.config.sections import Dropout
-from training.data.stream import MicroBatch
 from training.entrodrop.mask import DropRates, draw_drops
-from training.regularisers.base import Regulariser, RunParts, StepDropout
+from training.regularisers.base import Regulariser, RunParts, Step, StepDropout
 from training.regularisers.drop_sets import drop_lowest, gamma_at
 from training.regularisers.entropy_source import (
     EntropySource,
@@ -31,10 +30,8 @@ class RandomTokenDropout(TokenDropout):
             vocab_size=parts.engine.vocab_size,
         )
 
-    def choose(
-        self, batches: list[MicroBatch], *, trained_frac: float, **of_step: Any
-    ) -> StepDropout:
-        gamma = gamma_at(self._settings, trained_frac)
+    def choose(self, step: Step) -> StepDropout:
+        gamma = gamma_at(self._settings, step.trained_frac)
         if gamma == 0.0:
             return StepDropout()
         rate = gamma * self._settings.quantile
@@ -45,7 +42,7 @@ class RandomTokenDropout(TokenDropout):
                 draw_drops(
                     batch.is_target_token_BP, batch.token_index_BP, rate=rate, seed=self._seed
                 )
-                for batch in batches
+                for batch in step.batches
             ),
         )
 
@@ -76,13 +73,13 @@ class Rho1(TokenDropout):
             vocab_size=parts.engine.vocab_size,
         )
 
-    def choose(self, batches: list[MicroBatch], *, num_targets: int, **of_step: Any) -> StepDropout:
+    def choose(self, step: Step) -> StepDropout:
         return drop_lowest(
-            self._source.of_step(batches),
-            batches,
+            self._source.of_step(step.batches),
+            step.batches,
             rates=DropRates(gamma=1.0, q=1.0 - self._share),
             seed=self._seed,
-            num_targets=num_targets,
+            num_targets=step.num_targets,
         )
 
 

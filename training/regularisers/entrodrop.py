@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from training.config.recipe import Recipe
 from training.config.sections import Dropout
-from training.data.stream import MicroBatch, SampleStream
+from training.data.stream import MicroBatch
 from training.model.inputs import Scored
-from training.regularisers.base import Regulariser, RunParts, SavedThreshold, StepDropout
+from training.regularisers.base import Regulariser, RunParts, SavedThreshold, Step, StepDropout
 from training.regularisers.corpus_threshold import CorpusThreshold, corpus_threshold
 from training.regularisers.drop_sets import (
     drop_low_of_corpus,
@@ -52,41 +52,33 @@ class EntroDrop(TokenDropout):
     def threshold(self) -> SavedThreshold | None:
         return self._corpus.threshold if self._corpus else None
 
-    def choose(
-        self,
-        batches: list[MicroBatch],
-        *,
-        stream: SampleStream,
-        step: int,
-        trained_frac: float,
-        num_targets: int,
-    ) -> StepDropout:
+    def choose(self, step: Step) -> StepDropout:
         # in every step, dropping or not: it is found anew where an epoch begins
-        low = self._corpus.low_set(stream, step) if self._corpus else None
-        gamma = gamma_at(self._settings, trained_frac)
+        low = self._corpus.low_set(step.stream, step.number) if self._corpus else None
+        gamma = gamma_at(self._settings, step.trained_frac)
         if gamma == 0.0:
             return StepDropout()
-        entropy_RP = self._source.of_step(batches)
+        entropy_RP = self._source.of_step(step.batches)
         if low is None:
             return drop_low_of_step(
                 entropy_RP,
-                batches,
+                step.batches,
                 self._settings,
                 seed=self._seed,
                 gamma=gamma,
-                num_targets=num_targets,
+                num_targets=step.num_targets,
             )
         return drop_low_of_corpus(
             entropy_RP,
-            batches,
+            step.batches,
             low,
             seed=self._seed,
             rates=drop_rates(self._settings, gamma=gamma),
-            num_targets=num_targets,
+            num_targets=step.num_targets,
         )
 
     def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
         self._source.observe(batch, scored, self.input_drops_BS(micro_step))
 
-    def end_step(self, stream: SampleStream, step: int) -> None:
-        self._source.end_step(stream, step)
+    def end_step(self, step: Step) -> None:
+        self._source.end_step(step.stream, step.number)

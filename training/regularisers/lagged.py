@@ -13,10 +13,10 @@ from torch import Tensor
 
 from training.config.recipe import Recipe
 from training.config.sections import Dropout
-from training.data.stream import MicroBatch, SampleStream
+from training.data.stream import MicroBatch
 from training.entrodrop.mask import draw_guided_drops, select_low_tokens
 from training.model.inputs import Scored
-from training.regularisers.base import Regulariser, RunParts, SavedThreshold, StepDropout
+from training.regularisers.base import Regulariser, RunParts, SavedThreshold, Step, StepDropout
 from training.regularisers.drop_sets import drop_rates, gamma_at
 
 
@@ -58,17 +58,9 @@ class LaggedEntroDrop(Regulariser):
         """Of the step that ended last."""
         return SavedThreshold.of(self._low) if self._low else None
 
-    def begin_step(
-        self,
-        batches: list[MicroBatch],
-        *,
-        stream: SampleStream,
-        step: int,
-        trained_frac: float,
-        num_targets: int,
-    ) -> StepDropout:
+    def begin_step(self, step: Step) -> StepDropout:
         self._values_BS, self._index_BS = [], []
-        self._gamma = 0.0 if self._low is None else gamma_at(self._settings, trained_frac)
+        self._gamma = 0.0 if self._low is None else gamma_at(self._settings, step.trained_frac)
         if self._low is None or self._gamma == 0.0:
             return StepDropout()
         rate = self._gamma * self._settings.quantile
@@ -106,7 +98,7 @@ class LaggedEntroDrop(Regulariser):
         value_BS = value_BS.detach().float()
         return torch.where(batch.is_target_BS & value_BS.isfinite(), value_BS, math.inf)
 
-    def end_step(self, stream: SampleStream, step: int) -> None:
+    def end_step(self, step: Step) -> None:
         """Find the threshold for the next step."""
         self._low = select_low_tokens(
             torch.stack(self._values_BS).flatten(),

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from training.config.recipe import Recipe
 from training.config.sections import Dropout
-from training.data.stream import MicroBatch, SampleStream
+from training.data.stream import MicroBatch
 from training.model.inputs import ModelInputs, Scored
-from training.regularisers.base import Regulariser, StepDropout
+from training.regularisers.base import Regulariser, Step, StepDropout
 from training.regularisers.replacement import masked_input
 
 
@@ -41,19 +41,11 @@ class TokenDropout(Regulariser):
         return {"replaces_by_mean": recipe.dropout.replace == "mean"}
 
     @abstractmethod
-    def choose(
-        self,
-        batches: list[MicroBatch],
-        *,
-        stream: SampleStream,
-        step: int,
-        trained_frac: float,
-        num_targets: int,
-    ) -> StepDropout:
+    def choose(self, step: Step) -> StepDropout:
         """The drops of a step; none of them a matter of this rank's own tokens alone."""
 
-    def begin_step(self, batches: list[MicroBatch], **of_step: Any) -> StepDropout:
-        chosen = self.choose(batches, **of_step)
+    def begin_step(self, step: Step) -> StepDropout:
+        chosen = self.choose(step)
         self._dropped_BP = chosen.dropped_BP
         if self.drops_losses and self._settings.renormalise:
             return replace(chosen, kept_share=1.0 - chosen.rate_asked)

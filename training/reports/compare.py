@@ -8,17 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev, variance
+from statistics import fmean, variance
 
 from training.reports.curves import RunCurves
 from training.reports.groups import RunGroup
-
-# 97.5% quantiles of Student's t by degrees of freedom; between two, the lower one is taken.
-_T_QUANTILES = {
-    1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262,
-    10: 2.228, 11: 2.201, 12: 2.179, 13: 2.160, 14: 2.145, 15: 2.131, 16: 2.120, 17: 2.110,
-    18: 2.101, 19: 2.093, 20: 2.086, 25: 2.060, 30: 2.042, 40: 2.021, 60: 2.000, 120: 1.980,
-}  # fmt: skip
+from training.reports.intervals import Interval, mean_interval, t_quantile
 
 _HELDOUT_SAMPLES = "evaluation.max_samples"
 Measure = Callable[[RunCurves], float | None]
@@ -54,22 +48,10 @@ class Difference:
         return "worse" if self.low > 0 else "no difference seen"
 
 
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half of its 95% interval by Student's t; None for a single value."""
-    if len(values) < 2:
-        return fmean(values), None
-    return fmean(values), t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-
-
-def t_quantile(degrees_of_freedom: float) -> float:
-    """The 97.5% quantile of Student's t, never too small."""
-    return _T_QUANTILES[max(known for known in _T_QUANTILES if known <= degrees_of_freedom)]
-
-
-def mean_over_seeds(group: RunGroup, measure: Measure) -> tuple[float, float | None] | None:
+def mean_over_seeds(group: RunGroup, measure: Measure) -> Interval | None:
     """Mean and half of its 95% interval; None when no run has such a number."""
     values = list(_by_seed(group, measure).values())
-    return mean_and_half_width(values) if values else None
+    return mean_interval(values) if values else None
 
 
 def compare(group: RunGroup, other: RunGroup, measure: Measure) -> Difference | None:
@@ -82,7 +64,7 @@ def compare(group: RunGroup, other: RunGroup, measure: Measure) -> Difference | 
         return None
     shared = [seed for seed in ours if seed is not None and seed in theirs]
     if len(shared) >= 2:
-        mean, half_width = mean_and_half_width([ours[seed] - theirs[seed] for seed in shared])
+        mean, half_width = mean_interval([ours[seed] - theirs[seed] for seed in shared])
         return Difference(mean, half_width, f"{len(shared)} seeds, paired")
     left, right = list(ours.values()), list(theirs.values())
     mean = fmean(left) - fmean(right)

@@ -12,7 +12,7 @@ from training.data.epoch_digest import visits_digest
 from training.data.stream import MicroBatch, SampleStream
 from training.model.engine import Engine
 from training.ranks.dist import sum_over_ranks
-from training.regularisers.base import Regulariser
+from training.regularisers.base import Regulariser, Step
 from training.run.bad_step import BadStepReport, RowLosses, make_report
 from training.run.forward import Forward, forward_micro_batch
 from training.run.loss_guard import LossGuard, judge_rerun
@@ -69,9 +69,8 @@ def train_step(
     alone_seconds = time.monotonic() - began
     engine.watchdog.enter("plan")
     num_targets, num_tokens, *digests = sum_over_ranks(counts.to(engine.layout.device))
-    dropout = regulariser.begin_step(
-        batches, stream=stream, step=step, trained_frac=trained_frac, num_targets=num_targets
-    )
+    this_step = Step(batches, stream, step, trained_frac, num_targets)
+    dropout = regulariser.begin_step(this_step)
     # Known before the forward and equal on all ranks. Where terms leave the loss, times the share
     # that is expected to stay, as inverted dropout does.
     divisor = float(max(num_targets, 1)) * dropout.kept_share
@@ -93,7 +92,7 @@ def train_step(
         loss_sum = forward.loss_sum * math.nan if makes_no_update else forward.loss_sum
         grad_norm = engine.backward_and_step(loss_sum, divisor=divisor, lr=lr)
     engine.watchdog.enter("sums")
-    regulariser.end_step(stream, step)
+    regulariser.end_step(this_step)
     totals = sums.over_ranks()
     if guard and not skip_update and totals.num_in_loss:
         bad = bad or guard.examine(loss=totals.loss, grad_norm=grad_norm or 0.0)

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from launch.preflight.catalogue import CHECKS, read_skipped
+from training.config.arguments import add_recipe
 
 if TYPE_CHECKING:
     from launch.preflight.run import Result
@@ -19,7 +20,9 @@ SUMMARY = "check hosts, network, corpus and numerics on the processes that will 
 DESCRIPTION = """Check in about a minute, on all processes of a job, what would otherwise go wrong
 hours later or unnoticed. Start it as the training itself: in every process, by the same launcher.
 Rank 0 prints a table of pass, WARN and FAIL, with ranks and hosts and what to do.
-docs/preflight.md explains each check."""
+docs/preflight.md explains each check.
+
+"""
 _EXAMPLES = """
 examples:
   python -m launch preflight training/recipes/quickstart.yaml
@@ -30,34 +33,9 @@ examples:
 exit code: 0 nothing failed (warnings may be), 1 a check failed, 2 usage error"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All but the recipe and its overrides."""
-    parser.add_argument(
-        "--skip", default="", metavar="NAME,...", help="leave these checks out, as in disk,pairs"
-    )
-    parser.add_argument(
-        "--deep", action="store_true", help="read every byte of the corpus, however long it takes"
-    )
-    parser.add_argument(
-        "--min-gbps",
-        type=float,
-        metavar="G",
-        help="Gbit/s that any two hosts must exchange, each way, with all their processes; on one "
-        "host, what all-reduce must reach",
-    )
-    parser.add_argument(
-        "--limit",
-        type=float,
-        default=120.0,
-        metavar="SECONDS",
-        help="longest time of one check before what hangs is named (default %(default)g)",
-    )
-    parser.add_argument("--json", action="store_true", help="print it for machines")
-
-
-def epilog() -> str:
-    """Every check with what it protects from, and examples."""
-    lines = [
+def _checks() -> str:
+    """Every check with what it protects from."""
+    return "\n".join(
         textwrap.fill(
             sentence,
             width=96,
@@ -65,19 +43,41 @@ def epilog() -> str:
             subsequent_indent=" " * 16,
         )
         for name, sentence in CHECKS.items()
-    ]
-    return "checks:\n" + "\n".join(lines) + "\n" + _EXAMPLES
+    )
 
 
-def preflight(given: argparse.Namespace) -> int:
-    """Run it in this process.
+DESCRIPTION += f"checks:\n{_checks()}\n{_EXAMPLES}"
 
-    Raises:
-        ValueError: for a user's mistake.
-    """
-    skipped = read_skipped(given.skip)
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    add_recipe(verb)
+    verb.add_argument(
+        "--skip", default="", metavar="NAME,...", help="leave these checks out, as in disk,pairs"
+    )
+    verb.add_argument(
+        "--deep", action="store_true", help="read every byte of the corpus, however long it takes"
+    )
+    verb.add_argument(
+        "--min-gbps",
+        type=float,
+        metavar="G",
+        help="Gbit/s that any two hosts must exchange, each way, with all their processes; on one "
+        "host, what all-reduce must reach",
+    )
+    verb.add_argument(
+        "--limit",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="longest time of one check before what hangs is named (default %(default)g)",
+    )
+    verb.add_argument("--json", action="store_true", help="print it for machines")
+
+
+def run(options: argparse.Namespace) -> int:
+    skipped = read_skipped(options.skip)
     for name in ("min_gbps", "limit"):
-        value = getattr(given, name)
+        value = getattr(options, name)
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} {value:g} is not above 0")
     _refuse_timeout_without_number()
@@ -87,7 +87,7 @@ def preflight(given: argparse.Namespace) -> int:
 
     try:
         context, exchange = meet(
-            Request(given.recipe, given.overrides, deep=given.deep, min_gbps=given.min_gbps)
+            Request(options.recipe, options.overrides, deep=options.deep, min_gbps=options.min_gbps)
         )
     except CommonMistake:
         if os.environ.get("RANK", "0") == "0":
@@ -98,20 +98,20 @@ def preflight(given: argparse.Namespace) -> int:
     from launch.preflight.table import as_data, as_lines, heading, summary, verdict_of
 
     began = time.monotonic()
-    shows = context.layout.is_main and not given.json
+    shows = context.layout.is_main and not options.json
 
     def show(result: Result) -> None:
         if shows:
             print(as_lines(result), flush=True)
 
     if shows:
-        print(heading(context.setting, name=given.recipe), flush=True)
-    results = run_checks(context, exchange, skipped=skipped, seconds=given.limit, show=show)
+        print(heading(context.setting, name=options.recipe), flush=True)
+    results = run_checks(context, exchange, skipped=skipped, seconds=options.limit, show=show)
     seconds = time.monotonic() - began
     if context.layout.is_main:
         clean_up(context)
-        if given.json:
-            data = as_data(context.setting, results, name=given.recipe, seconds=seconds)
+        if options.json:
+            data = as_data(context.setting, results, name=options.recipe, seconds=seconds)
             print(json.dumps(data, indent=2), flush=True)
         else:
             print(summary(results, seconds=seconds), flush=True)

@@ -1,0 +1,115 @@
+"""The verb `plan`: what a run will take, and what to change when it does not fit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+from launch.planner.forecast import Machine, forecast
+from launch.planner.table import as_data, as_text
+from training.config.arguments import add_recipe
+from training.config.load import load_recipe
+
+SUMMARY = "memory, time and disk of a run, and what to change when it does not fit"
+DESCRIPTION = """\
+Say what a run will take before it starts: memory of a GPU by phase, memory of a node's host, bytes
+on disk, steps and days; and when it does not fit, the cheapest change with which it does. Needs no
+GPU, no network and no torch. docs/planning.md explains each line.
+
+examples:
+  python -m launch plan training/recipes/qwen3_8b.yaml --gpus 64 --gpu-gib 80
+  python -m launch plan training/recipes/qwen3_8b.yaml --gpus 8 --gpu-gib 80 --host-gib 1024 \\
+      train.micro_batch_samples=4
+  python -m launch plan training/recipes/qwen3_8b_32k.yaml --gpus 8 --gpu-gib 141 --json
+
+exit code: 0 it fits, 1 it does not, 2 usage error
+"""
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    machine = Machine(num_gpus=1, gpu_gib=1)
+    add_recipe(verb)
+    verb.add_argument("--gpus", type=_count, required=True, help="GPUs of all nodes together")
+    verb.add_argument("--gpu-gib", type=_above_0, required=True, help="memory of a GPU")
+    verb.add_argument(
+        "--gpus-per-node",
+        type=_count,
+        default=machine.gpus_per_node,
+        help="how many share a host (default %(default)s)",
+    )
+    verb.add_argument("--host-gib", type=_above_0, help="memory of a host; it then has to fit too")
+    verb.add_argument(
+        "--mfu",
+        type=_share,
+        default=machine.mfu,
+        help="share of the peak that all matrix products reach, recomputed ones too: ask a run of "
+        "yours (default %(default)s)",
+    )
+    verb.add_argument(
+        "--gpu-tflops",
+        type=_above_0,
+        default=machine.gpu_tflops,
+        help="dense bf16 peak of a GPU (default %(default)s, an H100 SXM; A100: 312)",
+    )
+    verb.add_argument(
+        "--margin",
+        type=_share,
+        default=machine.margin_frac,
+        help="share of a GPU that must stay free (default %(default)s)",
+    )
+    verb.add_argument(
+        "--corpus-tokens", type=_count, help="tokens of an epoch, where the pack is not here yet"
+    )
+    verb.add_argument("--json", action="store_true", help="print it for machines, in bytes")
+
+
+def run(options: argparse.Namespace) -> int:
+    result = forecast(
+        load_recipe(options.recipe, options.overrides),
+        Machine(
+            num_gpus=options.gpus,
+            gpu_gib=options.gpu_gib,
+            gpus_per_node=options.gpus_per_node,
+            host_gib=options.host_gib,
+            gpu_tflops=options.gpu_tflops,
+            mfu=options.mfu,
+            margin_frac=options.margin,
+            corpus_tokens=options.corpus_tokens,
+        ),
+    )
+    if options.json:
+        print(json.dumps(as_data(result, name=options.recipe), indent=2))
+    else:
+        print(as_text(result, name=options.recipe))
+    return 0 if result.fits else 1
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _above_0(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1, as in 0.4")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value

@@ -1,0 +1,46 @@
+"""Recipes on command lines: a file, and `a.b=c` overrides wherever they stand."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from common.hints import did_you_mean
+
+
+def add_recipe(verb: argparse.ArgumentParser) -> None:
+    """Give a verb `recipe` and `overrides`."""
+    verb.add_argument(
+        "recipe", metavar="RECIPE", help="YAML file of the run; docs/recipes.md explains every key"
+    )
+    add_overrides(verb)
+
+
+def add_overrides(verb: argparse.ArgumentParser) -> None:
+    """Give a verb `overrides`, which `load_recipe` takes."""
+    verb.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="a.b=c",
+        help="change keys of the recipe, as in train.epochs=3",
+    )
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """As argparse, and also where overrides come behind an option, which it does not take."""
+    options, later = parser.parse_known_args(argv)
+    overrides = getattr(options, "overrides", None)
+    if wrong := [each for each in later if overrides is None or each.startswith("-")]:
+        hint = did_you_mean(wrong[0].partition("=")[0], _options_of(parser, options.verb))
+        parser.error(f"{wrong[0]}: unknown argument{hint}; see {options.verb} --help")
+    if overrides is not None:
+        overrides += later
+    return options
+
+
+def _options_of(parser: argparse.ArgumentParser, verb: str) -> list[str]:
+    """The names of a verb's options, as `--json`."""
+    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return list(verbs.choices[verb]._option_string_actions)
