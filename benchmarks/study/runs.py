@@ -19,7 +19,7 @@ from benchmarks.study.settings import Base, Setting
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from training.checkpoints.export import trained_weights
-from training.checkpoints.marker import newest_complete, read_marker
+from training.checkpoints.manifest import newest_complete, read_manifest
 from training.metrics.file import METRICS_FILE, read_metrics
 from training.run.run import train
 
@@ -87,7 +87,7 @@ def _adapt(job: Job, setting: Setting, size: Base, folders: Folders) -> Row:
 def _best(run_dir: Path) -> Path:
     """Of the two checkpoints that are kept, the one of least held-out loss."""
     found = sorted((run_dir / "checkpoints").glob("step-*"))
-    return min(found, key=lambda folder: read_marker(folder)["heldout_loss"])
+    return min(found, key=lambda folder: read_manifest(folder)["heldout_loss"])
 
 
 def _curve(metrics: list[Row]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import PRELOADED
 from training.checkpoints.files import read_state
-from training.checkpoints.marker import read_marker
+from training.checkpoints.manifest import read_manifest
 from training.config.recipe import Recipe
 from training.run import run as run_module
 
@@ -154,7 +154,7 @@ def checkpoint_content(folder: Path) -> dict[str, Any]:
     """
     return {
         name: _plain(read_state(folder / name)) if name.endswith(".pt") else record["sha256"]
-        for name, record in read_marker(folder)["files"].items()
+        for name, record in read_manifest(folder)["files"].items()
     }
 
 

@@ -37,7 +37,7 @@ from tests.training.forked_runs import (
     timeless_rows,
 )
 from tests.training.layouts import tiny_recipe
-from training.checkpoints.marker import newest_complete, read_marker
+from training.checkpoints.manifest import newest_complete, read_manifest
 from training.checkpoints.save import CheckpointSave
 from training.config.recipe import Recipe
 
@@ -215,7 +215,7 @@ class Driver:
     def _go_on(self, recipe: Recipe) -> dict[str, Any]:
         """Start once more, to the end, and compare."""
         newest = newest_complete(Path(recipe.run_dir) / "checkpoints", hashes=True)
-        from_step = read_marker(newest)["step"] if newest else 0
+        from_step = read_manifest(newest)["step"] if newest else 0
         finish = replace(recipe, train=replace(recipe.train, stop_after_steps=None))
         codes = self._ranks.start(finish)
         run, reference = Path(recipe.run_dir), Path(self._recipe.run_dir)

@@ -31,7 +31,7 @@ from tests.training.forked_runs import (
     timeless_rows,
 )
 from tests.training.layouts import tiny_recipe
-from training.checkpoints.marker import newest_complete, read_marker
+from training.checkpoints.manifest import newest_complete, read_manifest
 
 EVALUATE_EVERY_STEPS = 150
 KINDS = {"kill one": 4, "kill both": 3, "SIGTERM": 1, "SIGUSR1": 1, "flip a bit": 1}
@@ -116,11 +116,11 @@ class Soak:
     def _newest_step(self) -> int:
         """Of the newest checkpoint that is whole to the last bit; 0 before the first."""
         newest = newest_complete(self.run_dir / "checkpoints", hashes=True)
-        return read_marker(newest)["step"] if newest else 0
+        return read_manifest(newest)["step"] if newest else 0
 
     def _flip_a_bit(self) -> None:
         newest = self._checkpoints()[-1]
-        path = self._rng.choice([newest / name for name in read_marker(newest)["files"]])
+        path = self._rng.choice([newest / name for name in read_manifest(newest)["files"]])
         content = bytearray(path.read_bytes())
         content[self._rng.randrange(len(content))] ^= 1 << self._rng.randrange(8)
         path.write_bytes(content)

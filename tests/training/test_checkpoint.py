@@ -20,12 +20,12 @@ from common.checksum import record_file
 from tests.distributed import run_ranks
 from tests.training.test_run import message_of_error, metrics, recipe_of, train_on_rank
 from training.checkpoints.export import export_run
-from training.checkpoints.marker import (
-    MARKER,
+from training.checkpoints.manifest import (
+    MANIFEST,
     find_corruption,
     newest_complete,
-    read_marker,
-    write_marker,
+    read_manifest,
+    write_manifest,
 )
 from training.config.recipe import Recipe
 
@@ -41,17 +41,17 @@ def finished(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run_dir
 
 
-def test_the_marker_knows_every_file_and_what_wrote_it(finished):
+def test_the_manifest_knows_every_file_and_what_wrote_it(finished):
     folder = finished / "checkpoints" / NEWEST
-    marker = read_marker(folder)
+    manifest = read_manifest(folder)
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert found == {*marker["files"], MARKER}
-    for name, record in marker["files"].items():
+    assert found == {*manifest["files"], MANIFEST}
+    for name, record in manifest["files"].items():
         file = record_file(folder / name)
         assert record == {"num_bytes": file.num_bytes, "sha256": file.sha256}
-    assert {"torch", "deepspeed", "transformers", "python"} == marker["versions"].keys()
-    assert marker["layout"] == {"world_size": 2, "sequence_parallel_size": 2}
-    assert marker["heldout_loss"] == metrics(finished, "evaluation")[-1]["loss"]
+    assert {"torch", "deepspeed", "transformers", "python"} == manifest["versions"].keys()
+    assert manifest["layout"] == {"world_size": 2, "sequence_parallel_size": 2}
+    assert manifest["heldout_loss"] == metrics(finished, "evaluation")[-1]["loss"]
 
 
 def flip(path: Path) -> None:
@@ -80,7 +80,7 @@ KINDS = (
     "zero3/zero_pp_rank_0_mp_rank_00_optim_states.pt",
     "random_state-rank00001.pt",
     "entropy_cache.f16",
-    MARKER,
+    MANIFEST,
 )
 
 
@@ -104,7 +104,7 @@ def test_every_damage_to_every_kind_of_file_is_found_and_told(finished, tmp_path
         assert chosen == chosen_by_other == root / BEFORE, root.name
         assert str(root / NEWEST / kind) in told
         assert not told_by_other
-        if kind != MARKER and root.name.startswith("flipped"):
+        if kind != MANIFEST and root.name.startswith("flipped"):
             assert "expected sha256" in told
             assert "found" in told
             # by sizes alone, which is enough for a report, nothing is wrong
@@ -113,7 +113,7 @@ def test_every_damage_to_every_kind_of_file_is_found_and_told(finished, tmp_path
 
 
 def chosen_of(roots: list[Path]) -> list[tuple[Path | None, str]]:
-    from training.checkpoints.marker import newest_verified
+    from training.checkpoints.manifest import newest_verified
     from training.ranks.dist import init_layout
 
     layout = init_layout(sp_size=1)
@@ -155,11 +155,11 @@ def test_names_that_lead_out_of_the_folder_are_refused(finished, tmp_path):
     record = record_file(folder / KINDS[0])
     shutil.copy(folder / KINDS[0], tmp_path / "outside.pt")
     for name in ("../outside.pt", str(tmp_path / "outside.pt")):
-        write_marker(folder, read_marker(folder), files={name: record})
+        write_manifest(folder, read_manifest(folder), files={name: record})
         assert "leads out of the folder" in (find_corruption(folder) or "")
     (folder / "zero3").rename(tmp_path / "elsewhere")
     (folder / "link").symlink_to(tmp_path / "outside.pt")
-    write_marker(folder, read_marker(folder), files={"link": record})
+    write_manifest(folder, read_manifest(folder), files={"link": record})
     assert "expected a plain file" in (find_corruption(folder) or "")
 
 
@@ -181,9 +181,9 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(finished, small_corpus, 
     checkpoint = run_dir / "checkpoints" / NEWEST
     state = torch.load(checkpoint / kind, weights_only=False)
     torch.save({**state, "poison": Poison(trace)}, checkpoint / kind)
-    names = read_marker(checkpoint)["files"]
+    names = read_manifest(checkpoint)["files"]
     files = {name: record_file(checkpoint / name) for name in names}
-    write_marker(checkpoint, read_marker(checkpoint), files=files)
+    write_manifest(checkpoint, read_manifest(checkpoint), files=files)
 
     for world_size, changes in ((2, {}), (1, {"train__sequence_parallel_size": 1})):
         if world_size == 1 and kind.startswith("random"):
@@ -307,7 +307,7 @@ def small_disk(folder: Path, *, num_bytes: int) -> Iterator[None]:
 if can_mount():  # elsewhere the faults above stand for it
 
     def test_a_disk_that_is_really_full_costs_nothing_but_time(finished, small_corpus, tmp_path):
-        names = read_marker(finished / "checkpoints" / NEWEST)["files"]
+        names = read_manifest(finished / "checkpoints" / NEWEST)["files"]
         num_bytes = sum(record["num_bytes"] for record in names.values())
         checkpoints = tmp_path / "run" / "checkpoints"
         settings = {"every_steps": 3, "keep_last": 1, "on_failure": "go_on"}
@@ -343,4 +343,4 @@ def test_an_export_that_changed_is_not_evaluated(finished, small_corpus, tmp_pat
     flip(run_dir / "export" / "model.safetensors")
     (message,) = run_ranks(message_of_evaluation, run_dir, world_size=1)
     assert "model.safetensors: expected sha256" in message
-    assert json.loads((run_dir / "export" / MARKER).read_text())["step"] == 8
+    assert json.loads((run_dir / "export" / MANIFEST).read_text())["step"] == 8

@@ -9,7 +9,7 @@ import pytest
 
 from tests.distributed import run_ranks
 from tests.training.test_run import metrics, recipe_of, train_on_rank
-from training.checkpoints.marker import read_marker
+from training.checkpoints.manifest import read_manifest
 
 # ranks that go on, ranks that share a sequence: from two that share the data
 LAYOUTS = {"one": (1, 1), "two_to_a_sequence": (2, 2), "four": (4, 1), "four_by_two": (4, 2)}
@@ -50,7 +50,7 @@ def test_a_run_goes_on_with_other_ranks(undisturbed, small_corpus, tmp_path, lay
         assert row["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-5)
     folders = run_dir / "checkpoints"
     assert sorted(path.name for path in folders.iterdir()) == ["step-00000006", "step-00000008"]
-    assert read_marker(folders / "step-00000008")["layout"]["world_size"] == world_size
+    assert read_manifest(folders / "step-00000008")["layout"]["world_size"] == world_size
 
 
 def test_a_resume_on_other_ranks_of_a_damaged_checkpoint_is_refused(small_corpus, tmp_path):

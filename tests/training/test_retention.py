@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.checkpoints.marker import write_marker
+from training.checkpoints.manifest import write_manifest
 from training.checkpoints.retention import Saved, checkpoints_to_delete, prune
 from training.config.sections import Checkpoint
 from training.tasks.weights import find_weights
@@ -89,7 +89,7 @@ def test_the_best_stays_on_disk_until_there_is_a_better_one(tmp_path: Path):
     for step, loss in (*LOSSES.items(), (600, 1.2)):
         folder = tmp_path / f"step-{step:08d}"
         folder.mkdir()
-        write_marker(folder, {"step": step, "heldout_loss": loss}, files={})
+        write_manifest(folder, {"step": step, "heldout_loss": loss}, files={})
         prune(tmp_path, newest_step=step, settings=settings)
         seen.append(sorted(int(path.name.removeprefix("step-")) for path in tmp_path.iterdir()))
     assert seen == [[100], [200], [300], [300, 400], [300, 500], [600]]
@@ -99,7 +99,7 @@ def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path):
     for step, loss in enumerate((math.nan, 2.0, 1.5, None, math.inf)):
         folder = tmp_path / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
-        write_marker(folder, {"step": step, "tokens": 9, "heldout_loss": loss}, files={})
+        write_manifest(folder, {"step": step, "tokens": 9, "heldout_loss": loss}, files={})
     (tmp_path / "recipe.resolved.yaml").touch()
     assert find_weights(tmp_path, checkpoint="best").step == 2
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_that_cannot_be_read_is_left_for_a_person(
     for step in (1, 2, 3):
         folder = tmp_path / f"step-{step:08d}"
         folder.mkdir()
-        write_marker(folder, {"step": step, "heldout_loss": None}, files={})
+        write_manifest(folder, {"step": step, "heldout_loss": None}, files={})
     (tmp_path / "step-00000001" / "complete.json").write_text(json.dumps({"step": 1}))
     prune(tmp_path, newest_step=3, settings=Checkpoint(keep_last=1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]

@@ -20,7 +20,7 @@ from tests.distributed import run_ranks
 from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
 from tests.warm_python import warm_python
 from training.checkpoints.export import export_run, load_run_recipe
-from training.checkpoints.marker import newest_complete
+from training.checkpoints.manifest import newest_complete
 from training.config.load import dump_recipe
 from training.config.recipe import Recipe
 from training.run.evaluation import load_bands

@@ -22,7 +22,7 @@ from tests.distributed import run_ranks
 from tests.docs.markdown import code_blocks
 from tests.training.short_runs import short_recipe, train_on_rank
 from tests.warm_python import warm_python
-from training.checkpoints.marker import read_marker
+from training.checkpoints.manifest import read_manifest
 from training.metrics.task_results import read_results, result_name
 from training.tasks.evaluation import TaskOptions
 from training.tasks.harness import (
@@ -306,9 +306,9 @@ def test_a_run_is_asked_by_its_newest_checkpoint_and_keeps_the_results(
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(run_dir):
-    markers = [read_marker(folder) for folder in (run_dir / "checkpoints").glob("step-*")]
-    assert len(markers) > 1
-    best = min(markers, key=lambda marker: marker["heldout_loss"])
+    manifests = [read_manifest(folder) for folder in (run_dir / "checkpoints").glob("step-*")]
+    assert len(manifests) > 1
+    best = min(manifests, key=lambda manifest: manifest["heldout_loss"])
     assert find_weights(run_dir, checkpoint="best").step == best["step"]
     assert find_weights(run_dir, checkpoint=None).step == 8
 

@@ -14,12 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from common.checksum import record_file
 from data_prep.shards import open_corpus
 from training.checkpoints.files import ENGINE_TAG, only_data
-from training.checkpoints.marker import (
-    MARKER,
+from training.checkpoints.manifest import (
+    MANIFEST,
     find_corruption,
     newest_complete,
-    read_marker,
-    write_marker,
+    read_manifest,
+    write_manifest,
 )
 from training.config.load import load_recipe
 from training.config.recipe import Recipe
@@ -79,7 +79,7 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
 def _refuse_foreign(out: Path) -> None:
     """Before any work: nothing is replaced but an older export."""
     is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    is_export = (out / MARKER).is_file() and (out / "config.json").is_file()
+    is_export = (out / MANIFEST).is_file() and (out / "config.json").is_file()
     if out.is_symlink() or not (is_free or is_export):
         raise ValueError(f"{out} exists and is not an export; name a folder that does not exist")
 
@@ -122,11 +122,11 @@ def _export_tokenizer(recipe: Recipe, folder: Path) -> None:
 
 def _mark(folder: Path, checkpoint: Path) -> None:
     """Checksums of what was exported, and of which step it is; `evaluate` compares them."""
-    marker = read_marker(checkpoint)
+    manifest = read_manifest(checkpoint)
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = {name.as_posix(): record_file(folder / name, durable=True) for name in names}
-    content = {key: marker[key] for key in ("step", "tokens", "heldout_loss")}
-    write_marker(folder, content, files=files)
+    content = {key: manifest[key] for key in ("step", "tokens", "heldout_loss")}
+    write_manifest(folder, content, files=files)
 
 
 def _compare(folder: Path, trained: dict[str, Tensor], recipe: Recipe) -> None:

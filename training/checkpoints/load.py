@@ -14,7 +14,7 @@ from training.checkpoints.files import (
     read_state,
 )
 from training.checkpoints.identity import refuse_differences
-from training.checkpoints.marker import read_marker
+from training.checkpoints.manifest import read_manifest
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
 from training.checkpoints.reshard import is_of_other_ranks, load_universal, universal_copy
@@ -44,25 +44,25 @@ def load_checkpoint(
         ValueError: when the run's identity has changed, with the differences, or when a file
             holds anything but data.
     """
-    marker = read_marker(checkpoint)
-    refuse_differences(checkpoint, marker["identity"], identity, accepted=accepted)
-    if is_of_other_ranks(marker, engine.layout):
-        _load_relaid(engine, checkpoint)
+    manifest = read_manifest(checkpoint)
+    refuse_differences(checkpoint, manifest["identity"], identity, accepted=accepted)
+    if is_of_other_ranks(manifest, engine.layout):
+        _load_resharded(engine, checkpoint)
     else:
         _load_engine(engine, checkpoint)
     if cache is not None:
         raise_together(_copy_cache(cache.load, checkpoint / CACHE_FILE, engine.layout))
-    threshold = marker["threshold"]
+    threshold = manifest["threshold"]
     return Progress(
-        step=marker["step"],
-        tokens=marker["tokens"],
+        step=manifest["step"],
+        tokens=manifest["tokens"],
         threshold=SavedThreshold(**threshold) if threshold else None,
-        heldout_loss=marker["heldout_loss"],
-        epoch_digest=marker["epoch_digest"],
-        recent_losses=tuple(marker["recent_losses"]),
-        recent_grad_norms=tuple(marker["recent_grad_norms"]),
-        left_out=tuple(marker["left_out"]),
-        num_bad_in_row=marker["num_bad_in_row"],
+        heldout_loss=manifest["heldout_loss"],
+        epoch_digest=manifest["epoch_digest"],
+        recent_losses=tuple(manifest["recent_losses"]),
+        recent_grad_norms=tuple(manifest["recent_grad_norms"]),
+        left_out=tuple(manifest["left_out"]),
+        num_bad_in_row=manifest["num_bad_in_row"],
     )
 
 
@@ -94,7 +94,7 @@ def _read_together(paths: list[Path], *, keeps: bool = True) -> dict[Path, Any]:
     return read
 
 
-def _load_relaid(engine: Engine, checkpoint: Path) -> None:
+def _load_resharded(engine: Engine, checkpoint: Path) -> None:
     """DeepSpeed's files, put together for another number of ranks.
 
     The random states of the ranks are left aside: no number of the run is drawn from them.

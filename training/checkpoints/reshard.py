@@ -62,9 +62,9 @@ def universal_copy(engine_folder: Path, root: Path, *, layout: Layout) -> Iterat
             shutil.rmtree(copy, ignore_errors=True)
 
 
-def is_of_other_ranks(marker: Mapping[str, Any], layout: Layout) -> bool:
-    """Whether a checkpoint must be put together anew, by the content of its marker."""
-    return bool(marker["layout"]["world_size"] != layout.world_size)
+def is_of_other_ranks(manifest: Mapping[str, Any], layout: Layout) -> bool:
+    """Whether a checkpoint must be put together anew, by the content of its manifest."""
+    return bool(manifest["layout"]["world_size"] != layout.world_size)
 
 
 def load_universal(ds: Any, copy: Path, *, tag: str) -> bool:

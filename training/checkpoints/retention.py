@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from training.checkpoints.marker import read_marker
+from training.checkpoints.manifest import read_manifest
 from training.config.sections import Checkpoint
 
 
@@ -57,12 +57,12 @@ def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
     saved = []
     for folder in root.glob("step-*"):
         try:
-            marker = read_marker(folder)
+            manifest = read_manifest(folder)
         except (OSError, ValueError) as error:  # for a person to look at
             _tell_once(f"{folder}: not a readable checkpoint, left in place: {error}")
             continue
-        folders[marker["step"]] = folder
-        saved.append(Saved(marker["step"], marker["heldout_loss"]))
+        folders[manifest["step"]] = folder
+        saved.append(Saved(manifest["step"], manifest["heldout_loss"]))
     for step in checkpoints_to_delete(
         saved,
         newest_step=newest_step,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from common.checksum import FileRecord, record_file
 from common.durable import fsync_path
 from training.checkpoints.files import CACHE_FILE, ENGINE_TAG, CheckpointFiles
-from training.checkpoints.marker import write_marker
+from training.checkpoints.manifest import write_manifest
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state, random_state_path
 from training.checkpoints.reshard import LEFT_OVER
@@ -104,7 +104,7 @@ class CheckpointSave:
                 },
             }
             with files.noting_errors(final):
-                write_marker(files.folder, content, files=recorded)
+                write_manifest(files.folder, content, files=recorded)
                 _publish(files.folder, final)
         self._compare()
         watchdog.enter("save: prune", slow=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.durable import atomic_write
 from data_prep.shards import open_corpus
-from training.checkpoints.marker import find_corruption_together
+from training.checkpoints.manifest import find_corruption_together
 from training.config.load import load_recipe
 from training.model.causal_lm import resolve_model_config, warn_of_remote_code
 from training.model.checks import check_heads, check_window

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.checkpoints.load import load_checkpoint
-from training.checkpoints.marker import newest_verified
+from training.checkpoints.manifest import newest_verified
 from training.checkpoints.progress import Progress
 from training.checkpoints.saver import Saver
 from training.config.recipe import Recipe

@@ -14,7 +14,7 @@ from common.durable import atomic_write
 from data_prep.shards import Mixture, describe
 from training.checkpoints.identity import refuse_differences, run_identity
 from training.checkpoints.load import load_checkpoint
-from training.checkpoints.marker import newest_verified, read_marker
+from training.checkpoints.manifest import newest_verified, read_manifest
 from training.checkpoints.progress import Progress
 from training.checkpoints.reshard import is_of_other_ranks
 from training.checkpoints.saver import Saver
@@ -61,7 +61,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
                 f"run_dir {run_dir} holds a run already; choose another, or resume: auto"
             )
         if newest:
-            saved = read_marker(newest)["identity"]
+            saved = read_manifest(newest)["identity"]
             refuse_differences(newest, saved, identity, accepted=accepted)
         _run(recipe, layout, start, identity, newest, accepted)
     return run_dir
@@ -84,7 +84,7 @@ def _run(
             layout=layout,
             num_micro_steps=plan.micro_steps,
             regularisation=model_regularisation(recipe),
-            loads_universal=newest is not None and is_of_other_ranks(read_marker(newest), layout),
+            loads_universal=newest is not None and is_of_other_ranks(read_manifest(newest), layout),
             watchdog=watchdog,
         )
         progress = Progress(step=0, tokens=0)

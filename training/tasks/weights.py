@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.checkpoints.marker import MARKER, find_corruption, newest_complete, read_marker
+from training.checkpoints.manifest import MANIFEST, find_corruption, newest_complete, read_manifest
 
 _FACTS = ("step", "tokens", "heldout_loss")
 _BEST, _NEWEST = "best", "newest"
@@ -54,7 +54,7 @@ def find_weights(target: Path, *, checkpoint: str | None) -> Weights:
 def _of_export(folder: Path) -> Weights:
     parent = folder.absolute().parent
     run_dir = parent if (parent / "recipe.resolved.yaml").exists() else None
-    if not (folder / MARKER).exists():
+    if not (folder / MANIFEST).exists():
         return Weights(folder, run_dir)
     if (broken := find_corruption(folder, hashes=True)) is not None:
         raise ValueError(f"the export is not as it was written: {broken}; export it again")
@@ -65,7 +65,7 @@ def _of_run(run_dir: Path, wanted: str) -> Weights:
     root, export = run_dir / "checkpoints", run_dir / "export"
     if wanted == _NEWEST:
         chosen = newest_complete(root)
-        if chosen is None and (export / MARKER).exists():
+        if chosen is None and (export / MANIFEST).exists():
             return _of_export(export)  # its checkpoints are put away
     else:
         chosen = _best_complete(root) if wanted == _BEST else Path(wanted)
@@ -92,5 +92,5 @@ def _best_complete(root: Path) -> Path | None:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    marker = read_marker(folder)
-    return {name: marker[name] for name in _FACTS}
+    manifest = read_manifest(folder)
+    return {name: manifest[name] for name in _FACTS}

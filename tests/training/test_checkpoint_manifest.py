@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from common.checksum import FileRecord, record_file
-from training.checkpoints.marker import (
-    MARKER,
+from training.checkpoints.manifest import (
+    MANIFEST,
     find_corruption,
-    parse_marker,
-    read_marker,
-    write_marker,
+    parse_manifest,
+    read_manifest,
+    write_manifest,
 )
 
 CONTENT: dict[str, Any] = {
@@ -40,7 +40,7 @@ def flipped(text: bytes, bit: int) -> bytes:
 
 def refused(text: bytes) -> bool:
     try:
-        parse_marker(text)
+        parse_manifest(text)
     except ValueError:
         return True
     return False
@@ -49,12 +49,12 @@ def refused(text: bytes) -> bool:
 @pytest.fixture
 def text(tmp_path: Path) -> bytes:
     (tmp_path / "zero3").mkdir()
-    write_marker(tmp_path, CONTENT, files=FILES)
-    return (tmp_path / MARKER).read_bytes()
+    write_manifest(tmp_path, CONTENT, files=FILES)
+    return (tmp_path / MANIFEST).read_bytes()
 
 
 def test_what_was_written_comes_back_and_is_json_for_everybody(tmp_path, text):
-    found = read_marker(tmp_path)
+    found = read_manifest(tmp_path)
     assert {name: found[name] for name in CONTENT} == CONTENT
     assert {name: FileRecord(**record) for name, record in found["files"].items()} == FILES
     everything = json.loads(text)
@@ -81,16 +81,16 @@ def test_no_other_length_is_taken(text):
 @pytest.mark.parametrize(
     "text", [b"", b"{}", b"[]", b"null", b"\xff\xfe{", b'{"format": 3}', "{}".encode("utf-16")]
 )
-def test_what_is_no_marker_is_told_and_not_raised(tmp_path, text):
-    (tmp_path / MARKER).write_bytes(text)
-    assert f"{tmp_path / MARKER}: damaged: its checksum is" in (find_corruption(tmp_path) or "")
+def test_what_is_no_manifest_is_told_and_not_raised(tmp_path, text):
+    (tmp_path / MANIFEST).write_bytes(text)
+    assert f"{tmp_path / MANIFEST}: damaged: its checksum is" in (find_corruption(tmp_path) or "")
 
 
-def test_a_marker_of_a_format_to_come_is_refused_by_its_number(text):
+def test_a_manifest_of_a_format_to_come_is_refused_by_its_number(text):
     rest = text.split(b"\n", 2)[2].replace(b'"format": 3', b'"format": 4')
     begin = b'{\n "sha256_of_the_rest": "%s",\n' % sha256(rest).hexdigest().encode()
     with pytest.raises(ValueError, match="expected format 3, found 4"):
-        parse_marker(begin + rest)
+        parse_manifest(begin + rest)
 
 
 def test_a_folder_of_the_format_before_is_still_read(tmp_path):
@@ -98,15 +98,15 @@ def test_a_folder_of_the_format_before_is_still_read(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"weights")
     file = record_file(tmp_path / "weights.pt")
     files = {"weights.pt": {"num_bytes": file.num_bytes, "sha256": file.sha256}}
-    marker = {"format": 2, **CONTENT, "versions": {}, "files": files}
-    own_hash = sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
-    older = json.dumps(marker | {"sha256_of_the_rest": own_hash}, indent=1).encode()
-    (tmp_path / MARKER).write_bytes(older)
-    assert read_marker(tmp_path) == marker
+    manifest = {"format": 2, **CONTENT, "versions": {}, "files": files}
+    own_hash = sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    older = json.dumps(manifest | {"sha256_of_the_rest": own_hash}, indent=1).encode()
+    (tmp_path / MANIFEST).write_bytes(older)
+    assert read_manifest(tmp_path) == manifest
     assert find_corruption(tmp_path, hashes=True) is None
 
     accepted = [flipped(older, bit) for bit in range(8 * len(older))]
-    accepted = [parse_marker(text) for text in accepted if not refused(text)]
-    assert all(content == marker for content in accepted)
-    write_marker(tmp_path, read_marker(tmp_path), files={"weights.pt": file})
-    assert read_marker(tmp_path)["format"] == 3
+    accepted = [parse_manifest(text) for text in accepted if not refused(text)]
+    assert all(content == manifest for content in accepted)
+    write_manifest(tmp_path, read_manifest(tmp_path), files={"weights.pt": file})
+    assert read_manifest(tmp_path)["format"] == 3

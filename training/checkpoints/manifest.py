@@ -19,13 +19,13 @@ from common.checksum import FileRecord, record_file
 from common.durable import fsync_path, write_all
 from training.ranks.dist import Layout, broadcast_from_rank0
 
-MARKER = "complete.json"
+MANIFEST = "complete.json"
 _FORMAT = 3
 _OWN_HASH = "sha256_of_the_rest"
 _FORMAT_2_BEGINS = b'{\n "format": 2,\n'
 
 
-def write_marker(
+def write_manifest(
     folder: Path, content: Mapping[str, Any], *, files: Mapping[str, FileRecord]
 ) -> None:
     """Say that a folder is complete, durably: what it is, its files, and what wrote it.
@@ -33,15 +33,15 @@ def write_marker(
     Raises:
         OSError: when the disk refuses.
     """
-    marker: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         **content,
         "format": _FORMAT,
         "versions": _versions(),
         "files": {name: asdict(files[name]) for name in sorted(files)},
     }
-    descriptor = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    descriptor = os.open(folder / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        rest = json.dumps(marker, indent=1).removeprefix("{\n").encode()
+        rest = json.dumps(manifest, indent=1).removeprefix("{\n").encode()
         write_all(descriptor, _seal(rest) + rest)
         os.fsync(descriptor)
     finally:
@@ -50,18 +50,18 @@ def write_marker(
         fsync_path(inner)
 
 
-def read_marker(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """`step`, `tokens`, `identity`, `layout` and what else was said of a complete folder.
 
     Raises:
         ValueError: when it is not as it was written.
         OSError: when it is not there.
     """
-    return parse_marker((folder / MARKER).read_bytes())
+    return parse_manifest((folder / MANIFEST).read_bytes())
 
 
-def parse_marker(text: bytes) -> dict[str, Any]:
-    """`read_marker`, of the bytes of the file.
+def parse_manifest(text: bytes) -> dict[str, Any]:
+    """`read_manifest`, of the bytes of the file.
 
     Raises:
         ValueError: when any of them is not as it was written.
@@ -153,14 +153,14 @@ def _leave_aside(reason: str) -> None:
 def _survey(folder: Path) -> tuple[str | None, dict[str, FileRecord]]:
     """What is wrong as far as names and sizes tell, and the files that there should be."""
     try:
-        content = read_marker(folder)
+        content = read_manifest(folder)
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{folder / MARKER}: {error}", {}
+        return f"{folder / MANIFEST}: {error}", {}
     for name, record in files.items():
         path, parts = folder / name, PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts:
-            return f"{folder / MARKER}: {name!r} leads out of the folder", {}
+            return f"{folder / MANIFEST}: {name!r} leads out of the folder", {}
         if path.is_symlink() or (path.exists() and not path.is_file()):
             return f"{path}: expected a plain file", {}
         found = path.stat().st_size if path.exists() else None
@@ -185,7 +185,7 @@ def _first_altered(folder: Path, files: Mapping[str, FileRecord]) -> str | None:
 
 
 def _seal(rest: bytes) -> bytes:
-    """How a marker begins: with the hash of every byte behind this."""
+    """How a manifest begins: with the hash of every byte behind this."""
     return f'{{\n "{_OWN_HASH}": "{sha256(rest).hexdigest()}",\n'.encode()
 
 
