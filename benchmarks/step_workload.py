@@ -12,8 +12,9 @@ import torch.distributed as dist
 from data_prep.shards import PackedSample
 from tests.distributed import ranks_folder
 from tests.training.layouts import tiny_recipe, whole_epochs
+from training.config.layout import batch_shape
 from training.config.recipe import Recipe
-from training.data.stream import SampleStream, batch_shape
+from training.data.stream import SampleStream
 from training.ranks.dist import Layout
 from training.regularisers.entropy_cache import EntropyCache
 

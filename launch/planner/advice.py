@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from launch.planner.forecast import DoesNotDivideError, Forecast, forecast
+from launch.planner.forecast import Forecast, forecast
+from training.config.layout import DoesNotDivideError
 from training.config.recipe import Recipe
 
 _OFFLOADS = ("ds_configs/zero3_offload_optimizer.json", "ds_configs/zero3_offload_all.json")

@@ -11,6 +11,7 @@ from launch.planner.duration import Duration, forecast_duration
 from launch.planner.host import Host, forecast_host
 from launch.planner.memory import Moment, Phase, Run, peak_moments
 from launch.planner.zero import read_zero
+from training.config.layout import DoesNotDivideError, batch_shape, check_head_counts
 from training.config.recipe import Recipe
 
 GIB = 2**30
@@ -80,10 +81,6 @@ class Forecast:
         return limit is None or self.host.peak_bytes <= limit * GIB
 
 
-class DoesNotDivideError(ValueError):
-    """A batch, heads or GPUs that do not divide."""
-
-
 def forecast(recipe: Recipe, machine: Machine, *, known: Forecast | None = None) -> Forecast:
     """Everything about a recipe on a machine.
 
@@ -146,7 +143,7 @@ def make_run(recipe: Recipe, arch: Architecture, *, world_size: int, on_gpu: boo
 
 def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:
     """Forward passes of a rank in a step."""
-    train, length = recipe.train, recipe.data.sequence_tokens
+    train = recipe.train
     sp_size = train.sequence_parallel_size
     if num_gpus % sp_size:
         below = num_gpus // sp_size * sp_size
@@ -155,27 +152,11 @@ def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:
             f"--gpus {num_gpus} is not a multiple of train.sequence_parallel_size {sp_size}; "
             f"nearest that are: {nearest}"
         )
-    _refuse_heads(arch, sp_size)
-    samples = train.global_batch_tokens // length
-    at_once = train.micro_batch_samples * (num_gpus // sp_size)
-    if samples % at_once or not samples:
-        below, above = samples // at_once * at_once, (samples // at_once + 1) * at_once
-        batches = " and ".join(str(n * length) for n in (below, above) if n)
-        raise DoesNotDivideError(
-            f"train.global_batch_tokens {train.global_batch_tokens} is {samples} samples, but "
-            f"{num_gpus} GPUs take {at_once} at once; nearest that divide: {batches}"
-        )
-    return samples // at_once
-
-
-def _refuse_heads(arch: Architecture, sp_size: int) -> None:
-    """Ulysses gives each rank whole heads; fewer key and value heads than ranks are repeated."""
-    shares_keys = arch.kv_heads % sp_size == 0 or sp_size % arch.kv_heads == 0
-    if arch.heads % sp_size == 0 and shares_keys:
-        return
-    possible = [size for size in range(1, arch.heads + 1) if arch.heads % size == 0]
-    nearest = min(possible, key=lambda size: abs(size - sp_size))
-    raise DoesNotDivideError(
-        f"train.sequence_parallel_size {sp_size} does not divide the model's {arch.heads} heads "
-        f"and {arch.kv_heads} key and value heads; nearest that does: {nearest}"
+    check_head_counts(heads=arch.heads, kv_heads=arch.kv_heads, sp_size=sp_size)
+    _, micro_steps = batch_shape(
+        global_batch_tokens=train.global_batch_tokens,
+        sequence_tokens=recipe.data.sequence_tokens,
+        micro_batch_samples=train.micro_batch_samples,
+        dp_size=num_gpus // sp_size,
     )
+    return micro_steps

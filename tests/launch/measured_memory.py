@@ -13,8 +13,9 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.step_workload import RandomPack
 from tests.distributed import run_ranks
 from tests.training.layouts import make_regulariser, whole_epochs
+from training.config.layout import batch_shape
 from training.config.recipe import Recipe
-from training.data.stream import SampleStream, batch_shape
+from training.data.stream import SampleStream
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import build_engine, training_dtype
 from training.ranks.dist import init_layout

@@ -8,7 +8,8 @@ import torch
 
 from data_prep.shards import PackedSample
 from tests.training.layouts import SEQUENCE_TOKENS, UnevenPack, whole_epochs
-from training.data.stream import IGNORE, SampleStream, batch_shape, next_token_targets
+from training.config.layout import batch_shape
+from training.data.stream import IGNORE, SampleStream, next_token_targets
 from training.ranks.dist import Layout
 
 

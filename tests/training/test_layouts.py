@@ -21,8 +21,9 @@ from tests.training.layouts import (
     tiny_recipe,
     whole_epochs,
 )
+from training.config.layout import batch_shape
 from training.config.recipe import Recipe
-from training.data.stream import MicroBatch, SampleStream, batch_shape
+from training.data.stream import MicroBatch, SampleStream
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import Engine, build_engine
 from training.model.inputs import ModelInputs

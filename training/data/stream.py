@@ -6,7 +6,7 @@ B rows of a micro-batch, T tokens of a sample, S = T / sp tokens of this rank's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -122,16 +122,15 @@ class SampleStream:
         )
         numbers = range(first, first + self.micro_batch_samples)
         rows = [self._row(number) for number in numbers]
-        ids_BT, position_ids_BT, targets_BT = (
-            torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(3)
-        )
-        num_tokens_B = np.array([row[3] for row in rows])
+        ids_BT = torch.from_numpy(np.stack([row.ids for row in rows]))
+        position_ids_BT = torch.from_numpy(np.stack([row.position_ids for row in rows]))
+        targets_BT = torch.from_numpy(np.stack([row.targets for row in rows]))
+        num_tokens_B = np.array([row.num_tokens for row in rows])
         length = self.pack.seq_len
         shard = length // self.layout.sp_size
         start = self.layout.sp_rank * shard
-        visit_B1, sample_B1 = (
-            torch.tensor([[row[i]] for row in rows], dtype=torch.int64) for i in (4, 5)
-        )
+        visit_B1 = torch.tensor([[row.visit] for row in rows])
+        sample_B1 = torch.tensor([[row.sample] for row in rows])
         place_S1 = torch.arange(start, start + shard + 1)
         is_target_token_BT1 = F.pad(targets_BT != IGNORE, (1, 0))
         device = self.layout.device
@@ -144,28 +143,41 @@ class SampleStream:
             corpus_index_BP=(sample_B1 * length + place_S1).to(device),
             is_target_token_BP=is_target_token_BT1[:, start : start + shard + 1].to(device),
             document_tokens_BS=torch.from_numpy(
-                np.stack([piece_lengths(row[1])[own] for row in rows])
+                np.stack([piece_lengths(row.position_ids)[own] for row in rows])
             ).to(device),
             documents=find_documents(position_ids_BT, device=device),
-            sample_ids=tuple(row[5] for row in rows),
-            visits=tuple(row[4] for row in rows),
+            sample_ids=tuple(row.sample for row in rows),
+            visits=tuple(row.visit for row in rows),
             epochs=tuple(number // self.samples_per_epoch for number in numbers),
             num_targets=int((targets_BT[:, own] != IGNORE).sum()),
             num_tokens=int((num_tokens_B - start).clip(0, shard).sum()),
         )
 
-    def _row(self, number: int) -> tuple[NDArray, NDArray, NDArray, int, int, int]:
-        """ids, position ids and targets `[T]`, real tokens, unique number, sample of one row."""
+    def _row(self, number: int) -> _Row:
+        """The row at a place of the global order."""
         length, num_samples = self.pack.seq_len, self.pack.num_samples(self.split)
         if number >= self.total_samples:
             no_targets = np.full(length, IGNORE, dtype=np.int64)
-            unique = self.total_samples - number - 1  # below every number of a sample
-            return np.zeros(length, np.int64), np.arange(length), no_targets, 0, unique, -1
+            visit = self.total_samples - number - 1  # below every number of a sample
+            return _Row(np.zeros(length, np.int64), np.arange(length), no_targets, 0, visit, -1)
         sample_id, times_seen = self.order.sample_at(number) if self.order else (number, 0)
         sample = self.pack.sample(sample_id, self.split)
         targets = next_token_targets(sample)
-        unique = times_seen * num_samples + sample_id
-        return sample.ids, sample.position_ids, targets, sample.num_tokens, unique, sample_id
+        visit = times_seen * num_samples + sample_id
+        return _Row(sample.ids, sample.position_ids, targets, sample.num_tokens, visit, sample_id)
+
+
+class _Row(NamedTuple):
+    """A sample with its targets, or what fills up the last step."""
+
+    ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    num_tokens: int
+    visit: int
+    """As in `MicroBatch.visits`."""
+    sample: int
+    """As in `MicroBatch.sample_ids`."""
 
 
 def next_token_targets(sample: PackedSample) -> NDArray[np.int64]:
@@ -186,26 +198,3 @@ def piece_lengths(position_ids: NDArray[np.int64]) -> NDArray[np.int64]:
     starts = np.append(np.flatnonzero(position_ids == 0), len(position_ids))
     lengths = np.diff(starts)
     return np.repeat(lengths, lengths)
-
-
-def batch_shape(
-    *, global_batch_tokens: int, sequence_tokens: int, micro_batch_samples: int, dp_size: int
-) -> tuple[int, int]:
-    """Samples and micro-steps of an optimizer step.
-
-    Raises:
-        ValueError: when the batch does not divide, with the nearest that do.
-    """
-    samples = global_batch_tokens // sequence_tokens
-    at_once = micro_batch_samples * dp_size
-    if samples % at_once or samples == 0:
-        unit = at_once * sequence_tokens
-        below, above = samples // at_once * unit, (samples // at_once + 1) * unit
-        nearest = f"{below} or {above}" if below else f"{above}"
-        raise ValueError(
-            f"train.global_batch_tokens {global_batch_tokens} is {samples} samples of "
-            f"{sequence_tokens} tokens; {dp_size} data-parallel groups x "
-            f"train.micro_batch_samples {micro_batch_samples} take {at_once} at once. "
-            f"Nearest that divide: {nearest}"
-        )
-    return samples, samples // at_once

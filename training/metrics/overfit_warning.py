@@ -13,7 +13,7 @@ _LEAST_RISE = 0.005
 
 
 @dataclass(frozen=True)
-class Warning:
+class OverfitWarning:
     """What rises, and where the run was best."""
 
     names: tuple[str, ...]
@@ -38,7 +38,7 @@ class OverfitWatch:
         self._evaluations: list[dict[str, Any]] = []
         self._said: tuple[int, tuple[str, ...]] | None = None
 
-    def saw(self, row: dict[str, Any]) -> Warning | None:
+    def saw(self, row: dict[str, Any]) -> OverfitWarning | None:
         """A row, in the order of the file; what there is to say after it, if that is new."""
         if row["kind"] == "step" and row.get("loss") is not None:
             self._losses.append(row["loss"])
@@ -54,7 +54,7 @@ class OverfitWatch:
         return warning
 
 
-def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> Warning | None:
+def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> OverfitWarning | None:
     """Look at a run's evaluations so far, oldest first.
 
     A series is said to rise when its last two evaluations lie above its best one by half a percent
@@ -77,7 +77,7 @@ def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> Warning | None:
     if not names:
         return None
     best = min(evaluations, key=lambda row: row["loss"])
-    return Warning(tuple(names), best["step"], best["loss"], evaluations[-1]["loss"])
+    return OverfitWarning(tuple(names), best["step"], best["loss"], evaluations[-1]["loss"])
 
 
 def _rises(series: list[float | None]) -> bool:

@@ -9,6 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from common.hints import did_you_mean
+from training.config.layout import check_head_counts
 from training.config.sections import Model
 
 _SIZES = (
@@ -121,14 +122,6 @@ def check_heads(config: PretrainedConfig, *, sp_size: int) -> None:
         ValueError: naming the sizes that work.
     """
     text = config.get_text_config()
-    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
-    fits = [
-        n
-        for n in range(1, heads + 1)
-        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
-    ]
-    if sp_size not in fits:
-        raise ValueError(
-            f"train.sequence_parallel_size {sp_size} does not fit {heads} attention heads and "
-            f"{kv_heads} key-value heads; it can be one of {fits}"
-        )
+    check_head_counts(
+        heads=text.num_attention_heads, kv_heads=text.num_key_value_heads, sp_size=sp_size
+    )

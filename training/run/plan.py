@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from data_prep.shards import Mixture, PackIndex
+from training.config.layout import batch_shape
 from training.config.recipe import Recipe
-from training.data.stream import batch_shape
 from training.ranks.dist import Layout
 
 
