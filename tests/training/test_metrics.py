@@ -221,7 +221,7 @@ def test_a_log_file_gets_whole_lines_with_eta_and_no_bar(
     write_steps(tmp_path, start=0, stop=10)
     lines = capfd.readouterr().err.splitlines()
     assert "\r" not in "".join(lines)
-    assert lines[-1].startswith("step 10/10 (100%)  loss 0.500  dropped 11%  ETA 00:00")
+    assert lines[-1].startswith("training: step 10/10 (100%)  loss 0.500  dropped 11%  ETA 00:00")
 
 
 def test_closing_twice_does_no_harm(tmp_path: Path) -> None:

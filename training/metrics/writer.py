@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from common.progress import StepProgress
 from training.metrics.file import METRICS_FILE, MetricsFile, cut_after, read_metrics
 from training.metrics.overfit_warning import OverfitWatch
 from training.metrics.tensorboard_writer import Board
@@ -86,7 +86,9 @@ class MetricsWriter:
         self._texts: TokenTexts | None = None
         # A new run keeps nothing: rows before its first checkpoint belong to a start that failed.
         self._open_after(start_step if start_step > 0 else -1)
-        self._progress = _Progress(total_steps=total_steps, start_step=start_step)
+        self._total_steps = total_steps
+        self._heldout_loss: float | None = None
+        self._progress = StepProgress(total_steps, what="training", done=start_step)
 
     def _open_after(self, step: int) -> None:
         path = self._run_dir / METRICS_FILE
@@ -111,7 +113,7 @@ class MetricsWriter:
             self._board.close()
             self._file.close()
             self._open_after(step)
-            self._progress.rewind(step)
+            self._progress.show(step, self._total_steps)
 
     def log_run(self, facts: dict[str, Any]) -> None:
         """Keep what is known before the first step."""
@@ -123,7 +125,16 @@ class MetricsWriter:
         if self._enabled:
             self._write({"kind": "step"} | row)
             self._add_scalars(row, STEP_TAGS)
-            self._progress.show_step(row)
+            self._show_step(row)
+
+    def _show_step(self, row: dict[str, Any]) -> None:
+        numbers = {"loss": _number(row.get("loss"))}
+        if self._heldout_loss is not None:
+            numbers["held-out"] = _number(self._heldout_loss)
+        if row.get("drop_rate_realised") is not None:
+            numbers["dropped"] = f"{100 * row['drop_rate_realised']:.0f}%"
+        step, total = row["step"], self._total_steps
+        self._progress.show(step, total, numbers=numbers, always=step == total)
 
     def log_epoch(self, row: dict[str, Any]) -> None:
         """Keep and show what an epoch trained on: `finished_epoch` and `samples_digest`."""
@@ -163,7 +174,7 @@ class MetricsWriter:
                 tags = {"loss": f"heldout/band_{band['band']}"}
                 self._add_scalars(band | {"step": row["step"]}, tags)
             self._board.flush()
-            self._progress.show_evaluation(row)
+            self._heldout_loss = row.get("loss")
 
     def log_tokens(self, picture: TokenPicture, *, step: int, tokenizer: Path) -> None:
         """Show the entropies of a step's tokens and which tokens of one sample dropped.
@@ -212,65 +223,6 @@ class MetricsWriter:
             value = row.get(key)
             if value is not None and math.isfinite(value):
                 self._board.scalar(tag, value, row["step"])
-
-
-class _Progress:
-    """A bar on a terminal; in a log file, where a bar would be one endless line, rare lines."""
-
-    SECONDS_BETWEEN_LINES = 10.0
-
-    def __init__(self, *, total_steps: int, start_step: int) -> None:
-        self._is_terminal = sys.stderr.isatty()
-        self._heldout: float | None = None
-        self._step, self._start_step, self._total_steps = start_step, start_step, total_steps
-        self._began = time.monotonic()
-        self._last_line = self._began
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            desc="training",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self._is_terminal,
-        )
-
-    def show_step(self, row: dict[str, Any]) -> None:
-        shown = {"loss": _number(row.get("loss"))}
-        if self._heldout is not None:
-            shown["held-out"] = _number(self._heldout)
-        if row.get("drop_rate_realised") is not None:
-            shown["dropped"] = f"{100 * row['drop_rate_realised']:.0f}%"
-        if self._is_terminal:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(row["step"] - self._step)
-        self._step = row["step"]
-        now = time.monotonic()
-        is_due = now - self._last_line >= self.SECONDS_BETWEEN_LINES
-        if not self._is_terminal and (is_due or self._step == self._total_steps):
-            self._last_line = now
-            self._print_line(now - self._began, shown)
-
-    def rewind(self, step: int) -> None:
-        self._step = step
-        self._bar.n = step
-        self._bar.refresh()
-
-    def show_evaluation(self, row: dict[str, Any]) -> None:
-        self._heldout = row.get("loss")
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _print_line(self, elapsed_seconds: float, shown: dict[str, str]) -> None:
-        seconds_a_step = elapsed_seconds / max(self._step - self._start_step, 1)
-        left = tqdm.format_interval(seconds_a_step * (self._total_steps - self._step))
-        numbers = "  ".join(f"{name} {value}" for name, value in shown.items())
-        share = 100 * self._step / self._total_steps
-        print(
-            f"step {self._step}/{self._total_steps} ({share:.0f}%)  {numbers}  ETA {left}",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def _number(value: float | None) -> str:

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
+from common.progress import progress_bar
 from data_prep.shards import PackIndex, ScoresWriter, open_corpus, open_scores_writer
 from training.config.load import parse_recipe
 from training.data.stream import SampleStream
@@ -127,7 +127,8 @@ def _score_splits(
     total = sum(pack.num_samples(split) for split in SPLITS)
     at_once = options.micro_batch_samples * layout.dp_size
     committed_at, num_before = time.monotonic(), 0
-    with tqdm(total=total, initial=num_done, unit=" samples", disable=writer is None) as bar:
+    shows = writer is not None
+    with progress_bar(total, what="score", unit=" samples", done=num_done, shows=shows) as bar:
         for split in SPLITS:
             num_samples = pack.num_samples(split)
             stream = SampleStream(

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.progress import StepProgress
 from training.metrics.file import METRICS_FILE
 from training.ranks.run_state import RunState, read_run_state
 from training.sweeps.grid import PlannedRun
@@ -67,12 +68,18 @@ class LocalRuns:
             lock: a file that stays locked while any process of a run is there.
         """
         self._waiting = list(runs)
-        self._total_steps = total_steps
+        self._total_steps = {run.name: total_steps[run.name] for run in runs}
         self._environments, self._num_processes, self._lock = environments, num_processes, lock
         self._jobs: list[_Job] = []
         self._outcomes: list[Outcome] = []
         self._num_signals = 0
-        self._progress = _Progress(runs, total_steps)
+        self._folders = {run.name: run.run_dir for run in runs}
+        self._progress = StepProgress(
+            sum(self._total_steps.values()),
+            what="sweep",
+            done=self._steps_done(),
+            seconds_between_lines=_SECONDS_BETWEEN_LINES,
+        )
 
     def run_all(self) -> list[Outcome]:
         """Until all have ended. SIGTERM or Ctrl-C asks each to save and end; twice ends them."""
@@ -83,7 +90,7 @@ class LocalRuns:
                 for job in [job for job in self._jobs if job.process.poll() is not None]:
                     self._jobs.remove(job)
                     self._tell(judge(job.run, job.starts_before), job)
-                self._progress.show()
+                self._progress.show(self._steps_done(), sum(self._total_steps.values()))
         self._progress.close()
         not_begun = "not begun: the sweep was asked to end"
         return self._outcomes + [Outcome(run, False, not_begun) for run in self._waiting]
@@ -112,9 +119,16 @@ class LocalRuns:
     def _tell(self, outcome: Outcome, job: _Job) -> None:
         self._outcomes.append(outcome)
         if not outcome.is_well:
-            self._progress.give_up(job.run)
+            # of a run that has ended early, the steps that it did are all there are
+            self._total_steps[outcome.run.name] = steps_done(outcome.run.run_dir)
         seconds = tqdm.format_interval(time.monotonic() - job.began)
-        self._progress.say(f"{outcome.run.name}: {outcome.text} ({seconds})")
+        tqdm.write(f"{outcome.run.name}: {outcome.text} ({seconds})", file=sys.stderr)
+
+    def _steps_done(self) -> int:
+        return sum(
+            min(steps_done(folder), self._total_steps[name])
+            for name, folder in self._folders.items()
+        )
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -192,52 +206,3 @@ def _last_error(log: Path) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
-
-
-class _Progress:
-    """Steps of all runs together: a bar on a terminal, else a line now and then."""
-
-    def __init__(self, runs: Sequence[PlannedRun], total_steps: dict[str, int]) -> None:
-        self._total = {run.name: total_steps[run.name] for run in runs}
-        self._folders = {run.name: run.run_dir for run in runs}
-        self._first = self._count()
-        self._began = self._last_line = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=sum(self._total.values()),
-            initial=self._first,
-            desc="sweep",
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self._is_terminal,
-        )
-
-    def show(self) -> None:
-        done, total = self._count(), sum(self._total.values())
-        self._bar.n, self._bar.total = done, total
-        self._bar.refresh()
-        now = time.monotonic()
-        if self._is_terminal or now - self._last_line < _SECONDS_BETWEEN_LINES or not total:
-            return
-        self._last_line = now
-        left = "?"
-        if done > self._first:
-            seconds_a_step = (now - self._began) / (done - self._first)
-            left = tqdm.format_interval(seconds_a_step * (total - done))
-        share = 100 * done // total
-        print(f"sweep: step {done}/{total} ({share}%)  ETA {left}", file=sys.stderr, flush=True)
-
-    def give_up(self, run: PlannedRun) -> None:
-        """Of a run that has ended early, the steps that it did are all there are."""
-        self._total[run.name] = steps_done(run.run_dir)
-
-    def say(self, text: str) -> None:
-        tqdm.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def _count(self) -> int:
-        return sum(
-            min(steps_done(folder), self._total[name]) for name, folder in self._folders.items()
-        )
