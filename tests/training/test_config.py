@@ -54,7 +54,7 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
         ("regulariser=entrodrop2", "'none', 'entrodrop', 'random_token_dropout'"),
         ("model.pretrained=some/model", "exactly one of"),
         ("dropout.replace=mask_token", "mask_token_id"),
-        ("extra_regulariser=hiden_dropout", "'hidden_dropout', 'label_smoothing'"),
+        ("extra_regulariser=hiden_dropout", "did you mean hidden_dropout?"),
         ("extra_regulariser=entrodrop", "'hidden_dropout', 'label_smoothing'"),
         (
             "entropy.source=cache entropy.measure=nll extra_regulariser=label_smoothing",

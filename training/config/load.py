@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -76,6 +77,9 @@ def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
                 continue  # named above, with the nearest valid key
             where = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "literal_error":
+                names = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+                message += did_you_mean(item["input"], names)
             given = "" if item["type"] in ("value_error", "missing") else f" (is {item['input']!r})"
             mistakes.append(f"{where + ': ' if where else ''}{message}{given}")
     if mistakes:

@@ -15,10 +15,12 @@ from training.config.sections import (
     Dropout,
     Entropy,
     Evaluation,
+    ExtraRegulariserName,
     Guard,
     Model,
     Name,
     Optimizer,
+    RegulariserName,
     Schedule,
     Train,
     Watchdog,
@@ -39,21 +41,10 @@ class Recipe:
     seed: Annotated[int, Field(ge=0, lt=10**18)] = 1234
     resume: Literal["auto", "never"] = "auto"
     """auto goes on from the newest complete checkpoint in run_dir, if there is one."""
-    regulariser: Literal[
-        "none",
-        "entrodrop",
-        "random_token_dropout",
-        "hidden_dropout",
-        "label_smoothing",
-        "neftune",
-        "rho1",
-        "weight_decay",
-    ] = "entrodrop"
+    regulariser: RegulariserName = "entrodrop"
     """entrodrop and its baselines. random_token_dropout drops any target with the mean rate that
     EntroDrop would have (gamma * quantile), by the same `dropout.*` keys."""
-    extra_regulariser: (
-        Literal["hidden_dropout", "label_smoothing", "neftune", "weight_decay"] | None
-    ) = None
+    extra_regulariser: ExtraRegulariserName | None = None
     """A usual regulariser together with the first one, as strong as `baseline.*` says."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)

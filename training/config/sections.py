@@ -190,6 +190,10 @@ class Dropout:
         return self
 
 
+ExtraRegulariserName = Literal["hidden_dropout", "label_smoothing", "neftune", "weight_decay"]
+RegulariserName = Literal["none", "entrodrop", "random_token_dropout", "rho1", ExtraRegulariserName]
+
+
 @dataclass(config=STRICT)
 class Baseline:
     """Strengths of the usual regularisers; only that of the one chosen is used."""

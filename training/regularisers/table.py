@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from training.config.recipe import Recipe
+from training.config.sections import RegulariserName
 from training.model.inputs import ModelRegularisation
 from training.regularisers.base import Regulariser, RunParts, Together
 from training.regularisers.baselines import (
@@ -17,7 +18,7 @@ from training.regularisers.baselines import (
 from training.regularisers.entrodrop import EntroDrop
 from training.regularisers.neftune import NEFTune
 
-REGULARISERS: dict[str, type[Regulariser]] = {
+REGULARISERS: dict[RegulariserName, type[Regulariser]] = {
     "none": Regulariser,
     "entrodrop": EntroDrop,
     "random_token_dropout": RandomTokenDropout,
