@@ -77,10 +77,10 @@ def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
                 continue  # named above, with the nearest valid key
             where = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
+            given = "" if item["type"] in ("value_error", "missing") else f" (is {item['input']!r})"
             if item["type"] == "literal_error":
                 names = re.findall(r"'([^']*)'", item["ctx"]["expected"])
-                message += did_you_mean(item["input"], names)
-            given = "" if item["type"] in ("value_error", "missing") else f" (is {item['input']!r})"
+                given += did_you_mean(item["input"], names)
             mistakes.append(f"{where + ': ' if where else ''}{message}{given}")
     if mistakes:
         raise ValueError(f"{origin}:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes))
