@@ -18,7 +18,7 @@ from benchmarks.step_meters import Took
 from training.config.recipe import Recipe
 from training.data.stream import SampleStream, next_token_targets
 from training.model.causal_lm import resolve_model_config
-from training.model.engine import join_ds_config
+from training.model.ds_config import join_ds_config
 from training.ranks.dist import Layout
 
 

@@ -17,7 +17,7 @@ from launch.planner.memory import peak_moments
 from launch.preflight.finding import Finding, first_of_hosts, name_ranks, ranks_by_value
 from launch.preflight.formatting import count, size
 from launch.preflight.setting import Context, Setting
-from training.model.engine import training_dtype
+from training.model.ds_config import training_dtype
 
 _IN_USE_FRAC = 0.1
 """More of a GPU than this, which our own context does not explain, belongs to someone else."""
@@ -98,7 +98,7 @@ def _of_gpus(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[F
             )
         )
     old = tuple(rank for rank, m in measures.items() if m["capability"] < [8, 0])
-    if old and training_dtype(setting.recipe) is torch.bfloat16:
+    if old and training_dtype(setting.recipe.deepspeed) is torch.bfloat16:
         findings.append(
             Finding(
                 "warn",

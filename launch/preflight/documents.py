@@ -16,7 +16,8 @@ from launch.preflight.setting import Context, Setting
 from launch.preflight.tiny import make_pack, make_stream, tiny_engine
 from training.data.documents import find_documents
 from training.data.stream import MicroBatch
-from training.model.engine import Engine, training_dtype
+from training.model.ds_config import training_dtype
+from training.model.engine import Engine
 from training.model.inputs import ModelInputs
 
 _MAX_SHARE = 1e-4
@@ -29,7 +30,7 @@ def measure(context: Context) -> dict[str, float]:
     `others`: of other documents; `own`: of that one; `blind`: of others when all is declared to be
     one document, which must be seen, or the comparison could see no leak.
     """
-    dtype = training_dtype(context.recipe)
+    dtype = training_dtype(context.recipe.deepspeed)
     with tiny_engine(context, dtype=dtype, num_micro_steps=1) as (_, engine):
         before, after = (
             make_stream(context, make_pack(context, num_micro_steps=1, changed=changed)).step(0)[0]

@@ -17,7 +17,7 @@ from launch.preflight.setting import Context, Setting
 from training.config.recipe import Recipe
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads
-from training.model.engine import training_dtype
+from training.model.ds_config import training_dtype
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _TOKENIZER = "tokenizer.json"
@@ -28,7 +28,9 @@ _IGNORED_PARTS = ("padding", "truncation")
 def model_config(recipe: Recipe, corpus: Corpus | None = None) -> PretrainedConfig:
     """What training would build; without a corpus only what the model says of itself."""
     vocab_size = corpus.vocab_size if corpus else 1
-    return resolve_model_config(recipe.model, vocab_size=vocab_size, dtype=training_dtype(recipe))
+    return resolve_model_config(
+        recipe.model, vocab_size=vocab_size, dtype=training_dtype(recipe.deepspeed)
+    )
 
 
 def measure(context: Context) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from launch.preflight.finding import Finding, name_ranks
 from launch.preflight.setting import Context, Setting
 from launch.preflight.tiny import tiny_config, tiny_recipe
 from training.model.causal_lm import build_model
-from training.model.engine import join_ds_config
+from training.model.ds_config import join_ds_config
 
 _MAX_RATIO = 1.25
 """Between standard deviations of matrices of thousands of random numbers: 1.02 by chance."""

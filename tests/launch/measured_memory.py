@@ -17,7 +17,8 @@ from training.config.layout import batch_shape
 from training.config.recipe import Recipe
 from training.data.stream import SampleStream
 from training.model.causal_lm import resolve_model_config
-from training.model.engine import build_engine, training_dtype
+from training.model.ds_config import training_dtype
+from training.model.engine import build_engine
 from training.ranks.dist import init_layout
 from training.ranks.watchdog import Watchdog
 from training.regularisers.table import model_regularisation
@@ -101,7 +102,7 @@ def _measure(recipe: Recipe) -> dict[str, int]:
     )
     with LiveBytes() as live:
         marks = _PhaseMarks(live)
-        dtype = training_dtype(recipe)
+        dtype = training_dtype(recipe.deepspeed)
         config = resolve_model_config(recipe.model, vocab_size=vocab_size, dtype=dtype)
         engine = build_engine(
             recipe,

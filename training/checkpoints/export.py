@@ -67,9 +67,9 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     )
     model.load_state_dict(trained)
     model.save_pretrained(staging)
-    _export_tokenizer(recipe, staging)
+    _export_tokenizer(recipe.data.corpus, staging)
     del model
-    _compare(staging, trained, recipe)
+    _compare(staging, trained, trust_remote_code=recipe.model.trust_remote_code)
     _mark(staging, chosen)
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
@@ -111,8 +111,8 @@ def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor
     }
 
 
-def _export_tokenizer(recipe: Recipe, folder: Path) -> None:
-    source = open_corpus(recipe.data.corpus).tokenizer_dir
+def _export_tokenizer(corpus: str, folder: Path) -> None:
+    source = open_corpus(corpus).tokenizer_dir
     if list(source.glob("*.model")):  # a sentencepiece model is used as it is
         shutil.copytree(source, folder, dirs_exist_ok=True)
     else:
@@ -129,9 +129,9 @@ def _mark(folder: Path, checkpoint: Path) -> None:
     write_manifest(folder, content, files=files)
 
 
-def _compare(folder: Path, trained: dict[str, Tensor], recipe: Recipe) -> None:
+def _compare(folder: Path, trained: dict[str, Tensor], *, trust_remote_code: bool) -> None:
     again = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", trust_remote_code=recipe.model.trust_remote_code
+        folder, dtype="auto", trust_remote_code=trust_remote_code
     ).state_dict()
     different = [
         name

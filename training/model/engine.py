@@ -1,40 +1,24 @@
-"""DeepSpeed joined with the recipe: configuration, optimizer groups, one forward, one step."""
+"""The DeepSpeed engine as a step uses it: built, one forward, one backward and update."""
 
 from __future__ import annotations
 
-import copy
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import set_z3_leaf_module
-from pydantic import ValidationError
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from common.hints import did_you_mean
 from training.config.recipe import Recipe
 from training.model.attention import shard_attention
 from training.model.causal_lm import CausalLMWithEntropy, build_model, decoder_layers
+from training.model.ds_config import join_ds_config
 from training.model.inputs import NO_REGULARISATION, ModelInputs, ModelRegularisation, Scored
 from training.ranks.dist import Layout
 from training.ranks.watchdog import Watchdog
-
-_RECIPE_OWNS = {
-    "train_batch_size": "train.global_batch_tokens",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_samples",
-    "gradient_accumulation_steps": "train.global_batch_tokens",
-    "gradient_clipping": "train.gradient_clipping",
-    "optimizer": "optimizer",
-    "scheduler": "schedule",
-}
-_SECTIONS = ("bf16", "fp16", "zero_optimization")
-"""Of the DeepSpeed JSON: those that decide how the numbers come about."""
 
 
 @dataclass(frozen=True)
@@ -116,98 +100,6 @@ class Engine:
         self.watchdog.enter("update")
         self.ds.step()
         return float(self.ds.get_global_grad_norm() or 0.0) if ends_step else None
-
-
-def training_dtype(recipe: Recipe) -> torch.dtype:
-    """bf16 where the DeepSpeed JSON enables it, else fp32."""
-    enabled = _read_ds_config(recipe).get("bf16", {}).get("enabled", False)
-    return torch.bfloat16 if enabled else torch.float32
-
-
-def _read_ds_config(recipe: Recipe) -> dict[str, Any]:
-    path = Path(recipe.deepspeed)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"deepspeed: {path}: {error.strerror}") from None
-    except ValueError as error:  # bad JSON, bad UTF-8
-        raise ValueError(f"deepspeed: {path}: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"deepspeed: {path}: expected keys and values")
-    for name in _SECTIONS:
-        if not isinstance(config.get(name, {}), dict):
-            raise ValueError(f"deepspeed: {path}: {name}: expected keys and values")
-        enabled = config.get(name, {}).get("enabled", False)
-        if enabled not in (False, True, "auto"):  # "auto" is refused with its own reason
-            raise ValueError(
-                f"deepspeed: {path}: {name}.enabled: expected true or false, found {enabled!r}"
-            )
-    return config
-
-
-def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> dict[str, Any]:
-    """The DeepSpeed JSON of the recipe, with the recipe's own keys joined in.
-
-    Raises:
-        ValueError: when the JSON is unreadable, sets what the recipe owns, or asks for a mode
-            in which losses or gradients would be wrong.
-    """
-    path, config = recipe.deepspeed, _read_ds_config(recipe)
-    mistakes = [
-        f"{key} belongs to the recipe ({owner})"
-        for key, owner in _RECIPE_OWNS.items()
-        if key in config
-    ]
-    # DeepSpeed passes over a key that it does not know, and a run would be in fp32 unasked
-    for key in config.keys() - {*_SECTIONS, *_RECIPE_OWNS}:
-        if hint := did_you_mean(key, _SECTIONS, cutoff=0.65):
-            mistakes.append(f"{key}: unknown key{hint}")
-    zero = config.get("zero_optimization", {})
-    mistakes += _mistakes_of_zero(zero)
-    if zero.get("stage") != 3:
-        mistakes.append(f"zero_optimization.stage is {zero.get('stage')}; this engine needs 3")
-    if zero.get("reduce_scatter", True) is not True:
-        mistakes.append(
-            "zero_optimization.reduce_scatter must be true: sequence shards add wrongly otherwise"
-        )
-    if config.get("fp16", {}).get("enabled"):
-        mistakes.append("fp16 is not supported; use bf16, or neither for fp32")
-    if '"auto"' in json.dumps(config):
-        mistakes.append('"auto" is a value of the Hugging Face Trainer; leave the key out')
-    if mistakes:
-        raise ValueError(f"deepspeed: {path}:\n" + "\n".join(f"  - {m}" for m in mistakes))
-
-    opt = recipe.optimizer
-    offloads = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-    adam = {"lr": opt.lr, "betas": [opt.beta1, opt.beta2], "eps": opt.eps}
-    # with offload DeepSpeed's own CPU Adam; elsewhere torch's, which needs no compiler
-    adam |= {"weight_decay": opt.weight_decay}
-    if not offloads:
-        adam |= {"torch_adam": True, "fused": True}
-    if not has_gpu:
-        zero.pop("overlap_comm", None)
-    # it waits for the device twice a micro-step
-    config.setdefault("timers", {"throughput": {"enabled": False}})
-    return config | {
-        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_samples,
-        "gradient_accumulation_steps": num_micro_steps,
-        "gradient_clipping": recipe.train.gradient_clipping or 0.0,
-        "optimizer": {"type": "AdamW", "params": adam},
-        "steps_per_print": 2**31,
-    }
-
-
-def _mistakes_of_zero(zero: dict[str, Any]) -> list[str]:
-    """What DeepSpeed itself would refuse, but only once the model is built."""
-    try:
-        DeepSpeedZeroConfig(**copy.deepcopy(zero))
-    except ValidationError as error:
-        return [
-            f"zero_optimization.{'.'.join(map(str, item['loc']))}: {item['msg']}"
-            f" (is {item['input']!r})"
-            for item in error.errors()
-        ]
-    return []
 
 
 def build_engine(

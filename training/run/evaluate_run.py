@@ -15,7 +15,8 @@ from training.checkpoints.manifest import find_corruption_together
 from training.config.load import load_recipe
 from training.model.causal_lm import resolve_model_config, warn_of_remote_code
 from training.model.checks import check_heads, check_window
-from training.model.engine import build_engine, training_dtype
+from training.model.ds_config import training_dtype
+from training.model.engine import build_engine
 from training.ranks.dist import init_layout
 from training.run.evaluation import evaluate, heldout_stream, load_bands
 
@@ -61,7 +62,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     stream = heldout_stream(pack, recipe, layout)
     model_config = resolve_model_config(
-        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe)
+        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe.deepspeed)
     )
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)

@@ -21,7 +21,8 @@ from training.config.load import parse_recipe
 from training.data.stream import SampleStream
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads, check_window
-from training.model.engine import Engine, build_engine, training_dtype
+from training.model.ds_config import training_dtype
+from training.model.engine import Engine, build_engine
 from training.model.inputs import ModelInputs
 from training.ranks.dist import (
     Layout,
@@ -88,7 +89,7 @@ def score_corpus(options: ScoreOptions) -> Path:
     corpus = open_corpus(options.corpus)
     pack = corpus.open_pack(options.sequence_tokens)
     config = resolve_model_config(
-        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe)
+        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe.deepspeed)
     )
     check_heads(config, sp_size=layout.sp_size)
     check_window(config, sequence_tokens=options.sequence_tokens)

@@ -11,7 +11,7 @@ from data_prep.shards import Mixture, PackIndex, Scores, check_contents, open_co
 from training.config.recipe import Recipe
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads, check_window
-from training.model.engine import join_ds_config, training_dtype
+from training.model.ds_config import join_ds_config, training_dtype
 from training.ranks.dist import Layout, raise_together
 from training.regularisers.entropy_source import open_scores
 from training.regularisers.replacement import check_mask_token
@@ -46,7 +46,7 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
         heldout_stream(pack, recipe, layout)
     has_gpu = layout.device.type == "cuda"
     join_ds_config(recipe, num_micro_steps=plan.micro_steps, has_gpu=has_gpu)
-    dtype = training_dtype(recipe)
+    dtype = training_dtype(recipe.deepspeed)
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
