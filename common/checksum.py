@@ -1,4 +1,4 @@
-"""Size and checksum of a file, by which it is known again."""
+"""Size and checksum of a file, to detect changes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _PIECE_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a file must be when it is read again."""
+    """Expected size and checksum of a file."""
 
     num_bytes: int
     sha256: str
 
 
 def record_file(path: Path, *, durable: bool = False) -> FileRecord:
-    """Of a file as it is, read in pieces; `durable` also flushes it to disk."""
+    """Record a file as it is, read in chunks; `durable` also flushes it to disk."""
     digest, num_bytes = hashlib.sha256(), 0
     with path.open("rb", buffering=0) as file:
         if durable:

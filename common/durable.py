@@ -1,4 +1,4 @@
-"""Files that a kill or a power cut leaves as they were or as they were to be, never in between."""
+"""Atomic, durable writes: after a kill or power cut a file is old or new, never partial."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ def atomic_write(path: Path, content: str | bytes | memoryview, *, writer: str =
     """Replace a file at once, durably; text as UTF-8.
 
     Args:
-        path: its folder is made when it is not there.
-        writer: tells temporary files of several writers of one path apart.
+        path: its folder is created if missing.
+        writer: distinguishes temporary files of several writers of one path.
 
     Raises:
-        OSError: when the disk refuses; the old content is untouched.
+        OSError: when the write fails; the old content is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}{writer}.partial")
@@ -27,7 +27,7 @@ def atomic_write(path: Path, content: str | bytes | memoryview, *, writer: str =
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or the names in a folder: fsync of a file alone keeps only its bytes."""
+    """Flush a file, or the names in a folder: fsync of a file alone persists only its bytes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -37,10 +37,10 @@ def fsync_path(path: Path) -> None:
 
 def write_all(descriptor: int, content: bytes | memoryview, *, offset: int | None = None) -> None:
     """`os.write`, or `os.pwrite` at an offset, until all is written: near a full disk either may
-    take only a part, and say so by its result alone."""
-    rest, done = memoryview(content).cast("B"), 0
-    while done < len(rest):
+    write only a part, and reports that only in its result."""
+    rest, written = memoryview(content).cast("B"), 0
+    while written < len(rest):
         if offset is None:
-            done += os.write(descriptor, rest[done:])
+            written += os.write(descriptor, rest[written:])
         else:
-            done += os.pwrite(descriptor, rest[done:], offset + done)
+            written += os.pwrite(descriptor, rest[written:], offset + written)

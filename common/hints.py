@@ -1,4 +1,4 @@
-"""What a user may have meant by a name that does not exist."""
+"""Suggestions for a name that does not exist."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def did_you_mean(
     prefix: str = "",
     otherwise: str = "",
 ) -> str:
-    """`; did you mean train.lr or train.eps?`, the end of an error's sentence.
+    """`; did you mean train.lr or train.eps?`, to end an error message.
 
     Args:
-        name: what was given.
-        known: all names there are.
-        most: names to propose.
-        cutoff: from 0, where everything is near, to 1, where only the same name is.
-        prefix: of each proposal, as `train.`.
-        otherwise: what to say when nothing is near; by default nothing.
+        name: the given name.
+        known: all valid names.
+        most: maximum number of suggestions.
+        cutoff: similarity from 0, which everything has, to 1, which only the same name has.
+        prefix: of each suggestion, such as `train.`.
+        otherwise: text when no name is similar; by default none.
     """
     near = get_close_matches(str(name), list(known), n=most, cutoff=cutoff)
     if near:

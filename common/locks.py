@@ -1,4 +1,4 @@
-"""Locks on files, which the end of a process gives back whatever ends it."""
+"""File locks, released when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import fcntl
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the exclusive lock of an open file, or return False: another process has it.
+    """Take the exclusive lock of an open file, or return False if another process holds it.
 
-    True also where the file system has no locks: there nobody can be kept out.
+    Also True where the file system has no locks: nobody can be kept out there.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

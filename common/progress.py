@@ -1,4 +1,4 @@
-"""Progress bars with an end in sight: lively on a terminal, a line now and then in a log."""
+"""Progress bars: live on a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def progress_bar(
     shows: bool = True,
     delay: float = 0.0,
 ) -> tqdm[NoReturn]:
-    """A bar on stderr; in a log file a new line every 10 seconds is enough.
+    """A bar on stderr; in a log file a new line every 10 seconds.
 
     Args:
-        done: what an earlier run did; it counts as progress but not as speed.
-        shows: False on processes that leave the bar to another.
-        delay: seconds that pass before anything is shown.
+        done: work of an earlier run; it counts as progress but not as speed.
+        shows: False on processes that show no bar.
+        delay: seconds before anything is shown.
     """
     is_terminal = sys.stderr.isatty()
     return tqdm(

@@ -1,4 +1,4 @@
-"""Commands of several verbs: each verb a module that says what it does and does it."""
+"""Commands with verbs: each verb is a module with its help, arguments and entry point."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 
 def add_verbs(parser: argparse.ArgumentParser, *, package: str, names: Iterable[str]) -> None:
-    """Give a parser its verbs; parsed options then have `verb`, and `run`, to be called with them.
+    """Add verbs to a parser; parsed options then have `verb` and `run`, which takes the options.
 
     Args:
-        package: of the modules, one for each name, `-` being `_`. Each has SUMMARY, DESCRIPTION,
-            add_arguments and run. They import what they need in run, so that --help and a user's
-            mistake answer at once.
+        package: of the modules, one for each name, with `_` for `-`. Each has SUMMARY, DESCRIPTION,
+            add_arguments and run. They import what they need in run, so that --help and usage
+            errors answer at once.
     """
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name in names:

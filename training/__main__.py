@@ -1,4 +1,4 @@
-"""The command `python -m training`: a verb for each thing that one does to a run."""
+"""The command `python -m training`: one verb for each thing to do with a run."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ VERBS = ("train", "evaluate", "export", "report", "sweep", "preview")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; a user's mistake is one message and exit code 2."""
+    """Run one verb; a user error is one message and exit code 2."""
     options = parse_arguments(build_parser(), argv)
     if options.verb in ("train", "evaluate"):
         try:
             set_rank_variables()
-        except ValueError as error:  # which rank this is cannot be known, so each says it
+        except ValueError as error:  # the rank is not known, so every process prints it
             print(f"error: {error}", file=sys.stderr)
             return 2
     try:
         code: int = options.run(options)
         return code
     except (ValueError, OSError) as error:
-        # most errors are those of all ranks; where each has a file of its own, it says its own
+        # most errors are the same on all ranks; with one log file per rank, each prints its own
         if os.environ.get("RANK", "0") == "0" or getattr(options, "rank_logs", False):
             print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,11 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line; each verb's help says what it does."""
     parser = argparse.ArgumentParser(
         prog="python -m training",
-        description="Train a causal LM on little data without letting it overfit, and look at it.",
+        description="Train a causal LM on little data without overfitting, and inspect the result.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    # the deepspeed launcher puts it in front; the environment says the same
+    # the deepspeed launcher inserts it first; the environment has the same value
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_verbs(parser, package="training.commands", names=VERBS)
     return parser
@@ -59,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     exit_code = main()
     if "RANK" in os.environ:
-        # gloo's threads let go of tensors after the last collective has returned; one that does
-        # so while the interpreter is being taken down aborts the process
+        # gloo's threads release tensors after the last collective has returned; one that does so
+        # during interpreter shutdown aborts the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

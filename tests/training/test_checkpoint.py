@@ -145,7 +145,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
         flip(checkpoint / KINDS[0])
     recipe = recipe_of(small_corpus, run_dir, **CHANGES)
     for message in run_ranks(message_of_error, recipe, world_size=2):
-        assert "none of 2 checkpoints is whole" in message
+        assert "none of 2 checkpoints is intact" in message
     assert metrics(run_dir, "step") == metrics(finished, "step")
 
 
@@ -156,7 +156,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(finished, tmp_path):
     shutil.copy(folder / KINDS[0], tmp_path / "outside.pt")
     for name in ("../outside.pt", str(tmp_path / "outside.pt")):
         write_manifest(folder, read_manifest(folder), files={name: record})
-        assert "leads out of the folder" in (find_corruption(folder) or "")
+        assert "points outside the folder" in (find_corruption(folder) or "")
     (folder / "zero3").rename(tmp_path / "elsewhere")
     (folder / "link").symlink_to(tmp_path / "outside.pt")
     write_manifest(folder, read_manifest(folder), files={"link": record})
@@ -274,7 +274,7 @@ def test_a_failed_save_ends_the_run_on_every_rank(small_corpus, tmp_path, last):
     first, second = run_ranks(message_with_faults, recipe, world_size=2)
     assert first == second
     assert "step-00000002 was not saved: rank 1: " in first
-    assert "Older checkpoints are as they were" in first
+    assert "Older checkpoints are untouched" in first
     (kept,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert kept.name == "step-00000001"
     assert find_corruption(kept, hashes=True) is None

@@ -53,7 +53,7 @@ def test_a_validation_split_that_is_all_masked_is_refused(small_corpus, tmp_path
     for row in rows:
         row["mask"] = [int(row["ids"][2] not in held_out)] * 3
     made = build_ids(tmp_path / "b", rows, tokenizer=tokenizer, val_frac=0.3)
-    assert "the validation split has no token that is a target" in refused(lambda: check(made))
+    assert "the validation split has no target tokens" in refused(lambda: check(made))
     assert check(made, evaluation__every_steps=None).plan.targets_per_epoch > 0
 
 

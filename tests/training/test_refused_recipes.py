@@ -91,7 +91,7 @@ VALUES = [
     ("entropy.threshold=lagged", "and dropout.where: loss (are online and input)"),
     # YAML
     ("seed={{a: b}: c}", "expected a name before the colon"),
-    ("seed={a: 1, a: 2}", "key 'a' stands twice"),
+    ("seed={a: 1, a: 2}", "duplicate key 'a'"),
     ("seed=!!python/object/apply:os.getpid []", "could not determine a constructor"),
     ("=3", "override '=3' is not of the form a.b=c"),
 ]

@@ -131,8 +131,8 @@ def test_a_torn_last_line_and_an_unfinished_run_are_told(tmp_path: Path) -> None
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(lines[:-2]) + lines[-2][:20])
     text = page_text(run)
-    assert "run: not finished: step 3 of 4; it still runs, or was killed." in text
-    assert "cut short" in text
+    assert "run: not finished: step 3 of 4; still running, or killed." in text
+    assert "truncated" in text
 
 
 def test_a_run_that_failed_says_why(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_no_group_is_called_better_while_its_runs_are_unfinished(tmp_path: Path)
         "".join((runs[0] / "metrics.jsonl").read_text().splitlines(keepends=True)[:-3])
     )
     text = page_text(*runs)
-    assert text.count("not the last word, 1 run unfinished") == 4  # best and final, twice told
+    assert text.count("not final, 1 run unfinished") == 4  # best and final, twice told
     assert 'class="good"' not in text
 
 

@@ -294,7 +294,7 @@ def test_export_of_a_folder_without_a_run_is_a_clear_error(tmp_path):
         training("export", str(tmp_path))
     assert caught.value.returncode == 2
     assert caught.value.stderr.startswith("error: ")
-    assert "is no run folder" in caught.value.stderr
+    assert "is not a run folder" in caught.value.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"seed: 1\nseed: 2", b"\xff", b"a: [", b"sede: 1"])
@@ -309,7 +309,7 @@ def test_a_recipe_that_a_run_keeps_damaged_is_refused_by_name(tmp_path, content)
 def test_bands_that_are_damaged_are_refused_by_name(tmp_path, content):
     path = tmp_path / "heldout_bands.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=f"{path}: damaged: .*cannot go on without it"):
+    with pytest.raises(ValueError, match=f"{path}: damaged: .*cannot continue without it"):
         load_bands(tmp_path)
 
 

@@ -51,7 +51,7 @@ def test_two_starts_never_share_a_run_folder(tmp_path: Path) -> None:
     finally:
         holder.kill()
     assert messages[0] == messages[1]
-    told = f"run_dir {tmp_path}: another start is at work in it ({host} process 7)"
+    told = f"run_dir {tmp_path} is in use by another start ({host} process 7)"
     assert messages[0].startswith(f"refused: {told}")
 
 

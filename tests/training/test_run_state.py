@@ -93,9 +93,9 @@ def test_keys_of_a_later_version_are_passed_over(tmp_path):
     [
         ('{"state": "run', "Unterminated string"),
         ("[]", "expected an object, found list"),
-        ("{}", "misses state, run_id, step"),
-        ({"state": "asleep"}, "state is 'asleep', none of running, stopped, complete, failed"),
-        ({"step": "4"}, "step is '4', no whole number"),
+        ("{}", "lacks state, run_id, step"),
+        ({"state": "asleep"}, "state is 'asleep', not one of running, stopped, complete, failed"),
+        ({"step": "4"}, "step is '4', not an integer"),
     ],
 )
 def test_a_file_that_is_none_of_ours_is_refused_with_what_to_do(tmp_path, change, expected):
@@ -106,12 +106,12 @@ def test_a_file_that_is_none_of_ours_is_refused_with_what_to_do(tmp_path, change
     with pytest.raises(ValueError) as caught:
         read_run_state(tmp_path)
     assert expected in str(caught.value)
-    assert "remove the file to go on" in str(caught.value)
+    assert "remove the file to continue" in str(caught.value)
     assert RunRecord(tmp_path, rank=0, total_steps=8).begin(0) == str(caught.value)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no run has begun to train there"):
+    with pytest.raises(ValueError, match="no run has started training there"):
         read_run_state(tmp_path)
 
 

@@ -132,9 +132,9 @@ def test_values_with_commas_and_keys_that_end_alike_stay_apart(
         ([], None, "nothing varies"),
         (["train.epochs"], None, "not of the form a.b=1,2,3"),
         (["train.epochs=1,,2"], None, "not of the form a.b=1,2,3"),
-        (["train.epochs=1,1"], None, "1 is there twice"),
-        (["seed=1,2"], "3,4", "seed is to vary twice"),
-        (["run_dir=a,b"], None, "the sweep itself decides it"),
+        (["train.epochs=1,1"], None, "1 is given twice"),
+        (["seed=1,2"], "3,4", "seed is given twice"),
+        (["run_dir=a,b"], None, "the sweep itself sets it"),
     ],
 )
 def test_what_is_no_sweep_is_refused(
@@ -170,7 +170,7 @@ def test_values_that_are_the_same_written_otherwise_are_told(
     mistakes = Mistakes()
     axes = parse_axes(["optimizer.lr=1e-3,0.001", "seed=1,01"], None)
     plan_runs(write_recipe(small_corpus, tmp_path), [], axes, mistakes=mistakes)
-    with pytest.raises(ValueError, match="is lr-1e-3,seed-1 once more") as caught:
+    with pytest.raises(ValueError, match="is the same as lr-1e-3,seed-1") as caught:
         mistakes.raise_all()
     assert "lr-0.001,seed-01" in str(caught.value)
 
@@ -251,7 +251,7 @@ def test_a_sweep_that_is_asked_to_end_saves_and_goes_on(small_corpus: Path, tmp_
     stopped_at = read_run_state(first_run.run_dir).step
     assert 3 <= stopped_at < 40
     assert f"seed-1: stopped and saved at step {stopped_at}" in told
-    assert "seed-2: not begun" in told
+    assert "seed-2: not started" in told
     assert processes_with(str(first_run.run_dir / "recipe.yaml")) == []
 
     again = run_command(recipe, "--seeds", "1,2", "--jobs", "2")
@@ -276,7 +276,7 @@ def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     try:
         refused = run_command(recipe, "--seeds", "1")
         assert refused.returncode == 2
-        assert "another sweep is at work here, or runs that it started" in refused.stderr
+        assert "in use by another sweep, or by runs that it started" in refused.stderr
     finally:
         os.kill(process, signal.SIGKILL)
     deadline = time.monotonic() + 400

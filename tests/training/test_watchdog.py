@@ -59,7 +59,7 @@ def test_a_rank_that_sleeps_in_its_data_names_itself_and_the_line(small_corpus, 
     assert 1.9 < seconds_until_noticed(tmp_path, 1) < 5.0
     report = (tmp_path / "hang-rank00001.txt").read_text()
     assert "rank 1 has been in phase 'data' after step 2 for 2 seconds" in report
-    assert "it is this rank that hangs" in report
+    assert "this is the rank that hangs" in report
     assert "test_watchdog.py" in report
     assert "in read_or_hang" in report
     state = read_run_state(tmp_path)
@@ -74,7 +74,7 @@ def test_a_rank_that_is_stopped_is_noticed_by_the_one_that_waits(small_corpus, t
     assert 1.9 < seconds_until_noticed(tmp_path, 0) < 5.0
     report = (tmp_path / "hang-rank00000.txt").read_text()
     assert "rank 0 has been in phase 'plan' after step 2" in report
-    assert "or that has written none (stopped, or cut off)" in report
+    assert "or that has written no report (stopped, or cut off)" in report
     assert "in sum_over_ranks" in report
     assert not (tmp_path / "hang-rank00001.txt").exists()
 

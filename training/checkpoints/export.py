@@ -1,4 +1,4 @@
-"""ZeRO-3 checkpoint to a Hugging Face folder, loaded again and compared before it is done."""
+"""Exports a ZeRO-3 checkpoint to a Hugging Face folder, reloaded and compared with the original."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WRAPPER_PREFIX = "lm."
 def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | None = None) -> Path:
     """Write the weights of a checkpoint as safetensors, with configuration and tokenizer.
 
-    One process on the CPU; the memory of all weights in fp32, and no GPU.
+    One process on the CPU, with memory for all weights in fp32; no GPU.
 
     Args:
         run_dir: folder of a run.
@@ -42,9 +42,8 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
         The folder, which plain `transformers` loads.
 
     Raises:
-        ValueError: when there is no whole checkpoint, when `out` is something else, or when what
-            was written and loaded again differs from the trained weights; nothing is left under
-            `out` then.
+        ValueError: when there is no complete checkpoint, when `out` is not an export, or when the
+            reloaded weights differ from the trained ones; nothing is left under `out` then.
     """
     out = out or run_dir / "export"
     _refuse_foreign(out)
@@ -54,7 +53,7 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     if chosen is None:
         raise ValueError(f"{run_dir}/checkpoints holds no complete checkpoint; train first")
     if checkpoint and (broken := find_corruption(checkpoint, hashes=True)) is not None:
-        raise ValueError(f"checkpoint is not whole: {broken}")
+        raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
     staging = out.with_name(f".staging-{out.name}")
     shutil.rmtree(staging, ignore_errors=True)
 
@@ -77,7 +76,7 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Before any work: nothing is replaced but an older export."""
+    """Before any work: only an older export may be replaced."""
     is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     is_export = (out / MANIFEST).is_file() and (out / "config.json").is_file()
     if out.is_symlink() or not (is_free or is_export):
@@ -85,14 +84,14 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def load_run_recipe(run_dir: Path) -> Recipe:
-    """The resolved recipe that a run keeps.
+    """The resolved recipe saved in a run folder.
 
     Raises:
         ValueError: when the folder holds no run, or the recipe cannot be read.
     """
     path = run_dir / "recipe.resolved.yaml"
     if not path.exists():
-        raise ValueError(f"{run_dir} is no run folder: {path.name} is missing")
+        raise ValueError(f"{run_dir} is not a run folder: {path.name} is missing")
     return load_recipe(path)
 
 
@@ -103,7 +102,7 @@ def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    # it tells of its shards on stdout; ours is the folder alone
+    # it reports its shards on stdout, where only the folder should appear
     with only_data(checkpoint), redirect_stdout(io.StringIO()):
         masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     return {
@@ -121,7 +120,7 @@ def _export_tokenizer(corpus: str, folder: Path) -> None:
 
 
 def _mark(folder: Path, checkpoint: Path) -> None:
-    """Checksums of what was exported, and of which step it is; `evaluate` compares them."""
+    """Record step and checksums of the export; `evaluate` compares them."""
     manifest = read_manifest(checkpoint)
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = {name.as_posix(): record_file(folder / name, durable=True) for name in names}
@@ -144,6 +143,6 @@ def _compare(folder: Path, trained: dict[str, Tensor], *, trust_remote_code: boo
     if different:
         shutil.rmtree(folder)
         raise ValueError(
-            f"export: {len(different)} weights came back different, {sorted(different)[:3]} among "
-            "them; nothing was exported"
+            f"export: {len(different)} reloaded weights differ from the trained ones, among them "
+            f"{sorted(different)[:3]}; nothing was exported"
         )

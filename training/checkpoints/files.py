@@ -26,36 +26,36 @@ ENGINE_TAG = "zero3"
 """Folder of DeepSpeed's own files within a checkpoint."""
 CACHE_FILE = "entropy_cache.f16"
 _NEEDED_CLASSES = (LossScaler, ZeroStageEnum)
-"""All that DeepSpeed's files hold beside tensors and plain Python values."""
+"""All that DeepSpeed's files contain besides tensors and plain Python values."""
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _PIECE_BYTES = 1 << 22
 
 
 class CheckpointFiles(CheckpointEngine):
-    """What DeepSpeed saves and loads by, in place of its own; one for each save or load.
+    """Replaces DeepSpeed's own checkpoint engine; one for each save or load.
 
     No method that saves raises: a rank that leaves DeepSpeed's save early would leave the others
-    waiting in its barrier. What failed is kept, for all ranks to compare afterwards.
+    waiting in its barrier. Errors are kept, for all ranks to compare afterwards.
     """
 
     def __init__(
         self, folder: Path, *, loaded: Mapping[Path, Any] | None = None, defers: bool = False
     ) -> None:
-        """Of one save or load.
+        """Create it for one save or load.
 
         Args:
             folder: the checkpoint.
-            loaded: contents by path, each handed out once.
+            loaded: contents by path, each returned once.
             defers: `save` keeps a copy of the file's bytes in memory, for `write_deferred`.
         """
         super().__init__()
         self.folder = folder
         self.records: dict[str, FileRecord] = {}
-        """Of the files that this rank wrote, by their name within the folder."""
+        """Of the files that this rank wrote, by name within the folder."""
         self.errors: list[str] = []
         self.is_disk_full = False
         self.sizes: dict[str, int] = {}
-        """Bytes of all files that were to be written, also where the disk had no room for them."""
+        """Bytes of all files to be written, including those that did not fit on the disk."""
         self._loaded = dict(loaded or {})
         self._defers = defers
         self._deferred: deque[tuple[str, list[bytes]]] = deque()
@@ -84,7 +84,7 @@ class CheckpointFiles(CheckpointEngine):
             self._deferred.append((str(path), memory.pieces))
 
     def write_deferred(self) -> None:
-        """Write what was kept; without torch, so a thread may do it while training goes on."""
+        """Write what was kept; without torch, so a thread may do it while training continues."""
         while self._deferred:
             path, pieces = self._deferred.popleft()
             self._write(path, partial(_write_pieces, pieces))
@@ -103,12 +103,12 @@ class CheckpointFiles(CheckpointEngine):
             self.records[name] = FileRecord(sink.num_bytes, sink.sha256.hexdigest())
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """The content of a file, or that given at the beginning."""
+        """The content of a file, or the one passed at construction."""
         return self._loaded.pop(Path(path)) if Path(path) in self._loaded else read_state(path)
 
     @contextmanager
     def noting_errors(self, path: str | Path) -> Iterator[None]:
-        """Keep what goes wrong inside, with the path, instead of raising it."""
+        """Record errors raised inside, with the path, instead of raising them."""
         try:
             yield
         except Exception as error:
@@ -124,7 +124,7 @@ def _write_pieces(pieces: list[bytes], file: IO[bytes]) -> None:
 
 
 class _MemorySink(io.RawIOBase):
-    """Keeps what is written in pieces, which do not have to be moved as it grows."""
+    """Keeps what is written in chunks, so that nothing is moved as it grows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,10 +139,10 @@ class _MemorySink(io.RawIOBase):
 
 
 class _HashingSink(io.RawIOBase):
-    """Writes, counts and hashes. After a first failure it only counts, and tells at the end.
+    """Writes, counts and hashes. After a first failure it only counts, and raises at the end.
 
-    So nothing is raised through torch's writer, which aborts on it or hides it behind a message
-    of its own, and the size that the disk had no room for becomes known.
+    So nothing is raised through torch's writer, which aborts or hides the error behind its own
+    message, and the size that did not fit on the disk is known.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -172,7 +172,7 @@ class _HashingSink(io.RawIOBase):
         return len(view)
 
     def make_durable(self) -> None:
-        """Flush to disk; raises the first error of all."""
+        """Flush to disk; raises the first error."""
         if self._error is not None:
             raise self._error
         assert self._descriptor is not None
@@ -186,23 +186,23 @@ class _HashingSink(io.RawIOBase):
 
 
 def read_state(path: str | Path) -> Any:
-    """A file that `torch.save` wrote, on the CPU, provided that it holds nothing but data.
+    """Load a file of `torch.save` onto the CPU, provided that it contains nothing but data.
 
     Raises:
-        ValueError: for a file that names other code, none of which is run, or cannot be read.
+        ValueError: for a file that names other code, which is not run, or cannot be read.
     """
     with only_data(path):
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise
-        except Exception as error:  # damaged files meet many parts of torch's reader
+        except Exception as error:  # damaged files fail in many parts of torch's reader
             raise ValueError(f"{path}: cannot be read: {type(error).__name__}: {error}") from None
 
 
 @contextmanager
 def only_data(source: str | Path) -> Iterator[None]:
-    """Within it no `torch.load` runs code of a file, not even DeepSpeed's own calls that would.
+    """Within it no `torch.load` runs code from a file, not even in DeepSpeed's own calls.
 
     Args:
         source: what is loaded, for the message.
@@ -216,8 +216,8 @@ def only_data(source: str | Path) -> Iterator[None]:
         with torch.serialization.safe_globals(list(_NEEDED_CLASSES)):
             yield
     except pickle.UnpicklingError as error:
-        told = str(error).replace("\n", " ")
-        raise ValueError(f"{source}: refused, loading it would run code: {told}") from None
+        message = str(error).replace("\n", " ")
+        raise ValueError(f"{source}: refused, loading it would run code: {message}") from None
     finally:
         with suppress(KeyError):
             del os.environ[_FORCED]

@@ -1,4 +1,4 @@
-"""What a resume must find unchanged, and how a change is told."""
+"""What a resume must find unchanged, and the message when something changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
 from training.config.renamed import with_new_names
 
-# keys that may change between a save and its resume: none of them changes what is learnt
+# keys that may change between a save and its resume: none affects what is learnt
 _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
 _MEANINGS = {
     "pack": " (fingerprint of the packed corpus: token ids, tokenizer, packing, weights)",
@@ -25,9 +25,9 @@ _FREE_IN_TRAIN = ("stop_after_steps", "sequence_parallel_size", "micro_batch_sam
 def run_identity(
     recipe: Recipe, pack: PackIndex, *, dtype: torch.dtype, scores: Scores | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint and its resume must share for the numbers to go on as they would have.
+    """What a checkpoint and its resume must share to give the numbers of an uninterrupted run.
 
-    The layout is not among it: the numbers do not depend on it.
+    The layout is not included: the numbers do not depend on it.
     """
     kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
     for key in _FREE_IN_TRAIN:
@@ -48,7 +48,7 @@ def refuse_differences(
     """Compare the identity in a checkpoint with that of this start.
 
     Args:
-        accepted: dotted names, or beginnings of them, of what may differ all the same.
+        accepted: dotted names, or prefixes of them, of what may differ.
 
     Raises:
         ValueError: with a line for each difference.
@@ -64,12 +64,12 @@ def refuse_differences(
             f"{checkpoint} belongs to a run with other settings:\n"
             + "\n".join(f"  - {line}" for line in differences.values())
             + "\nSet them back, choose another run_dir (or resume=never with an empty one), or "
-            + f"go on with the change: --accept-changes {' '.join(differences)}"
+            + f"resume with the change: --accept-changes {' '.join(differences)}"
         )
 
 
 def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
-    """By its dotted name, a line with the saved and the present value of each leaf that differs."""
+    """By dotted name, a line with the saved and the current value of each leaf that differs."""
     saved_leaves, current_leaves = dict(_leaves(saved)), dict(_leaves(current))
     names = saved_leaves.keys() | current_leaves.keys()
     return {

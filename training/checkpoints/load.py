@@ -1,4 +1,4 @@
-"""A checkpoint brought back, exactly, and without running any code that its files may hold."""
+"""Restores a checkpoint, exactly and without running any code that its files may contain."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def load_checkpoint(
     accepted: Collection[str] = (),
     cache: EntropyCache | None = None,
 ) -> Progress:
-    """Bring weights, optimizer, random state and the run's entropies back.
+    """Restore weights, optimizer, random state and the run's entropies.
 
     Exactly on the same number of ranks; within rounding of the losses on another (`reshard`), for
     which the engine was built with `loads_universal`.
 
     Args:
-        accepted: dotted names of what may differ all the same.
+        accepted: dotted names of what may differ.
 
     Raises:
         ValueError: when the run's identity has changed, with the differences, or when a file
-            holds anything but data.
+            contains anything but data.
     """
     manifest = read_manifest(checkpoint)
     refuse_differences(checkpoint, manifest["identity"], identity, accepted=accepted)
@@ -67,12 +67,12 @@ def load_checkpoint(
 
 
 def _load_engine(engine: Engine, checkpoint: Path) -> None:
-    """Each rank's files are read before DeepSpeed asks for them, so none fails in its midst."""
+    """Each rank's files are read before DeepSpeed asks for them, so that none fails midway."""
     rank = engine.layout.rank
     own_files = (checkpoint / ENGINE_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")
     read = _read_together([*own_files, random_state_path(checkpoint, rank)])
     engine.ds.checkpoint_engine = CheckpointFiles(checkpoint, loaded=read)
-    # a run that began with a relaid checkpoint may go back to one of its own
+    # a run that started from a resharded checkpoint may roll back to one of its own
     engine.ds._config.load_universal_checkpoint = False
     found, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
     raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
@@ -80,7 +80,7 @@ def _load_engine(engine: Engine, checkpoint: Path) -> None:
 
 
 def _read_together(paths: list[Path], *, keeps: bool = True) -> dict[Path, Any]:
-    """Contents by path, or nothing when they are read only to be sure that they hold no code."""
+    """Contents by path, or nothing when they are read only to check that they contain no code."""
     read: dict[Path, Any] = {}
     error = None
     try:
@@ -95,13 +95,13 @@ def _read_together(paths: list[Path], *, keeps: bool = True) -> dict[Path, Any]:
 
 
 def _load_resharded(engine: Engine, checkpoint: Path) -> None:
-    """DeepSpeed's files, put together for another number of ranks.
+    """DeepSpeed's files, resharded for another number of ranks.
 
-    The random states of the ranks are left aside: no number of the run is drawn from them.
+    The random states of the ranks are ignored: no number of the run is drawn from them.
     """
     layout = engine.layout
     every_file = sorted((checkpoint / ENGINE_TAG).glob("*.pt"))
-    # the converter is a process of its own, in which DeepSpeed loads whatever there is
+    # the converter is a separate process, in which DeepSpeed loads whatever it finds
     _read_together(every_file[layout.rank :: layout.world_size], keeps=False)
     with (
         universal_copy(checkpoint / ENGINE_TAG, checkpoint.parent, layout=layout) as copy,

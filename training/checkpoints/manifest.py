@@ -1,4 +1,4 @@
-"""complete.json: what a folder must hold, bit for bit, to be whole; written last, checked first."""
+"""complete.json: what a complete folder contains, bit for bit; written last, checked first."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _FORMAT_2_BEGINS = b'{\n "format": 2,\n'
 def write_manifest(
     folder: Path, content: Mapping[str, Any], *, files: Mapping[str, FileRecord]
 ) -> None:
-    """Say that a folder is complete, durably: what it is, its files, and what wrote it.
+    """Mark a folder as complete, durably: what it is, its files, and what wrote it.
 
     Raises:
-        OSError: when the disk refuses.
+        OSError: when the write fails.
     """
     manifest: dict[str, Any] = {
         **content,
@@ -51,20 +51,20 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """`step`, `tokens`, `identity`, `layout` and what else was said of a complete folder.
+    """`step`, `tokens`, `identity`, `layout` and whatever else a manifest records.
 
     Raises:
-        ValueError: when it is not as it was written.
-        OSError: when it is not there.
+        ValueError: when it is damaged.
+        OSError: when it is missing.
     """
     return parse_manifest((folder / MANIFEST).read_bytes())
 
 
 def parse_manifest(text: bytes) -> dict[str, Any]:
-    """`read_manifest`, of the bytes of the file.
+    """`read_manifest` from the bytes of the file.
 
     Raises:
-        ValueError: when any of them is not as it was written.
+        ValueError: when any of them has changed.
     """
     is_older = text.startswith(_FORMAT_2_BEGINS)
     rest = text[len(_seal(b"")) :]
@@ -76,14 +76,14 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     content = json.loads(text)
     own_hash = content.pop(_OWN_HASH, None)
     if is_older and own_hash != _hash_of_content(content):
-        raise ValueError(f"damaged: its content has another sha256 than {own_hash}")
+        raise ValueError(f"damaged: the sha256 of its content is not {own_hash}")
     if not is_older and content.get("format") != _FORMAT:
         raise ValueError(f"expected format {_FORMAT}, found {content.get('format')}")
     return content
 
 
 def find_corruption(folder: Path, *, hashes: bool = False) -> str | None:
-    """What is wrong with a checkpoint or an export, or None when it is whole.
+    """What is wrong with a checkpoint or an export, or None when it is intact.
 
     Args:
         hashes: read every file and compare its checksum, not only its size.
@@ -105,26 +105,26 @@ def find_corruption_together(folder: Path, layout: Layout) -> str | None:
 
 
 def newest_complete(root: Path, *, hashes: bool = False) -> Path | None:
-    """The newest checkpoint that is whole, by the sizes of its files or also by their hashes.
+    """The newest complete checkpoint, by the sizes of its files or also by their hashes.
 
-    Says on stderr which newer ones it leaves aside, and why.
+    Reports on stderr which newer ones it skips, and why.
     """
     for candidate in _newest_first(root):
         reason = find_corruption(candidate, hashes=hashes)
         if reason is None:
             return candidate
-        _leave_aside(reason)
+        _report_skipped(reason)
     return None
 
 
 def newest_verified(root: Path, layout: Layout) -> Path | None:
-    """The newest checkpoint whose every bit is as it was written; every rank calls it.
+    """The newest checkpoint whose files all match their hashes; every rank calls it.
 
     Returns:
-        None when there has been none; rank 0 says on stderr which newer ones are left aside.
+        None when there is none; rank 0 reports on stderr which newer ones are skipped.
 
     Raises:
-        ValueError: when there are checkpoints and none is whole, rather than train anew over them.
+        ValueError: when there are checkpoints but none is intact, rather than train over them.
     """
     candidates: list[Path] = broadcast_from_rank0(_newest_first(root) if layout.is_main else [])
     reason = None
@@ -133,11 +133,11 @@ def newest_verified(root: Path, layout: Layout) -> Path | None:
         if reason is None:
             return candidate
         if layout.is_main:
-            _leave_aside(reason)
+            _report_skipped(reason)
     if reason is not None:
         raise ValueError(
-            f"{root}: none of {len(candidates)} checkpoints is whole, the oldest: {reason}. "
-            "Restore one, or move the folder away to train from the start"
+            f"{root}: none of {len(candidates)} checkpoints is intact, the oldest: {reason}. "
+            "Restore one, or move the folder away to train from scratch"
         )
     return None
 
@@ -146,12 +146,12 @@ def _newest_first(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"), reverse=True)
 
 
-def _leave_aside(reason: str) -> None:
-    print(f"an incomplete checkpoint is skipped: {reason}", file=sys.stderr, flush=True)
+def _report_skipped(reason: str) -> None:
+    print(f"skipping an incomplete checkpoint: {reason}", file=sys.stderr, flush=True)
 
 
 def _survey(folder: Path) -> tuple[str | None, dict[str, FileRecord]]:
-    """What is wrong as far as names and sizes tell, and the files that there should be."""
+    """What is wrong as far as names and sizes show, and the expected files."""
     try:
         content = read_manifest(folder)
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
@@ -160,13 +160,13 @@ def _survey(folder: Path) -> tuple[str | None, dict[str, FileRecord]]:
     for name, record in files.items():
         path, parts = folder / name, PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts:
-            return f"{folder / MANIFEST}: {name!r} leads out of the folder", {}
+            return f"{folder / MANIFEST}: {name!r} points outside the folder", {}
         if path.is_symlink() or (path.exists() and not path.is_file()):
             return f"{path}: expected a plain file", {}
         found = path.stat().st_size if path.exists() else None
         if found != record.num_bytes:
             return f"{path}: expected {record.num_bytes} bytes, found {found}", {}
-    # DeepSpeed finds its files by pattern, so one more could be taken for a rank's
+    # DeepSpeed finds its files by pattern, so an extra one could be taken for a rank's
     for path in sorted(folder.rglob("*.pt")):
         if path.relative_to(folder).as_posix() not in files:
             return f"{path}: not among the files that were saved", {}
@@ -185,12 +185,12 @@ def _first_altered(folder: Path, files: Mapping[str, FileRecord]) -> str | None:
 
 
 def _seal(rest: bytes) -> bytes:
-    """How a manifest begins: with the hash of every byte behind this."""
+    """How a manifest begins: with the hash of every byte that follows."""
     return f'{{\n "{_OWN_HASH}": "{sha256(rest).hexdigest()}",\n'.encode()
 
 
 def _hash_of_content(content: Mapping[str, Any]) -> str:
-    """As format 2 had it; a flip of a float's last digit that rounds to the same is none to it."""
+    """As in format 2, which misses a change of a float's last digit that rounds to the same."""
     return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Where a run is, as its checkpoints keep it."""
+"""The progress of a run, as its checkpoints store it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from training.regularisers.base import SavedThreshold
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the run is: everything else of the future follows from it and the recipe."""
+    """Where the run is: everything that follows is determined by it and the recipe."""
 
     step: int
     """Optimizer steps done."""
     tokens: int
-    """Tokens of documents trained, padding left out."""
+    """Tokens of documents trained, without padding."""
     threshold: SavedThreshold | None = None
-    """For recipes whose next step drops by one that was found before."""
+    """For recipes whose next step drops by an earlier threshold."""
     heldout_loss: float | None = None
-    """Of the newest evaluation, in nats per token; it decides which checkpoints are the best."""
+    """Of the newest evaluation, in nats per token; decides which checkpoints are the best."""
     epoch_digest: int = 0
-    """Of the samples of the epoch that is under way (`epoch_proof`)."""
+    """Of the samples of the current epoch so far (`epoch_digest`)."""
     recent_losses: tuple[float, ...] = ()
-    """Of the steps that a next one is compared with (`loss_guard`)."""
+    """Of the steps that the next one is compared with (`loss_guard`)."""
     recent_grad_norms: tuple[float, ...] = ()
     """Likewise."""
     left_out: tuple[int, ...] = ()
-    """Steps, from 0, whose batch is gone through without an update."""
+    """Steps, from 0, whose batch makes no update."""
     num_bad_in_row: int = 0
-    """Steps before this one that were skipped or rolled back."""
+    """Consecutive steps up to this one that were skipped or rolled back."""

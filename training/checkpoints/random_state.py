@@ -11,12 +11,12 @@ import torch
 
 
 def random_state_path(checkpoint: Path, rank: int) -> Path:
-    """Where a checkpoint keeps that of a rank."""
+    """Where a checkpoint stores that of a rank."""
     return checkpoint / f"random_state-rank{rank:05d}.pt"
 
 
 def random_state() -> dict[str, Any]:
-    """Of torch, CUDA, numpy and Python: tensors and integers alone, loaded without running code."""
+    """Of torch, CUDA, numpy and Python: only tensors and integers, loaded without running code."""
     numpy_state: Any = np.random.get_state(legacy=False)
     return {
         "torch": torch.get_rng_state(),
@@ -28,7 +28,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Bring one back."""
+    """Restore one."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

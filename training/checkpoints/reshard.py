@@ -1,8 +1,8 @@
-"""Go on with a checkpoint on another number of ranks, by DeepSpeed's universal checkpoint.
+"""Resumes from a checkpoint on another number of ranks, by DeepSpeed's universal checkpoint.
 
-ZeRO-3 cuts weights and optimizer state by the number of ranks. With the same number, whatever its
-split between data and sequence, they are read as they are; with another they are put together
-first, in a folder beside the checkpoints that goes away after the load.
+ZeRO-3 partitions weights and optimizer state by the number of ranks. With the same number, whatever
+its split between data and sequence, they are read as they are; with another they are merged first,
+in a folder next to the checkpoints that is removed after the load.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from training.ranks.dist import Layout, broadcast_from_rank0, raise_together
 
 LEFT_OVER = ".universal-*"
-"""What a start that was killed while it converted leaves beside the checkpoints."""
+"""What a start that was killed while converting leaves next to the checkpoints."""
 _POLL_SECONDS = 0.2
 
 
@@ -34,7 +34,7 @@ def universal_copy(engine_folder: Path, root: Path, *, layout: Layout) -> Iterat
 
     Args:
         engine_folder: DeepSpeed's folder within a checkpoint.
-        root: of the checkpoints, where the copy is made.
+        root: folder of the checkpoints, where the copy is made.
 
     Yields:
         The folder that holds the copy, under the name of `engine_folder`.
@@ -50,7 +50,7 @@ def universal_copy(engine_folder: Path, root: Path, *, layout: Layout) -> Iterat
         error = _convert(engine_folder, copy / engine_folder.name)
         copy.mkdir(exist_ok=True)
         (copy / "ended").touch()
-    # Hours may pass for a large model: no collective waits for them, its timeout would end the run.
+    # A large model may take hours: no collective waits for it, since its timeout would end the run.
     while not (copy / "ended").exists():
         time.sleep(_POLL_SECONDS)
     try:
@@ -63,12 +63,12 @@ def universal_copy(engine_folder: Path, root: Path, *, layout: Layout) -> Iterat
 
 
 def is_of_other_ranks(manifest: Mapping[str, Any], layout: Layout) -> bool:
-    """Whether a checkpoint must be put together anew, by the content of its manifest."""
+    """Whether a checkpoint must be resharded, by the content of its manifest."""
     return bool(manifest["layout"]["world_size"] != layout.world_size)
 
 
 def load_universal(ds: Any, copy: Path, *, tag: str) -> bool:
-    """Load it into a DeepSpeed engine, without the two faults of DeepSpeed 0.19.
+    """Load it into a DeepSpeed engine, without two bugs of DeepSpeed 0.19.
 
     Its loader gives every parameter group the hyperparameters of the first one, so that norms
     would decay, and lets all parts of the optimizer count their steps in one tensor, so that
@@ -89,20 +89,20 @@ def load_universal(ds: Any, copy: Path, *, tag: str) -> bool:
 
 
 def _convert(engine_folder: Path, out: Path) -> str | None:
-    """Run DeepSpeed's converter; the text of a mistake, if there is one."""
+    """Run DeepSpeed's converter; returns an error message, if any."""
     workers = str(max(1, min(8, (os.cpu_count() or 1) // 2)))
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(engine_folder), "--output_folder", str(out)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    print(f"{engine_folder.parent}: put together for another number of ranks", file=sys.stderr)
-    done = subprocess.run(command, capture_output=True, text=True, env=_environment_of_one())
-    if done.returncode:
-        last_lines = "\n".join((done.stdout + done.stderr).splitlines()[-5:])
+    print(f"{engine_folder.parent}: resharding for another number of ranks", file=sys.stderr)
+    result = subprocess.run(command, capture_output=True, text=True, env=_environment_of_one())
+    if result.returncode:
+        last_lines = "\n".join((result.stdout + result.stderr).splitlines()[-5:])
         return f"{engine_folder}: DeepSpeed's ds_to_universal failed:\n{last_lines}"
     return None
 
 
 def _environment_of_one() -> dict[str, str]:
-    """Without what would make the converter take itself for a rank."""
+    """Without the variables that would make the converter act as a rank."""
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in os.environ.items() if name not in ranks}

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the last ones, the best ones, and one every so many steps."""
+"""Which checkpoints to keep: the last ones, the best ones, and one every so many steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.config.sections import Checkpoint
 
 @dataclass(frozen=True)
 class Saved:
-    """A complete checkpoint, as far as its fate depends on it."""
+    """What the rules need to know of a complete checkpoint."""
 
     step: int
     heldout_loss: float | None
@@ -35,11 +35,11 @@ def checkpoints_to_delete(
 
     Args:
         saved: all complete ones.
-        newest_step: of the one just saved. Later ones are of a line that the run has left, by a
-            start from an older checkpoint; they count for nothing and go.
+        newest_step: of the one just saved. Later ones belong to a branch that the run has left, by
+            resuming from an older checkpoint; they do not count and are deleted.
         keep_last, keep_best: how many of the newest, and of those with the lowest held-out loss.
             Of several saves after the same evaluation the first is the best.
-        keep_every_steps: steps that it divides stay.
+        keep_every_steps: multiples of it stay.
     """
     line = sorted((one for one in saved if one.step <= newest_step), key=lambda one: one.step)
     judged = [one for one in line if one.heldout_loss is not None]
@@ -52,14 +52,14 @@ def checkpoints_to_delete(
 
 
 def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
-    """Remove `checkpoints_to_delete`; one that cannot be read or removed is named and stays."""
+    """Remove `checkpoints_to_delete`; one that cannot be read or removed is reported and stays."""
     folders: dict[int, Path] = {}
     saved = []
     for folder in root.glob("step-*"):
         try:
             manifest = read_manifest(folder)
         except (OSError, ValueError) as error:  # for a person to look at
-            _tell_once(f"{folder}: not a readable checkpoint, left in place: {error}")
+            _print_once(f"{folder}: not a readable checkpoint, left in place: {error}")
             continue
         folders[manifest["step"]] = folder
         saved.append(Saved(manifest["step"], manifest["heldout_loss"]))
@@ -77,13 +77,13 @@ def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
 
 
 @cache
-def _tell_once(text: str) -> None:
-    """And not again after each save."""
+def _print_once(text: str) -> None:
+    """Not again after each save."""
     print(text, file=sys.stderr, flush=True)
 
 
 def remove(folder: Path) -> None:
-    """Take a checkpoint away; a kill in the middle leaves nothing that looks whole."""
+    """Delete a checkpoint; a kill midway leaves nothing that looks complete."""
     doomed = folder.with_name(f".removed-{folder.name}")
     folder.rename(doomed)
     shutil.rmtree(doomed)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: staged, hashed, marked complete, renamed."""
+"""Writes checkpoints that are complete or absent: staged, hashed, marked complete, renamed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from training.regularisers.entropy_cache import EntropyCache
 
 
 class SaveFailed(ValueError):
-    """A checkpoint could not be written; what was there before is untouched.
+    """A checkpoint could not be written; existing ones are untouched.
 
-    The message holds the path, the reason and, where the disk is full, the bytes needed and free.
+    The message has the path, the reason and, if the disk is full, the bytes needed and free.
     """
 
 
 class CheckpointSave:
     """One save of `root/step-<step>`, which appears when every rank has finished.
 
-    It holds the run as it was when this was made. Every rank makes it and calls `publish`; each
+    It holds the run as it was at construction. Every rank constructs it and calls `publish`; each
     raises `SaveFailed`, the same on every rank, when anything failed on any of them.
     """
 
@@ -53,7 +53,7 @@ class CheckpointSave:
         Args:
             identity: what a resume must find unchanged: recipe, data, layout.
             cache: the run's entropies, copied to disk as they are now.
-            in_background: training may go on before the files are written.
+            in_background: training may continue before the files are written.
         """
         self.progress = progress
         self._final = root / f"step-{progress.step:08d}"
@@ -65,11 +65,11 @@ class CheckpointSave:
         self._compare()
         engine.watchdog.enter("save: state", slow=True)
         _write_own_files(engine, self._files, cache)
-        self._compare()  # before it a rank may still read entropies that a next step changes
+        self._compare()  # before it a rank may still read entropies that the next step changes
         self._thread: threading.Thread | None = None
         if in_background:
             write = self._files.write_deferred
-            # daemon: a process that ends early leaves a checkpoint that is not there
+            # daemon: a process that ends early leaves no checkpoint
             self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
             self._thread.start()
 
@@ -79,7 +79,7 @@ class CheckpointSave:
         return self._thread is None or not self._thread.is_alive()
 
     def publish(self, settings: Checkpoint) -> Path:
-        """Wait for the files of all ranks, let the checkpoint appear, remove those before it.
+        """Wait for the files of all ranks, publish the checkpoint, prune older ones.
 
         Args:
             settings: which older checkpoints stay.
@@ -110,7 +110,7 @@ class CheckpointSave:
         watchdog.enter("save: prune", slow=True)
         if layout.is_main:
             prune(final.parent, newest_step=self.progress.step, settings=settings)
-        dist.barrier()  # the watchdog has less patience with ranks that wait in a step
+        dist.barrier()  # the watchdog gives ranks that wait in a step less time
         return final
 
     def _compare(self) -> dict[str, FileRecord]:
@@ -126,7 +126,7 @@ def _make_room(root: Path, staging: Path) -> None:
 
 
 def _compare(files: CheckpointFiles, final: Path, layout: Layout) -> dict[str, FileRecord]:
-    """The records of all ranks; every rank stops here when one of them met an error."""
+    """The records of all ranks; every rank raises when one of them met an error."""
     every: list[Any] = [None] * layout.world_size
     dist.all_gather_object(
         every, (files.errors, files.is_disk_full, sum(files.sizes.values()), files.records)
@@ -144,10 +144,10 @@ def _compare(files: CheckpointFiles, final: Path, layout: Layout) -> dict[str, F
         if any(is_disk_full for _, is_disk_full, *_ in every):
             needed_bytes = sum(num_bytes for _, _, num_bytes, _ in every)
             message += (
-                f". It needs {needed_bytes:,} bytes; now that the unfinished one is removed, "
-                f"{free_bytes:,} are free there"
+                f". It needs {needed_bytes:,} bytes; {free_bytes:,} are free there after removing "
+                "the unfinished one"
             )
-        raise SaveFailed(f"{message}. Older checkpoints are as they were")
+        raise SaveFailed(f"{message}. Older checkpoints are untouched")
     return {name: record for *_, records in every for name, record in records.items()}
 
 
@@ -158,7 +158,7 @@ def _existing(path: Path) -> Path:
 def _write_own_files(engine: Engine, files: CheckpointFiles, cache: EntropyCache | None) -> None:
     layout, staging = engine.layout, files.folder
     engine.ds.checkpoint_engine = files
-    # It would copy scripts that nobody here needs, and raise on one rank when the disk is full.
+    # It would copy scripts that are not needed, and raise on one rank when the disk is full.
     engine.ds._copy_recovery_script = lambda _folder: None
     engine.ds.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
     files.save(random_state(), random_state_path(staging, layout.rank))
@@ -171,14 +171,14 @@ def _write_own_files(engine: Engine, files: CheckpointFiles, cache: EntropyCache
 def _record_the_rest(
     files: CheckpointFiles, written: dict[str, FileRecord], layout: Layout
 ) -> None:
-    """Checksums of files that several ranks wrote, or others than ourselves, shared out."""
+    """Checksums of files that several ranks or other code wrote, split among ranks."""
     staging, found = files.folder, None
     if layout.is_main:
         found = {p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file()}
     found = broadcast_from_rank0(found)
     assert found is not None
     for unseen in sorted(written.keys() - found):
-        files.errors.append(f"{staging / unseen}: rank 0 cannot see it; is the disk a shared one?")
+        files.errors.append(f"{staging / unseen}: rank 0 cannot see it; is the disk shared?")
     for name in sorted(found - written.keys())[layout.rank :: layout.world_size]:
         with files.noting_errors(staging / name):
             files.records[name] = record_file(staging / name, durable=True)
@@ -186,7 +186,7 @@ def _record_the_rest(
 
 def _publish(staging: Path, final: Path) -> None:
     doomed = final.with_name(f".removed-{final.name}")
-    if final.exists():  # left by a run that then went on from an older one
+    if final.exists():  # left by a run that then resumed from an older one
         final.rename(doomed)
     staging.rename(final)
     fsync_path(final.parent)

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written: at once, or beside the steps that follow."""
+"""When a run's checkpoints are written: at once, or during the steps that follow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.regularisers.entropy_cache import EntropyCache
 
 
 class Saver:
-    """At most one save is under way. Every method is called by all ranks at the same step."""
+    """At most one save is in progress. Every method is called by all ranks at the same step."""
 
     def __init__(
         self,
@@ -39,19 +39,19 @@ class Saver:
         self._under_way: CheckpointSave | None = None
 
     def save(self, progress: Progress) -> None:
-        """Save one of many: in the background, if the recipe says so.
+        """An intermediate save: in the background, if the recipe says so.
 
         Raises:
-            SaveFailed: for this save or the one before, where the recipe wants the run to end.
+            SaveFailed: for this save or the one before, if the recipe ends the run on a failed one.
         """
         self.finish()
-        with self._telling_failures():
+        with self._reporting_failures():
             self._under_way = self._begin(progress, in_background=self._settings.in_background)
             if not self._settings.in_background:
                 self._publish()
 
     def save_last(self, progress: Progress) -> None:
-        """Save and wait for it; nothing comes later that would make up for a failure.
+        """Save and wait for it; no later save would make up for a failure.
 
         Raises:
             SaveFailed: whatever the recipe says.
@@ -61,7 +61,7 @@ class Saver:
         self._publish()
 
     def publish_when_written(self) -> None:
-        """Finish the save under way if no rank is still writing; one all-reduce of a number."""
+        """Finish the current save if no rank is still writing; one all-reduce of a number."""
         if self._under_way is None:
             return
         num_writing = torch.tensor(
@@ -72,9 +72,9 @@ class Saver:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the save under way, if there is one."""
+        """Wait for the current save, if any."""
         if self._under_way is not None:
-            with self._telling_failures():
+            with self._reporting_failures():
                 self._publish()
 
     def _begin(self, progress: Progress, *, in_background: bool) -> CheckpointSave:
@@ -95,11 +95,11 @@ class Saver:
         self._record.saved(save.progress.step)
 
     @contextmanager
-    def _telling_failures(self) -> Iterator[None]:
+    def _reporting_failures(self) -> Iterator[None]:
         try:
             yield
         except SaveFailed as error:
             if self._settings.on_failure == "stop":
                 raise
             if self._engine.layout.is_main:
-                print(f"{error}\nTraining goes on; the next save is tried.", file=sys.stderr)
+                print(f"{error}\nTraining continues; the next save will be tried.", file=sys.stderr)

@@ -11,9 +11,9 @@ from training.config.arguments import add_overrides
 
 SUMMARY = "held-out loss of an exported run, by entropy band; or benchmarks"
 DESCRIPTION = """\
-Score RUN/export on the run's validation split and write RUN/evaluation.json. With --tasks: ask the
-newest checkpoint of the run, or an export, tasks of lm-evaluation-harness and write
-RUN/tasks/*.json. Works on any number of processes.
+Compute the loss of RUN/export on the run's validation split and write RUN/evaluation.json. With
+--tasks: run tasks of lm-evaluation-harness on the run's newest checkpoint, or on an export, and
+write RUN/tasks/*.json. Works on any number of processes.
 
   torchrun --standalone --nproc-per-node=8 -m training evaluate RUN --tasks gsm8k,piqa
 """
@@ -29,26 +29,28 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     tasks.add_argument(
         "--tasks",
         metavar="A,B,C",
-        help="names of lm-evaluation-harness, or paper: all that the paper names",
+        help="names of lm-evaluation-harness, or paper: all tasks of the paper",
     )
-    tasks.add_argument("--tasks-dir", type=Path, metavar="DIR", help="YAML files of more tasks")
+    tasks.add_argument("--tasks-dir", type=Path, metavar="DIR", help="YAML files of further tasks")
     tasks.add_argument(
-        "--num-fewshot", type=int, metavar="N", help="examples shown (default: the task's own)"
+        "--num-fewshot", type=int, metavar="N", help="few-shot examples (default: the task's own)"
     )
-    tasks.add_argument("--limit", type=int, metavar="N", help="the first documents of each task")
-    tasks.add_argument("--batch-size", type=int, metavar="N", help="of each process (default: 8)")
+    tasks.add_argument(
+        "--limit", type=int, metavar="N", help="use the first N documents of each task"
+    )
+    tasks.add_argument("--batch-size", type=int, metavar="N", help="per process (default: 8)")
     tasks.add_argument(
         "--checkpoint", metavar="WHICH", help="newest, best, or a folder (default: newest)"
     )
-    tasks.add_argument("--out", type=Path, metavar="FILE", help="default: a name in RUN/tasks")
+    tasks.add_argument("--out", type=Path, metavar="FILE", help="default: a file in RUN/tasks")
 
 
 def run(options: argparse.Namespace) -> int:
     if options.tasks is not None:
-        return _ask_tasks(options)
+        return _run_tasks(options)
     for name in _TASK_OPTIONS:
         if getattr(options, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} goes with --tasks")
+            raise ValueError(f"--{name.replace('_', '-')} needs --tasks")
     from training.run.evaluate_run import evaluate_run
 
     result = evaluate_run(options.run_dir, options.overrides)
@@ -57,13 +59,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ask_tasks(options: argparse.Namespace) -> int:
+def _run_tasks(options: argparse.Namespace) -> int:
     """Options that were not given keep the defaults of `TaskOptions`."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only reads the checkpoint
     from training.tasks.evaluation import TaskOptions, evaluate_tasks
 
     if options.overrides:
-        raise ValueError(f"{options.overrides[0]}: --tasks takes no keys of the recipe")
+        raise ValueError(f"{options.overrides[0]}: --tasks takes no recipe overrides")
     given = {name: getattr(options, name) for name in _TASK_OPTIONS}
     asked = TaskOptions(
         tasks=tuple(options.tasks.split(",")),

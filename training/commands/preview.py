@@ -8,10 +8,10 @@ from pathlib import Path
 
 from training.config.arguments import add_recipe
 
-SUMMARY = "say which tokens of some samples a recipe would drop"
+SUMMARY = "show which tokens of some samples a recipe would drop"
 DESCRIPTION = """\
-Write, as JSON, which tokens of some samples drop in an epoch of the run, given scores beside the
-corpus as entropies. `python -m data_prep inspect --drops` shows them. No model is loaded.
+Write, as JSON, which tokens of some samples drop in an epoch of the run, with scores of the corpus
+as entropies. `python -m data_prep inspect --drops` shows them. No model is loaded.
 
   python -m training preview RECIPE.yaml --scores base --epoch 3 --samples 0-3,17 --out drops.json
 """
@@ -20,15 +20,21 @@ corpus as entropies. `python -m data_prep inspect --drops` shows them. No model 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     add_recipe(verb)
     verb.add_argument("--scores", required=True, metavar="NAME", help="scores of the corpus")
-    verb.add_argument("--epoch", type=int, default=0, metavar="E", help="from 0 (default: 0)")
     verb.add_argument(
-        "--samples", type=number_list, default=[0], metavar="N", help="as in 0-3,17 (default: 0)"
+        "--epoch", type=int, default=0, metavar="E", help="epoch, from 0 (default: 0)"
     )
-    verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="what to write")
+    verb.add_argument(
+        "--samples",
+        type=number_list,
+        default=[0],
+        metavar="N",
+        help="numbers, as in 0-3,17 (default: 0)",
+    )
+    verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="output file")
 
 
 def number_list(text: str) -> list[int]:
-    """The numbers that a text as `0-3,17` stands for."""
+    """The numbers in a text such as `0-3,17`."""
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 SUMMARY = "draw and compare one or more runs"
 DESCRIPTION = """\
-Write a self-contained HTML page and PNGs from what runs have logged. Runs that differ only by their
-seed are drawn as one, a mean with a band, and groups are compared with 95% intervals. Against the
-group with regulariser: none, or the first.
+Write a self-contained HTML page and PNGs from the logs of runs. Runs that differ only by seed are
+drawn as one, a mean with a band, and groups are compared, with 95% intervals, against the one with
+regulariser: none, or the first.
 
   python -m training report runs/plain runs/entrodrop --out runs/compared
 """

@@ -10,9 +10,9 @@ from training.config.arguments import add_recipe
 
 SUMMARY = "run every combination of some values of a recipe, and compare them"
 DESCRIPTION = """\
-Run a recipe with every combination of the values given, each in a folder of its own in the recipe's
-run_dir, and write a report over all of them. Mistakes are refused before the first run starts. The
-same command again goes on: complete runs stay, stopped or killed ones go on from their newest
+Run a recipe with every combination of the given values, each in its own folder in the recipe's
+run_dir, and write a report over all of them. Mistakes are reported before the first run starts. The
+same command again resumes: complete runs stay, stopped or killed ones resume from their newest
 checkpoint.
 
   python -m training sweep RECIPE.yaml --vary dropout.max_rate=0.1,0.3,0.6 --seeds 1,2,3
@@ -30,15 +30,15 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--seeds", metavar="1,2,3", help="the same as --vary seed=1,2,3")
     verb.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)"
+        "--jobs", type=int, default=1, metavar="N", help="runs in parallel (default: 1)"
     )
     verb.add_argument(
         "-n", type=int, metavar="N", help="processes of each run, as in launch/local.sh"
     )
+    verb.add_argument("--slurm", metavar="OPTIONS", help="submit jobs, with these sbatch options")
     verb.add_argument(
-        "--slurm", metavar="OPTIONS", help="submit jobs, with these options of sbatch"
+        "--dry-run", action="store_true", help="check all, print what would run, stop"
     )
-    verb.add_argument("--dry-run", action="store_true", help="check all, say what would run, stop")
 
 
 def run(options: argparse.Namespace) -> int:

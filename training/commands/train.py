@@ -1,4 +1,4 @@
-"""The verb `train`: run a recipe, or go on with it."""
+"""The verb `train`: run a recipe, or resume it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from training.config.arguments import add_recipe
 
-SUMMARY = "run a recipe, or go on with it"
+SUMMARY = "run a recipe, or resume it"
 DESCRIPTION = """\
-Run a recipe. Started again, it goes on from the newest whole checkpoint. Under torchrun or
+Run a recipe. Started again, it resumes from the newest complete checkpoint. Under torchrun or
 deepspeed --module every process runs this command.
 
   python -m training train RECIPE.yaml optimizer.lr=1e-4 seed=7
@@ -24,12 +24,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FIELD",
-        help="go on with a run although these differ from its checkpoint, as in optimizer.lr",
+        help="resume a run although these differ from its checkpoint, as in optimizer.lr",
     )
     verb.add_argument(
         "--rank-logs",
         action="store_true",
-        help="every rank but 0 prints to RUN/logs/rank-<rank>.log and not on the screen",
+        help="every rank but 0 prints to RUN/logs/rank-<rank>.log instead of the screen",
     )
 
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         print_to_file(Path(recipe.run_dir), rank=int(os.environ.get("RANK", "0")))
     from training.run.run import train
 
-    # a checkpoint keeps the recipe's names as recipe.optimizer.lr
+    # a checkpoint stores the recipe's names as recipe.optimizer.lr
     accepted = [*options.accept_changes, *(f"recipe.{field}" for field in options.accept_changes)]
     train(recipe, accepted=accepted)
     return 0

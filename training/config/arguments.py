@@ -1,4 +1,4 @@
-"""Recipes on command lines: a file, and `a.b=c` overrides wherever they stand."""
+"""Recipes on command lines: a file, and `a.b=c` overrides in any position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.hints import did_you_mean
 
 
 def add_recipe(verb: argparse.ArgumentParser) -> None:
-    """Give a verb `recipe` and `overrides`."""
+    """Add `recipe` and `overrides` to a verb."""
     verb.add_argument(
         "recipe", metavar="RECIPE", help="YAML file of the run; docs/recipes.md explains every key"
     )
@@ -17,7 +17,7 @@ def add_recipe(verb: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(verb: argparse.ArgumentParser) -> None:
-    """Give a verb `overrides`, which `load_recipe` takes."""
+    """Add `overrides`, which `load_recipe` takes, to a verb."""
     verb.add_argument(
         "overrides",
         nargs="*",
@@ -29,7 +29,7 @@ def add_overrides(verb: argparse.ArgumentParser) -> None:
 def parse_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
-    """As argparse, and also where overrides come behind an option, which it does not take."""
+    """Like argparse, but overrides may also follow an option."""
     options, later = parser.parse_known_args(argv)
     overrides = getattr(options, "overrides", None)
     if wrong := [each for each in later if overrides is None or each.startswith("-")]:
@@ -41,6 +41,6 @@ def parse_arguments(
 
 
 def _options_of(parser: argparse.ArgumentParser, verb: str) -> list[str]:
-    """The names of a verb's options, as `--json`."""
+    """The names of a verb's options, such as `--json`."""
     verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     return list(verbs.choices[verb]._option_string_actions)

@@ -1,4 +1,4 @@
-"""Recipes as YAML: read with overrides, every mistake named at once, and written back."""
+"""Recipes as YAML: read with overrides, all mistakes reported at once, and written back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.config.renamed import RENAMED, with_new_names
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not a silent choice of the last."""
+    """YAML in which a duplicate key is an error; plain YAML silently takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -28,7 +28,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise ValueError(f"line {line}: expected a name before the colon")
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
-                raise ValueError(f"key {key!r} stands twice (again in line {line})")
+                raise ValueError(f"duplicate key {key!r} (again in line {line})")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -60,7 +60,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
-    """Turn plain data into a `Recipe`; a `ValueError` lists every mistake, with near names."""
+    """Turn plain data into a `Recipe`; a `ValueError` lists every mistake, with similar names."""
     try:
         raw, old_names = with_new_names(raw)
     except ValueError as error:
@@ -74,7 +74,7 @@ def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
     except ValidationError as error:
         for item in error.errors():
             if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-                continue  # named above, with the nearest valid key
+                continue  # reported above, with the nearest valid key
             where = ".".join(str(part) for part in item["loc"])
             message = item["msg"].removeprefix("Value error, ")
             given = "" if item["type"] in ("value_error", "missing") else f" (is {item['input']!r})"

@@ -1,4 +1,4 @@
-"""The typed recipe: one run, put together of its sections, and what must fit between them."""
+"""The typed recipe of a run: its sections, and what must fit between them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from training.config.sections import (
 
 @dataclass(config=STRICT)
 class Recipe:
-    """One run: everything that decides what is learnt."""
+    """A run: everything that decides what is learnt."""
 
     run_dir: Name
     """Folder of the run: metrics, checkpoints, export, report."""
@@ -40,12 +40,12 @@ class Recipe:
     """DeepSpeed JSON: memory and communication, nothing that decides what is learnt."""
     seed: Annotated[int, Field(ge=0, lt=10**18)] = 1234
     resume: Literal["auto", "never"] = "auto"
-    """auto goes on from the newest complete checkpoint in run_dir, if there is one."""
+    """auto resumes from the newest complete checkpoint in run_dir, if there is one."""
     regulariser: RegulariserName = "entrodrop"
-    """entrodrop and its baselines. random_token_dropout drops any target with the mean rate that
-    EntroDrop would have (gamma * quantile), by the same `dropout.*` keys."""
+    """entrodrop and its baselines. random_token_dropout drops any target at EntroDrop's mean rate
+    (gamma * quantile), by the same `dropout.*` keys."""
     extra_regulariser: ExtraRegulariserName | None = None
-    """A usual regulariser together with the first one, as strong as `baseline.*` says."""
+    """A standard regulariser added to the first one, with its strength in `baseline.*`."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     entropy: Entropy = Field(default_factory=Entropy)
@@ -58,24 +58,24 @@ class Recipe:
 
     @property
     def is_lagged(self) -> bool:
-        """Whether EntroDrop takes the threshold of the step before."""
+        """Whether EntroDrop uses the threshold of the previous step."""
         return self.regulariser == "entrodrop" and self.entropy.threshold == "lagged"
 
     @property
     def keeps_entropies(self) -> bool:
-        """Whether the run keeps, in a cache, the entropies that it measured."""
+        """Whether the run caches the entropies that it measures."""
         return self.regulariser == "entrodrop" and self.entropy.source == "cache"
 
     @property
     def uses_scores(self) -> bool:
-        """Whether it reads scores of the corpus; a cache does so where they are there."""
+        """Whether it reads scores of the corpus; a cache does if they exist."""
         if self.regulariser == "entrodrop":
             return self.entropy.source != "online"
         return self.regulariser == "rho1"
 
     @property
     def probes(self) -> bool:
-        """Whether each step that drops has a forward pass without gradient before its own."""
+        """Whether each step that drops starts with a forward pass without gradient."""
         if self.regulariser == "entrodrop":
             return self.entropy.source == "online" and self.entropy.threshold == "step"
         return self.regulariser == "rho1"
@@ -91,7 +91,7 @@ class Recipe:
         if extra is not None and self.regulariser in ("none", extra):
             raise ValueError(
                 f"extra_regulariser: {extra} needs another regulariser (is {self.regulariser}); "
-                f"alone it is regulariser: {extra}"
+                f"to use it alone, set regulariser: {extra}"
             )
         return self
 
@@ -125,19 +125,19 @@ class Recipe:
         if entropy.scope == "corpus" and entropy.source == "online":
             raise ValueError(
                 "entropy.scope: corpus needs entropy.source: reference or cache (is online): "
-                "entropies of the whole corpus are not at hand"
+                "online has no entropies of the whole corpus"
             )
         measures_in_training = entropy.source == "cache" or entropy.threshold == "lagged"
         smooths = self.extra_regulariser == "label_smoothing"
         if measures_in_training and entropy.measure == "nll" and smooths:
             raise ValueError(
                 "entropy.measure: nll of the training forward would be that of smoothed targets "
-                "(extra_regulariser: label_smoothing); take measure: shannon, or another extra one"
+                "(extra_regulariser: label_smoothing); set measure: shannon, or use another one"
             )
         if measures_in_training and entropy.measure == "nll" and self.train.z_loss:
             raise ValueError(
-                f"entropy.measure: nll of the training forward would contain train.z_loss "
-                f"{self.train.z_loss}; take measure: shannon, or train.z_loss: 0"
+                f"entropy.measure: nll of the training forward would include train.z_loss "
+                f"{self.train.z_loss}; set measure: shannon, or train.z_loss: 0"
             )
         return self
 
@@ -152,7 +152,7 @@ class Recipe:
         sp_size = self.train.sequence_parallel_size
         if sample % sp_size:
             raise ValueError(
-                f"data.sequence_tokens {sample} does not divide by train.sequence_parallel_size "
+                f"data.sequence_tokens {sample} is not a multiple of train.sequence_parallel_size "
                 f"{sp_size}; nearest sequence_tokens that work: "
                 f"{_nearest_multiples(sample, sp_size)}"
             )

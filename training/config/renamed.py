@@ -1,18 +1,18 @@
-"""Keys of recipes that have another name now: the old ones go on to work."""
+"""Renamed recipe keys: the old names still work."""
 
 from __future__ import annotations
 
 from typing import Any
 
 RENAMED = {"beside": "extra_regulariser"}
-"""By their old name; keys of a recipe's top level."""
+"""New names by old name; keys of a recipe's top level."""
 
 
 def with_new_names(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The recipe under the names of now, and the old names that it used.
+    """The recipe with the current names, and the old names that it used.
 
     Raises:
-        ValueError: for a key that is there under both names.
+        ValueError: for a key that is set under both names.
     """
     used = [name for name in RENAMED if name in raw]
     for name in used:

@@ -1,4 +1,4 @@
-"""The sections of a recipe: their keys, defaults and ranges, and what must fit within one."""
+"""The sections of a recipe: their keys, defaults, ranges and internal consistency."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Model:
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: about a third more compute, far less memory."""
     trust_remote_code: bool = False
-    """Run Python code that a model repository brings along. Only for sources you trust."""
+    """Run Python code that comes with a model repository. Only for sources you trust."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
@@ -42,7 +42,7 @@ class DomainWeight:
     """How much of a domain an epoch takes: exactly one of the two."""
 
     epochs: Annotated[float, Field(ge=0)] | None = None
-    """Times that an epoch goes through the domain; 0 leaves it out."""
+    """Passes over the domain in an epoch; 0 leaves it out."""
     proportion: Fraction | None = None
     """Share of the epoch's tokens."""
 
@@ -60,13 +60,13 @@ class Data:
     corpus: Name
     """Folder written by `python -m data_prep build`."""
     sequence_tokens: Annotated[int, Field(ge=2)]
-    """Tokens in a sample; `python -m data_prep pack CORPUS --seq-len` has made its index."""
+    """Tokens in a sample; `python -m data_prep pack CORPUS --seq-len` makes its index."""
     mixture: dict[str, DomainWeight] | None = None
     """By domain, how much of it an epoch takes: `{notes: {epochs: 4}, web: {proportion: 0.3}}`.
-    A domain not named is seen once; null takes the weights that `pack` was given."""
+    A domain not named is seen once; null uses the weights given to `pack`."""
     verify: Literal["hashes", "sizes"] = "hashes"
     """What a start compares with the manifests. hashes: every byte of corpus, pack and scores, each
-    process reading a share of the files; sizes: of the files, which takes no time."""
+    process reading a share of the files; sizes: file sizes only, which takes no time."""
 
 
 @dataclass(config=STRICT)
@@ -79,21 +79,21 @@ class Train:
     max_steps: Positive | None = None
     """Stop early; the curriculum and the schedule then span this shorter run."""
     micro_batch_samples: Positive = 1
-    """Samples that one data-parallel group takes in a forward pass."""
+    """Samples of one data-parallel group in a forward pass."""
     sequence_parallel_size: Positive = 1
     """Ranks that share each sample (Ulysses)."""
     gradient_clipping: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest norm of the whole gradient; null turns clipping off."""
+    """Largest norm of the whole gradient; null disables clipping."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0
     """Factor of the square of each token's ln(sum of e^logits) in the loss, which keeps logits from
-    drifting (PaLM: 1e-4). It is in the training loss that is logged, not in held-out ones."""
+    drifting (PaLM: 1e-4). The logged training loss includes it, held-out losses do not."""
     stop_after_steps: Positive | None = None
-    """Save and stop after this many steps; a later start goes on. The horizon stays as it is."""
+    """Save and stop after this many steps; a later start resumes. The horizon does not change."""
 
 
 @dataclass(config=STRICT)
 class Optimizer:
-    """AdamW; weight decay spares norms and biases."""
+    """AdamW; norms and biases have no weight decay."""
 
     lr: Annotated[float, Field(gt=0)] = 1e-5
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -104,7 +104,7 @@ class Optimizer:
 
 @dataclass(config=STRICT)
 class Schedule:
-    """Learning rate against optimizer steps."""
+    """Learning rate over optimizer steps."""
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_frac: Fraction = 0.02
@@ -127,20 +127,21 @@ class Entropy:
 
     source: Literal["online", "reference", "cache"] = "online"
     """online: a forward pass without gradient over the step's own batch, unmasked. reference:
-    scores of a frozen model beside the corpus, by `python -m data_prep score`. cache: what the
-    training forward itself measured when it last saw the sample, which costs no pass."""
+    scores by a frozen model, from `python -m data_prep score`. cache: what the training forward
+    itself measured when it last saw the sample, which costs no extra pass."""
     scores: str = "reference"
-    """reference, and the baseline rho1: which scores of the corpus. cache: where it has no value
-    yet these stand in, if they are there; without them nothing drops in the first epoch."""
+    """reference, and the baseline rho1: which scores of the corpus. cache: fallback where it has no
+    value yet, if they exist; without them nothing drops in the first epoch."""
     cache_keeps: Literal["clean", "latest"] = "clean"
     """cache: which of a token's measurements. clean: the last one with no dropped input before it
     in its document, else the last; latest: the last one."""
     scope: Literal["batch", "corpus"] = "batch"
     """Whose quantile is the threshold. batch: the tokens of the optimizer step; corpus: those of
-    all samples, found anew at each epoch's start (reference and cache)."""
+    all samples, recomputed at each epoch's start (reference and cache)."""
     threshold: Literal["step", "lagged"] = "step"
-    """step: the quantile of the step's own tokens. lagged: that of the step before, against the
-    training forward's own entropies, which costs no pass; for source: online with where: loss."""
+    """step: the quantile of the step's own tokens. lagged: that of the previous step, applied to
+    the training forward's own entropies, which costs no extra pass; for source: online with where:
+    loss."""
     measure: Literal["shannon", "nll"] = "shannon"
     """shannon: entropy of the predictive distribution; nll: the token's own cross-entropy."""
 
@@ -161,22 +162,22 @@ class Dropout:
     """Which tokens are dropped, how often, and what that does."""
 
     where: Literal["input", "loss", "both"] = "input"
-    """input: the embedding is replaced; loss: the term leaves the loss."""
+    """input: the embedding is replaced; loss: the term is left out of the loss."""
     replace: Literal["zero", "mean", "mask_token", "random_token"] = "zero"
-    """What takes the place of a dropped token's embedding; mean: that of the whole vocabulary."""
+    """What replaces a dropped token's embedding; mean: the mean over the vocabulary."""
     mask_token_id: NonNegative | None = None
     """Token id for replace: mask_token."""
     quantile: Fraction = 0.5
     """Share of the step's tokens, lowest entropy first, that is low."""
     side: Literal["low", "high"] = "low"
-    """high: the share of highest entropy instead, as a control: is it the entropy that helps?"""
+    """high: the share of highest entropy instead, as a control: is it low entropy that helps?"""
     guidance: Fraction = 1.0
-    """How much entropy decides. 1: only low tokens drop; 0: all that have an entropy alike, as
+    """How much entropy decides. 1: only low tokens drop; 0: all with an entropy drop alike, as in
     random_token_dropout; between: the others drop too, less often, at the same mean rate."""
     max_rate: Fraction = 0.3
     """Drop probability of a low token at the end of the curriculum (gamma_max), at guidance 1."""
     renormalise: bool = True
-    """loss and both: divide by the kept share expected, so that the loss keeps its scale."""
+    """loss and both: divide by the expected kept share, so that the loss keeps its scale."""
     curriculum: Curriculum = Field(default_factory=Curriculum)
 
     @model_validator(mode="after")
@@ -196,17 +197,17 @@ RegulariserName = Literal["none", "entrodrop", "random_token_dropout", "rho1", E
 
 @dataclass(config=STRICT)
 class Baseline:
-    """Strengths of the usual regularisers; only that of the one chosen is used."""
+    """Strengths of the standard regularisers; only that of the chosen one is used."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 1.0
     """regulariser: weight_decay takes this in place of optimizer.weight_decay."""
     label_smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """regulariser: label_smoothing. Share of each target that is spread over the vocabulary."""
     hidden_dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """regulariser: hidden_dropout. Rate at which channels are dropped behind every layer."""
+    """regulariser: hidden_dropout. Rate at which channels are dropped after every layer."""
     rho1_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    """regulariser: rho1. Share of the targets that is trained on: those whose loss exceeds that of
-    `entropy.scores` (of measure nll) most. Costs a forward pass without gradient."""
+    """regulariser: rho1. Share of the targets that is trained on: those whose loss most exceeds
+    that in `entropy.scores` (of measure nll). Costs a forward pass without gradient."""
     neftune_alpha: Annotated[float, Field(gt=0)] = 5.0
     """regulariser: neftune. Uniform noise on embeddings, up to alpha / sqrt(L D) for L tokens of
     the document and D channels."""
@@ -214,52 +215,52 @@ class Baseline:
 
 @dataclass(config=STRICT)
 class Evaluation:
-    """Held-out loss, whole and by entropy band."""
+    """Held-out loss, overall and by entropy band."""
 
     every_steps: Positive | None = 100
     """null trains without held-out data."""
     max_samples: Positive | None = None
-    """Use only the first so many samples of the validation split; null takes all."""
+    """Use only this many samples, the first of the validation split; null uses all."""
     num_bands: Annotated[int, Field(ge=1, le=64)] = 4
     """Bands of equal size, cut by the entropies of the model at step 0 and then frozen."""
 
 
 @dataclass(config=STRICT)
 class Checkpoint:
-    """When the run is saved, which saves are kept, and what a failed one means."""
+    """When to save, which checkpoints to keep, and what a failed save means."""
 
     every_steps: Positive | None = None
     """null saves at the end only."""
     keep_last: Positive = 2
-    """How many of the newest stay."""
+    """How many of the newest to keep."""
     keep_best: NonNegative = 1
-    """How many of the best stay too, by the held-out loss of the newest evaluation before each."""
+    """How many of the best to keep too, by held-out loss of the newest evaluation before each."""
     keep_every_steps: Positive | None = None
-    """Those of steps that this divides stay too."""
+    """Also keep those of steps that are multiples of this."""
     in_background: bool = True
-    """Training goes on while a save is written, from a copy in memory: of each process's share of
+    """Training continues while a save is written, from a copy in memory of each process's share of
     weights and optimizer. The last save of a run is always waited for."""
     on_failure: Literal["stop", "go_on"] = "stop"
-    """When a save fails, for example on a full disk; older ones are kept either way. go_on says so
-    on stderr and tries again at the next save; the last save of a run must succeed."""
+    """When a save fails, for example on a full disk; older ones are kept either way. go_on reports
+    it on stderr and tries again at the next save; the last save of a run must succeed."""
 
 
 @dataclass(config=STRICT)
 class Guard:
-    """What is done with a step that should not be learnt from; its samples are named."""
+    """What to do with a step that should not be learnt from; its samples are reported."""
 
     on_not_finite: Literal["skip", "rollback", "stop"] = "skip"
-    """A non-finite loss or gradient. skip: no update; rollback: go on from the newest
-    checkpoint and leave the step's batch out; stop: end the run."""
+    """A non-finite loss or gradient. skip: no update; rollback: resume from the
+    newest checkpoint without the step's batch; stop: end the run."""
     on_spike: Literal["report", "skip", "rollback", "stop"] = "report"
-    """A loss far above those before. An exploded gradient is clipped by train.gradient_clipping,
-    so skip only reports that one."""
+    """A loss far above the previous ones. An exploding gradient is clipped by
+    train.gradient_clipping, so skip only reports it."""
     spike_sigmas: Annotated[float, Field(gt=0)] | None = 6.0
-    """How far above the mean of the steps before is far; null looks for no spikes."""
+    """How far above the mean of the previous steps is a spike; null does not look for spikes."""
     window_steps: Annotated[int, Field(ge=16)] = 128
-    """How many steps before."""
+    """How many previous steps to compare with."""
     max_bad_steps: Positive = 5
-    """So many in a row that were skipped or rolled back end the run."""
+    """More skipped or rolled back steps than this in a row end the run."""
 
 
 @dataclass(config=STRICT)

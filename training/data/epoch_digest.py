@@ -1,4 +1,4 @@
-"""Proof of what an epoch trained on: a digest of its samples that knows no order and no layout."""
+"""Proof of what an epoch trained on: a digest of its samples, the same in any order and layout."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _MASK = (1 << 64) - 1
 def visits_digest(batches: list[MicroBatch], stream: SampleStream, step: int) -> Tensor:
     """Sum of hashes of this rank's rows, modulo 2^64, int64 with one number for each epoch.
 
-    A row's hash is of its sample and of how often that came before. Summed over ranks it is the
-    same on every layout; of the ranks that share a row one alone counts it.
+    A row's hash covers its sample and how often that came before. Summed over ranks it is the same
+    on every layout; of the ranks that share a row only one counts it.
     """
     epochs = stream.epochs_of(step)
     digest_E = torch.zeros(len(epochs), dtype=torch.int64)
@@ -34,7 +34,7 @@ def finish_epochs(
     """Which epochs end with a step, with their digests, and what is carried to the next step.
 
     Args:
-        carried: of the epoch in which the step begins, from the steps before.
+        carried: of the epoch in which the step begins, from earlier steps.
         digests: of the step, summed over ranks, one for each epoch of it.
     """
     num_done = min((step + 1) * stream.samples_per_step, stream.total_samples)

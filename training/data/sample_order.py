@@ -1,4 +1,4 @@
-"""Which sample comes when: epochs of a mixture of domains, each domain exact, any place in O(1)."""
+"""Sample order: epochs of a mixture of domains, each domain exact, any position in O(1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Permutations:
     """Pseudorandom permutations of `size` numbers, each evaluated at any index in O(1).
 
     A Feistel network over the smallest even number of bits that holds all samples is a
-    bijection; outputs beyond the last sample are walked on until they fall inside (cycle
+    bijection; outputs beyond the last sample are permuted again until they fall inside (cycle
     walking: Black, Rogaway: Ciphers with arbitrary finite domains, 2002).
     """
 
@@ -26,7 +26,7 @@ class Permutations:
         self._half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
 
     def at(self, index: int, *, number: int) -> int:
-        """What stands at `index`, in [0, size), of permutation `number`."""
+        """The element at `index`, in [0, size), of permutation `number`."""
         seeds = np.random.SeedSequence((*self._key, number))
         state = seeds.generate_state(_NUM_ROUNDS, np.uint64)
         keys = [int(key) for key in state]
@@ -48,9 +48,9 @@ class Permutations:
 class SampleOrder:
     """The endless order of a run's samples: a function of the mixture and the seed.
 
-    Every domain has an endless stream of its own, one permutation of its samples after another.
+    Every domain has its own endless stream, one permutation of its samples after another.
     An epoch takes the next `samples_per_epoch` of each domain's stream and shuffles them
-    together. After e epochs a domain of n samples with c an epoch has been gone through
+    together. After e epochs a domain of n samples with c per epoch has been traversed
     e * c / n times, each of its samples floor or ceil of that often.
     """
 
@@ -69,14 +69,14 @@ class SampleOrder:
         ]
 
     def may_repeat(self, numbers: range) -> bool:
-        """Whether a sample can come twice at these places; false where that is known at once."""
+        """Whether a sample may come twice at these positions; False where that is cheap to see."""
         if self._repeats_within_epoch:
             return True
         first_epoch = numbers.start // self.samples_per_epoch
         return bool(numbers) and numbers[-1] // self.samples_per_epoch > first_epoch
 
     def sample_at(self, number: int) -> tuple[int, int]:
-        """The sample at a place of the order, and how often it came before.
+        """The sample at a position of the order, and how often it came before.
 
         Args:
             number: from 0, over all epochs.

@@ -32,11 +32,11 @@ class MicroBatch:
     targets_BS: Tensor
     """The next token of the same document, `IGNORE` where there is none."""
     token_index_BP: Tensor
-    """Unique number of each token of the shard and of the one behind it, over the whole run."""
+    """Unique number of each token of the shard and of the one after it, over the whole run."""
     corpus_index_BP: Tensor
     """Number of each of these tokens in the corpus, the same at every visit."""
     is_target_token_BP: Tensor
-    """Whether each of these tokens is one to predict: a target, at its own place."""
+    """Whether each of these tokens is a target, at its own position."""
     document_tokens_BS: Tensor
     """Length of the piece of a document that each token is in."""
     documents: DocumentLayout
@@ -44,11 +44,11 @@ class MicroBatch:
     sample_ids: tuple[int, ...]
     """Which sample each row is, -1 for a row that only fills the batch."""
     visits: tuple[int, ...]
-    """Number of each row that no other row of the run has; negative for one that only fills."""
+    """Unique number of each row of the run; negative for one that only fills."""
     epochs: tuple[int, ...]
     """In which epoch each row is."""
     num_tokens: int
-    """Tokens of documents in this shard, padding left out."""
+    """Tokens of documents in this shard, without padding."""
     num_targets: int
     """Positions of this shard that have a target."""
 
@@ -61,9 +61,9 @@ class MicroBatch:
 class SampleStream:
     """The run's samples in global order, cut into steps, micro-steps and ranks.
 
-    The order is one stream of epochs and does not know the layout: sample j of step k is number
+    The order is one stream of epochs, independent of the layout: sample j of step k is number
     `k * samples_per_step + j`. A step may straddle two epochs, so each epoch is exact. The last
-    step is filled up with rows that have no targets.
+    step is padded with rows that have no targets.
     """
 
     pack: PackIndex
@@ -98,7 +98,7 @@ class SampleStream:
         return range(first // self.samples_per_epoch, last // self.samples_per_epoch + 1)
 
     def _numbers(self, step: int) -> range:
-        """Places of a step's samples in the global order, without rows that only fill it up."""
+        """Positions of a step's samples in the global order, without rows that only fill it."""
         first = step * self.samples_per_step
         return range(first, max(first + 1, min(first + self.samples_per_step, self.total_samples)))
 
@@ -181,7 +181,7 @@ class _Row(NamedTuple):
 
 
 def next_token_targets(sample: PackedSample) -> NDArray[np.int64]:
-    """Target of each position, `[T]`: the next token, when it is of the same document and learnt.
+    """Target of each position, `[T]`: the next token, if in the same document and not masked.
 
     Example: position ids 0 1 2 0 1 and ids a b c d e give the targets b c - e -.
     """

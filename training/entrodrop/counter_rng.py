@@ -34,7 +34,7 @@ def token_keys(token_index: Tensor, *, seed: int, stream: int) -> Tensor:
         stream: separates the uses (ties, drops, replacements) of one seed.
     """
     offset = _mix_int(_mix_int(seed) ^ (stream * _GOLDEN & _MASK))
-    key = token_index + _signed(offset)  # int64 wraps around, as the algorithm wants
+    key = token_index + _signed(offset)  # int64 wraps around, as the algorithm requires
     key = (key ^ _shift_right(key, 30)) * _signed(_MIX_1)
     key = (key ^ _shift_right(key, 27)) * _signed(_MIX_2)
     return key ^ _shift_right(key, 31)

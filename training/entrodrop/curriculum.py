@@ -1,4 +1,4 @@
-"""Curriculum: how strongly tokens drop, against the share of the run that is done."""
+"""Curriculum: how strongly tokens drop, by the share of the run that is trained."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor
 def token_entropies(
     entropy_BS: Tensor, is_target_BS: Tensor, *, sp_group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """Entropy of each token of the shard and of the one behind it, fp32 `[B, S + 1]`.
+    """Entropy of each token of the shard and of the one after it, fp32 `[B, S + 1]`.
 
     Column j belongs to the shard's j-th token: column 0 was predicted at the end of the shard
     before (+inf on the first), column j > 0 at this shard's position j - 1. Columns 1.. are
@@ -28,7 +28,7 @@ def token_entropies(
             others get +inf and are never dropped.
         sp_group: the ranks that share these rows, in sequence order; None when one has them all.
 
-    Communicates one value a row and rank, whatever the length of the sequence.
+    Communicates one value per row and rank, whatever the length of the sequence.
     """
     own_BS = torch.where(is_target_BS, entropy_BS.float(), math.inf)
     before_B1 = torch.full_like(own_BS[:, :1], math.inf)

@@ -14,8 +14,8 @@ from torch import Tensor
 from training.entrodrop import softmax_rows
 from training.entrodrop.softmax_rows import RowStatistics
 
-# Logits of one chunk, the only buffer that counts: 2^25 * 4 bytes = 128 MiB in fp32. A matrix
-# product of fewer tokens waits for the weight to come from memory.
+# Logits of one chunk, the only large buffer: 2^25 * 4 bytes = 128 MiB in fp32. A matrix product of
+# fewer tokens is bound by reading the weight from memory.
 _CHUNK_LOGITS = 1 << 25
 _HAS_TRITON = find_spec("triton") is not None  # comes with torch's builds for CUDA on Linux
 
@@ -48,7 +48,7 @@ def linear_cross_entropy_with_entropy(
         entropy fp32 `[N]`, of every position, without gradient.
 
     Two passes: the backward pass computes the logits again, and leaves out rows whose upstream
-    gradient is zero. Memory over the inputs: the logits of a chunk, and the gradients.
+    gradient is zero. Memory beyond the inputs: the logits of a chunk, and the gradients.
     """
     terms = _Terms(ignore_index, _chunk(chunk_tokens, hidden, weight), label_smoothing, z_loss)
     nll, entropy = _TwoPasses.apply(hidden, weight, targets, terms)
@@ -66,7 +66,7 @@ def weighted_linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in one pass, for token weights that are known before: gradients come with the loss.
+    """The same in one pass, for token weights known in advance: gradients come with the loss.
 
     Args:
         token_weights: fp32 `[N]`, the factor of each token's nll in the loss.
@@ -85,7 +85,7 @@ def weighted_linear_cross_entropy(
 
 
 class _Terms(NamedTuple):
-    """What the loss of a token is made of, and how many are computed at a time."""
+    """The terms of a token's loss, and how many tokens are computed at a time."""
 
     ignore_index: int
     chunk_tokens: int
@@ -122,7 +122,7 @@ class _TwoPasses(torch.autograd.Function):
         upstream_N = upstream[0].masked_fill(is_ignored_N, 0.0)
         grad_hidden_ND, grad_weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
         logits_of = _Logits(weight_VD, ctx.terms)
-        rows_M = upstream_N.nonzero()[:, 0]  # a number of rows of ours alone; nothing collective
+        rows_M = upstream_N.nonzero()[:, 0]  # depends on this rank's rows alone; nothing collective
         for rows_C in rows_M.split(ctx.terms.chunk_tokens):
             hidden_CD = hidden_ND[rows_C]
             logits_CV = logits_of(hidden_CD)
@@ -170,12 +170,12 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        # In place: a copy would double them. A second backward is refused by torch for it.
+        # In place: a copy would double them. torch therefore refuses a second backward.
         return grad_hidden_ND.mul_(upstream[0]), grad_weight_VD.mul_(upstream[0]), None, None, None
 
 
 class _Logits:
-    """Computes the logits of one chunk after the other into the same memory."""
+    """Computes the logits chunk by chunk into the same memory."""
 
     def __init__(self, weight_VD: Tensor, terms: _Terms) -> None:
         self._weight_VD = weight_VD

@@ -1,4 +1,4 @@
-"""Which tokens are low, which drop: the sets that the dropout acts on.
+"""Which tokens are low, and which of them drop: the sets that the dropout acts on.
 
 Shapes: any, as long as entropies and token indices agree.
 """
@@ -54,12 +54,12 @@ def select_low_tokens(
 ) -> LowSet:
     """The exactly `ceil(q * population)` tokens of lowest entropy over all ranks of `group`.
 
-    Late in training a great mass of tokens has entropy 0, so ties decide: they are broken by a
+    Late in training a large share of tokens has entropy 0, so ties decide: they are broken by a
     hash of (seed, epoch, sample, position), the same on every layout.
 
     Args:
         entropy: fp32 `[N]` of this rank's part of the population; +inf marks a token that is
-            no target and leaves it out.
+            not a target and leaves it out.
         token_index: int64 `[N]`.
         q: share of the population that is low.
     """
@@ -76,14 +76,14 @@ def select_low_tokens(
 def masked_contexts(
     dropped_BS: Tensor, position_ids_BS: Tensor, *, sp_group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """Bool `[B, S]`, whether a position's prediction rests on a dropped token of its document.
+    """Bool `[B, S]`, whether a position's prediction depends on a dropped token of its document.
 
     Args:
         dropped_BS: bool `[B, S]`, tokens of this rank's shard whose embedding is replaced.
         position_ids_BS: int64 `[B, S]`, positions that restart at 0 in each document.
         sp_group: the ranks that share these rows, in sequence order; None when one has them all.
 
-    Communicates one number a row and rank: where the last dropped token is.
+    Communicates one number per row and rank: where the last dropped token is.
     """
     num_before = dropped_BS.shape[1] * (dist.get_rank(sp_group) if sp_group is not None else 0)
     place_S = num_before + torch.arange(dropped_BS.shape[1], device=dropped_BS.device)
@@ -98,7 +98,7 @@ def masked_contexts(
 
 
 def draw_drops(is_low: Tensor, token_index: Tensor, *, rate: float, seed: int) -> Tensor:
-    """Bool: each low token drops with probability `rate`, by a draw of its own identity.
+    """Bool: each low token drops with probability `rate`, by a draw from its own identity.
 
     Args:
         is_low: bool, any shape.
@@ -111,14 +111,14 @@ def draw_drops(is_low: Tensor, token_index: Tensor, *, rate: float, seed: int) -
 
 @dataclass(frozen=True)
 class DropRates:
-    """How often tokens drop, low ones and others; `gamma * q` on average whatever the guidance."""
+    """Drop rates of low and other tokens; `gamma * q` on average, whatever the guidance."""
 
     gamma: float
     """Drop probability of a low token while all others are spared, in [0, 1]."""
     q: float
     """Share of the tokens that is low."""
     guidance: float = 1.0
-    """How much entropy decides, in [0, 1]: 1 spares the others, 0 draws among all alike."""
+    """How much entropy decides, in [0, 1]: 1 spares the others, 0 treats all alike."""
 
     @property
     def mean(self) -> float:

@@ -53,7 +53,7 @@ def global_quantile(
         values: fp32 `[N]`; N may differ between ranks and may be 0. +-inf are ordinary values.
         q: in [0, 1]. Read as the decimal that it prints as: 0.07 of 100 values is 7, though
             `0.07 * 100 > 7` in binary floating point.
-        valid: bool `[N]`; the others are left out of the population.
+        valid: bool `[N]`; the others are not part of the population.
         group: process group; None is the default group, or this process alone when
             torch.distributed is not initialised.
 
@@ -74,7 +74,7 @@ def global_quantile(
     is_nan = torch.isnan(values)
     keys = _sortable_bits(torch.where(is_nan, math.inf, values))
 
-    # The first histogram needs no rank, so it goes with the counts that the rank comes from.
+    # The first histogram needs no rank, so it is reduced with the counts that give the rank.
     own_counts = torch.stack([torch.tensor(values.numel(), device=keys.device), is_nan.sum()])
     counts = torch.cat([own_counts, _histogram(keys, _FP32_DIGIT_BITS, 0)])
     _all_reduce(counts, group)
@@ -105,7 +105,7 @@ def last_key_inside(
         keys: int64 `[N]`, all different over the ranks of `group`.
         num_inside: at least 1 and at most the number of keys over all ranks.
 
-    Of a million keys two passes and one more all-reduce find it, in general; six are the most.
+    For a million keys it usually takes two passes and one more all-reduce; six at most.
     """
     key, _, _ = _radix_select(
         keys.flatten() ^ _SIGN_64, num_inside, _KEY_DIGIT_BITS, group, are_distinct=True
@@ -126,8 +126,8 @@ def _radix_select(
     """The key of 1-based `rank` in unsigned order, the count below it, and the count equal to it.
 
     Args:
-        first_histogram: of all ranks, where it is known already.
-        are_distinct: a digit that one key alone has ends the search: its rank tells the key.
+        first_histogram: over all ranks, if it is known already.
+        are_distinct: a digit that only one key has ends the search: its rank knows the key.
 
     Worked example, one pass of 2 bits: keys 0 1 1 3, rank 3. Histogram 1 2 0 1, cumulated
     1 3 3 4; the first bucket that reaches 3 is digit 1, with 1 key below it and 2 equal to it.
@@ -145,7 +145,7 @@ def _radix_select(
         chosen = chosen << bits | digit
         keys = keys[_digits(keys, digit_bits, number) == digit]
         if are_distinct and num_equal == 1:  # the count is global: every rank stops here
-            the_key = keys.sum()[None]  # 0 where it is not
+            the_key = keys.sum()[None]  # 0 on ranks without it
             _all_reduce(the_key, group)
             return int(the_key) & _MASK_64, num_below, 1
     return chosen, num_below, num_equal

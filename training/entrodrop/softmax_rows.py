@@ -18,7 +18,7 @@ class RowStatistics(NamedTuple):
     """Of each row of logits z, fp32 `[C]`."""
 
     largest: Tensor
-    """max z: kept apart, since sums of e^(z - max z) alone keep all their digits."""
+    """max z: kept separately, since only sums of e^(z - max z) keep all their digits."""
     log_total: Tensor
     """ln sum e^(z - max z)."""
     entropy: Tensor
@@ -33,7 +33,7 @@ def row_statistics(logits_CV: Tensor, targets_C: Tensor) -> RowStatistics:
     """H = ln s - sum(y e^y) / s, with y = z - max z and s = sum e^y.
 
     Args:
-        logits_CV: any floating dtype; left as they are.
+        logits_CV: any floating dtype; not changed.
         targets_C: int64, each in [0, V).
     """
     blocks = [
@@ -52,7 +52,7 @@ def row_gradient_(
     target_scale_C: Tensor,
     uniform_C: Tensor,
 ) -> None:
-    """Put `softmax(z) * prob_scale - onehot(target) * target_scale - uniform` in the place of z.
+    """Replace z by `softmax(z) * prob_scale - onehot(target) * target_scale - uniform`, in place.
 
     Args:
         logits_CV: any floating dtype; computed in fp32, rounded once.

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line; append, cut back to a checkpoint, read."""
+"""metrics.jsonl: one JSON object per line; append, truncate to a checkpoint, read."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def to_line(row: dict[str, Any]) -> str:
-    """One line of JSON; NaN and infinities become null, since JSON has no word for them."""
+    """One line of JSON; NaN and infinities become null, since JSON cannot represent them."""
     return json.dumps(_finite(row), allow_nan=False) + "\n"
 
 
 class MetricsFile:
-    """metrics.jsonl, open for appending; rows that a full disk refuses wait for the next write."""
+    """metrics.jsonl, open for appending; rows that a full disk rejects wait for the next write."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
-        self._has_told = False
+        self._has_warned = False
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row as far as the disk takes it; a run that trains on must not end by it."""
+        """Append a row as far as the disk has room; a full disk must not end the run."""
         self._waiting += to_line(row).encode()
         try:
             while self._waiting:
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
-            if not self._has_told:
-                print(f"{self._path}: {error.strerror}; its rows wait in memory", file=sys.stderr)
-        self._has_told = bool(self._waiting)
+            if not self._has_warned:
+                print(f"{self._path}: {error.strerror}; rows are kept in memory", file=sys.stderr)
+        self._has_warned = bool(self._waiting)
 
     def close(self) -> None:
-        """Say what is lost if the disk is still full."""
+        """Report what is lost if the disk is still full."""
         self._file.close()
         if self._waiting:
             num_lost = self._waiting.count(b"\n")
@@ -47,10 +47,10 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a metrics file; a last line that a kill cut short is left out.
+    """All rows of a metrics file; a last line truncated by a kill is ignored.
 
     Raises:
-        ValueError: when the file is missing, or a whole line is no JSON object.
+        ValueError: when the file is missing, or a complete line is not a JSON object.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -64,9 +64,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == len(lines) and not text.endswith("\n"):
                 break
-            raise ValueError(f"{path}, line {number}: {error}; remove this line to go on") from None
+            raise ValueError(
+                f"{path}, line {number}: {error}; remove this line to continue"
+            ) from None
         if not isinstance(row, dict) or "kind" not in row or "step" not in row:
-            raise ValueError(f"{path}, line {number}: no row of metrics; remove this line to go on")
+            raise ValueError(
+                f"{path}, line {number}: not a row of metrics; remove this line to continue"
+            )
         rows.append(row)
     return rows
 
@@ -74,7 +78,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def cut_after(path: Path, *, step: int) -> None:
     """Drop the rows of steps that a resume from `step` trains again.
 
-    A kill in the middle loses nothing.
+    A kill midway loses nothing.
     """
     if not path.exists():
         return

@@ -9,7 +9,7 @@ from typing import Any
 
 _NUM_RISES = 2
 _LEAST_RISE = 0.005
-"""Of the best loss: less is the noise of a held-out split."""
+"""Share of the best loss: smaller rises are noise of the held-out split."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class OverfitWarning:
 
 
 class OverfitWatch:
-    """Follows the rows of metrics.jsonl and says each thing once."""
+    """Follows the rows of metrics.jsonl and gives each warning once."""
 
     def __init__(self) -> None:
         self._losses: list[float] = []
         self._evaluations: list[dict[str, Any]] = []
-        self._said: tuple[int, tuple[str, ...]] | None = None
+        self._reported: tuple[int, tuple[str, ...]] | None = None
 
     def saw(self, row: dict[str, Any]) -> OverfitWarning | None:
-        """A row, in the order of the file; what there is to say after it, if that is new."""
+        """Take a row, in the order of the file; returns a warning, if it is new."""
         if row["kind"] == "step" and row.get("loss") is not None:
             self._losses.append(row["loss"])
         if row["kind"] != "evaluation" or row.get("loss") is None:
@@ -48,17 +48,17 @@ class OverfitWatch:
         self._evaluations.append(row | {"train_loss": mean})
         self._losses = []
         warning = find_overfitting(self._evaluations)
-        if warning is None or self._said == (warning.best_step, warning.names):
+        if warning is None or self._reported == (warning.best_step, warning.names):
             return None
-        self._said = (warning.best_step, warning.names)
+        self._reported = (warning.best_step, warning.names)
         return warning
 
 
 def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> OverfitWarning | None:
     """Look at a run's evaluations so far, oldest first.
 
-    A series is said to rise when its last two evaluations lie above its best one by half a percent
-    and do not come down. The training loss is taken at the evaluations.
+    A series rises when its last two evaluations lie half a percent above its best one and do not
+    come down. The training loss is taken at the evaluations.
 
     Args:
         evaluations: rows with `step`, `loss`, `bands` (each with `band` and `loss`) and

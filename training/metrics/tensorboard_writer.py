@@ -1,4 +1,4 @@
-"""TensorBoard's writer, which a full disk may end without ending the run."""
+"""TensorBoard's writer; a full disk ends it, but not the run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Board:
-    """Shows what it is asked to, until the disk refuses; the next start has a new one."""
+    """Writes until the disk is full; the next start has a new one."""
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
-        # 1.5 seconds of import that only the rank which writes has to pay
+        # 1.5 seconds of import that only the writing rank pays
         from torch.utils.tensorboard import SummaryWriter
 
         self._folder = folder
@@ -26,7 +26,7 @@ class Board:
             self._give_up(error)
 
     def show(self, draw: Callable[[SummaryWriter], object]) -> None:
-        """Let `draw` write; its thread reports a failed write at one of the next calls."""
+        """Let `draw` write; a write that fails in its thread surfaces at one of the next calls."""
         if self._writer is None:
             return
         try:
@@ -35,7 +35,7 @@ class Board:
             self._give_up(error)
 
     def scalar(self, tag: str, value: float, step: int) -> None:
-        """A point of a curve."""
+        """Add a point to a curve."""
         self.show(lambda writer: writer.add_scalar(tag, value, step))
 
     def text(self, tag: str, text: str, step: int) -> None:
@@ -43,14 +43,14 @@ class Board:
         self.show(lambda writer: writer.add_text(tag, text, step))
 
     def flush(self) -> None:
-        """Wait until all of it is in the file."""
+        """Wait until everything is in the file."""
         self.show(lambda writer: writer.flush())
 
     def close(self) -> None:
-        """Flush what there is."""
+        """Flush what is left."""
         self.show(lambda writer: writer.close())
         self._writer = None
 
     def _give_up(self, error: OSError) -> None:
         self._writer = None
-        print(f"{self._folder}: {error.strerror}; no more for TensorBoard", file=sys.stderr)
+        print(f"{self._folder}: {error.strerror}; writing to TensorBoard stops", file=sys.stderr)

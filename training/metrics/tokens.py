@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-# 0, and 47 edges from 0.001 to 16 nats in equal ratios: sure tokens are many, and differ by ratios.
-# ln of a vocabulary of a million is 13.8, so the last bin is never the last word.
+# 0, and 47 edges from 0.001 to 16 nats in equal ratios: many tokens are near 0.
+# ln of a vocabulary of a million is 13.8, below the last edge.
 ENTROPY_EDGES_NATS = (0.0, *(0.001 * 16000 ** (i / 46) for i in range(47)))
 NUM_BINS = len(ENTROPY_EDGES_NATS)
 SAMPLE_TOKENS = 512
@@ -18,12 +18,12 @@ SAMPLE_TOKENS = 512
 
 @dataclass(frozen=True)
 class TokenPicture:
-    """Of one optimizer step, over all ranks but for the sample."""
+    """Of one optimizer step, over all ranks except for the sample."""
 
     entropy_counts: Sequence[int]
-    """Targets a bin; bin i ends at edge i, and what lies above the last edge is in the last bin."""
+    """Targets per bin; bin i ends at edge i, and the last bin includes all above the last edge."""
     dropped_counts: Sequence[int]
-    """Of them those that dropped."""
+    """Those of them that dropped."""
     sample: int
     """Number of the sample whose beginning is shown."""
     ids: Sequence[int]
@@ -63,7 +63,7 @@ class TokenTexts:
 
 
 def add_histogram(writer: Any, tag: str, counts: Sequence[int], *, step: int) -> None:
-    """Counts a bin as a histogram of TensorBoard; nothing when all are 0."""
+    """Counts per bin as a TensorBoard histogram; nothing when all are 0."""
     if not sum(counts):
         return
     edges = ENTROPY_EDGES_NATS

@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard and a progress bar with ETA."""
+"""Output of a run in progress: metrics.jsonl, TensorBoard and a progress bar with ETA."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ EVALUATION_TAGS = {
     "seconds": "speed/evaluation_seconds",
 }
 
-# What one looks at together: TensorBoard's tab "Custom Scalars".
+# Curves shown together: TensorBoard's tab "Custom Scalars".
 CHARTS = {
     "Is it learning?": {
         "training and held-out loss": ["Multiline", ["train/loss", "heldout/loss"]],
@@ -58,7 +58,7 @@ CHARTS = {
         ],
     },
     "How fast?": {
-        "tokens a second": ["Multiline", ["speed/tokens_per_second"]],
+        "tokens per second": ["Multiline", ["speed/tokens_per_second"]],
         "seconds": ["Multiline", ["speed/step_seconds", "ranks/late_seconds"]],
         "memory": ["Multiline", ["ranks/peak_memory_gib"]],
     },
@@ -66,7 +66,7 @@ CHARTS = {
 
 
 class MetricsWriter:
-    """Keeps and shows the numbers of a run; on all ranks but one every method does nothing."""
+    """Records and shows the numbers of a run; on all ranks but one every method does nothing."""
 
     def __init__(self, run_dir: Path, *, total_steps: int, start_step: int, enabled: bool) -> None:
         """Open the files for appending after `start_step`.
@@ -75,7 +75,7 @@ class MetricsWriter:
             run_dir: gets metrics.jsonl and tensorboard/; rows of later steps, left by a run that
                 stopped after its last checkpoint, are cut.
             total_steps: steps of the whole run, for the progress bar.
-            start_step: steps done before this start, 0 for a new run.
+            start_step: steps before this start, 0 for a new run.
             enabled: true on rank 0 alone.
         """
         self._enabled = enabled
@@ -84,7 +84,7 @@ class MetricsWriter:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
         self._texts: TokenTexts | None = None
-        # A new run keeps nothing: rows before its first checkpoint belong to a start that failed.
+        # A new run keeps no rows: those before its first checkpoint belong to a start that failed.
         self._open_after(start_step if start_step > 0 else -1)
         self._total_steps = total_steps
         self._heldout_loss: float | None = None
@@ -108,7 +108,7 @@ class MetricsWriter:
         return self._enabled and step in self._evaluated
 
     def rewind(self, step: int) -> None:
-        """Drop the rows of steps after `step`, which the run goes through again."""
+        """Drop the rows of steps after `step`, which the run repeats."""
         if self._enabled:
             self._board.close()
             self._file.close()
@@ -116,12 +116,12 @@ class MetricsWriter:
             self._progress.show(step, self._total_steps)
 
     def log_run(self, facts: dict[str, Any]) -> None:
-        """Keep what is known before the first step."""
+        """Record what is known before the first step."""
         if self._enabled:
             self._write({"kind": "run", "step": 0} | facts)
 
     def log_step(self, row: dict[str, Any]) -> None:
-        """Keep and show one optimizer step; `row` holds `step` and keys of `STEP_TAGS`."""
+        """Record and show one optimizer step; `row` holds `step` and keys of `STEP_TAGS`."""
         if self._enabled:
             self._write({"kind": "step"} | row)
             self._add_scalars(row, STEP_TAGS)
@@ -137,7 +137,7 @@ class MetricsWriter:
         self._progress.show(step, total, numbers=numbers, always=step == total)
 
     def log_epoch(self, row: dict[str, Any]) -> None:
-        """Keep and show what an epoch trained on: `finished_epoch` and `samples_digest`."""
+        """Record and show what an epoch trained on: `finished_epoch` and `samples_digest`."""
         if self._enabled:
             self._write({"kind": "epoch"} | row)
             tqdm.write(
@@ -147,26 +147,26 @@ class MetricsWriter:
             )
 
     def log_ranks(self, row: dict[str, Any]) -> None:
-        """Keep a report of `rank_report`, and say which rank is slow where that costs a tenth."""
+        """Record a report of `rank_report`; name the slow rank where it costs a tenth."""
         if self._enabled:
             self._write({"kind": "ranks"} | row)
             self._add_scalars(row, RANK_TAGS)
             if row["late_share"] > 0.1:
                 tqdm.write(
                     f"step {row['step']}: rank {row['slowest_rank']} keeps the others waiting for "
-                    f"{row['late_seconds']:.2f} s a step, {100 * row['late_share']:.0f}% of it",
+                    f"{row['late_seconds']:.2f} s per step, {100 * row['late_share']:.0f}% of it",
                     file=sys.stderr,
                 )
 
     def log_bad_step(self, row: dict[str, Any]) -> None:
-        """Keep and show what was wrong with a step: `text`, and `samples` by number."""
+        """Record and show what was wrong with a step: `text`, and `samples` by number."""
         if self._enabled:
             self._write({"kind": "bad_step"} | row)
             self._board.text("train/bad_step", row["text"], row["step"])
             tqdm.write(row["text"], file=sys.stderr)
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
-        """Keep and show one evaluation; `row` holds `step`, keys of `EVALUATION_TAGS`, `bands`."""
+        """Record and show one evaluation; `row` has `step`, keys of `EVALUATION_TAGS`, `bands`."""
         if self._enabled:
             self._write({"kind": "evaluation"} | row)
             self._add_scalars(row, EVALUATION_TAGS)
@@ -180,7 +180,7 @@ class MetricsWriter:
         """Show the entropies of a step's tokens and which tokens of one sample dropped.
 
         Args:
-            tokenizer: its folder beside the corpus.
+            tokenizer: its folder in the corpus.
         """
         if self._enabled:
             counts = {"all": picture.entropy_counts, "dropped": picture.dropped_counts}
@@ -192,7 +192,7 @@ class MetricsWriter:
             self._board.text("dropout/sample", self._texts.marked(picture), step)
 
     def close(self) -> None:
-        """Flush everything and end the progress bar; calling it again does no harm."""
+        """Flush everything and end the progress bar; may be called again."""
         if self._enabled:
             self._enabled = False
             self._progress.close()

@@ -40,7 +40,7 @@ def document_attention(
     """
     if document_layout is None:
         raise ValueError(
-            "no document_layout: this model does not hand keywords on to its attention"
+            "no document_layout: this model does not pass keyword arguments on to its attention"
         )
     if dropout:
         raise ValueError("attention_dropout is not supported; set it to 0 in the model's config")
@@ -59,7 +59,7 @@ def document_attention(
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scaling: float | None
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # CUDA alone has it
+    from torch.nn.attention.varlen import varlen_attn  # CUDA only
 
     if key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
@@ -75,7 +75,7 @@ def _flash(
 def _document_by_document(
     query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scaling: float | None
 ) -> Tensor:
-    """Exact, without a mask of T x T: work and memory follow the documents' lengths."""
+    """Exact, without a T x T mask: work and memory follow the documents' lengths."""
     lengths = [end - start for start, end in pairwise(layout.boundaries)]
     outputs = []
     for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
@@ -89,7 +89,7 @@ def _document_by_document(
 
 
 def register_attention() -> None:
-    """Make `ATTENTION_NAME` known to transformers, without Ulysses around it."""
+    """Register `ATTENTION_NAME` with transformers, without Ulysses around it."""
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, document_attention)
 
 
@@ -102,7 +102,7 @@ def shard_attention(
         DeepSpeed's model-parallel unit for `deepspeed.initialize(mpu=...)`, None without shards.
 
     Raises:
-        ValueError: when heads do not divide among `sp_size` ranks.
+        ValueError: when heads cannot be split among `sp_size` ranks.
 
     Source: `deepspeed/runtime/sequence_parallel/ulysses_sp.py`, `UlyssesSPAttentionHF`.
     """

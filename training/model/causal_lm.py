@@ -88,7 +88,7 @@ class CausalLMWithEntropy(nn.Module):
         )
         self.replaces_by_mean = regularisation.replaces_by_mean
         self._mean_D: Tensor | None = None
-        # Registered before DeepSpeed's own hook, which lets go of the gathered weight.
+        # Registered before DeepSpeed's own hook, which releases the gathered weight.
         lm.get_input_embeddings().register_forward_hook(self._keep_mean)
 
     def _keep_mean(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -107,11 +107,11 @@ class CausalLMWithEntropy(nn.Module):
         """Loss and entropy at each position of the shard.
 
         Args:
-            token_weights_BS: fp32 `[B, S]`, factors of the tokens' losses where these are known
-                before: the head then computes logits once, not twice.
+            token_weights_BS: fp32 `[B, S]`, factors of the tokens' losses where these are known in
+                advance: the head then computes logits once, not twice.
 
         Returns:
-            nll (in training with smoothing and z-loss, if the head is to) and entropy, fp32
+            nll (in training with smoothing and z-loss, if the head has them) and entropy, fp32
             `[B, S]`, in nats; with token weights before them their loss, the only one that is
             then differentiable.
         """
@@ -148,7 +148,7 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
 
     Raises:
         ValueError: for a source that cannot be read, a vocabulary smaller than the corpus's,
-            or an architecture with parts that this engine would leave out.
+            or an architecture with parts that this engine does not implement.
     """
     refuse_unknown_source(model)
     try:
@@ -160,9 +160,9 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
             given = {"vocab_size": vocab_size, **(model.config or {})}
             config = AutoConfig.for_model(**given)
             refuse_unknown_keys(given)
-    except Exception as error:  # transformers answers a wrong value with errors of many kinds
-        told = " ".join(str(error).split())
-        raise ValueError(f"model: {told}") from None
+    except Exception as error:  # transformers raises errors of many kinds for a wrong value
+        message = " ".join(str(error).split())
+        raise ValueError(f"model: {message}") from None
     text = config.get_text_config()
     refuse_other_shapes(text)
     if text.vocab_size < vocab_size:
@@ -176,12 +176,12 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
 
 
 def warn_of_remote_code(model: Model) -> None:
-    """One line on stderr when the recipe lets code of others run."""
+    """One line on stderr when the recipe allows third-party code to run."""
     if model.trust_remote_code:
         source = model.pretrained or "the model's folder"
         print(
             f"WARNING: model.trust_remote_code is set: Python code that comes with {source} runs "
-            "with all rights of this user",
+            "with all permissions of this user",
             file=sys.stderr,
             flush=True,
         )
@@ -208,7 +208,7 @@ def build_model(
     """
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    # transformers keeps a weak reference only: it must live until the weights are there
+    # transformers keeps only a weak reference: it must live until the weights exist
     keep_alive = HfDeepSpeedConfig(dict(ds_config))
     register_attention()
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Models that the engine cannot train, refused with the key, the value and what would work."""
+"""Refuses models that the engine cannot train, with the key, the value and what would work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZES = (
 
 
 def refuse_unknown_source(model: Model) -> None:
-    """Before transformers answers with its list of all architectures, or of rules for names."""
+    """Before transformers answers with a list of all architectures, or of naming rules."""
     if model.pretrained is not None:
         looks_local = (
             model.pretrained.startswith(("/", ".", "~")) or model.pretrained.count("/") > 1
@@ -33,7 +33,7 @@ def refuse_unknown_source(model: Model) -> None:
     model_type = str((model.config or {})["model_type"])
     if model_type not in CONFIG_MAPPING:
         hint = did_you_mean(model_type, CONFIG_MAPPING.keys(), most=3)
-        raise ValueError(f"model.config.model_type: transformers knows no {model_type!r}{hint}")
+        raise ValueError(f"model.config.model_type {model_type!r} is unknown to transformers{hint}")
 
 
 def refuse_unknown_keys(given: dict[str, Any]) -> None:
@@ -42,16 +42,16 @@ def refuse_unknown_keys(given: dict[str, Any]) -> None:
     known |= PretrainedConfig().to_dict()
     for key in given.keys() - known.keys():
         hint = did_you_mean(key, known)
-        raise ValueError(f"config.{key} is no key of {given['model_type']}{hint}")
+        raise ValueError(f"config.{key} is not a key of {given['model_type']}{hint}")
 
 
 def refuse_other_shapes(config: PretrainedConfig) -> None:
-    """What is no decoder of our kind, or could not be built: transformers accepts sizes of 0."""
+    """Not a decoder of our kind, or one that cannot be built: transformers accepts sizes of 0."""
     for key in _SIZES:
         if getattr(config, key, None) is None or getattr(config, "is_encoder_decoder", False):
             raise ValueError(
-                f"model: {config.model_type} is not supported; it has to be a decoder that names "
-                f"{', '.join(_SIZES)}, as llama, mistral and qwen3 do"
+                f"model: {config.model_type} is not supported; it must be a decoder with "
+                f"{', '.join(_SIZES)}, such as llama, mistral or qwen3"
             )
     for key in (*_SIZES, "intermediate_size", "head_dim"):
         size = getattr(config, key, None)
@@ -59,13 +59,13 @@ def refuse_other_shapes(config: PretrainedConfig) -> None:
             raise ValueError(f"model: {key} is {size}; expected a number of at least 1")
     if config.num_attention_heads % config.num_key_value_heads:
         raise ValueError(
-            f"model: num_attention_heads {config.num_attention_heads} does not divide by "
+            f"model: num_attention_heads {config.num_attention_heads} is not a multiple of "
             f"num_key_value_heads {config.num_key_value_heads}"
         )
     activation = getattr(config, "hidden_act", None)
     if activation is not None and activation not in ACT2FN:
         hint = did_you_mean(activation, ACT2FN.keys(), most=3, cutoff=0.0)
-        raise ValueError(f"model: transformers knows no hidden_act {activation!r}{hint}")
+        raise ValueError(f"model: hidden_act {activation!r} is unknown to transformers{hint}")
 
 
 def refuse_unsupported(config: PretrainedConfig) -> None:
@@ -82,8 +82,8 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     for found in _values_of(getattr(config, "rope_parameters", None), "rope_type"):
         if "dynamic" in found or found == "longrope":
             raise ValueError(
-                f"model: rope_type {found!r} is not supported: it turns by the length of a batch's "
-                "longest row, which a rank that holds a part of it does not see"
+                f"model: rope_type {found!r} is not supported: it depends on the length of a "
+                "batch's longest row, which a rank with only a part of it does not see"
             )
     if getattr(config, "attention_dropout", 0.0):
         raise ValueError("model: attention_dropout must be 0")

@@ -23,7 +23,7 @@ _RECIPE_OWNS = {
     "scheduler": "schedule",
 }
 _SECTIONS = ("bf16", "fp16", "zero_optimization")
-"""Of the DeepSpeed JSON: those that decide how the numbers come about."""
+"""Keys of the DeepSpeed JSON that affect how numbers are computed."""
 
 
 def training_dtype(deepspeed: str) -> torch.dtype:
@@ -66,7 +66,7 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         for key, owner in _RECIPE_OWNS.items()
         if key in config
     ]
-    # DeepSpeed passes over a key that it does not know, and a run would be in fp32 unasked
+    # DeepSpeed ignores unknown keys, and a run could be in fp32 without notice
     for key in config.keys() - {*_SECTIONS, *_RECIPE_OWNS}:
         if hint := did_you_mean(key, _SECTIONS, cutoff=0.65):
             mistakes.append(f"{key}: unknown key{hint}")
@@ -76,7 +76,7 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         mistakes.append(f"zero_optimization.stage is {zero.get('stage')}; this engine needs 3")
     if zero.get("reduce_scatter", True) is not True:
         mistakes.append(
-            "zero_optimization.reduce_scatter must be true: sequence shards add wrongly otherwise"
+            "zero_optimization.reduce_scatter must be true: else sequence shards add up wrongly"
         )
     if config.get("fp16", {}).get("enabled"):
         mistakes.append("fp16 is not supported; use bf16, or neither for fp32")

@@ -23,7 +23,7 @@ from training.ranks.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class Engine:
-    """The DeepSpeed engine with what the loop needs beside it."""
+    """The DeepSpeed engine, and what else the loop needs."""
 
     ds: Any
     layout: Layout
@@ -55,7 +55,7 @@ class Engine:
         The head computes its logits once, not twice (`CausalLMWithEntropy`).
 
         Args:
-            token_weights_BS: fp32 `[B, S]`, known before the pass.
+            token_weights_BS: fp32 `[B, S]`, known in advance.
         """
         self.watchdog.enter("forward")
         loss, *scored = self.ds(inputs, token_weights_BS)
@@ -118,8 +118,8 @@ def build_engine(
     Args:
         regularisation: in training alone.
         trains: False leaves the optimizer and its memory out, for evaluation.
-        loads_universal: the checkpoint to load will be one of another number of ranks.
-        watchdog: is told of every forward, backward and update.
+        loads_universal: the checkpoint to load is of another number of ranks.
+        watchdog: is notified of every forward, backward and update.
     """
     ds_config = join_ds_config(
         recipe, num_micro_steps=num_micro_steps, has_gpu=layout.device.type == "cuda"
@@ -143,7 +143,7 @@ def build_engine(
         micro_batch_samples=recipe.train.micro_batch_samples,
         sequence_tokens=recipe.data.sequence_tokens,
     )
-    # Hooks around each layer, not around each of its parts: half of the host's time a step.
+    # Hooks around each layer, not around each of its parts: saves half of the host's time per step.
     for layer in decoder_layers(model.lm):
         set_z3_leaf_module(layer, True)
     if not trains:

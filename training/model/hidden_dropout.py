@@ -1,4 +1,4 @@
-"""The baseline hidden dropout: channels of hidden states behind every layer, by counter.
+"""The baseline hidden dropout: channels of hidden states after every layer, by counter.
 
 B rows, S tokens of this rank's sequence shard, D channels.
 """
@@ -16,7 +16,7 @@ _STREAMS_A_LAYER = 16  # above those of other uses
 
 
 class HiddenDropout:
-    """Hooks behind the decoder layers; without a rate they do nothing.
+    """Hooks after the decoder layers; without a rate they do nothing.
 
     A channel of a token is set to 0 with probability `rate` and the others are divided by
     1 - rate. The draw is a function of seed, layer, token and channel: the same on every layout,
@@ -31,7 +31,7 @@ class HiddenDropout:
             layer.register_forward_hook(self._hook(number))
 
     def begin(self, token_index_BS: Tensor | None) -> None:
-        """Which tokens the coming forward pass is of."""
+        """Set the tokens of the coming forward pass."""
         self._token_index_BS = token_index_BS
 
     def _hook(self, layer: int) -> Any:
@@ -45,7 +45,7 @@ class HiddenDropout:
         return drop
 
     def apply(self, hidden_BSD: Tensor, *, layer: int) -> Tensor:
-        """Drop channels behind a layer, counted from 0."""
+        """Drop channels after a layer, counted from 0."""
         assert self._token_index_BS is not None
         num_channels = hidden_BSD.shape[-1]
         channels_D = torch.arange(num_channels, device=hidden_BSD.device)

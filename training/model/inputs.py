@@ -16,7 +16,7 @@ from training.data.stream import MicroBatch
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """A micro-batch as the model takes it; `dataclasses.replace` makes another of it."""
+    """A micro-batch as the model takes it; vary it with `dataclasses.replace`."""
 
     ids_BS: Tensor
     """int64, the tokens to embed."""
@@ -35,7 +35,7 @@ class ModelInputs:
 
     @classmethod
     def of(cls, batch: MicroBatch) -> ModelInputs:
-        """The micro-batch as it is."""
+        """The micro-batch, unchanged."""
         return cls(
             ids_BS=batch.ids_BS,
             position_ids_BS=batch.position_ids_BS,
@@ -61,7 +61,7 @@ class ModelRegularisation:
     label_smoothing: float = 0.0
     """Share of each target that is spread over the vocabulary."""
     hidden_dropout: float = 0.0
-    """Rate at which channels are dropped behind every layer."""
+    """Rate at which channels are dropped after every layer."""
     replaces_by_mean: bool = False
     """Replaced embeddings become the vocabulary's mean, not 0."""
     weight_decay: float | None = None

@@ -1,4 +1,4 @@
-"""Who am I, who shares my sequence, and the few reductions the loop needs."""
+"""This process's place among the ranks, and the few reductions the loop needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Layout:
-    """This process among all: data-parallel groups of `sp_size` neighbouring ranks."""
+    """This process's place among all: data-parallel groups of `sp_size` neighbouring ranks."""
 
     rank: int
     world_size: int
@@ -69,16 +69,16 @@ def init_layout(*, sp_size: int) -> Layout:
     if not dist.is_initialized():
         if "RANK" not in os.environ:
             os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-            os.environ["MASTER_PORT"] = "0"  # whichever is free
+            os.environ["MASTER_PORT"] = "0"  # any free one
         _start_deepspeed(has_gpu=has_gpu)
-        # A rank that refuses the recipe at once must not be gone before the others have met it:
-        # they would report a broken connection in the place of the mistake.
+        # A rank that refuses the recipe at once must not exit before the others have met it: they
+        # would report a broken connection instead of the mistake.
         dist.barrier()
     return Layout(dist.get_rank(), world_size, sp_size, device)
 
 
 def sum_over_ranks(values: Tensor) -> list[Any]:
-    """Element-wise sum of a small tensor over all ranks, as Python numbers; alone it is its own."""
+    """Element-wise sum of a small tensor over all ranks, or of this one alone, as numbers."""
     if dist.is_initialized():
         dist.all_reduce(values)
     total: list[Any] = values.tolist()
@@ -86,7 +86,7 @@ def sum_over_ranks(values: Tensor) -> list[Any]:
 
 
 def broadcast_from_rank0(value: T) -> T:
-    """Rank 0's value, on every rank. For decisions of the start, not of a step."""
+    """Rank 0's value, on every rank. For decisions at the start, not in a step."""
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0)
     agreed: T = box[0]
@@ -107,12 +107,12 @@ def raise_together(error: str | None) -> None:
 
 
 def _start_deepspeed(*, has_gpu: bool) -> None:
-    # on every call of DeepSpeed's collectives, about names it has not changed yet
+    # raised by every DeepSpeed collective, about names it has not changed yet
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    import deepspeed  # after DS_ACCELERATOR is settled
+    import deepspeed  # after DS_ACCELERATOR is set
 
     if not has_gpu:
-        # Its operator for shared memory is used in inference only, and would be compiled here. To
-        # look up what else is compatible would compile test programs, on every rank of every start.
+        # Its operator for shared memory is used in inference only, and would be compiled here.
+        # Looking up what else is compatible would compile test programs, on every rank and start.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)

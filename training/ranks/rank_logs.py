@@ -10,10 +10,10 @@ FOLDER = "logs"
 
 
 def print_to_file(run_dir: Path, *, rank: int) -> None:
-    """Let all that this process prints from now on go to `logs/rank-<rank>.log` of the run.
+    """Redirect what this process prints from now on to `logs/rank-<rank>.log` of the run.
 
-    Also what libraries of C++ print. Rank 0 goes on printing where it did. A start appends to what
-    earlier ones left.
+    Also what C++ libraries print. Rank 0 still prints where it did. A start appends to the logs of
+    earlier ones.
 
     Raises:
         ValueError: when the file cannot be written.

@@ -1,4 +1,4 @@
-"""Which rank keeps the others waiting, and how much memory each has needed at most."""
+"""Which rank keeps the others waiting, and the peak memory of each."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _GIB = 2**30
 
 
 class RankMeter:
-    """Sums up what a rank does alone in a step, before it first meets the others.
+    """Adds up the time a rank spends alone in a step, before it first meets the others.
 
-    That is data, Python, and whatever else its machine is slow at. What a slow GPU costs is waited
-    for inside ZeRO's own collectives and does not show here.
+    That is data, Python, and whatever else its machine is slow at. The delay of a slow GPU falls
+    into ZeRO's own collectives and does not show here.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -36,7 +36,7 @@ class RankMeter:
     def report(self) -> dict[str, Any] | None:
         """Of the steps since the last report, equal on every rank; None until there are enough.
 
-        Every rank calls it after every step. Gathers three numbers a rank.
+        Every rank calls it after every step. Gathers three numbers per rank.
         """
         if self._num_steps < REPORT_EVERY_STEPS:
             return None

@@ -1,7 +1,7 @@
-"""run_state.json: what became of a run, for launchers; exit codes do not survive them all.
+"""run_state.json: the outcome of a run, for launchers; exit codes do not survive them all.
 
-torchrun ends with 1 although every process it was told to stop ended with 0, and srun and the
-deepspeed runner have ways of their own. Whoever starts runs reads this file instead.
+torchrun ends with 1 although every process it was asked to stop ended with 0, and srun and the
+deepspeed runner have their own ways. Launchers read this file instead.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class RunState:
     """The content of run_state.json."""
 
     state: State
-    """running: since `updated_at`; it stays when a run is killed. stopped: saved, and a next start
-    goes on. complete: nothing is left to do. failed: ended by an error."""
+    """running: since `updated_at`; it stays when a run is killed. stopped: saved, and the next
+    start resumes. complete: nothing is left to do. failed: ended by an error."""
     run_id: str
-    """Made by the first start in the run folder and kept by all later ones."""
+    """Created by the first start in the run folder and kept by all later ones."""
     step: int
-    """Optimizer steps that the newest checkpoint holds, from which a next start goes on."""
+    """Optimizer steps in the newest checkpoint, from which the next start resumes."""
     total_steps: int
     """Optimizer steps of the whole run."""
     reason: str | None
@@ -41,21 +41,21 @@ class RunState:
     updated_at: str
     """UTC, ISO 8601."""
     num_starts: int
-    """Starts that came as far as training. When a start leaves it as it was, that start was
-    refused, and the other fields speak of the one before."""
+    """Starts that reached training. When a start leaves it unchanged, that start was refused, and
+    the other fields describe the one before."""
 
 
 def read_run_state(run_dir: Path) -> RunState:
-    """What became of the run; keys of later versions are passed over.
+    """The outcome of the run; keys of later versions are ignored.
 
     Raises:
-        ValueError: when there is no such file, or it is none of ours.
+        ValueError: when there is no such file, or it is not a valid one.
     """
     path = run_dir / RUN_STATE_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: no run has begun to train there") from None
+        raise ValueError(f"{path} does not exist: no run has started training there") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}{_REMEDY}") from None
     mistake = _mistake(content)
@@ -64,7 +64,7 @@ def read_run_state(run_dir: Path) -> RunState:
     return RunState(**{field.name: content[field.name] for field in fields(RunState)})
 
 
-_REMEDY = "; remove the file to go on, the run then gets a new run_id"
+_REMEDY = "; remove the file to continue, the run then gets a new run_id"
 
 
 def _mistake(content: Any) -> str | None:
@@ -72,26 +72,26 @@ def _mistake(content: Any) -> str | None:
         return f"expected an object, found {type(content).__name__}"
     missing = [field.name for field in fields(RunState) if field.name not in content]
     if missing:
-        return f"misses {', '.join(missing)}"
+        return f"lacks {', '.join(missing)}"
     if content["state"] not in get_args(State):
-        return f"state is {content['state']!r}, none of {', '.join(get_args(State))}"
+        return f"state is {content['state']!r}, not one of {', '.join(get_args(State))}"
     for name in ("step", "total_steps", "num_starts"):
         if not isinstance(content[name], int):
-            return f"{name} is {content[name]!r}, no whole number"
+            return f"{name} is {content[name]!r}, not an integer"
     return None
 
 
 class RunRecord:
-    """Keeps run_state.json: written by rank 0, and by whichever rank fails.
+    """Maintains run_state.json: written by rank 0, and by whichever rank fails.
 
-    As a context it notes the error that ends the run.
+    As a context it records the error that ends the run.
     """
 
     def __init__(self, run_dir: Path, *, rank: int, total_steps: int) -> None:
         self._run_dir, self._rank, self._total_steps = run_dir, rank, total_steps
 
     def begin(self, step: int) -> str | None:
-        """Note a start that goes on from `step`, on rank 0; the text of a mistake, if any."""
+        """Record a start from `step`, on rank 0; returns an error message, if any."""
         if self._rank != 0:
             return None
         run_id, num_starts = uuid.uuid4().hex, 0
@@ -114,15 +114,15 @@ class RunRecord:
         return None
 
     def saved(self, step: int) -> None:
-        """Note that a checkpoint of `step` exists."""
+        """Record that a checkpoint of `step` exists."""
         self._update(step=step)
 
     def stopped(self, step: int, reason: str) -> None:
-        """Note that the run was asked to end and has saved `step`."""
+        """Record that the run was asked to end and has saved `step`."""
         self._update(state="stopped", step=step, reason=reason)
 
     def complete(self) -> None:
-        """Note that all steps are done and saved."""
+        """Record that all steps are done and saved."""
         self._update(state="complete", step=self._total_steps, reason=None)
 
     def __enter__(self) -> Self:
@@ -144,14 +144,14 @@ class RunRecord:
         try:
             _write(self._run_dir, replace(read_run_state(self._run_dir), **changes))
         except (ValueError, OSError) as error:
-            # a full disk must not end a run that can go on and save later
-            print(f"{RUN_STATE_FILE} could not be brought up to date: {error}", file=sys.stderr)
+            # a full disk must not end a run that can continue and save later
+            print(f"{RUN_STATE_FILE} could not be updated: {error}", file=sys.stderr)
 
 
 def note_failure(run_dir: Path, *, rank: int, message: str) -> None:
-    """Note what ended the run, as well as that is still possible; the first rank to do so is kept.
+    """Record what ended the run, as far as still possible; the first rank's message is kept.
 
-    The ranks that follow would only say that they lost their connection to it.
+    The ranks that follow would only report that they lost their connection to it.
     """
     try:
         before = read_run_state(run_dir)
@@ -160,7 +160,7 @@ def note_failure(run_dir: Path, *, rank: int, message: str) -> None:
         reason = f"rank {rank}: {message}"[:_MAX_REASON_CHARACTERS]
         _write(run_dir, replace(before, state="failed", reason=reason), rank=rank)
     except (ValueError, OSError) as error:
-        print(f"{RUN_STATE_FILE} could not be brought up to date: {error}", file=sys.stderr)
+        print(f"{RUN_STATE_FILE} could not be updated: {error}", file=sys.stderr)
 
 
 def _write(run_dir: Path, state: RunState, *, rank: int = 0) -> None:

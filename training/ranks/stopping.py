@@ -18,18 +18,18 @@ from training.ranks.dist import Layout
 
 STOP_FILE = "STOP"
 _REASONS = (None, "STOP file", "SIGUSR1", "SIGINT", "SIGTERM")
-"""By code; of several that ranks bring along the last one is the reason."""
+"""By code; of the reasons of several ranks the last one counts."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SAME_KEY_PRESS_SECONDS = 1.0
 
 
 class StopRequests:
-    """Collects what asks this rank to stop; `agreed` tells all ranks of it.
+    """Collects requests to stop on this rank; `agreed` shares them with all ranks.
 
     The handlers only set a flag, and only while this is open as a context. A step that has begun
-    is finished: DeepSpeed's checkpoints do not hold accumulated gradients, so a save in its middle
-    would lose micro-steps that are done, and to give the step up would lose as many. That is also
-    why ranks agree once a step, at its end, and not after each micro-step.
+    is finished: DeepSpeed's checkpoints do not contain accumulated gradients, so a save midway
+    would lose finished micro-steps, and abandoning the step would lose as many. That is also why
+    ranks agree once per step, at its end, and not after each micro-step.
     """
 
     def __init__(self, run_dir: Path, layout: Layout) -> None:
@@ -39,7 +39,7 @@ class StopRequests:
         self._handlers_before: dict[signal.Signals, Any] = {}
 
     def agreed(self) -> str | None:
-        """Why all ranks stop, the same on each of them; None to go on. A collective call."""
+        """Why all ranks stop, the same on each of them; None to continue. A collective call."""
         code = self._code
         if code == 0 and self._layout.is_main and self._stop_file.exists():
             code = _REASONS.index("STOP file")
@@ -48,7 +48,7 @@ class StopRequests:
         return _REASONS[int(codes)]
 
     def remove_stop_file(self) -> None:
-        """Once it is honoured, so that the next start goes on."""
+        """Once it is honoured, so that the next start resumes."""
         if not self._layout.is_main:
             return
         try:
@@ -82,8 +82,8 @@ class StopRequests:
                 signal.default_int_handler(number, frame)
             self._interrupted_at = now
         self._code = max(self._code, _REASONS.index(name))
-        again = "; once more ends it at once" if name == "SIGINT" else ""
+        again = "; a second one ends it at once" if name == "SIGINT" else ""
         words = f"rank {self._layout.rank} got {name}: the run saves after this step{again}\n"
-        # not print: a handler may interrupt one, which must not be entered twice
+        # not print: a handler may interrupt one, and print is not reentrant
         with suppress(OSError):
             os.write(2, words.encode())

@@ -1,4 +1,4 @@
-"""Ends a process that makes no progress, and says which rank hangs, where, and in which line."""
+"""Ends a process that makes no progress, and reports which rank hangs, where, and in which line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import NamedTuple, Self
 from training.ranks.run_state import note_failure
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: worth another try."""
+"""EX_TEMPFAIL of sysexits.h: worth a retry."""
 _HEAD_START_FRAC = 0.1
-"""Ranks that wait for others are given so much more time, so that the one that hangs speaks first
-and the launcher does not end it before it has."""
+"""Extra time for ranks that wait for others, so that the one that hangs reports first and the
+launcher does not end it before."""
 _MAX_TICK_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 10.0
 
@@ -34,7 +34,7 @@ class Watchdog:
 
     Every rank watches itself and needs no communication for it, since communication is what may
     hang. A rank that another one keeps waiting runs out of time as well: a cut network and a
-    process that is stopped are noticed by the ranks that still run.
+    stopped process are noticed by the ranks that still run.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Watchdog:
     def enter(
         self, name: str, *, step: int | None = None, alone: bool = False, slow: bool = False
     ) -> None:
-        """Say what this rank does from now on; the time for it begins anew.
+        """Set what this rank does from now on; restarts the clock.
 
         Args:
-            step: optimizer steps done; as before when it is not given.
+            step: optimizer steps completed; unchanged when not given.
             alone: nothing in this phase waits for another rank.
-            slow: a phase that may take long, as a save does.
+            slow: a phase that may take long, such as a save.
         """
         limit = (self._slow_seconds if slow else self._seconds) or 0.0
         limit *= 1.0 if alone else 1.0 + _HEAD_START_FRAC
@@ -121,14 +121,14 @@ class Watchdog:
 
 
 def describe_hang(rank: int, phase: str, *, step: int, seconds: float, alone: bool) -> str:
-    """One sentence on which rank is to blame, as far as this one can know."""
+    """One sentence on which rank hangs, as far as this one can know."""
     where = f"rank {rank} has been in phase '{phase}' after step {step} for {seconds:.0f} seconds"
     if alone:
-        return f"{where}, in which it waits for no other rank: it is this rank that hangs."
+        return f"{where}, in which it waits for no other rank: this is the rank that hangs."
     return (
         f"{where}, in which it may wait for others: the rank that hangs is the one whose report "
-        "says so, or that has written none (stopped, or cut off), else the one whose stack is in "
-        "no collective call."
+        "says so, or that has written no report (stopped, or cut off), else the one whose stack is "
+        "not in a collective call."
     )
 
 

@@ -1,6 +1,6 @@
-"""What a regulariser is: the points of a run at which it may change something.
+"""The interface of a regulariser: the points of a run at which it may change something.
 
-B rows, S tokens of this rank's sequence shard, P = S + 1 with the token behind it.
+B rows, S tokens of this rank's sequence shard, P = S + 1 with the token after it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.regularisers.entropy_cache import EntropyCache
 
 @dataclass(frozen=True)
 class SavedThreshold:
-    """Which tokens were low, as a checkpoint keeps it."""
+    """Which tokens were low, as a checkpoint stores it."""
 
     nats: float
     last_tie_key: int
@@ -32,7 +32,7 @@ class SavedThreshold:
         return cls(low.quantile.threshold, low.last_tie_key)
 
     def low_set(self, *, seed: int) -> LowSet:
-        """The same tokens; how many there were is not kept."""
+        """The same tokens; their number is not kept."""
         quantile = Quantile(self.nats, 0, 0, 0, 0)
         return LowSet(quantile, self.last_tie_key, seed)
 
@@ -42,7 +42,7 @@ class Step:
     """An optimizer step before its forward passes."""
 
     batches: list[MicroBatch]
-    """This rank's, one a micro-step."""
+    """This rank's, one per micro-step."""
     stream: SampleStream
     number: int
     """0-based."""
@@ -54,8 +54,8 @@ class Step:
 
 @dataclass(frozen=True)
 class StepDropout:
-    """What is known of a step's drops before its forward passes, equal on every rank but the
-    tokens; by default nothing drops."""
+    """What is known of a step's drops before its forward passes, equal on every rank except for
+    the tokens; by default nothing drops."""
 
     gamma: float = 0.0
     """Drop probability of a low token at this point of the curriculum, at guidance 1."""
@@ -63,14 +63,14 @@ class StepDropout:
     """Share of all targets that drop on average: gamma * quantile, of those with a value."""
     threshold_nats: float | None = None
     kept_share: float = 1.0
-    """Share of the targets' losses that is expected to stay, as the loss divides by it."""
+    """Expected share of the targets' losses that stays; the loss is divided by it."""
     dropped_BP: tuple[Tensor, ...] = ()
-    """Bool `[B, P]` a micro-batch, where it is known before the forward."""
+    """Bool `[B, P]` per micro-batch, where it is known before the forward."""
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """Of the run, what a regulariser may be built from."""
+    """Parts of a run that a regulariser may be built from."""
 
     engine: Engine
     pack: PackIndex
@@ -95,7 +95,7 @@ class Regulariser:
     """Whether which targets drop is known only after the forward pass: the head then computes its
     logits twice."""
     drops_losses: bool = False
-    """Whether the losses of targets that drop leave the loss."""
+    """Whether the losses of targets that drop are left out of the loss."""
 
     @classmethod
     def in_model(cls, recipe: Recipe) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Regulariser:
 
     @property
     def threshold(self) -> SavedThreshold | None:
-        """What a checkpoint keeps of it, beside the cache."""
+        """What a checkpoint stores of it, besides the cache."""
         return None
 
     def begin_step(self, step: Step) -> StepDropout:
@@ -131,14 +131,14 @@ class Regulariser:
         return None
 
     def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
-        """Take note of what the training forward measured."""
+        """Record what the training forward measured."""
 
     def end_step(self, step: Step) -> None:
-        """Keep what was noted, before the next step begins."""
+        """Store what was recorded, before the next step begins."""
 
 
 class Together(Regulariser):
-    """A regulariser with an extra one, which may change inputs, but drops no targets."""
+    """A regulariser with an extra one, which may change inputs but drops no targets."""
 
     def __init__(self, first: Regulariser, extra: Regulariser) -> None:
         self._first, self._extra = first, extra

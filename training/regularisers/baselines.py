@@ -1,4 +1,4 @@
-"""The usual regularisers, which the method is compared with or runs beside; NEFTune has a file."""
+"""Standard regularisers to compare the method with or combine it with; NEFTune has its own file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Rho1(TokenDropout):
 
     @classmethod
     def build(cls, recipe: Recipe, parts: RunParts) -> Regulariser:
-        assert parts.scores is not None  # `open_scores` has refused a corpus without
+        assert parts.scores is not None  # `open_scores` has refused a corpus without scores
         return cls(
             recipe.dropout,
             source=ExcessLoss(
@@ -84,7 +84,7 @@ class Rho1(TokenDropout):
 
 
 class HiddenDropout(Regulariser):
-    """Channels of hidden states drop behind every layer (`training/model/hidden_dropout.py`)."""
+    """Channels of hidden states drop after every layer (`training/model/hidden_dropout.py`)."""
 
     @classmethod
     def in_model(cls, recipe: Recipe) -> dict[str, Any]:

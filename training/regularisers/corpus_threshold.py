@@ -21,10 +21,10 @@ _SAMPLES_AT_ONCE = 64
 
 
 class CorpusThreshold:
-    """The quantile over the targets of all samples that the run takes, anew at each epoch's start.
+    """The quantile over the targets of all samples of the run, recomputed at each epoch's start.
 
     Each rank reads its share of the samples and holds 20 bytes for each of their tokens while it
-    counts; what crosses between ranks is of fixed size.
+    counts; communication is of fixed size.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class CorpusThreshold:
         return SavedThreshold.of(self._low) if self._low else None
 
     def low_set(self, stream: SampleStream, step: int) -> LowSet:
-        """The one of the step; every rank calls it together, in every step that drops or not."""
+        """That of the step; every rank calls it together, in every step, dropping or not."""
         begins_epoch = step > 0 and stream.epochs_of(step)[0] != stream.epochs_of(step - 1)[0]
         if self._low is None or begins_epoch:
             self._low = self._find()
@@ -75,12 +75,12 @@ class CorpusThreshold:
         )
 
     def _values(self, samples: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Of the samples' targets that have a value: fp32 `[n]`, and who they are, int64 `[n]`."""
+        """Of the samples' targets that have a value: fp32 `[n]`, and identities, int64 `[n]`."""
         length = self._pack.seq_len
         value_BT = self._source.rows(tuple(samples.tolist()), first=0, count=length)
         is_target_BT = np.zeros(value_BT.shape, dtype=bool)
         for row, sample in enumerate(samples.tolist()):
-            # a position's target is the token behind it
+            # a position's target is the token after it
             is_target_BT[row, 1:] = next_token_targets(self._pack.sample(sample))[:-1] != IGNORE
         is_valid_BT = is_target_BT & ~np.isnan(value_BT)
         index_BT = samples[:, None].astype(np.int64) * length + np.arange(length)

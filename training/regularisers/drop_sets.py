@@ -1,6 +1,6 @@
 """Which tokens of a step drop: the low ones of the step or of the corpus, by a draw.
 
-P tokens of this rank's sequence shard and the one behind it, R rows of all micro-batches.
+P tokens of this rank's sequence shard and the one after it, R rows of all micro-batches.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def drop_low_of_step(
     With `dropout.side: high` the tokens of highest entropy take the place of the lowest.
 
     Args:
-        entropy_RP: fp32 `[R, P]`, rows of all micro-batches; +inf at tokens that are no target or
-            have no value.
+        entropy_RP: fp32 `[R, P]`, rows of all micro-batches; +inf at tokens that are not a target
+            or have no value.
         num_targets: of the whole global batch, which is the population.
     """
     is_high = settings.side == "high"
@@ -73,7 +73,7 @@ def drop_lowest(
     seed: int,
     num_targets: int,
 ) -> StepDropout:
-    """Low are the share `rates.q` of lowest values over the whole step."""
+    """The share `rates.q` of lowest values over the whole step is low."""
     index_RP = torch.cat([batch.token_index_BP for batch in batches])
     low = select_low_tokens(value_RP[:, 1:], index_RP[:, 1:], q=rates.q, seed=seed)
     dropped_RP = draw_guided_drops(
@@ -101,7 +101,7 @@ def drop_low_of_corpus(
     rates: DropRates,
     num_targets: int,
 ) -> StepDropout:
-    """Low are the tokens that are so among all of the corpus."""
+    """Tokens that are low among all of the corpus are low."""
     is_known_RP = entropy_RP.isfinite()
     (num_known,) = sum_over_ranks(is_known_RP[:, 1:].sum()[None])
     share_known = num_known / max(num_targets, 1)

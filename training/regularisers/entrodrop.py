@@ -31,7 +31,7 @@ class EntroDrop(TokenDropout):
         seed: int,
         vocab_size: int,
     ) -> None:
-        """`corpus` says which tokens are low, if not the quantile of the step does."""
+        """`corpus` decides which tokens are low; without it the quantile of the step does."""
         super().__init__(settings, where=settings.where, seed=seed, vocab_size=vocab_size)
         self._source, self._corpus = source, corpus
 
@@ -53,7 +53,7 @@ class EntroDrop(TokenDropout):
         return self._corpus.threshold if self._corpus else None
 
     def choose(self, step: Step) -> StepDropout:
-        # in every step, dropping or not: it is found anew where an epoch begins
+        # in every step, dropping or not: it is recomputed where an epoch begins
         low = self._corpus.low_set(step.stream, step.number) if self._corpus else None
         gamma = gamma_at(self._settings, step.trained_frac)
         if gamma == 0.0:

@@ -23,7 +23,7 @@ _COPY_BYTES = 1 << 24
 
 
 class EntropyCache:
-    """Signed values: a set sign bit marks one that was measured behind a dropped input."""
+    """Signed values: a set sign bit marks one that was measured after a dropped input."""
 
     def __init__(self, path: Path, *, num_samples: int, sample_tokens: int) -> None:
         self.path = path
@@ -35,7 +35,7 @@ class EntropyCache:
         return self._num_samples * self._sample_tokens * _DTYPE.itemsize
 
     def clear(self) -> None:
-        """An empty cache in place of any other. For one rank, with the others waiting."""
+        """Replace any cache by an empty one. For one rank, with the others waiting."""
         with self.path.open("wb") as file:
             file.truncate(self.num_bytes)
 
@@ -60,7 +60,7 @@ class EntropyCache:
         return values
 
     def write(self, samples: Sequence[int], values: NDArray[np.float32], *, first: int) -> None:
-        """Put rows in place, as they are: what shall stay must be in `values`.
+        """Overwrite rows: values to keep must be in `values`.
 
         Args:
             values: `[rows, count]` of the tokens from `first` on; NaN for none. Values beyond
@@ -76,14 +76,14 @@ class EntropyCache:
                 if sample >= 0:
                     write_all(descriptor, bits[row].tobytes(), offset=self._offset(sample, first))
         finally:
-            os.close(descriptor)  # on NFS this is what sends it; a failure to write shows here
+            os.close(descriptor)  # on NFS this sends the data, so a failed write shows here
 
     def save(self, target: Path, *, rank: int, world_size: int) -> None:
-        """Copy this rank's share of the file; all ranks together copy the whole."""
+        """Copy this rank's share of the file; all ranks together copy all of it."""
         _copy_share(self.path, target, self._share(rank, world_size))
 
     def load(self, source: Path, *, rank: int, world_size: int) -> None:
-        """The other way round; `clear` comes before."""
+        """The reverse; call `clear` first."""
         _copy_share(source, self.path, self._share(rank, world_size))
 
     def _share(self, rank: int, world_size: int) -> range:

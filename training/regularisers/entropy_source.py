@@ -1,6 +1,6 @@
-"""Where the entropies of a step's tokens come from: the model itself, or values kept before.
+"""Where the entropies of a step's tokens come from: the model itself, or stored values.
 
-B rows, S tokens of this rank's sequence shard, P = S + 1 with the token behind it, R rows of all
+B rows, S tokens of this rank's sequence shard, P = S + 1 with the token after it, R rows of all
 micro-batches, T tokens of a sample.
 """
 
@@ -32,22 +32,22 @@ class EntropySource(ABC):
 
     @abstractmethod
     def of_step(self, batches: list[MicroBatch]) -> Tensor:
-        """fp32 `[R, P]`: each shard's tokens and the one behind it, in nats.
+        """fp32 `[R, P]`: each shard's tokens and the one after it, in nats.
 
-        +inf at tokens that are no target or have no value; those never drop.
+        +inf at tokens that are not a target or have no value; those never drop.
         """
 
-    def observe(  # noqa: B027  (only a cache has something to note)
+    def observe(  # noqa: B027  (only a cache has something to record)
         self, batch: MicroBatch, scored: Scored, input_drops_BS: Tensor | None
     ) -> None:
-        """Take note of what the training forward of a micro-batch measured."""
+        """Record what the training forward of a micro-batch measured."""
 
     def end_step(self, stream: SampleStream, step: int) -> None:  # noqa: B027
-        """Keep what was noted. Every rank calls it in every step, before the next one begins."""
+        """Store what was recorded. Every rank calls it in every step, before the next begins."""
 
 
 class KeptEntropies(EntropySource):
-    """Values that lie beside the samples: read, not computed."""
+    """Values stored per sample: read, not computed."""
 
     def __init__(self, pack: PackIndex, layout: Layout) -> None:
         self._pack = pack
@@ -100,12 +100,12 @@ class OnlineProbe(EntropySource):
     def _score(self, batch: MicroBatch) -> Tensor:
         scored = self._engine.probe(ModelInputs.of(batch))
         scored_BS = scored.nll_BS if self._measure == "nll" else scored.entropy_BS
-        # NaN never drops; that the batch is bad shows in the training forward.
+        # NaN never drops; the training forward shows that the batch is bad.
         return scored_BS.masked_fill(~scored_BS.isfinite(), math.inf)
 
 
 class ReferenceScores(KeptEntropies):
-    """Scores that a frozen model left beside the corpus."""
+    """Scores of the corpus by a frozen model."""
 
     def __init__(self, pack: PackIndex, scores: Scores, layout: Layout) -> None:
         super().__init__(pack, layout)
@@ -123,8 +123,8 @@ class CachedEntropies(KeptEntropies):
     """What the training forward itself measured when it last saw the sample.
 
     A token without a value of its own has that of the reference, if there is one. With
-    `keeps_clean` a value measured behind a dropped input never takes the place of one that was
-    not, the reference's included.
+    `keeps_clean` a value measured after a dropped input never replaces one that was not, the
+    reference's included.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class CachedEntropies(KeptEntropies):
         value_BS: Tensor,
         is_masked_BS: Tensor,
     ) -> None:
-        """A position's value belongs to the token behind it."""
+        """A position's value belongs to the token after it."""
         first = self._first + 1
         old_BS = self.cache.read(samples, first=first, count=self._shard)
         new_BS = torch.where(is_masked_BS, -value_BS, value_BS).cpu().numpy()
@@ -217,12 +217,12 @@ def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
         return None
     name, measure = recipe.entropy.scores, recipe.measure
     if recipe.keeps_entropies and name not in pack.corpus.score_names():
-        return None  # they only stand in for what the cache has not measured yet
+        return None  # only a fallback for what the cache has not measured yet
     scores = pack.corpus.open_scores(name)
     if scores.manifest.measure != measure:
         raise ValueError(
             f"entropy.scores: {scores.folder} holds {scores.manifest.measure}, this recipe needs "
-            f"{measure}; make others with `python -m data_prep score ... --measure {measure}`"
+            f"{measure}; make new ones with `python -m data_prep score ... --measure {measure}`"
         )
     return scores
 

@@ -1,4 +1,4 @@
-"""EntroDrop without a pass of its own: this step's entropies against the last step's threshold.
+"""EntroDrop without an extra pass: this step's entropies against the last step's threshold.
 
 B rows, S tokens of this rank's sequence shard.
 """
@@ -21,10 +21,10 @@ from training.regularisers.drop_sets import drop_rates, gamma_at
 
 
 class LaggedEntroDrop(Regulariser):
-    """Decides what leaves the loss when the training forward has given its entropies.
+    """Decides what is left out of the loss after the training forward, from its entropies.
 
-    In the first step of a run there is no step before, and nothing drops. The share that drops is
-    about the one asked: it is exact only if entropies stay as they were.
+    In the first step of a run there is no previous step, and nothing drops. The share that drops is
+    close to the one asked: exact only if entropies do not change.
     """
 
     waits_for_forward = True
@@ -78,7 +78,7 @@ class LaggedEntroDrop(Regulariser):
             return None
         assert scored is not None
         value_BS = self._value_BS(batch, scored)
-        # A position's entropy belongs to the token behind it, and so do the identity and draw.
+        # A position's entropy belongs to the token after it, and so do the identity and draw.
         index_BS = batch.token_index_BP[:, 1:]
         return draw_guided_drops(
             self._low.contains(value_BS, index_BS),

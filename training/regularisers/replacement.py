@@ -1,4 +1,4 @@
-"""What stands in for the embedding of a dropped token.
+"""What replaces the embedding of a dropped token.
 
 B rows, S tokens of this rank's sequence shard.
 """

@@ -1,4 +1,4 @@
-"""The regularisers by their names in a recipe, and those of a run built from it."""
+"""The regularisers by their names in a recipe, and building those of a run."""
 
 from __future__ import annotations
 

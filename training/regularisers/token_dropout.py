@@ -1,6 +1,6 @@
-"""What regularisers share that draw which tokens of a step drop, before its forward passes.
+"""Base of the regularisers that draw which tokens of a step drop, before its forward passes.
 
-B rows, S tokens of this rank's sequence shard, P = S + 1 with the token behind it.
+B rows, S tokens of this rank's sequence shard, P = S + 1 with the token after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TokenDropout(Regulariser):
         seed: int,
         vocab_size: int,
     ) -> None:
-        """`where` stands for that of the settings, which gives what replaces an embedding."""
+        """`where` overrides that of the settings, which decide what replaces an embedding."""
         self._settings, self._seed, self._vocab_size = settings, seed, vocab_size
         self._drops_inputs = where != "loss"
         self.drops_losses = where != "input"
@@ -42,7 +42,7 @@ class TokenDropout(Regulariser):
 
     @abstractmethod
     def choose(self, step: Step) -> StepDropout:
-        """The drops of a step; none of them a matter of this rank's own tokens alone."""
+        """The drops of a step; none depends on this rank's own tokens alone."""
 
     def begin_step(self, step: Step) -> StepDropout:
         chosen = self.choose(step)
@@ -69,5 +69,5 @@ class TokenDropout(Regulariser):
     def target_drops_BS(
         self, batch: MicroBatch, micro_step: int, scored: Scored | None
     ) -> Tensor | None:
-        """A position's target is the token behind it."""
+        """A position's target is the token after it."""
         return self._dropped_BP[micro_step][:, 1:] if self._dropped_BP else None

@@ -1,6 +1,6 @@
 """Which group of runs is better and by how much: differences of held-out losses with 95% intervals.
 
-With one seed there is no telling, and that is what is said.
+With one seed there is no verdict, and the report says so.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Measure = Callable[[RunCurves], float | None]
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a measure's mean between a group and the one it is compared with; below 0 is better."""
+    """Between a group's mean of a measure and that of another group; below 0 is better."""
 
     mean: float
     half_width: float | None
-    """Of the 95% interval; None where the seeds are too few for one."""
+    """Of the 95% interval; None with too few seeds for one."""
     basis: str
     """What the interval rests on, as "3 seeds, paired"."""
 
@@ -40,7 +40,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """In words: better, worse, no difference seen, or why nobody can tell."""
+        """In words: better, worse, no difference seen, or why there is no verdict."""
         if self.half_width is None:
             return f"cannot tell with {self.basis}"
         if self.high < 0:
@@ -83,14 +83,14 @@ def choose_baseline(groups: list[RunGroup]) -> RunGroup:
 
 
 def are_measured_alike(group: RunGroup, other: RunGroup) -> bool:
-    """Whether their held-out losses are of the same samples, as far as the runs tell."""
+    """Whether their held-out losses are of the same samples, as far as the runs show."""
     return all(
         group.settings.get(key) == other.settings.get(key) for key in ("pack", _HELDOUT_SAMPLES)
     )
 
 
 def unfinished(*groups: RunGroup) -> int:
-    """How many of their runs have not come to their end."""
+    """How many of their runs are unfinished."""
     return sum(not run.is_finished for group in groups for run in group.runs)
 
 

@@ -1,4 +1,4 @@
-"""The series, final numbers and state of runs, out of what their folders keep."""
+"""The series, final numbers and state of runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class RunCurves:
     evaluations: list[dict[str, Any]]
     recipe_yaml: str
     recipe: dict[str, Any]
-    """The resolved recipe as plain data, empty when it is not there."""
+    """The resolved recipe as plain data, empty when it is missing."""
     state: RunState | None
     warnings: tuple[tuple[float, str], ...]
     """Epoch and text of each warning of overfitting."""
     task_results: list[dict[str, Any]]
     """Of `evaluate --tasks`, by step."""
     is_torn: bool
-    """Whether the last line of its metrics is cut short."""
+    """Whether the last line of its metrics is truncated."""
 
     @property
     def seed(self) -> int | None:
@@ -43,7 +43,7 @@ class RunCurves:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run came to the last step of its plan."""
+        """Whether the run reached the last step of its plan."""
         if self.state is not None:
             return self.state.state == "complete"
         return self.steps[-1]["step"] >= self.facts.get("total_steps", 0)
@@ -102,27 +102,27 @@ class RunCurves:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the curves must know: a run that has not ended, a file that is torn."""
+        """What a reader of the curves must know: an unfinished run, a truncated file."""
         notes = [] if self.is_finished else [self._why_unfinished()]
         if self.is_torn:
-            notes.append(f"the last line of its {METRICS_FILE} is cut short and left out")
+            notes.append(f"the last line of its {METRICS_FILE} is truncated and ignored")
         return notes
 
     def _why_unfinished(self) -> str:
         total = self.state.total_steps if self.state else self.facts.get("total_steps")
         where = f"not finished: step {self.steps[-1]['step']:,} of {total:,}"
         if self.state is None or self.state.state == "running":
-            return f"{where}; it still runs, or was killed"
+            return f"{where}; still running, or killed"
         return f"{where}; {self.state.state}: {self.state.reason}"
 
 
 def load_runs(run_dirs: Sequence[Path]) -> list[RunCurves]:
     """Read several runs and give each a name of its own.
 
-    A folder that is no run but holds some, as a sweep does, stands for all of them that have begun.
+    A folder of runs, such as a sweep's, stands for all of them that have begun.
 
     Raises:
-        ValueError: with every folder that holds no metrics or no finished step, or is named twice.
+        ValueError: with every folder that has no metrics or no finished step, or is named twice.
     """
     if not run_dirs:
         raise ValueError("name at least one run folder")
@@ -191,7 +191,7 @@ def _as_mapping(text: str, path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no recipe")
+        raise ValueError(f"{path} is not a recipe")
     return content
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from training.reports.curves import RunCurves
 
-# Keys that change nothing of what is learnt or measured.
+# Keys that change neither what is learnt nor what is measured.
 _SETTINGS_LEFT_OUT = ("run_dir", "seed", "resume", "checkpoint", "watchdog")
 _Series = tuple[list[float], list[float]]
 
@@ -49,7 +49,7 @@ class RunGroup:
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
-        """One a run."""
+        """One per run."""
         return tuple(run.seed for run in self.runs)
 
     @property
@@ -96,7 +96,7 @@ class RunGroup:
 
 
 def group_runs(runs: list[RunCurves]) -> list[RunGroup]:
-    """Put runs together that differ in nothing but the seed, samples included, in their order.
+    """Group runs that differ only by seed, with the same samples, in their order.
 
     A run without `recipe.resolved.yaml` stays alone.
     """
@@ -104,7 +104,7 @@ def group_runs(runs: list[RunCurves]) -> list[RunGroup]:
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         flat = flat_settings(run.recipe)
-        if "pack" in run.facts:  # a corpus built again at the same path is another one
+        if "pack" in run.facts:  # a corpus rebuilt at the same path is a different one
             flat["pack"] = run.facts["pack"]
         key = repr(sorted(flat.items())) if flat else f"alone: {run.name}"
         members.setdefault(key, []).append(run)
@@ -145,7 +145,7 @@ def _leaves(tree: dict[str, Any], *, prefix: str) -> list[tuple[str, Any]]:
 def _names(
     members: dict[str, list[RunCurves]], settings: dict[str, dict[str, Any]]
 ) -> dict[str, str]:
-    """A run's own name; for several the beginning that their names share, or what differs."""
+    """A run's own name; for several the prefix that their names share, or what differs."""
     names = {}
     for key, runs in members.items():
         names[key] = runs[0].name if len(runs) == 1 else _shared_name([run.name for run in runs])

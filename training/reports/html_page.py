@@ -1,4 +1,4 @@
-"""The parts that a report's page is put together from: its style, sections, tables, pictures."""
+"""The building blocks of a report's page: its style, sections, tables, pictures."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ summary { cursor: pointer; overflow-wrap: anywhere; } details + details { margin
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A page that needs no other file, of sections one below the other."""
+    """A self-contained page of sections one below the other."""
     body = "\n".join(part for part in parts if part)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -98,7 +98,7 @@ def paragraph(text: str, *, kind: str = "") -> str:
 
 
 def fold(title: str, body: str) -> str:
-    """What is shown when its title is clicked."""
+    """Content that is shown when its title is clicked."""
     return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
 
 
@@ -112,7 +112,7 @@ def tiles(named: Sequence[tuple[str, str]]) -> str:
 
 
 def table(content: Table, *, kind: str = "numbers") -> str:
-    """On a phone each row becomes a card of its own, with the heads beside the cells."""
+    """On a phone each row becomes a card, with the heads next to the cells."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in content.heads)
     body = "".join(
         "<tr>" + "".join(map(_cell, content.heads, row)) + "</tr>" for row in content.rows
@@ -140,7 +140,7 @@ def picture(light: bytes, dark: bytes, *, title: str, caption: str) -> str:
 
 
 def preformatted(text: str) -> str:
-    """Text as it stands."""
+    """Text with its own line breaks."""
     return f"<pre>{html.escape(text)}</pre>"
 
 

@@ -1,4 +1,4 @@
-"""Means with 95% intervals of Student's t, for the few seeds that there are."""
+"""Means with 95% intervals of Student's t, for few seeds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Interval(NamedTuple):
 
     mean: float
     half: float | None
-    """None for a single value, which tells nothing of its spread."""
+    """None for a single value, which says nothing about its spread."""
 
     @property
     def excludes_zero(self) -> bool:

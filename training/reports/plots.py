@@ -18,14 +18,14 @@ _MOST_BAND_PANELS = 4
 
 
 def panels_of(groups: list[RunGroup]) -> list[Panel]:
-    """What there is to draw: the bands of one group share a diagram, those of several do not."""
+    """The diagrams to draw: the bands of one group share a diagram, those of several do not."""
     styles = "" if len(groups) == 1 else "Shaded: from the lowest to the highest seed. "
     return [
         Panel(
             "loss",
             "Loss",
-            f"Solid held-out, dashed training, star the best. {styles}"
-            "A dotted line is where the run first warned of overfitting.",
+            f"Solid: held-out; dashed: training; star: best. {styles}"
+            "Dotted line: first overfitting warning of the run.",
             _draw_loss,
         ),
         *_band_panels(groups),
@@ -38,16 +38,16 @@ def panels_of(groups: list[RunGroup]) -> list[Panel]:
         Panel(
             "dropped",
             "Tokens dropped",
-            "Share of a step's targets: thick what was asked, thin what was drawn.",
+            "Share of a step's targets. Thick: asked; thin: realised.",
             _draw_drop_rate,
         ),
-        Panel("speed", "Throughput", "Trained tokens a second, all processes.", _draw_speed),
+        Panel("speed", "Throughput", "Trained tokens per second, all processes.", _draw_speed),
         Panel("gradient", "Gradient norm", "Before clipping.", _draw_gradient_norm),
     ]
 
 
 def _band_panels(groups: list[RunGroup]) -> list[Panel]:
-    """One diagram of all bands, or one a band where groups are compared: the ends, some between."""
+    """One diagram of all bands; one per band where groups are compared: the ends, some between."""
     title = "Held-out loss by entropy band"
     num_bands = min((len(group.bands) for group in groups), default=0)
     if num_bands == 0:
@@ -61,7 +61,9 @@ def _band_panels(groups: list[RunGroup]) -> list[Panel]:
     shown = np.linspace(1, num_bands, min(num_bands, _MOST_BAND_PANELS)).round().astype(int)
     panels = []
     for band in shown.tolist():
-        where = {1: ", the surest tokens", num_bands: ", the least sure tokens"}.get(band, "")
+        where = {1: ", the most certain tokens", num_bands: ", the least certain tokens"}.get(
+            band, ""
+        )
         caption = f"Held-out tokens in band {band} of {num_bands}{where}."
         draw = partial(_draw_one_band, band=band)
         panels.append(Panel(f"band_{band}", f"Held-out loss, band {band}", caption, draw))
@@ -86,7 +88,7 @@ def _draw_loss(panel: Axes, groups: list[RunGroup], theme: Theme) -> None:
 
 
 def _draw_warning(panel: Axes, group: RunGroup, color: str) -> None:
-    """Where the seeds of a group first warned, on average of those that did."""
+    """Where the seeds of a group first warned, the mean of those that did."""
     epochs = [run.warnings[0][0] for run in group.runs if run.warnings]
     if epochs:
         epoch = sum(epochs) / len(epochs)
@@ -96,7 +98,7 @@ def _draw_warning(panel: Axes, group: RunGroup, color: str) -> None:
 def _draw_bands(panel: Axes, groups: list[RunGroup], theme: Theme) -> None:
     (group,) = groups
     bands = group.bands
-    # A model without training is equally unsure everywhere: the edges differ in late digits.
+    # An untrained model is equally uncertain everywhere: the edges differ in late digits.
     edges = [band["from_nats"] for band in bands] + [bands[-1]["to_nats"]]
     digits = 2 if len({f"{edge:.2f}" for edge in edges}) == len(edges) else 4
     for band, color in reversed(list(zip(bands, theme.steps(len(bands)), strict=True))):

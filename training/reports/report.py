@@ -35,10 +35,10 @@ from training.reports.tables import (
 from training.reports.task_table import task_table
 from training.reports.theme import DARK, LIGHT, as_png, draw_key, draw_panel, tiled
 
-_NOISE_PERCENT = 0.5  # as in the warning of overfitting: less is the noise of a held-out split
+_NOISE_PERCENT = 0.5  # as in the overfitting warning: smaller rises are noise of the held-out split
 _ABOUT_TASKS = (
-    "Found by evaluate --tasks, at the latest step that was asked. Whether more is better depends "
-    "on the metric. Rows of the same task differ in what was asked."
+    "Results of evaluate --tasks at the latest evaluated step. Whether higher is better depends on "
+    "the metric. Rows of the same task differ in their options."
 )
 _MOST_NAMES = 4
 _MOST_VERDICTS = 4
@@ -46,22 +46,22 @@ _ABOUT_THE_TABLE = (
     "Losses are means over seeds with 95% intervals by Student's t, in nats per token. Differences "
     "are taken seed by seed where both groups ran at least two seeds in common; below 0 the group "
     "is better than the baseline. A seed that was run twice counts once, by its mean. Means are "
-    "over all seeds of a group, differences over those in common. Each interval stands for "
-    "itself: among twenty groups that are all alike one will look better or worse. The "
-    "best loss of a run is the lowest of its evaluations, so it flatters every group a little."
+    "over all seeds of a group, differences over those in common. Intervals are not corrected for "
+    "multiple comparisons: among twenty equal groups one will look better or worse. The best loss "
+    "of a run is the lowest of its evaluations, so it is slightly optimistic for every group."
 )
 
 
 def write_report(run_dirs: Sequence[Path], out_dir: Path) -> Path:
-    """Draw the curves of runs and write a page that needs no other file.
+    """Draw the curves of runs and write a self-contained page.
 
-    Runs that differ by their seed alone are drawn as one, a mean with a band.
+    Runs that differ only by seed are drawn as one, a mean with a band.
 
     Returns:
-        The page, `out_dir/index.html`; beside it each diagram as a PNG, and all as `report.png`.
+        The page, `out_dir/index.html`; next to it each diagram as a PNG, and all as `report.png`.
 
     Raises:
-        ValueError: when a run folder holds no metrics.
+        ValueError: when a run folder has no metrics.
     """
     groups = group_runs(load_runs(run_dirs))
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ def write_report(run_dirs: Sequence[Path], out_dir: Path) -> Path:
 
 
 def comparison_text(run_dirs: Sequence[Path]) -> str:
-    """The table of a report and what follows from it, for a terminal."""
+    """The table of a report and its verdicts, for a terminal."""
     groups = group_runs(load_runs(run_dirs))
     return "\n".join([comparison_table(groups).as_text(), "", *verdicts(groups)]).rstrip()
 
 
 def page_of(groups: list[RunGroup], figures: Sequence[str]) -> str:
-    """The page: what the runs say, their figures, their numbers."""
+    """The page: verdicts, figures and numbers of the runs."""
     runs = [run for group in groups for run in group.runs]
     key = colour_key([group.name for group in groups]) if len(groups) > 1 else ""
     has_bands = any(group.bands for group in groups)
@@ -125,9 +125,7 @@ def _subtitle(groups: list[RunGroup]) -> str:
     if len(runs) == 1:
         return _verdict(runs[0])
     noun = "group" if len(groups) == 1 else "groups"
-    return (
-        f"{len(runs)} runs in {len(groups)} {noun}; runs that differ by their seed alone are one."
-    )
+    return f"{len(runs)} runs in {len(groups)} {noun}; runs that differ only by seed are one group."
 
 
 def _summary(groups: list[RunGroup]) -> str:
@@ -168,7 +166,7 @@ def _tiles(run: RunCurves) -> str:
             ("best held-out loss", nats(best["loss"]) if best else "none"),
             ("at epoch", f"{best['epoch']:.2f} of {last['epoch']:.2f}" if best else "none"),
             ("tokens trained", f"{last['tokens']:,}"),
-            ("tokens a second, median", whole(run.tokens_per_second)),
+            ("tokens per second, median", whole(run.tokens_per_second)),
         ]
     )
 
@@ -192,7 +190,7 @@ def _warnings(groups: list[RunGroup]) -> str:
 
 def _notes(runs: list[RunCurves]) -> str:
     lines = [paragraph(f"{run.name}: {note}.") for run in runs for note in run.notes]
-    return section("To be read with care", "".join(lines), kind="warn") if lines else ""
+    return section("Read with care", "".join(lines), kind="warn") if lines else ""
 
 
 def _comparison(groups: list[RunGroup]) -> str:
@@ -209,7 +207,7 @@ def _tasks(groups: list[RunGroup]) -> str:
 
 def _differences(groups: list[RunGroup]) -> str:
     content = differences_table(groups)
-    return section("What differs in their recipes", table(content)) if content.rows else ""
+    return section("Differences between the recipes", table(content)) if content.rows else ""
 
 
 def _facts(run: RunCurves) -> str:

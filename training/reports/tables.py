@@ -189,13 +189,11 @@ def _mean_of(run: RunCurves, key: str) -> float | None:
 
 
 def _held_back(group: RunGroup, baseline: RunGroup) -> str:
-    """Why nothing is said: other held-out samples, or some of their runs go on."""
+    """Why there is no verdict: other held-out samples, or unfinished runs."""
     if not are_measured_alike(group, baseline):
         return "not comparable, measured on other held-out samples"
     number = unfinished(group, baseline)
-    return (
-        f"not the last word, {number} run{'s' if number > 1 else ''} unfinished" if number else ""
-    )
+    return f"not final, {number} run{'s' if number > 1 else ''} unfinished" if number else ""
 
 
 def _shown(value: object) -> str:
@@ -203,20 +201,20 @@ def _shown(value: object) -> str:
 
 
 def nats(value: float | None) -> str:
-    """Four digits."""
+    """Four decimals."""
     return "none" if value is None or value != value else f"{value:.4f}"
 
 
 def two_digits(value: float | None) -> str:
-    """Two digits."""
+    """Two decimals."""
     return "none" if value is None else f"{value:.2f}"
 
 
 def whole(value: float | None) -> str:
-    """No digits, thousands apart."""
+    """No decimals, thousands separated."""
     return "none" if value is None else f"{value:,.0f}"
 
 
 def percent(value: float | None) -> str:
-    """One digit."""
+    """One decimal."""
     return "none" if value is None else f"{100 * value:.1f}%"

@@ -1,4 +1,4 @@
-"""The table of benchmarks: what `evaluate --tasks` has found, group by group."""
+"""The table of benchmarks: results of `evaluate --tasks`, group by group."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Score(NamedTuple):
 
 
 def task_table(groups: list[RunGroup]) -> Table:
-    """A row a score, the mean of each group, and differences to the baseline by seed.
+    """One row per score, the mean of each group, and differences from the baseline by seed.
 
-    Of a run that was asked the same twice the later step counts. Empty without results.
+    If a run has the same score twice, the later step counts. Empty without results.
     """
     baseline = choose_baseline(groups)
     others = [group for group in groups if group is not baseline]

@@ -39,7 +39,7 @@ class Theme:
     band_range: tuple[float, float]
 
     def group_colors(self, num_groups: int) -> list[str]:
-        """Distinct ones for a few groups; for more than there are, steps of a colour map."""
+        """Distinct ones for a few groups; for more groups, steps of a colour map."""
         if num_groups <= len(self.groups):
             return list(self.groups[:num_groups])
         return self.steps(num_groups)
@@ -50,7 +50,7 @@ class Theme:
         return [to_hex(color) for color in colors]
 
 
-# Groups: the Okabe-Ito colours, told apart by colour-blind readers as well.
+# Groups: the Okabe-Ito colours, distinguishable for colour-blind readers as well.
 LIGHT = Theme(
     background="#ffffff",
     text="#1f2328",
@@ -87,7 +87,7 @@ class Panel:
 def draw_panel(groups: list[RunGroup], panel: Panel) -> dict[Theme, Picture]:
     """A diagram over epochs, with tokens along the top, its letters readable on a phone.
 
-    In every theme; where everything lies is half of the work and is found once.
+    In every theme; the layout is half of the work and is computed once.
     """
     pictures: dict[Theme, Picture] = {}
     places: list[Bbox] = []

@@ -1,4 +1,4 @@
-"""What a run says of a step that should not be learnt from: its worst samples, and a second look.
+"""The report of a step that should not be learnt from: its worst samples, and a rerun.
 
 B rows, S tokens of this rank's sequence shard.
 """
@@ -32,13 +32,13 @@ class BadStepReport:
     reason: str
     action: Action
     rerun: str | None
-    """What a second forward pass told; None where the weights had been updated in between."""
+    """What a second forward pass showed; None where the weights had been updated in between."""
     worst: tuple[SampleLoss, ...]
-    """Samples of the greatest loss, non-finite losses first."""
+    """Samples with the highest loss, non-finite losses first."""
 
 
 class RowLosses:
-    """Sums of the losses of a step's rows on this rank, kept in case they must be named."""
+    """Sums of the losses of a step's rows on this rank, kept in case they must be reported."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[MicroBatch, Tensor]] = []

@@ -37,7 +37,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         own data.
 
     Raises:
-        ValueError: when there is no export, it has changed since, or there is no held-out data.
+        ValueError: when there is no export, it is damaged, or there is no held-out data.
     """
     kept = run_dir / "recipe.resolved.yaml"
     recipe = load_recipe(kept, overrides)
@@ -55,8 +55,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         warn_of_remote_code(recipe.model)
     if (broken := find_corruption_together(exported, layout)) is not None:
         raise ValueError(
-            f"the export is not as it was written: {broken}; run: python -m training export "
-            f"{run_dir}"
+            f"the export is damaged: {broken}; run: python -m training export {run_dir}"
         )
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)

@@ -1,4 +1,4 @@
-"""Held-out loss, whole and by entropy band, the same on every layout and batch size.
+"""Held-out loss, overall and by entropy band, the same on every layout and batch size.
 
 B rows, S tokens of this rank's sequence shard, T tokens of a sample.
 """
@@ -58,11 +58,11 @@ def heldout_stream(pack: PackIndex, recipe: Recipe, layout: Layout) -> SampleStr
     """The validation samples in the order of the pack, one micro-step at a time.
 
     Raises:
-        ValueError: when the split is empty, or has nothing but masked tokens.
+        ValueError: when the split is empty, or has only masked tokens.
     """
     available = pack.num_samples("val")
     if available == 0 or pack.num_targets("val") == 0:
-        found = "is empty" if available == 0 else "has no token that is a target"
+        found = "is empty" if available == 0 else "has no target tokens"
         raise ValueError(
             f"data.corpus {recipe.data.corpus}: the validation split {found}; build it with a "
             "larger --val-frac, or set evaluation.every_steps: null to train without it"
@@ -80,8 +80,8 @@ def heldout_stream(pack: PackIndex, recipe: Recipe, layout: Layout) -> SampleStr
 def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[str, Any]:
     """Token-weighted loss and entropy over the split, and the loss of each band.
 
-    Every rank runs the same number of forward passes: the stream fills the last batch up with
-    rows that have no target, since a rank that stops early would leave ZeRO-3 waiting.
+    Every rank runs the same number of forward passes: the stream pads the last batch with rows
+    that have no target, since a rank that stops early would leave ZeRO-3 waiting.
     """
     began = time.monotonic()
     if bands and bands.shape != (stream.total_samples, stream.pack.seq_len):
@@ -127,9 +127,9 @@ def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[
 def freeze_bands(
     engine: Engine, stream: SampleStream, *, num_bands: int, folder: Path, reuse: bool
 ) -> Bands:
-    """Sort the held-out targets into bands of equal size by the model's present entropies.
+    """Sort the held-out targets into bands of equal size by the model's current entropies.
 
-    Done once, before the first step; a resumed run reads what is there. Ranks write disjoint
+    Done once, before the first step; a resumed run reads the result. Ranks write disjoint
     parts of one file, which becomes visible under its name when all have finished.
     """
     if reuse:
@@ -175,7 +175,7 @@ def load_bands(folder: Path) -> Bands:
     """The bands that the run's first start froze.
 
     Raises:
-        ValueError: when they are gone or damaged: the losses by band would no longer be
+        ValueError: when they are missing or damaged: the losses by band would no longer be
             comparable.
     """
     described = folder / "heldout_bands.json"
@@ -185,14 +185,14 @@ def load_bands(folder: Path) -> Bands:
         pack = content["pack"]
     except OSError as error:
         raise ValueError(
-            f"{described}: {error.strerror}; the run cannot go on without it"
+            f"{described}: {error.strerror}; the run cannot continue without it"
         ) from None
     except KeyError as error:
         raise ValueError(
-            f"{described}: damaged: {error} is missing; the run cannot go on without it"
+            f"{described}: damaged: {error} is missing; the run cannot continue without it"
         ) from None
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{described}: damaged: {error}; the run cannot go on without it"
+            f"{described}: damaged: {error}; the run cannot continue without it"
         ) from None
     return Bands(edges, folder / "heldout_bands.u8", shape, pack)

@@ -16,10 +16,10 @@ from training.regularisers.base import Regulariser
 
 
 class Forward(NamedTuple):
-    """What a micro-batch's forward pass gave."""
+    """The results of a micro-batch's forward pass."""
 
     loss_sum: Tensor
-    """Of the targets in the loss; what backward starts from."""
+    """Of the targets in the loss; backward starts from it."""
     scored: Scored
     in_loss_BS: Tensor
     """Targets whose term is in the loss."""
@@ -36,7 +36,7 @@ def forward_micro_batch(
         micro_step: number of the micro-batch within the step.
     """
     inputs = regulariser.change_inputs(ModelInputs.of(batch), batch, micro_step)
-    # if which targets stay is known only after the pass, the head needs a second one
+    # if the remaining targets are known only after the pass, the head needs a second one
     scored = engine.score(inputs) if regulariser.waits_for_forward else None
     drops_BS = regulariser.target_drops_BS(batch, micro_step, scored)
     in_loss_BS = batch.is_target_BS

@@ -1,4 +1,4 @@
-"""The steps of a run: train, look for what is wrong, evaluate, save, stop when asked, go back."""
+"""The training loop: step, guard, evaluate, save, stop on request, roll back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from training.run.token_sketch import TokenSketch
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same over the steps of one start."""
+    """What is constant over the steps of one start."""
 
     recipe: Recipe
     plan: Plan
@@ -43,7 +43,7 @@ class Run:
     metrics: MetricsWriter
     identity: dict[str, Any]
     accepted: Collection[str]
-    """What of the identity may differ from that of a checkpoint."""
+    """Parts of the identity that may differ from a checkpoint's."""
     record: RunRecord
     requests: StopRequests
     saver: Saver
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class _LoopState:
-    """What steps leave to later ones; begun anew from a checkpoint's progress."""
+    """State that steps pass on to later ones; rebuilt from a checkpoint's progress."""
 
     regulariser: Regulariser
     guard: LossGuard
@@ -77,7 +77,7 @@ class _LoopState:
 
 
 def run_steps(run: Run, progress: Progress) -> None:
-    """Go on from `progress` to the end of the run, or to where it is asked to stop."""
+    """Continue from `progress` to the end of the run, or until it is asked to stop."""
     recipe, plan = run.recipe, run.plan
     stream = SampleStream(
         pack=run.parts.pack,
@@ -91,7 +91,7 @@ def run_steps(run: Run, progress: Progress) -> None:
     heldout, bands = None, None
     if recipe.evaluation.every_steps is not None:
         heldout = heldout_stream(run.parts.pack, recipe, run.engine.layout)
-        # a run that began without evaluations has no bands, and gets none in its midst
+        # a run that began without evaluations has no bands, and gets none midway
         if progress.step == 0 or broadcast_from_rank0(run.metrics.is_evaluated(0)):
             bands = freeze_bands(
                 run.engine,
@@ -114,16 +114,16 @@ def run_steps(run: Run, progress: Progress) -> None:
             earlier = _roll_back(run, progress) if bad.action == "rollback" else None
             if earlier:
                 progress, state = earlier, _LoopState.at(run, earlier)
-            action, did = _what_was_done(run.engine, went_back=earlier is not None)
+            action, did = _action_taken(run.engine, went_back=earlier is not None)
             event |= {"action": action, "text": f"{event['text']}: {did}"}
             run.metrics.log_bad_step({"step": progress.step} | event)
-            if earlier:  # evaluated and saved when the run first came here
+            if earlier:  # evaluated and saved when the run first got here
                 continue
         run.engine.watchdog.enter("agreement")
         run.saver.publish_when_written()
         stop = run.requests.agreed()
         is_last = progress.step == last_step
-        if stop:  # who asks may not wait longer than for the save
+        if stop:  # whoever asks may not wait longer than for the save
             run.saver.save_last(progress)
             if not is_last:
                 run.record.stopped(progress.step, stop)
@@ -166,7 +166,7 @@ def _one_step(
     seconds = time.monotonic() - began
     finished, carried = finish_epochs(progress.epoch_digest, result.digests, stream, progress.step)
     is_lost = result.bad is not None and result.bad.action != "report"
-    # Steps that a rollback does again were good before: they do not break a row of bad ones.
+    # Steps repeated after a rollback were good before: they do not end a streak of bad ones.
     is_repeated = progress.step <= max(progress.left_out, default=-1)
     progress = replace(
         progress,
@@ -202,7 +202,7 @@ def _is_evaluated(run: Run, step: int) -> bool:
 
 
 def _owes_evaluation(run: Run, step: int) -> bool:
-    """Whether the start before was asked to stop at a step whose evaluation was due."""
+    """Whether the previous start was asked to stop at a step whose evaluation was due."""
     every = run.recipe.evaluation.every_steps
     is_due = every is not None and step % every == 0
     return is_due and not broadcast_from_rank0(run.metrics.is_evaluated(step))
@@ -212,7 +212,7 @@ def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any
     """What is wrong with the step that has ended, in words and by number.
 
     Raises:
-        ValueError: where the recipe wants the run to end.
+        ValueError: where the recipe ends the run.
     """
     named = [
         {
@@ -227,25 +227,25 @@ def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any
         f"{found['loss']:.4g})"
         for found in named
     )
-    sentences = [f"step {progress.step}: {bad.reason}", bad.rerun, f"greatest losses: {worst}"]
+    sentences = [f"step {progress.step}: {bad.reason}", bad.rerun, f"highest losses: {worst}"]
     text = ". ".join(part for part in sentences if part)
     limit = run.recipe.guard.max_bad_steps
     if bad.action == "stop" or progress.num_bad_in_row > limit:
-        why = "guard asks to stop" if bad.action == "stop" else f"more than {limit} bad in a row"
-        raise ValueError(f"{text}. {why}; the checkpoints are as they were")
+        why = "guard is set to stop" if bad.action == "stop" else f"more than {limit} in a row"
+        raise ValueError(f"{text}. {why}; the checkpoints are untouched")
     return {"bad_step": progress.step, "text": text, "samples": named}
 
 
-def _what_was_done(engine: Engine, *, went_back: bool) -> tuple[Action, str]:
-    """Not what was asked for: without a checkpoint a rollback leaves things as they are."""
+def _action_taken(engine: Engine, *, went_back: bool) -> tuple[Action, str]:
+    """May differ from the configured one: without a checkpoint a rollback changes nothing."""
     if went_back:
         return "rollback", "rolled back"
-    # an exploded gradient is known only once it was clipped and used
+    # an exploding gradient is known only after it was clipped and used
     return ("report", "trained on anyway") if engine.updated else ("skip", "skipped")
 
 
 def _roll_back(run: Run, progress: Progress) -> Progress | None:
-    """Go on from the newest checkpoint, with the last step's batch left out this time.
+    """Return to the newest checkpoint, with the last step's batch left out this time.
 
     None without a checkpoint: nothing is undone.
     """

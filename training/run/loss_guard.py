@@ -1,4 +1,4 @@
-"""Steps that should not be learnt from: a non-finite loss, a spike, an exploded gradient."""
+"""Steps that should not be learnt from: a non-finite loss, a spike, an exploding gradient."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Literal
 from training.config.sections import Guard
 
 _MIN_STEPS = 16
-"""Steps that must be known before one can be called a spike."""
+"""Steps needed before one can be called a spike."""
 _LEAST_SPREAD = 0.02
-"""Of the mean: a loss that hardly moved for long makes every ripple many sigmas high."""
+"""Share of the mean: after a long plateau every ripple is many sigmas high."""
 _RERUN_TOLERANCE = 1e-3
 
 Action = Literal["report", "skip", "rollback", "stop"]
@@ -22,7 +22,7 @@ Action = Literal["report", "skip", "rollback", "stop"]
 
 @dataclass(frozen=True)
 class BadStep:
-    """What is wrong with a step, and what the recipe wants done."""
+    """What is wrong with a step, and the action that the recipe sets."""
 
     reason: str
     action: Action
@@ -67,11 +67,11 @@ class LossGuard:
         if not math.isfinite(norm):
             return BadStep(f"gradient norm is {norm}", self._settings.on_not_finite)
         found = self._spike("gradient norm", norm, self._grad_norms)
-        # The update has happened, clipped: what is left is to say so, or to go back.
+        # The clipped update has happened: what is left is to report it, or to roll back.
         return BadStep(found.reason, "report") if found and found.action == "skip" else found
 
     def examine(self, *, loss: float, grad_norm: float) -> BadStep | None:
-        """What is wrong with a step; one that is learnt from counts for those that come later."""
+        """What is wrong with a step; a good one counts for those that come later."""
         bad = self.examine_loss(loss) or self.examine_gradient(grad_norm)
         if bad is None or bad.action == "report":
             self.keep(loss=loss, grad_norm=grad_norm)
@@ -98,13 +98,13 @@ class LossGuard:
 
 
 def judge_rerun(first: float, second: float) -> str:
-    """What a second forward pass over the same batch, with the same weights, tells.
+    """What a second forward pass over the same batch, with the same weights, shows.
 
     Megatron-LM's rerun state machine asks the same question.
     """
     if _agree(first, second):
-        return f"run again it gave {second:.6g}: the batch or the weights are at fault"
-    return f"run again it gave {second:.6g}, not {first:.6g}: the machine is at fault"
+        return f"a rerun gave {second:.6g}: the batch or the weights are at fault"
+    return f"a rerun gave {second:.6g}, not {first:.6g}: the machine is at fault"
 
 
 def _agree(first: float, second: float) -> bool:

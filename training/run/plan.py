@@ -29,7 +29,7 @@ class Plan:
 
 
 def choose_mixture(recipe: Recipe, pack: PackIndex) -> Mixture:
-    """What an epoch takes of each domain: as the recipe says, else as `pack` was told."""
+    """What an epoch takes of each domain: set by the recipe, else by `pack`."""
     if pack.num_targets("train") == 0:
         raise ValueError(
             f"data.corpus {recipe.data.corpus}: the train split has nothing to train on"

@@ -1,4 +1,4 @@
-"""Which tokens of some samples a recipe would drop in an epoch, by scores beside the corpus."""
+"""Which tokens of some samples a recipe would drop in an epoch, by scores of the corpus."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def write_preview(
     """Write the drops as JSON, which `python -m data_prep inspect --drops` shows.
 
     The set is that of the run, given these scores as entropies: the same batch, quantile, seed
-    and draw. The drop rate is taken at the share of samples that come before the step, which
-    differs from the run's share of tokens by padding alone.
+    and draw. The drop rate is taken at the share of samples before the step, which differs from
+    the run's share of tokens only by padding.
 
     Args:
         epoch: from 0.
         samples: numbers in the pack.
-        scores: name of the scores beside the corpus.
+        scores: name of scores of the corpus.
 
     Raises:
-        ValueError: for an epoch, sample or scores that are not there, and for recipes that drop by
+        ValueError: for an epoch, sample or scores that do not exist, and for recipes that drop by
             other rules than the quantile of a step.
     """
-    # A step is the same set of samples whatever passes it is made of.
+    # A step is the same set of samples however it is split into passes.
     recipe = replace(recipe, train=replace(recipe.train, micro_batch_samples=1))
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
@@ -131,7 +131,7 @@ def _places(
             if len(places) == len(wanted):
                 break
     if missing := sorted(wanted - set(places)):
-        raise ValueError(f"--samples {missing[0]}: epoch {epoch} of the run does not come to it")
+        raise ValueError(f"--samples {missing[0]}: epoch {epoch} of the run does not reach it")
     return places
 
 

@@ -40,7 +40,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     """Run a recipe from the start or from its newest checkpoint; every rank calls it.
 
     Args:
-        accepted: dotted names of what may differ from the run to go on with.
+        accepted: dotted names of what may differ from the run to resume.
 
     Returns:
         The run folder.
@@ -75,7 +75,7 @@ def _run(
     newest: Path | None,
     accepted: Collection[str],
 ) -> None:
-    """Build, go on from `newest` if there is one, and run the steps."""
+    """Build, resume from `newest` if there is one, and run the steps."""
     run_dir, plan, pack = Path(recipe.run_dir), start.plan, start.pack
     with Watchdog(run_dir, rank=layout.rank, **asdict(recipe.watchdog)) as watchdog:
         engine = build_engine(
@@ -96,7 +96,7 @@ def _run(
                 engine, newest, identity=identity, accepted=accepted, cache=cache
             )
         facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
-        # not before here: a start that is refused leaves an existing run as it was
+        # not earlier: a start that is refused leaves an existing run unchanged
         raise_together(
             _describe_run(run_dir, recipe, start.model_config) if layout.is_main else None
         )
@@ -140,7 +140,7 @@ def _run(
 
 
 def _clear(cache: EntropyCache) -> str | None:
-    """The text of a mistake, if there is one."""
+    """Returns an error message, if any."""
     try:
         cache.clear()
     except OSError as error:
@@ -149,7 +149,7 @@ def _clear(cache: EntropyCache) -> str | None:
 
 
 def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig) -> str | None:
-    """Keep the resolved recipe and the model's configuration; the text of a mistake, if any.
+    """Save the resolved recipe and the model's configuration; returns an error message, if any.
 
     With them export and evaluate need neither the recipe file nor the hub.
     """
@@ -165,7 +165,7 @@ def _print_start(
     recipe: Recipe, facts: dict[str, Any], mixture: Mixture, progress: Progress
 ) -> None:
     where = f"resumed after step {progress.step}" if progress.step else "from the start"
-    print(f"{recipe.run_dir}: {where}; the resolved recipe is kept there", flush=True)
+    print(f"{recipe.run_dir}: {where}; the resolved recipe is saved there", flush=True)
     for name, value in facts.items():
         shown = f"{value:,}" if isinstance(value, int) else value
         print(f"  {name.replace('_', ' '):24} {shown}", flush=True)

@@ -54,10 +54,10 @@ class ScoreOptions:
 
 
 def score_corpus(options: ScoreOptions) -> Path:
-    """Write the scores beside the corpus; every rank calls it. A killed start is gone on with.
+    """Write the scores into the corpus; every rank calls it. A killed start is resumed.
 
-    The score of a token depends on its own document's part of the sample alone, so not on the
-    layout but for rounding.
+    The score of a token depends only on its own document's part of the sample, so not on the
+    layout, except for rounding.
 
     Returns:
         The folder of the scores.
@@ -172,7 +172,7 @@ def _score_step(
     (batch,) = stream.step(step)
     nll_BS, entropy_BS = engine.probe(ModelInputs.of(batch))
     scored_BS = (nll_BS if measure == "nll" else entropy_BS).float()
-    # A model that gives no number must not pass for tokens without a score.
+    # A non-finite output must not pass for tokens without a score.
     broken_BS = batch.is_target_BS & ~scored_BS.isfinite()
     scored_BS = torch.where(batch.is_target_BS, scored_BS, torch.nan)
     scored_BS = scored_BS.masked_fill(broken_BS, -1.0).contiguous()
@@ -199,7 +199,7 @@ def _keep(
     first: int,
     num_done: int | None,
 ) -> str | None:
-    """Write the rows; the text of a mistake, if there is one, for all ranks to raise."""
+    """Write the rows; returns an error message, if any, for all ranks to raise."""
     if (values_RT < 0).any():
         return f"the model gives NaN or infinity in samples {first} and on of {split}"
     try:

@@ -1,4 +1,4 @@
-"""What a run starts from: recipe, corpus, model and layout that fit, or one error on every rank."""
+"""What a run starts from: matching recipe, corpus, model and layout, or one error on every rank."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Start:
 
 
 def check_start(recipe: Recipe, layout: Layout) -> Start:
-    """Open and compare what a run needs; no weights, and no word with other ranks.
+    """Open and compare what a run needs; no weights, and no communication.
 
     Raises:
         ValueError: for the first thing that does not work.

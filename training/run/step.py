@@ -26,11 +26,11 @@ class StepResult(NamedTuple):
     """Its metrics."""
     num_tokens: int
     digests: list[int]
-    """For `epoch_proof.finish_epochs`."""
+    """For `epoch_digest.finish_epochs`."""
     alone_seconds: float
     """Time of this rank before it first met the others."""
     bad: BadStepReport | None
-    """None for a step to learn from."""
+    """None for a good step."""
 
 
 def train_step(
@@ -51,9 +51,9 @@ def train_step(
         step: 0-based.
         trained_frac: trained tokens / planned tokens, which drives the curriculum.
         lr: learning rate.
-        guard: says whether the step is one to learn from.
-        skip_update: go through the batch without an update.
-        sketch: is shown the step's tokens.
+        guard: decides whether the step should be learnt from.
+        skip_update: run the batch without an update.
+        sketch: receives the step's tokens.
 
     Returns:
         What the step did, equal on every rank.
@@ -72,7 +72,7 @@ def train_step(
     this_step = Step(batches, stream, step, trained_frac, num_targets)
     dropout = regulariser.begin_step(this_step)
     # Known before the forward and equal on all ranks. Where terms leave the loss, times the share
-    # that is expected to stay, as inverted dropout does.
+    # that is expected to stay, as in inverted dropout.
     divisor = float(max(num_targets, 1)) * dropout.kept_share
     # Without a target, too: momentum and weight decay would still move the weights.
     skip_update = skip_update or num_targets == 0
@@ -156,7 +156,7 @@ class _Sums:
 def _run_again(
     engine: Engine, batches: list[MicroBatch], regulariser: Regulariser, first: RowLosses
 ) -> str:
-    """The same batch through the same weights once more: does it come out the same?"""
+    """Rerun the same batch with the same weights: is the loss the same?"""
     second = RowLosses()
     for micro_step, batch in enumerate(batches):
         forward = forward_micro_batch(engine, batch, regulariser, micro_step)

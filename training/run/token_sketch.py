@@ -1,4 +1,4 @@
-"""Entropies and drops of a step's tokens, gathered from what the step knows, for people to look at.
+"""Entropies and drops of a step's tokens, gathered during the step, to be shown in TensorBoard.
 
 B rows, S tokens of this rank's sequence shard.
 """
@@ -36,7 +36,7 @@ class TokenSketch:
         if micro_step == 0:
             self._sample = batch.sample_ids[0]
             self._ids_S = batch.ids_BS[0, :SAMPLE_TOKENS]
-            # the drop of a position is that of the token behind it; a sample's first never drops
+            # the drop of a position is that of the token after it; a sample's first never drops
             first = torch.zeros_like(drops_BS[0, :1])
             self._dropped_S = torch.cat([first, drops_BS[0]])[: len(self._ids_S)]
 

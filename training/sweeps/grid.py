@@ -31,7 +31,7 @@ class PlannedRun:
     """One combination."""
 
     name: str
-    """Of its folder in the sweep's, as `max_rate-0.2,seed-1`."""
+    """Of its folder in the sweep's, such as `max_rate-0.2,seed-1`."""
     recipe: Recipe
 
     @property
@@ -41,7 +41,7 @@ class PlannedRun:
 
     @property
     def recipe_path(self) -> Path:
-        """The recipe that it runs, written before the first run starts: later edits change none."""
+        """The recipe that it runs, written before the first run starts: later edits are ignored."""
         return self.run_dir / "recipe.yaml"
 
 
@@ -59,14 +59,14 @@ def parse_axes(varied: Sequence[str], seeds: str | None) -> list[Axis]:
     keys = [axis.key for axis in axes]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"{key} is to vary twice; give all of its values at once")
+            raise ValueError(f"--vary {key} is given twice; give all of its values at once")
         if key in _NOT_TO_VARY:
-            raise ValueError(f"--vary {key}: the sweep itself decides it")
+            raise ValueError(f"--vary {key}: the sweep itself sets it")
     return axes
 
 
 class Mistakes:
-    """What is wrong with runs, each thing said once with the runs that it is true of."""
+    """What is wrong with runs, each mistake once with the runs that have it."""
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
@@ -89,14 +89,14 @@ def plan_runs(
 ) -> list[PlannedRun]:
     """The recipe of every combination, each with a folder of its own under `run_dir`.
 
-    Those that are no recipe are left out and noted in `mistakes`.
+    Those that are not a valid recipe are left out and added to `mistakes`.
     """
     names = _short_names([axis.key for axis in axes])
     runs: dict[str, PlannedRun] = {}
     first_of: dict[str, str] = {}
     for values in itertools.product(*(axis.values for axis in axes)):
         changes = [f"{axis.key}={value}" for axis, value in zip(axes, values, strict=True)]
-        # no "=" in a path: launchers take what has one for a key of the recipe
+        # no "=" in a path: launchers would read it as a key of the recipe
         name = ",".join(f"{key}-{_safe(value)}" for key, value in zip(names, values, strict=True))
         try:
             found = load_recipe(recipe, [*overrides, *changes])
@@ -107,7 +107,7 @@ def plan_runs(
             mistakes.add(name, "two combinations would share this folder")
         same = first_of.setdefault(repr(_learnt_by(found)), name)
         if same != name:
-            mistakes.add(name, f"is {same} once more, its values written otherwise")
+            mistakes.add(name, f"is the same as {same}, with its values written differently")
         runs[name] = PlannedRun(name, replace(found, run_dir=f"{found.run_dir}/{name}"))
     return list(runs.values())
 
@@ -120,9 +120,9 @@ def find_other_recipe(run: PlannedRun) -> str | None:
     try:
         kept = yaml.safe_load(path.read_text("utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {error}; move that folder away to go on") from None
+        raise ValueError(f"{path}: {error}; move that folder away to continue") from None
     if not isinstance(kept, dict):
-        raise ValueError(f"{path} is no recipe; move that folder away to go on")
+        raise ValueError(f"{path} is not a recipe; move that folder away to continue")
     found, planned = _learnt(kept), _learnt_by(run.recipe)
     changed = [
         f"{key} was {found.get(key)}, is {planned.get(key)}"
@@ -152,7 +152,7 @@ def _parse_axis(text: str) -> Axis:
         raise ValueError(f"--vary {text!r} is not of the form a.b=1,2,3")
     for value in found:
         if found.count(value) > 1:
-            raise ValueError(f"--vary {key}: {value} is there twice")
+            raise ValueError(f"--vary {key}: {value} is given twice")
     return Axis(key, found)
 
 

@@ -1,4 +1,4 @@
-"""Runs of a sweep as processes of this machine, some side by side: started, watched, ended."""
+"""Runs of a sweep as processes of this machine, some in parallel: started, watched, ended."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run."""
+    """How a run ended."""
 
     run: PlannedRun
     is_well: bool
@@ -47,7 +47,7 @@ class _Job:
 
 
 class LocalRuns:
-    """Starts `launch/local.sh` for each run, and tells of each when it has ended."""
+    """Starts `launch/local.sh` for each run, and reports each when it has ended."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class LocalRuns:
         num_processes: int | None,
         lock: int,
     ) -> None:
-        """Keep what is to be run.
+        """Prepare the runs.
 
         Args:
             runs: those that are not complete.
             total_steps: of each run, by name.
-            environments: one a place for a run; so many run side by side.
+            environments: one for each of the runs in parallel.
             num_processes: of each run; None leaves it to the launcher.
-            lock: a file that stays locked while any process of a run is there.
+            lock: a file that stays locked while any process of a run is alive.
         """
         self._waiting = list(runs)
         self._total_steps = {run.name: total_steps[run.name] for run in runs}
@@ -89,10 +89,10 @@ class LocalRuns:
                 time.sleep(_POLL_SECONDS)
                 for job in [job for job in self._jobs if job.process.poll() is not None]:
                     self._jobs.remove(job)
-                    self._tell(judge(job.run, job.starts_before), job)
+                    self._report(judge(job.run, job.starts_before), job)
                 self._progress.show(self._steps_done(), sum(self._total_steps.values()))
         self._progress.close()
-        not_begun = "not begun: the sweep was asked to end"
+        not_begun = "not started: the sweep was asked to end"
         return self._outcomes + [Outcome(run, False, not_begun) for run in self._waiting]
 
     def _fill_places(self) -> None:
@@ -116,7 +116,7 @@ class LocalRuns:
             )
         return _Job(run, process, slot, state.num_starts if state else 0)
 
-    def _tell(self, outcome: Outcome, job: _Job) -> None:
+    def _report(self, outcome: Outcome, job: _Job) -> None:
         self._outcomes.append(outcome)
         if not outcome.is_well:
             # of a run that has ended early, the steps that it did are all there are
@@ -142,7 +142,7 @@ class LocalRuns:
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._num_signals += 1
         for job in self._jobs:
-            # the launcher asks the run to save and end; told a second time, it ends it at once
+            # the launcher asks the run to save and end; asked again, it ends it at once
             job.process.send_signal(signal.SIGINT)
 
 
@@ -154,9 +154,9 @@ def local_command(run: PlannedRun, num_processes: int | None) -> list[str]:
 
 
 def state_of(run: PlannedRun) -> RunState | None:
-    """What its folder says of it; None when no start came as far as training.
+    """What its folder says of it; None when no start reached training.
 
-    None also when it cannot be read: the next start is refused by it, and says why.
+    Also None when it cannot be read: the next start is refused because of it, and says why.
     """
     try:
         return read_run_state(run.run_dir)
@@ -165,7 +165,7 @@ def state_of(run: PlannedRun) -> RunState | None:
 
 
 def judge(run: PlannedRun, starts_before: int) -> Outcome:
-    """What became of a start, from the run's own word: exit codes do not survive launchers."""
+    """How a start ended, by the run's own state file: exit codes do not survive launchers."""
     state = state_of(run)
     log = run.run_dir / _LOG
     if state is None or state.num_starts == starts_before:
@@ -176,12 +176,12 @@ def judge(run: PlannedRun, starts_before: int) -> Outcome:
         return Outcome(run, True, f"stopped after {state.step} steps, as the recipe says")
     if state.state == "stopped":
         return Outcome(run, False, f"stopped and saved at step {state.step} ({state.reason})")
-    reason = state.reason or "killed; the next sweep goes on from its newest checkpoint"
+    reason = state.reason or "killed; the next sweep resumes from its newest checkpoint"
     return Outcome(run, False, f"failed; see {log}\n{_indented(reason)}")
 
 
 def steps_done(run_dir: Path) -> int:
-    """The last step that its metrics tell of."""
+    """The last step in its metrics."""
     try:
         with (run_dir / METRICS_FILE).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -192,7 +192,7 @@ def steps_done(run_dir: Path) -> int:
         try:
             row: Any = json.loads(line)
         except ValueError:
-            continue  # torn, or begun before what was read
+            continue  # truncated, or begun before what was read
         if isinstance(row, dict) and row.get("kind") == "step":
             return int(row["step"])
     return 0

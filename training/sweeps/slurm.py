@@ -41,7 +41,7 @@ def queued_job(run: PlannedRun) -> str | None:
     """The job of a run that waits or runs, from an earlier sweep.
 
     Raises:
-        ValueError: when Slurm does not say: submitted again, the run might be queued twice.
+        ValueError: when Slurm does not answer: submitted again, the run might be queued twice.
     """
     path = run.run_dir / _JOB_FILE
     if not path.exists():
@@ -52,7 +52,7 @@ def queued_job(run: PlannedRun) -> str | None:
     if asked.returncode:
         if _ENDED_LONG_AGO in asked.stderr:
             return None
-        raise ValueError(f"--slurm: is job {job} of {run.name} queued? squeue: {_said(asked)}")
+        raise ValueError(f"--slurm: is job {job} of {run.name} queued? squeue: {_output_of(asked)}")
     states = [line for line in asked.stdout.splitlines() if not line.startswith("CLUSTER:")]
     return job if "".join(states).strip() else None
 
@@ -62,16 +62,16 @@ def submit(run: PlannedRun, options: str) -> Outcome:
     job = queued_job(run)
     if job:
         return Outcome(run, True, f"is queued as job {job}")
-    done = _call(slurm_command(run, options))
-    if done.returncode:
-        return Outcome(run, False, f"sbatch: {_said(done)}")
-    job = done.stdout.strip()  # job;cluster where there are several
+    result = _call(slurm_command(run, options))
+    if result.returncode:
+        return Outcome(run, False, f"sbatch: {_output_of(result)}")
+    job = result.stdout.strip()  # job;cluster where there are several
     (run.run_dir / _JOB_FILE).write_text(f"{job}\n", encoding="utf-8")
     return Outcome(run, True, f"queued as job {job.partition(';')[0]}")
 
 
-def _said(done: subprocess.CompletedProcess[str]) -> str:
-    return done.stderr.strip() or done.stdout.strip()
+def _output_of(result: subprocess.CompletedProcess[str]) -> str:
+    return result.stderr.strip() or result.stdout.strip()
 
 
 def _call(command: list[str]) -> subprocess.CompletedProcess[str]:

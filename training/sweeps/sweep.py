@@ -33,7 +33,7 @@ class SweepOptions:
     """Texts `a.b=1,2,3`."""
     seeds: str | None = None
     num_jobs: int = 1
-    """How many runs go side by side."""
+    """How many runs are in parallel."""
     num_processes: int | None = None
     """Of each run; None leaves it to the launcher."""
     slurm: str | None = None
@@ -51,7 +51,7 @@ def run_sweep(options: SweepOptions) -> int:
     if options.slurm is not None:
         check_place()
         if options.num_processes is not None:
-            raise ValueError("-n is of this machine; for jobs say --slurm='--ntasks=...'")
+            raise ValueError("-n is for this machine; for jobs use --slurm='--ntasks=...'")
     mistakes = Mistakes()
     runs = plan_runs(options.recipe, options.overrides, axes, mistakes=mistakes)
     total_steps = _check(runs, options, mistakes)
@@ -82,14 +82,14 @@ def run_sweep(options: SweepOptions) -> int:
 
 
 def _check(runs: list[PlannedRun], options: SweepOptions, mistakes: Mistakes) -> dict[str, int]:
-    """Open what each run needs, and see that its folder is its own; its number of steps."""
+    """Open what each run needs, and check that its folder is its own; returns its steps."""
     total_steps = {}
     for run in runs:
         other = find_other_recipe(run)
         if other:
             mistakes.add(run.name, other)
             continue
-        # the bytes of the corpus are compared when the run starts, once a run is enough
+        # the bytes of the corpus are compared when the run starts, once per run is enough
         recipe = replace(run.recipe, data=replace(run.recipe.data, verify="sizes"))
         sp_size = recipe.train.sequence_parallel_size
         gpus = 0 if options.slurm is not None else len(_gpus()) // max(options.num_jobs, 1)
@@ -107,19 +107,21 @@ def _check(runs: list[PlannedRun], options: SweepOptions, mistakes: Mistakes) ->
 
 
 def _environments(run: PlannedRun, options: SweepOptions) -> list[dict[str, str]]:
-    """What the runs side by side are given of this machine, each an equal part.
+    """What each of the parallel runs gets of this machine, in equal parts.
 
     Raises:
-        ValueError: when there are fewer GPUs than runs side by side.
+        ValueError: when there are fewer GPUs than parallel runs.
     """
     num_jobs, gpus = options.num_jobs, _gpus()
     if num_jobs < 1:
-        raise ValueError(f"--jobs {num_jobs}: at least one run goes at a time")
+        raise ValueError(f"--jobs {num_jobs}: expected at least 1")
     common = {"PYTHON": sys.executable}
     if gpus:
         each = len(gpus) // num_jobs
         if each == 0:
-            raise ValueError(f"--jobs {num_jobs}: there are {len(gpus)} GPUs, one a run at least")
+            raise ValueError(
+                f"--jobs {num_jobs}: there are {len(gpus)} GPUs, and each run needs one"
+            )
         parts = [gpus[i * each : (i + 1) * each] for i in range(num_jobs)]
         return [common | {"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
     num_processes = options.num_processes or run.recipe.train.sequence_parallel_size
@@ -148,7 +150,7 @@ def _print_plan(runs: list[PlannedRun], options: SweepOptions) -> None:
         elif state.state == "complete":
             what = "complete"
         else:
-            what = f"goes on from step {state.step}"
+            what = f"resumes from step {state.step}"
         if options.slurm is None:
             command = local_command(run, options.num_processes)
         else:
@@ -160,7 +162,7 @@ def _print_plan(runs: list[PlannedRun], options: SweepOptions) -> None:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[int]:
-    """Refuse a second sweep in the folder, also while runs of a killed one are still there.
+    """Refuse a second sweep in the folder, also while runs of a killed one are still alive.
 
     Raises:
         ValueError: when there is one.
@@ -169,7 +171,7 @@ def _lock(folder: Path) -> Iterator[int]:
     with (folder / ".sweep.lock").open("w") as file:
         if not try_lock(file.fileno()):
             raise ValueError(
-                f"{folder}: another sweep is at work here, or runs that it started; "
+                f"{folder}: in use by another sweep, or by runs that it started; "
                 "wait for them or end them"
             )
         yield file.fileno()
@@ -178,7 +180,7 @@ def _lock(folder: Path) -> Iterator[int]:
 def _finish(
     runs: list[PlannedRun], outcomes: list[Outcome], folder: Path, *, is_local: bool
 ) -> int:
-    """Tell what went wrong, or was queued, and compare what there is."""
+    """Print what went wrong, or was queued, and compare what there is."""
     unwell = [outcome for outcome in outcomes if not outcome.is_well]
     begun = [run.run_dir for run in runs if steps_done(run.run_dir)]
     if begun:
@@ -187,10 +189,10 @@ def _finish(
     if not is_local:
         for outcome in outcomes:
             print(f"{outcome.run.name}: {outcome.text}")
-        print("The same command tells later how far they are and draws the report anew.")
+        print("Run the same command later to see their progress and update the report.")
     elif unwell:
         print(f"\n{len(unwell)} of {len(runs)} runs are not complete:", file=sys.stderr)
         for outcome in unwell:
             print(f"  {outcome.run.name}: {outcome.text}", file=sys.stderr)
-        print("The same command goes on with them.", file=sys.stderr)
+        print("Run the same command to resume them.", file=sys.stderr)
     return 1 if unwell else 0

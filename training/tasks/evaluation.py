@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What to ask of which weights."""
+    """Which tasks to run on which weights."""
 
     tasks: tuple[str, ...]
     tasks_dir: Path | None = None
     num_fewshot: int | None = None
-    """Examples before each question; None: as each task has it."""
+    """Few-shot examples; None: the task's own number."""
     limit: int | None = None
     """Only the first documents of each task."""
     batch_size: int = 8
@@ -66,16 +66,16 @@ class TaskOptions:
 
 
 def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | None:
-    """Ask a run's or an export's weights the tasks; every rank calls it.
+    """Run tasks on the weights of a run or an export; every rank calls it.
 
-    Every rank holds the whole model and answers its share of the documents. A checkpoint is
-    exported first, by rank 0 on the CPU, to a folder that is gone once all have loaded it.
+    Every rank holds the whole model and evaluates its share of the documents. A checkpoint is
+    exported first, by rank 0 on the CPU, to a folder that is removed once all have loaded it.
 
     Returns:
         On rank 0 the file of results and a table of them.
 
     Raises:
-        ValueError: the same on every rank, for what cannot be asked.
+        ValueError: the same on every rank, for what cannot be evaluated.
     """
     require_harness()
     _join_ranks()
@@ -109,9 +109,9 @@ def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | Non
 
 
 def _join_ranks() -> None:
-    """A group for messages of the CPU alone; nothing in it is waited for while tasks are answered.
+    """A CPU-only process group; no rank waits in it while tasks run.
 
-    One rank may have longer answers to write than the others, by hours.
+    One rank may take hours longer than the others.
     """
     patience = timedelta(days=7)
     if "RANK" in os.environ:
@@ -123,15 +123,15 @@ def _join_ranks() -> None:
 
 
 def _together(work: Callable[[], T]) -> T:
-    """Do it on every rank; a mistake of one is raised on all."""
-    done: list[T] = []
+    """Do it on every rank; an error of one is raised on all."""
+    result: list[T] = []
     error = None
     try:
-        done.append(work())
+        result.append(work())
     except (ValueError, OSError) as caught:
         error = str(caught)
     raise_together(error)
-    return done[0]
+    return result[0]
 
 
 def _weights_and_out(
@@ -140,7 +140,9 @@ def _weights_and_out(
     """What to evaluate, exported if it has to be, and where the results go."""
     weights = find_weights(target, checkpoint=options.checkpoint)
     if options.out is None and weights.run_dir is None:
-        raise ValueError(f"{target} is not of a run: say with --out FILE where the results go")
+        raise ValueError(
+            f"{target} does not belong to a run: set where the results go with --out FILE"
+        )
     name = result_name(
         options.tasks, step=weights.step, num_fewshot=options.num_fewshot, limit=options.limit
     )
@@ -207,7 +209,7 @@ def _describe(
 
 
 def _summary(answers: dict[str, Any]) -> dict[str, Any]:
-    """What the harness found, without what only describes this machine."""
+    """The results of the harness, without what only describes this machine."""
     return {
         "results": {name: _numbers(row) for name, row in answers["results"].items()},
         "groups": {name: _numbers(row) for name, row in answers.get("groups", {}).items()},
@@ -241,7 +243,7 @@ def _versions() -> dict[str, str]:
 
 
 def _show_in_tensorboard(run_dir: Path, result: dict[str, Any]) -> None:
-    """In a folder beside the training's own: TensorBoard follows one writer a folder."""
+    """In a folder separate from the training's: TensorBoard follows one writer per folder."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(run_dir / "tensorboard" / TASKS_FOLDER)) as writer:

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness is asked: tasks by name, their data, a model on each rank."""
+"""lm-evaluation-harness: tasks by name, their data, and which may run code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_task_list(names: Sequence[str], *, tasks_dir: Path | None) -> TaskManag
 
     Raises:
         ValueError: for a name that is not among them, with the nearest ones; for a folder without
-            tasks or a file in it that is none.
+            tasks or with a file that is not one.
     """
     from lm_eval.tasks import TaskManager
 
@@ -54,7 +54,7 @@ def open_task_list(names: Sequence[str], *, tasks_dir: Path | None) -> TaskManag
 
 
 def refuse_unknown(manager: TaskManager, names: Sequence[str]) -> None:
-    """Name the nearest tasks where one that is asked for does not exist.
+    """Suggest the nearest tasks where a requested one does not exist.
 
     Raises:
         ValueError: for the first of them.
@@ -67,12 +67,12 @@ def refuse_unknown(manager: TaskManager, names: Sequence[str]) -> None:
 
 
 def _check_folder(tasks_dir: Path) -> None:
-    """The harness passes over what it cannot read; its tasks would be called unknown."""
+    """The harness skips what it cannot read; its tasks would be called unknown."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     files = sorted(tasks_dir.rglob("*.yaml"))
     if not files:
-        raise ValueError(f"--tasks-dir {tasks_dir}: holds no file *.yaml")
+        raise ValueError(f"--tasks-dir {tasks_dir}: contains no *.yaml file")
     for file in files:
         try:
             load_yaml(file, resolve_func=False)
@@ -81,7 +81,7 @@ def _check_folder(tasks_dir: Path) -> None:
 
 
 def permit_code(manager: TaskManager, names: Iterable[str], *, says: bool) -> None:
-    """Let tasks that run the model's own programs through only when the user allows it.
+    """Refuse tasks that run the model's own programs unless the user allows it.
 
     Args:
         says: whether this process warns of it on stderr.
@@ -95,20 +95,20 @@ def permit_code(manager: TaskManager, names: Iterable[str], *, says: bool) -> No
     if os.environ.get(_ALLOW_CODE) != "1":
         raise ValueError(
             f"{', '.join(running)}: scored by RUNNING programs that the model writes, with all "
-            f"rights of this user. In a container that can lose nothing, set {_ALLOW_CODE}=1; or "
-            "leave them out (paper_no_code is the list without them)"
+            f"permissions of this user. In a disposable container, set {_ALLOW_CODE}=1; or leave "
+            "them out (paper_no_code is the list without them)"
         )
     if says:
         print(
             f"WARNING: {_ALLOW_CODE}=1: {', '.join(running)} RUN programs that the model writes, "
-            "with all rights of this user",
+            "with all permissions of this user",
             file=sys.stderr,
             flush=True,
         )
 
 
 def _tasks_that_run_code(manager: TaskManager, names: Iterable[str]) -> set[str]:
-    """Found without importing what comes with a task: that would run things already."""
+    """Found without importing a task's own code: that would already run it."""
     from lm_eval.tasks._index import Kind
 
     running: set[str] = set()
@@ -116,7 +116,7 @@ def _tasks_that_run_code(manager: TaskManager, names: Iterable[str]) -> set[str]
     left: list[Any] = list(names)
     while left:
         member = left.pop()
-        if isinstance(member, dict):  # a member with changes of its own
+        if isinstance(member, dict):  # a member with its own changes
             left.append(member.get("task", member.get("group")))
         elif isinstance(member, list):
             left += member
@@ -139,15 +139,15 @@ def load_tasks(
     """Read the data of the tasks, from the disk or, where it is not there, from the internet.
 
     Raises:
-        ValueError: when a task's data or a package is missing, two names hold one task, or a task
-            has fewer documents than there are processes.
+        ValueError: when a task's data or a package is missing, two names contain the same task, or
+            a task has fewer documents than there are processes.
     """
     loaded: list[Task | Group] = []
     for name in names:
         try:
             found = manager.load([name])
         except Exception as error:  # whatever the data set, its host or the task's code raises
-            raise ValueError(f"task {name}: {_one_line(error)}{_cure(error)}") from None
+            raise ValueError(f"task {name}: {_one_line(error)}{_remedy(error)}") from None
         loaded += [found["groups"][name]] if name in found["groups"] else found["tasks"].values()
         for task_name, task in found["tasks"].items():
             num_documents = min(len(task.eval_docs), limit or sys.maxsize)
@@ -156,7 +156,7 @@ def load_tasks(
                     f"task {task_name}: {num_documents} documents are too few for {world_size} "
                     "processes; each needs one"
                 )
-    manager.load(loaded)  # refuses a task that is asked for twice
+    manager.load(loaded)  # refuses a task that is requested twice
     return loaded
 
 
@@ -165,17 +165,17 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _cure(error: Exception) -> str:
+def _remedy(error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"; what the paper's tasks need comes with: {_INSTALL}"
     if isinstance(error, OSError):  # also what datasets raises for a host out of reach
         return (
-            ". Data that is not on this machine comes from the internet: load the task once where "
-            "there is some, and take its HF_HOME along; or name a task of --tasks-dir"
+            ". Data that is not on this machine is downloaded: load the task once where there is "
+            "internet access, and copy its HF_HOME; or use a task of --tasks-dir"
         )
     return ""
 
 
 def quieten(*, is_main: bool) -> None:
-    """Leave the harness' warnings, told once."""
+    """Keep the harness' warnings, on one rank only."""
     logging.getLogger("lm_eval").setLevel(logging.WARNING if is_main else logging.ERROR)

@@ -19,7 +19,7 @@ class Weights:
 
     folder: Path
     run_dir: Path | None
-    """None for a model that is of no run."""
+    """None for a model that does not belong to a run."""
     checkpoint: Path | None = None
     step: int | None = None
     tokens: int | None = None
@@ -31,16 +31,16 @@ class Weights:
 
 
 def find_weights(target: Path, *, checkpoint: str | None) -> Weights:
-    """The weights that `target` stands for: an export as it is, a run by one of its checkpoints.
+    """The weights of `target`: an export as it is, a run by one of its checkpoints.
 
-    An export of the very checkpoint in the run folder saves writing another.
+    An export of the same checkpoint in the run folder is reused.
 
     Args:
-        checkpoint: newest (the default), best by held-out loss, or a folder; of a run alone.
+        checkpoint: newest (the default), best by held-out loss, or a folder; only for a run.
 
     Raises:
-        ValueError: for a folder that is neither, a run without a whole checkpoint, or an export
-            that has changed since it was written.
+        ValueError: for a folder that is neither, a run without a complete checkpoint, or a damaged
+            export.
     """
     if (target / "recipe.resolved.yaml").exists():
         return _of_run(target, checkpoint or _NEWEST)
@@ -57,7 +57,7 @@ def _of_export(folder: Path) -> Weights:
     if not (folder / MANIFEST).exists():
         return Weights(folder, run_dir)
     if (broken := find_corruption(folder, hashes=True)) is not None:
-        raise ValueError(f"the export is not as it was written: {broken}; export it again")
+        raise ValueError(f"the export is damaged: {broken}; export it again")
     return Weights(folder, run_dir, **_facts(folder))
 
 
@@ -66,14 +66,14 @@ def _of_run(run_dir: Path, wanted: str) -> Weights:
     if wanted == _NEWEST:
         chosen = newest_complete(root)
         if chosen is None and (export / MANIFEST).exists():
-            return _of_export(export)  # its checkpoints are put away
+            return _of_export(export)  # its checkpoints are gone
     else:
         chosen = _best_complete(root) if wanted == _BEST else Path(wanted)
     if chosen is None:
         judged = " with a held-out loss" if wanted == _BEST else ""
         raise ValueError(f"{root} holds no complete checkpoint{judged}; train first")
     if (broken := find_corruption(chosen)) is not None:
-        raise ValueError(f"checkpoint is not whole: {broken}")
+        raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
     facts = _facts(chosen)
     if find_corruption(export, hashes=True) is None and _facts(export) == facts:
         return Weights(export, run_dir, **facts)
@@ -81,7 +81,7 @@ def _of_run(run_dir: Path, wanted: str) -> Weights:
 
 
 def _best_complete(root: Path) -> Path | None:
-    """The whole checkpoint of the lowest held-out loss, of several the first."""
+    """The complete checkpoint with the lowest held-out loss, the first if several."""
     judged = []
     for folder in root.glob("step-*"):
         if find_corruption(folder) is None:

@@ -1,4 +1,4 @@
-"""A model as lm-evaluation-harness asks it: whole on each rank, for a share of the documents."""
+"""The model for lm-evaluation-harness: whole on each rank, for a share of the documents."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 class WholeModel(HFLM):
     """The harness' own model with ranks that follow the launcher.
 
-    HFLM takes the number within a machine for the rank, and on a CPU each process for the only
-    one. Here no rank waits for another before the results are collected: all hold all weights, so
-    nothing has to be filled up to equal numbers of passes.
+    HFLM takes the local rank for the rank, and on a CPU each process for the only one. Here no rank
+    waits for another before the results are collected: all hold all weights, so nothing has to be
+    padded to equal numbers of passes.
     """
 
     def __init__(self, folder: Path, *, device: torch.device, batch_size: int) -> None:
@@ -33,17 +33,17 @@ class WholeModel(HFLM):
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", trust_remote_code=False
             )
-        except Exception as error:  # transformers answers with errors of many kinds
-            told = " ".join(str(error).split())
-            raise ValueError(f"{folder}: cannot be loaded: {told}") from None
+        except Exception as error:  # transformers raises errors of many kinds
+            message = " ".join(str(error).split())
+            raise ValueError(f"{folder}: cannot be loaded: {message}") from None
         if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
             raise ValueError(
-                f"{folder}: the tokenizer names neither a BOS nor an EOS; the first token of a "
+                f"{folder}: the tokenizer has neither a BOS nor an EOS; the first token of a "
                 "text is predicted from one of them"
             )
         logger = logging.getLogger("lm_eval")
         level = logger.level
-        logger.setLevel(logging.ERROR)  # it warns of ranks, which are settled below
+        logger.setLevel(logging.ERROR)  # it warns of ranks, which are set below
         super().__init__(
             pretrained=model.to(device),
             tokenizer=tokenizer,
@@ -55,7 +55,7 @@ class WholeModel(HFLM):
         self._world_size = dist.get_world_size()
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """This rank's numbers for everyone's: the harness levels the ranks out by them."""
+        """This rank's numbers for everyone's: the harness pads ranks by them."""
         return tensor.expand(self._world_size)
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
@@ -65,4 +65,4 @@ class WholeModel(HFLM):
         return gathered
 
     def barrier(self) -> None:
-        """None: ranks without a request of a kind never come to it."""
+        """None: ranks without a request of some kind never reach it."""
