@@ -12,7 +12,7 @@ VERBS = ("plan", "preflight")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; a user's mistake is one message and exit code 2."""
+    """Run one verb; a user error is one message and exit code 2."""
     options = parse_arguments(build_parser(), argv)
     try:
         return int(options.run(options))
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m launch", description="Plan and check before allocating GPUs."
     )
-    # the deepspeed launcher puts it in front; the environment says the same
+    # the deepspeed launcher inserts it first; the environment has the same value
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_verbs(parser, package="launch.commands", names=VERBS)
     return parser

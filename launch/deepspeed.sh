@@ -6,16 +6,16 @@ usage() {
     cat <<'TEXT'
 usage: launch/deepspeed.sh RECIPE --hostfile FILE [--master-port P] [--dry-run] [a.b=c ...]
 
-Starts one process a slot on every host of FILE (lines `HOST slots=GPUS`) with DeepSpeed's launcher,
+Starts one process per slot on every host of FILE (lines `HOST slots=GPUS`) by DeepSpeed's launcher,
 pdsh and ssh. The repository, its Python, the corpus and the run folder have the same paths on all
 hosts. Rank 0 prints here, the others into RUN/logs.
 
-  --hostfile FILE     which hosts, and how many GPUs of each
+  --hostfile FILE     hosts, and the number of GPUs of each
   --master-port P     where the ranks meet on the first host (default: MASTER_PORT, else 29500)
   --dry-run           print what would run and stop
-  a.b=c               change keys of the recipe, as in train.epochs=3
+  a.b=c               override keys of the recipe, as in train.epochs=3
 
-Where the first host has several addresses, MASTER_ADDR chooses the one at which they meet. Ctrl-C,
+If the first host has several addresses, MASTER_ADDR selects the one where they meet. Ctrl-C,
 SIGTERM and SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is 0 when
 the run is complete or was stopped.
 
@@ -44,16 +44,16 @@ while (($#)); do
     shift
 done
 [[ -n $recipe ]] || { usage >&2 && exit 2; }
-# Without one DeepSpeed would train on this host alone, and say so in a warning only.
+# Without one DeepSpeed would train on this host alone, with only a warning.
 [[ -n $hostfile ]] || fail "--hostfile is missing; on this machine alone: launch/local.sh"
 
 read_recipe "$recipe" "${overrides[@]}"
 read_hostfile "$hostfile"
-((${#HOSTS[@]} > 1)) || fail "$hostfile names ${HOSTS[0]} alone; there, use launch/local.sh"
+((${#HOSTS[@]} > 1)) || fail "$hostfile names only ${HOSTS[0]}; use launch/local.sh there"
 check_num_processes "$NUM_SLOTS"
 while read -r name; do
     # DeepSpeed sets a value between double quotes for the other host's shell.
-    [[ ${!name} != *[\"\$\`\\$'\n']* ]] || fail "$name cannot travel to other hosts: its value has a \
+    [[ ${!name} != *[\"\$\`\\$'\n']* ]] || fail "$name cannot be passed to other hosts: its value has a \
 line break or one of \" \$ \` \\; change or unset it, or use launch/mpirun.sh"
 done < <(forwarded_variables)
 
@@ -65,7 +65,7 @@ if [[ -n $dry_run ]]; then
     exit 0
 fi
 
-command -v pdsh >/dev/null || fail "pdsh is missing, with which DeepSpeed starts hosts; install it"
+command -v pdsh >/dev/null || fail "pdsh is missing, which DeepSpeed uses to start hosts; install it"
 unreachable=()
 for host in "${HOSTS[@]}"; do
     ssh -o BatchMode=yes -o ConnectTimeout=10 "$host" true </dev/null || unreachable+=("$host")
@@ -81,6 +81,6 @@ while read -r name; do
     printf '%s=%s\n' "$name" "${!name}"
 done < <(forwarded_variables) >"$DS_ENV_FILE"
 if ((NUM_GPUS == 0)); then
-    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # of the launcher alone, which would warn
+    export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} # for the launcher alone, which would warn
 fi
 supervise "${command[@]}"

@@ -1,5 +1,5 @@
-# Sourced by every launcher: which python, which accelerator, how hosts talk, what stays quiet.
-# Sets PYTHON, NUM_GPUS and NUM_CORES; exports what the processes to be started read.
+# Sourced by every launcher: the python, the accelerator, how hosts communicate, what stays quiet.
+# Sets PYTHON, NUM_GPUS and NUM_CORES; exports what the started processes read.
 # ENTRODROP_SITE_ENV names a file with what is true of one cluster only (NCCL_SOCKET_IFNAME,
 # NCCL_IB_HCA, module load ...); it is sourced first, and what it exports stays.
 # shellcheck shell=bash
@@ -27,7 +27,7 @@ count_gpus() {
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
     elif command -v nvidia-smi >/dev/null; then
-        # Without a working driver nvidia-smi fails: that is no GPU.
+        # Without a working driver nvidia-smi fails: that counts as no GPU.
         { nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true
     else
         echo 0
@@ -44,12 +44,12 @@ if ((NUM_GPUS == 0)) && [[ -z ${DS_ACCELERATOR:-} ]]; then
     ACCELERATOR_IS_OURS=1
 fi
 
-# NCCL says what fails and nothing else; everything besides is best left to its defaults.
+# NCCL reports failures and nothing else; all other settings are best left at their defaults.
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # A dead host is noticed by ssh within a minute, not by TCP after two hours.
 export PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:--o ServerAliveInterval=15 -o ServerAliveCountMax=4}
 
-# Notices of libraries about themselves: nothing that a user of this project could act on.
+# Libraries' own notices: nothing that a user of this project could act on.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::DeprecationWarning,ignore::FutureWarning}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
 export TRANSFORMERS_VERBOSITY=${TRANSFORMERS_VERBOSITY:-error}
@@ -57,9 +57,9 @@ export DS_LOG_LEVEL=${DS_LOG_LEVEL:-warning}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
 export PYTHONPATH=$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}
 
-# share_cores PROCESSES: threads for each process of this machine, where the user has not said.
+# share_cores PROCESSES: threads for each process of this machine, unless the user has set them.
 # Otherwise torchrun gives each a single one, which slows an optimizer in host memory, and without
-# torchrun each starts one a core and they all fight for them.
+# torchrun each starts one per core and they all compete for them.
 share_cores() {
     local threads=$((NUM_CORES / $1))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}

@@ -1,4 +1,4 @@
-# Sourced by the launchers of several hosts: reading the recipe, stopping, and the verdict.
+# Sourced by launchers: reading the recipe, stopping, and the verdict.
 # shellcheck shell=bash
 # shellcheck source=launch/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -8,7 +8,7 @@ fail() {
     exit 2
 }
 
-# read_recipe RECIPE [a.b=c ...]: sets RUN_DIR and SEQUENCE_PARALLEL_SIZE, or ends with the mistake.
+# read_recipe RECIPE [a.b=c ...]: sets RUN_DIR and SEQUENCE_PARALLEL_SIZE, or exits with the error.
 read_recipe() {
     local facts
     [[ -f $1 ]] || fail "there is no recipe $1"
@@ -22,8 +22,8 @@ check_num_processes() {
     fi
 }
 
-# find_mpirun: sets MPIRUN to the one beside $PYTHON, whose library mpi4py loads before any other,
-# or to that of PATH. mpi4py does not look beside a Python of the system.
+# find_mpirun: sets MPIRUN to the one next to $PYTHON, whose library mpi4py loads before any other,
+# or to that of PATH. mpi4py does not look next to a system Python.
 find_mpirun() {
     local python
     python=$(command -v -- "$PYTHON") || python=""
@@ -41,7 +41,7 @@ read_hostfile() {
         [[ -n $host && $host != \#* ]] || continue
         [[ $slots =~ ^slots=[1-9][0-9]*$ && (-z $rest || $rest == \#*) ]] \
             || fail "$1, line $line: expected 'HOST slots=GPUS', found '$host${slots:+ $slots}${rest:+ $rest}'"
-        [[ " ${HOSTS[*]} " != *" $host "* ]] || fail "$1, line $line: $host is there twice"
+        [[ " ${HOSTS[*]} " != *" $host "* ]] || fail "$1, line $line: $host is listed twice"
         getent ahosts "$host" >/dev/null \
             || fail "$1, line $line: the name $host does not resolve; see /etc/hosts or DNS"
         HOSTS+=("$host")
@@ -51,7 +51,7 @@ read_hostfile() {
     forget_this_host
 }
 
-# forget_this_host: other hosts may have the GPUs that this one lacks; their processes look.
+# forget_this_host: other hosts may have the GPUs that this one lacks; their processes check.
 forget_this_host() {
     [[ -z $ACCELERATOR_IS_OURS ]] || unset DS_ACCELERATOR
 }
@@ -68,7 +68,7 @@ print_command() {
 
 # supervise CMD ...: run it; SIGTERM, SIGINT and SIGUSR1 ask the run to save and end, by its STOP
 # file, which works under every launcher; the verdict comes from its run_state.json.
-# Sets for the caller VERDICT, STEP, REASON (of a stop, as run_state.json has it), SIGNALLED and
+# Sets for the caller VERDICT, STEP, REASON (of a stop, as in run_state.json), SIGNALLED and
 # STATUS (the launcher's exit code); returns 0 when the run is complete or was stopped.
 supervise() {
     local starts child guard
@@ -76,7 +76,7 @@ supervise() {
     starts=$("$PYTHON" -m launch.verdict starts "$RUN_DIR") || return 2
     mkdir -p "$RUN_DIR" || return 2
     take_back_stop # of a launch script that was killed before it could do so
-    # A session of its own: Ctrl-C reaches this script alone, and the run ends in order.
+    # A session of its own: Ctrl-C reaches this script alone, and the run ends cleanly.
     setsid "$@" &
     child=$!
     end_a_launcher_that_stays "$child" &
@@ -88,9 +88,9 @@ supervise() {
         wait "$child" && STATUS=0 || STATUS=$?
     done
     trap - TERM INT
-    trap '' USR1 # one that comes now must not end this script before the verdict
+    trap '' USR1 # one that arrives now must not end this script before the verdict
     kill "$guard" 2>/dev/null || true
-    # What it started and left behind ends with it.
+    # What it started and left running ends with it.
     pkill -TERM --session "$child" || true
     take_back_stop
     # shellcheck disable=SC2034 # STEP and REASON are for the caller
@@ -101,11 +101,11 @@ supervise() {
     fi
 }
 
-# end_a_launcher_that_stays PID: a launcher can wait for a host that is lost long after the run has
-# noted its end, and keep GPUs of the others meanwhile. It then goes, with all that it has started.
+# end_a_launcher_that_stays PID: a launcher can wait for a lost host long after the run has recorded
+# its end, and keep the others' GPUs meanwhile. It is then ended, with all that it has started.
 end_a_launcher_that_stays() {
     local mark=$RUN_DIR/.launched patience=${ENTRODROP_END_SECONDS:-60} since=""
-    touch -- "$mark" # a state file that is older speaks of an earlier start
+    touch -- "$mark" # an older state file is that of an earlier start
     trap 'rm -f -- "$mark"; exit 0' TERM
     while kill -0 "$1" 2>/dev/null; do
         sleep 2 >/dev/null 2>&1 &
@@ -115,7 +115,7 @@ end_a_launcher_that_stays() {
             since=${since:-$SECONDS}
         fi
         if [[ -n $since ]] && ((SECONDS - since >= patience)); then
-            echo "the run has ended and its launcher has not, $patience s later: ending it" >&2
+            echo "the run ended $patience s ago and its launcher has not: ending it" >&2
             pkill -TERM --session "$1"
             sleep 10 >/dev/null 2>&1
             pkill -KILL --session "$1"
@@ -124,9 +124,9 @@ end_a_launcher_that_stays() {
     rm -f -- "$mark"
 }
 
-# The words tell this request from a STOP file that the user made, which stays when a run has not
-# come to it, and which is left as it is.
-STOP_WORDS="asked for by a launch script"
+# The words distinguish this request from a STOP file of the user, which stays when a run has not
+# honoured it, and which is left unchanged.
+STOP_WORDS="requested by a launch script"
 
 ask_to_stop() {
     echo "got SIG$1: asking the run to save and end (${RUN_DIR}/STOP)" >&2

@@ -9,11 +9,11 @@ usage: launch/local.sh RECIPE [-n N] [--cpu] [--dry-run] [a.b=c ...]
 Runs `python -m training train RECIPE` in N processes of this machine under torchrun. Rank 0 prints
 here, the others into RUN/logs.
 
-  -n N        number of processes; default: one a GPU, without a GPU as many as share a
+  -n N        number of processes; default: one per GPU, without a GPU as many as share a
               sequence (train.sequence_parallel_size)
-  --cpu       leave GPUs alone
+  --cpu       do not use GPUs
   --dry-run   print what would run and stop
-  a.b=c       change keys of the recipe, as in train.epochs=3
+  a.b=c       override keys of the recipe, as in train.epochs=3
 
 Ctrl-C, SIGTERM and SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is
 0 when the run is complete or was stopped.
@@ -52,12 +52,12 @@ fi
 [[ $num_processes =~ ^[1-9][0-9]*$ ]] || fail "-n $num_processes is not a number of processes"
 check_num_processes "$num_processes"
 if ((NUM_GPUS > 0 && num_processes > NUM_GPUS)); then
-    fail "-n $num_processes exceeds the $NUM_GPUS GPUs of this machine; --cpu leaves them alone"
+    fail "-n $num_processes exceeds the $NUM_GPUS GPUs of this machine; --cpu does not use them"
 fi
 
 share_cores "$num_processes"
 if ((NUM_GPUS == 0)) && [[ -e /sys/class/net/lo ]]; then
-    # gloo otherwise looks the host's name up, which fails in many containers.
+    # gloo otherwise looks up the host name, which fails in many containers.
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
 fi
 

@@ -6,20 +6,19 @@ usage() {
     cat <<'TEXT'
 usage: launch/mpirun.sh RECIPE [-n N] [--hostfile FILE] [--dry-run] [a.b=c ...]
 
-Starts N processes on this machine, or one a slot on every host of FILE (lines `HOST slots=GPUS`).
+Starts N processes on this machine, or one per slot on every host of FILE (lines `HOST slots=GPUS`).
 The repository, its Python, the corpus and the run folder have the same paths on all hosts. Rank 0
 prints here, the others into RUN/logs.
 
-  -n N               number of processes; default: the slots of FILE, or inside a Slurm job those
-                     that it has been given
-  --hostfile FILE    which hosts, and how many GPUs of each
+  -n N               number of processes; default: the slots of FILE, or inside a Slurm job its
+                     tasks
+  --hostfile FILE    hosts, and the number of GPUs of each
   --dry-run          print what would run and stop
-  a.b=c              change keys of the recipe, as in train.epochs=3
+  a.b=c              override keys of the recipe, as in train.epochs=3
 
-What mpirun itself should be told (networks, ssh) goes into OMPI_MCA_* variables; MASTER_ADDR and
-MASTER_PORT say where the ranks meet, where the choice made for them is wrong. Ctrl-C, SIGTERM and
-SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is 0 when the run is
-complete or was stopped.
+Settings of mpirun itself (networks, ssh) go into OMPI_MCA_* variables; MASTER_ADDR and MASTER_PORT
+set where the ranks meet, if the default is wrong. Ctrl-C, SIGTERM and SIGUSR1 save and end the run;
+a second Ctrl-C ends it at once. The exit code is 0 when the run is complete or was stopped.
 
 examples:
   launch/mpirun.sh training/recipes/quickstart.yaml -n 2
@@ -65,7 +64,7 @@ fi
 [[ $num_processes =~ ^[1-9][0-9]*$ ]] || fail "-n $num_processes is not a number of processes"
 check_num_processes "$num_processes"
 if ((EUID == 0)); then
-    # In containers everyone is root; mpirun refuses that unless told twice.
+    # In containers everyone is root; mpirun refuses that unless both are set.
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 # A lost host is noticed in half a minute; Open MPI's own default is eight minutes.
@@ -73,7 +72,7 @@ export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-15}
 export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-5}
 export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-3}
 
-# Open MPI 5 knows the settings of its daemons' connections by the name of PRRTE, which starts them.
+# In Open MPI 5 settings of its daemons' connections have the prefix of PRRTE, which starts them.
 for name in $(compgen -e OMPI_MCA_oob_); do
     twin=PRTE_${name#OMPI_}
     [[ -n ${!twin+set} ]] || export "$twin=${!name}"

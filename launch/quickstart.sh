@@ -13,8 +13,8 @@ EntroDrop on), exports, evaluates, generates a line of code and draws the run.
   --small     fewer files, a smaller model, 2 epochs: to see that everything works
   --out DIR   put data/ and runs/ there instead of into the repository
 
-Run again, it keeps a finished corpus, goes on with an interrupted run, and starts a finished run
-from scratch. It never removes a run folder that it has not made.
+Run again, it keeps a finished corpus, resumes an interrupted run, and starts a finished run from
+scratch. It never removes a run folder that it has not created.
 TEXT
 }
 
@@ -96,7 +96,7 @@ if [[ -e $run_dir ]]; then
         echo "$run_dir is finished; starting again from scratch"
         rm -rf -- "$run_dir"
     else
-        echo "$run_dir was interrupted; going on from its newest checkpoint"
+        echo "$run_dir was interrupted; resuming from its newest checkpoint"
     fi
 fi
 mkdir -p "$run_dir"

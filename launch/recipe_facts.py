@@ -1,4 +1,4 @@
-"""What launch scripts must know of a recipe, as assignments for bash.
+"""What launch scripts need to know about a recipe, as assignments for bash.
 
 Usage: eval "$(python -m launch.recipe_facts RECIPE [a.b=c ...])"
 """
@@ -13,7 +13,7 @@ from training.config.load import load_recipe
 
 
 def main(arguments: list[str]) -> int:
-    """Print them; a mistake in the recipe is one message and exit code 2."""
+    """Print them; an error in the recipe is one message and exit code 2."""
     try:
         recipe = load_recipe(arguments[0], arguments[1:])
     except (ValueError, OSError) as error:

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Run the tests of this repository; the last lines say what was left out and why.
+# Run the tests of this repository; the last lines show what was skipped and why.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/env.sh
 source launch/env.sh
 
-# One thread a process: the tests start several processes on few cores.
+# One thread per process: the tests start several processes on few cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
-# Or each of hundreds of processes would compile our sources anew.
+# Otherwise each of hundreds of processes would compile our sources again.
 unset PYTHONDONTWRITEBYTECODE
 
 # More workers than cores: tests of clusters, launchers and kills mostly wait. A worker takes whole

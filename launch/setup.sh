@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Make .venv and install what requirements.txt pins; does nothing when that has been done.
+# Create .venv and install what requirements.txt pins; does nothing when up to date.
 set -euo pipefail
 
 usage() {
     cat <<'TEXT'
 usage: launch/setup.sh [--dev]
 
-Makes .venv in the repository with the first Python >= 3.11 that it finds and installs
+Creates .venv in the repository with the first Python >= 3.11 that it finds and installs
 requirements.txt into it. With --dev also what the tests and the linters need
 (requirements-dev.txt). Where this machine has no MPI, .venv gets one of its own
 (requirements-mpi.txt). Run again, it installs only when these files have changed.
@@ -24,7 +24,7 @@ case ${1:-} in
     *) usage >&2 && exit 2 ;;
 esac
 
-# A candidate must run: version managers leave commands behind that only print an error.
+# A candidate must run: version managers leave commands that only print an error.
 is_usable_python() {
     "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
@@ -48,7 +48,7 @@ TEXT
     return 1
 }
 
-# Every 20 seconds a sign of life, so that a large download does not look like a hang.
+# A line every 20 seconds, so that a large download does not look like a hang.
 run_with_heartbeat() {
     local label=$1 log started
     shift
@@ -59,13 +59,13 @@ run_with_heartbeat() {
     "$@" >"$log" 2>&1 &
     local pid=$!
     set +m
-    # Ctrl-C does not reach what runs in the background: it would go on installing.
+    # Ctrl-C does not reach what runs in the background: it would keep installing.
     # shellcheck disable=SC2064 # their values of now: they are local
     trap "kill -- -$pid 2>/dev/null || true; rm -f '$log'" EXIT
     while kill -0 "$pid" 2>/dev/null; do
         sleep 1
         if (((SECONDS - started) % 20 == 19)) && kill -0 "$pid" 2>/dev/null; then
-            echo "    still at it after $((SECONDS - started)) s"
+            echo "    still running after $((SECONDS - started)) s"
         fi
     done
     local status=0
@@ -74,7 +74,7 @@ run_with_heartbeat() {
     if ((status)); then
         tail -n 30 "$log" >&2
         rm -f "$log"
-        echo "error: this failed: $*" >&2
+        echo "error: command failed: $*" >&2
         return 1
     fi
     rm -f "$log"
@@ -94,7 +94,7 @@ fingerprint() {
     cat "${files[@]}" | cksum
 }
 
-# with_site CMD ...: with what the site's own settings name, as by module load.
+# with_site CMD ...: with the site's own settings, such as module load.
 with_site() (
     if [[ -n ${ENTRODROP_SITE_ENV:-} ]]; then
         # shellcheck source=/dev/null
@@ -103,8 +103,8 @@ with_site() (
     "$@"
 )
 
-# loads_mpi: true where mpi4py finds an MPI. It must not start: in a plain task of srun that would
-# end this very process.
+# loads_mpi: true where mpi4py finds an MPI. It must not initialise it: in a plain srun task that
+# would end this process.
 loads_mpi() {
     with_site .venv/bin/python -c \
         'import mpi4py; mpi4py.rc.initialize = False; import mpi4py.MPI' 2>/dev/null
@@ -114,7 +114,7 @@ loads_mpi() {
 install_mpi() {
     local mpirun
     local without="everything works without it except launch/mpirun.sh and data_prep under mpirun"
-    # Of a file that fails nothing can be said about its MPI, which a wheel would hide.
+    # If the file fails, its MPI is unknown, and a wheel would hide it.
     if ! with_site true; then
         echo "error: ENTRODROP_SITE_ENV: $ENTRODROP_SITE_ENV fails under bash -euo pipefail" >&2
         exit 2
@@ -144,11 +144,11 @@ fi
 
 if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
     python=$(find_python)
-    echo "Making .venv with $("$python" --version) ($python)"
+    echo "Creating .venv with $("$python" --version) ($python)"
     "$python" -m venv --clear .venv
 fi
 # install_pins FILE: pip uses one core, so several share the pins. The last call installs what these
-# leave out and says what fails.
+# leave out and reports what fails.
 install_pins() {
     grep -hE '^[A-Za-z0-9._-]+==' requirements.txt "$1" | grep -v '^torch==' | sort -u \
         | xargs -P "$(nproc)" -n 30 "${pip[@]}" --no-deps || true
@@ -156,7 +156,7 @@ install_pins() {
 }
 
 pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input install --no-compile)
-echo "Installing $requirements into .venv (two to ten minutes, by the network; once)"
+echo "Installing $requirements into .venv (two to ten minutes, depending on the network; once)"
 started=$SECONDS
 run_with_heartbeat "1/2 PyTorch, the largest part" "${pip[@]}" "$(grep '^torch==' requirements.txt)"
 run_with_heartbeat "2/2 everything else" install_pins "$requirements"

@@ -1,4 +1,4 @@
-"""torchrun whose failure is one line: the processes have said what was wrong before it."""
+"""torchrun with failures in one line: the processes have printed what was wrong before it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.distributed.run import main as torchrun
 
 
 def main(arguments: list[str]) -> int:
-    """Run torchrun with its own arguments; 0 when every process ended well."""
+    """Run torchrun with its own arguments; 0 when every process succeeded."""
     # Its log repeats a process's exit code over 30 lines that push the message off the screen.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        # where it keeps files of its own, and would leave them
+        # where it keeps its own files, and would leave them
         with TemporaryDirectory(prefix="torchrun-") as folder:
             torchrun([f"--log-dir={folder}", *arguments])
     except ChildFailedError as error:

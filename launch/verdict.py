@@ -1,10 +1,10 @@
-"""What became of a run, from its run_state.json: exit codes do not survive launchers.
+"""The outcome of a run, from its run_state.json: exit codes do not survive launchers.
 
 Usage: python -m launch.verdict starts RUN_DIR            how many starts it has had
        python -m launch.verdict judge RUN_DIR STARTS      the verdict on the start after STARTS
-The second prints `VERDICT STEP REASON` on stdout and a sentence on stderr, and ends with 0 when the
-run is complete or was stopped. Verdicts: complete, stopped, failed, killed, refused. REASON is that
-of a stop, in the words of run_state.json, and else empty.
+The second prints `VERDICT STEP REASON` on stdout and a sentence on stderr, and exits with 0 when
+the run is complete or was stopped. Verdicts: complete, stopped, failed, killed, refused. REASON is
+that of a stop, as in run_state.json, and otherwise empty.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.ranks.run_state import RUN_STATE_FILE, RunState, read_run_state
 
 
 def read_if_begun(run_dir: Path) -> RunState | None:
-    """None before the first start that came as far as training."""
+    """None before the first start that reached training."""
     return read_run_state(run_dir) if (run_dir / RUN_STATE_FILE).exists() else None
 
 
@@ -29,14 +29,14 @@ def judge(state: RunState | None, run_dir: Path, *, starts_before: int) -> tuple
     if state.state == "complete":
         return "complete", f"Complete: {reached}, in {run_dir}."
     if state.state == "stopped":
-        return "stopped", f"Stopped ({state.reason}) and saved {reached}; start again to go on."
+        return "stopped", f"Stopped ({state.reason}) and saved {reached}; start again to resume."
     logs = f"What each rank printed is in {run_dir / FOLDER}."
     if state.state == "failed":
-        return "failed", f"Failed: {state.reason}\n{logs} A next start goes on from {reached}."
+        return "failed", f"Failed: {state.reason}\n{logs} The next start resumes from {reached}."
     return (
         "killed",
-        f"Killed: processes ended without a word (kill -9, out of memory, a lost host). {logs} "
-        f"A next start goes on from {reached}.",
+        f"Killed: processes ended without a message (kill -9, out of memory, a lost host). {logs} "
+        f"The next start resumes from {reached}.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The verb `plan`: what a run will take, and what to change when it does not fit."""
+"""The verb `plan`: what a run will need, and what to change when it does not fit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from training.config.load import load_recipe
 
 SUMMARY = "memory, time and disk of a run, and what to change when it does not fit"
 DESCRIPTION = """\
-Say what a run will take before it starts: memory of a GPU by phase, memory of a node's host, bytes
-on disk, steps and days; and when it does not fit, the cheapest change with which it does. Needs no
-GPU, no network and no torch. docs/planning.md explains each line.
+Forecast what a run will need before it starts: GPU memory by phase, host memory of a node, bytes on
+disk, steps and days; and when it does not fit, the cheapest change that makes it fit. Needs no GPU,
+no network and no torch. docs/planning.md explains each line.
 
 examples:
   python -m launch plan training/recipes/qwen3_8b.yaml --gpus 64 --gpu-gib 80
@@ -38,13 +38,15 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         default=machine.gpus_per_node,
         help="how many share a host (default %(default)s)",
     )
-    verb.add_argument("--host-gib", type=_above_0, help="memory of a host; it then has to fit too")
+    verb.add_argument(
+        "--host-gib", type=_above_0, help="memory of a host; it then has to suffice too"
+    )
     verb.add_argument(
         "--mfu",
         type=_share,
         default=machine.mfu,
-        help="share of the peak that all matrix products reach, recomputed ones too: ask a run of "
-        "yours (default %(default)s)",
+        help="share of the peak that all matrix products reach, recomputed ones too: take it "
+        "from a run of yours (default %(default)s)",
     )
     verb.add_argument(
         "--gpu-tflops",
@@ -59,9 +61,9 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="share of a GPU that must stay free (default %(default)s)",
     )
     verb.add_argument(
-        "--corpus-tokens", type=_count, help="tokens of an epoch, where the pack is not here yet"
+        "--corpus-tokens", type=_count, help="tokens of an epoch, if the pack does not exist yet"
     )
-    verb.add_argument("--json", action="store_true", help="print it for machines, in bytes")
+    verb.add_argument("--json", action="store_true", help="print JSON, in bytes")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -87,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above 0")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""The verb `preflight`: its arguments, and what each process does with them; torch comes late."""
+"""The verb `preflight`: its arguments, and what each process does; torch is imported late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "check hosts, network, corpus and numerics on the processes that will train"
 DESCRIPTION = """Check in about a minute, on all processes of a job, what would otherwise go wrong
-hours later or unnoticed. Start it as the training itself: in every process, by the same launcher.
+hours later or unnoticed. Start it like the training itself: in every process, by the same launcher.
 Rank 0 prints a table of pass, WARN and FAIL, with ranks and hosts and what to do.
 docs/preflight.md explains each check.
 
@@ -34,7 +34,7 @@ exit code: 0 nothing failed (warnings may be), 1 a check failed, 2 usage error""
 
 
 def _checks() -> str:
-    """Every check with what it protects from."""
+    """Every check with what it protects against."""
     return "\n".join(
         textwrap.fill(
             sentence,
@@ -52,7 +52,7 @@ DESCRIPTION += f"checks:\n{_checks()}\n{_EXAMPLES}"
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     add_recipe(verb)
     verb.add_argument(
-        "--skip", default="", metavar="NAME,...", help="leave these checks out, as in disk,pairs"
+        "--skip", default="", metavar="NAME,...", help="skip these checks, as in disk,pairs"
     )
     verb.add_argument(
         "--deep", action="store_true", help="read every byte of the corpus, however long it takes"
@@ -69,9 +69,9 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         type=float,
         default=120.0,
         metavar="SECONDS",
-        help="longest time of one check before what hangs is named (default %(default)g)",
+        help="longest time of one check before the ranks that hang are named (default %(default)g)",
     )
-    verb.add_argument("--json", action="store_true", help="print it for machines")
+    verb.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} {value:g} is not above 0")
     _refuse_timeout_without_number()
     _quiet_libraries()
-    # imports here: --help and a mistake answer before torch is loaded
+    # imports here: --help and usage errors answer before torch is loaded
     from launch.preflight.meeting import CommonMistake, Request, meet
 
     try:
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def end_process(code: int) -> None:
-    """Without a farewell: checks that hang are still there in threads, and so are gloo's."""
+    """At once: checks that hang are still running in threads, and so is gloo."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -129,11 +129,11 @@ def end_process(code: int) -> None:
 def _refuse_timeout_without_number() -> None:
     value = os.environ.get("DEEPSPEED_TIMEOUT", "10")
     if not value.isdecimal():
-        raise ValueError(f"DEEPSPEED_TIMEOUT={value} is no whole number of minutes")
+        raise ValueError(f"DEEPSPEED_TIMEOUT={value} is not a whole number of minutes")
 
 
 def _quiet_libraries() -> None:
-    """As launch/env.sh does, for processes that come from elsewhere."""
+    """As launch/env.sh does, for processes started without it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

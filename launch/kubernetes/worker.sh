@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One container's part of a run over several: torchrun joins them; the exit code says what to do next.
+# One container's part of a run: torchrun joins several; the exit code says what to do next.
 set -euo pipefail
 
 usage() {
@@ -7,13 +7,13 @@ usage() {
 usage: launch/kubernetes/worker.sh RECIPE [--dry-run] [a.b=c ...]
 
 Runs in each container of a run, under Kubernetes (launch/kubernetes/base) or compose
-(docker/compose.yaml), which tell it by environment variables where it stands:
+(docker/compose.yaml), which set its place by environment variables:
 
-  NUM_NODES             how many containers there are
+  NUM_NODES             number of containers
   NODE_RANK             which of them this is, from 0
   MASTER_ADDR           the name of container 0
   MASTER_PORT           where they meet there (default: 29500)
-  PROCESSES_PER_NODE    default: one a GPU, 1 without a GPU
+  PROCESSES_PER_NODE    default: one per GPU, 1 without a GPU
   ENTRODROP_DNS_SECONDS    how long the name may take to appear (default: 900)
   ENTRODROP_MAX_CRASHES    starts in a row without a new checkpoint before it gives up (default: 3)
 
@@ -21,8 +21,8 @@ SIGTERM saves and ends the run on all containers. Exit codes:
 
   0   the run is complete, or was stopped by a file STOP in its folder
   1   start all containers again: it failed, or was asked to end by a signal and has saved
-  2   a mistake in recipe, options or variables; another start would find it again
-  3   gave up: ENTRODROP_MAX_CRASHES starts in a row brought no new checkpoint
+  2   an error in recipe, options or variables; another start would fail again
+  3   gave up: ENTRODROP_MAX_CRASHES starts in a row without a new checkpoint
 
 example:
   NUM_NODES=2 NODE_RANK=0 MASTER_ADDR=localhost launch/kubernetes/worker.sh \
@@ -75,7 +75,7 @@ say() {
     echo "=== $(date '+%F %T') container $NODE_RANK of $NUM_NODES: $*"
 }
 
-# The container that counts, for all: a start is a try until a later one finds a newer checkpoint.
+# For the container that counts starts, for all: each counts until one finds a newer checkpoint.
 count_try() {
     local tries=$RUN_DIR/.container-starts step last count
     mkdir -p -- "$RUN_DIR"
@@ -86,7 +86,7 @@ count_try() {
     fi
     if ((count >= ${ENTRODROP_MAX_CRASHES:-3})); then
         rm -f -- "$tries"
-        say "gave up: $count starts in a row brought no checkpoint after step $step"
+        say "gave up: $count starts in a row without a checkpoint after step $step"
         exit 3
     fi
     echo "$step $((count + 1))" >"$tries"
@@ -114,7 +114,7 @@ say "$num_processes processes; master $MASTER_ADDR:${MASTER_PORT:-29500}; locked
 wait_for_master
 supervise "${command[@]}" || exit 1
 if [[ $VERDICT == stopped && -n $SIGNALLED ]]; then
-    say "saved step $STEP; the next start goes on from it"
+    say "saved step $STEP; the next start resumes from it"
     exit 1
 fi
 ((NODE_RANK > 0)) || rm -f -- "$RUN_DIR/.container-starts"

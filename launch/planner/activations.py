@@ -1,6 +1,6 @@
-"""Bytes that the forward pass keeps for the backward pass, and that each of them needs meanwhile.
+"""Bytes that the forward pass keeps for the backward pass, and that each needs temporarily.
 
-The idea is that of Korthikanti et al., Reducing Activation Recomputation in Large Transformer
+The idea is from Korthikanti et al., Reducing Activation Recomputation in Large Transformer
 Models (arXiv 2205.05198, section 4): add up what each module saves. Their layer, `s b h (34 + 5 a s
 / h)` bytes, is one with GeLU, dropout and a whole attention matrix; ours has RMSNorm, rotary
 attention that keeps no matrix, and a gated MLP. So for each token of a rank's shard, with hidden
@@ -42,7 +42,7 @@ class Activations:
 
     @property
     def layer_input(self) -> int:
-        """All that a layer with activation checkpointing keeps."""
+        """What a layer with activation checkpointing keeps."""
         return self.tokens * self.arch.hidden * self.number_bytes
 
     @property
@@ -80,7 +80,7 @@ class Activations:
 
     @property
     def forward_extra(self) -> int:
-        """Of a layer whose activations nothing keeps: input, norm, and three of the MLP."""
+        """Of a layer whose activations are not kept: input, norm, and three of the MLP."""
         numbers = 2 * self.arch.hidden + 3 * self.arch.intermediate
         return self.tokens * numbers * self.number_bytes
 
@@ -96,11 +96,11 @@ class Activations:
 
     @property
     def head_chunk(self) -> int:
-        """Logits of a chunk with what their statistics take; gone when the head has run."""
+        """Logits of a chunk with what their statistics take; freed when the head has run."""
         vocab = self.arch.vocab
         chunk_tokens = max(1, min(_CHUNK_LOGITS // vocab, self.tokens))
         numbers = chunk_tokens * (vocab + self.arch.hidden) * self.number_bytes
-        if self.on_gpu:  # Triton kernels read the chunk where it lies
+        if self.on_gpu:  # Triton kernels read the chunk in place
             return numbers
         copies = 2 if self.number_bytes == _FP32 else 3
         block_tokens = max(1, min(_BLOCK_LOGITS // vocab, chunk_tokens))

@@ -32,7 +32,7 @@ def advise(given: Forecast) -> tuple[list[str], Forecast] | None:
 
 
 def more_gpus(given: Forecast) -> tuple[int, list[str]] | None:
-    """The fewest GPUs, doubling, on which it fits as it is or with changes; to 64 times as many."""
+    """The fewest GPUs, doubling up to 64 times as many, on which it fits, as it is or changed."""
     num_gpus = given.machine.num_gpus
     for factor in (2, 4, 8, 16, 32, 64):
         machine = replace(given.machine, num_gpus=num_gpus * factor)
@@ -53,7 +53,7 @@ def _changes(given: Forecast) -> Iterator[tuple[list[str], Recipe]]:
     # sequence shards exchange heads in every layer: within a node
     own_sp = train.sequence_parallel_size
     sp_sizes = [own_sp, *(n for n in range(2 * own_sp, ranks + 1, own_sp) if ranks % n == 0)]
-    is_bf16 = given.run.zero.number_bytes == 2  # as the files that offload are
+    is_bf16 = given.run.zero.number_bytes == 2  # as in the JSON files with offload
     offloads = [file for file in _OFFLOADS if is_bf16 and Path(file).is_file()]
     ds_files = [recipe.deepspeed, *offloads]
     for ds_file, sp_size, micro_batch, checkpointing in product(

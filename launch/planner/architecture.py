@@ -13,7 +13,7 @@ from launch.planner.corpus import read_vocab_size
 from training.config.recipe import Recipe
 
 _FAMILIES = ("llama", "qwen3")
-"""`model_type` of those whose modules and activations are known here."""
+"""`model_type` of the families whose modules and activations are known here."""
 
 PUBLIC_MODELS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-0.6B": {
@@ -37,7 +37,7 @@ PUBLIC_MODELS: dict[str, dict[str, Any]] = {
         "head_dim": 128, "vocab_size": 128_256, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""Of the config.json that each model is published with."""
+"""From the config.json of each published model."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def find_architecture(recipe: Recipe) -> Architecture:
     """The sizes of the recipe's model, without loading or downloading anything.
 
     Raises:
-        ValueError: for a model that is neither here nor known by name, or of another family.
+        ValueError: for a model that is neither local nor known by name, or of another family.
     """
     model = recipe.model
     if model.config is not None:
@@ -114,7 +114,7 @@ def find_architecture(recipe: Recipe) -> Architecture:
         return from_config(PUBLIC_MODELS[name], source="the planner's own table")
     hint = did_you_mean(name, PUBLIC_MODELS, cutoff=0.4)
     raise ValueError(
-        f"model.pretrained {name} is no folder here, not in the cache of the hub, and not one of "
+        f"model.pretrained {name} is not a folder here, not in the hub's cache, and not one of "
         f"{', '.join(PUBLIC_MODELS)}{hint}"
     )
 
@@ -160,16 +160,18 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
     family = config.get("model_type")
     if family not in _FAMILIES:
         raise ValueError(
-            f"{source}: model_type {family} is none that the planner knows; known are "
+            f"{source}: model_type {family} is not supported by the planner; supported are "
             f"{', '.join(_FAMILIES)}"
         )
     if biased := [key for key in ("attention_bias", "mlp_bias") if config.get(key)]:
-        raise ValueError(f"{source}: {biased[0]} true is not known to the planner; known is false")
+        raise ValueError(
+            f"{source}: {biased[0]} true is not supported by the planner; only false is"
+        )
 
     def size(key: str, default: int | None = None) -> int:
         value = config.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{source}: {key} must be a whole number above 0 (is {value!r})")
+            raise ValueError(f"{source}: {key} must be an integer above 0 (is {value!r})")
         return value
 
     heads = size("num_attention_heads")
@@ -181,7 +183,7 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
         layers=size("num_hidden_layers"),
         heads=heads,
         kv_heads=size("num_key_value_heads", heads),
-        # what transformers takes where it is not given
+        # the default of transformers
         head=size("head_dim", 128 if family == "qwen3" else hidden // heads),
         vocab=size("vocab_size"),
         tied=bool(config.get("tie_word_embeddings", False)),

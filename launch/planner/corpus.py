@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CorpusSize:
-    """Of the train split, packed; padding counts, for it is computed like the rest."""
+    """Of the train split, packed; padding counts, since it is computed like the rest."""
 
     pack_tokens: int
     epoch_tokens: int
@@ -27,7 +27,7 @@ def read_size(recipe: Recipe) -> CorpusSize | None:
     """Of the recipe's corpus, or None where it is not packed for this length yet.
 
     Raises:
-        ValueError: for a corpus or a pack that is there and is not whole, and for a mixture of
+        ValueError: for a corpus or a pack that exists but is incomplete, and for a mixture of
             other domains.
     """
     length = recipe.data.sequence_tokens
@@ -47,7 +47,7 @@ def read_vocab_size(recipe: Recipe) -> int | None:
     """Ids of the corpus's tokenizer, or None where there is no corpus yet.
 
     Raises:
-        ValueError: for a corpus that is there and is not whole.
+        ValueError: for a corpus that exists but is incomplete.
     """
     with _opened(recipe) as corpus:
         return None if corpus is None else corpus.vocab_size
@@ -60,7 +60,7 @@ def _opened(recipe: Recipe) -> Iterator[Corpus | None]:
         if not folder.is_dir():
             yield None
             return
-        # loads numpy, which a plan without a corpus needs not wait for
+        # loads numpy, which a plan without a corpus does not need
         from data_prep.shards import is_corpus, open_corpus
 
         yield open_corpus(folder) if is_corpus(folder) else None

@@ -16,22 +16,22 @@ from training.config.recipe import Recipe
 
 GIB = 2**30
 _OUTSIDE_TENSORS_BYTES = 2 * GIB
-"""CUDA's context, NCCL's buffers, libraries' workspaces: an assumption, measured nowhere here."""
+"""CUDA's context, NCCL's buffers, libraries' workspaces: an assumption, not measured here."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the run is to go on."""
+    """The hardware of the run."""
 
     num_gpus: int
     gpu_gib: float
     gpus_per_node: int = 8
     host_gib: float | None = None
-    """Memory of a node; None does not compare."""
+    """Memory of a node; None skips the comparison."""
     gpu_tflops: float = 989.0
     """Dense bf16 of a GPU; 989 is the H100's in NVIDIA's data sheet."""
     mfu: float = 0.4
-    """Share of these that all matrix products reach, recomputed ones too."""
+    """Share of this peak that all matrix products reach, recomputed ones too."""
     margin_frac: float = 0.1
     """Share of a GPU that must stay free: fragments of the allocator, and the forecast's error."""
     corpus_tokens: int | None = None
@@ -44,7 +44,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Forecast:
-    """All that a plan says; bytes are of one GPU, or of one node."""
+    """All results of a plan; bytes are of one GPU, or of one node."""
 
     recipe: Recipe
     machine: Machine
@@ -88,7 +88,7 @@ def forecast(recipe: Recipe, machine: Machine, *, known: Forecast | None = None)
         known: of the same model and corpus, whose sizes are then not read again.
 
     Raises:
-        DoesNotDivideError: for a batch, heads or GPUs that do not divide.
+        DoesNotDivideError: for a batch, heads or GPUs that do not divide evenly.
         ValueError: for files that cannot be read.
     """
     arch = known.arch if known else find_architecture(recipe)

@@ -8,7 +8,7 @@ from launch.planner.memory import Run
 from training.config.recipe import Recipe
 
 _PROCESS_BYTES = 3 * 2**30
-"""Python, torch, CUDA's host side and data of one process: an assumption, on no GPU measured."""
+"""Python, torch, CUDA's host side and data of one process: an assumption, not measured on a GPU."""
 _CHECKPOINT_BYTES = 12
 """A weight: fp32 master and Adam's two moments; bf16 weights are made from the first."""
 
@@ -22,7 +22,7 @@ class Host:
     """Offloaded master weights, moments and gradients."""
     parameters: int
     pinned: int
-    """Of the two before: what cannot be swapped out."""
+    """Part of the two before that cannot be swapped out."""
     checkpoint_copy: int
     """Of checkpoints that are written in the background."""
     model_files: int
@@ -30,10 +30,10 @@ class Host:
     checkpoint_on_disk: int
     """Of the whole run, one checkpoint."""
     checkpoints_kept: int
-    """How many lie on disk at most, the one that is written too."""
+    """The most on disk at a time, including the one being written."""
     export_on_disk: int
     entropies_on_disk: int
-    """Of the run's cache, and again in each checkpoint; 0 where there is none or no size known."""
+    """Of the run's cache, and again in each checkpoint; 0 without one or if its size is unknown."""
 
     @property
     def peak_bytes(self) -> int:
@@ -44,10 +44,10 @@ class Host:
 def forecast_host(
     recipe: Recipe, run: Run, *, ranks_per_node: int, pack_tokens: int | None
 ) -> Host:
-    """What the host of a node holds at most.
+    """The most that the host of a node holds.
 
     Args:
-        pack_tokens: of the train split; None where that is not known.
+        pack_tokens: of the train split; None if unknown.
     """
     zero, own = run.zero, run.partition
     master = moments = gradients = parameters = pinned = 0

@@ -1,4 +1,4 @@
-"""Peak memory of one GPU by phase: a step walked through module by module.
+"""Peak memory of one GPU by phase: a step simulated module by module.
 
 Model states follow Rajbhandari et al., ZeRO (arXiv 1910.02054, section 3): in bf16 2 bytes for a
 weight, 2 for its gradient and 12 for fp32 master weight and Adam's two moments, each divided by the
@@ -18,9 +18,9 @@ from launch.planner.zero import Zero
 
 _ADAM_BYTES, _MASTER_BYTES = 8, 4
 _BATCH_BYTES = 49
-"""A token: five int64 (ids, places, targets, two numbers), the document's length, a flag."""
+"""Per token: five int64 (ids, places, targets, two numbers), the document's length, a flag."""
 _METHOD_BYTES = 48
-"""A token: entropy, its bits and hash for the quantile, draw and drop."""
+"""Per token: entropy, its bits and hash for the quantile, draw and drop."""
 
 Phase = Literal["load", "forward", "backward", "step", "evaluation", "save"]
 PHASES: tuple[Phase, ...] = ("load", "forward", "backward", "step", "evaluation", "save")
@@ -46,7 +46,7 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """All that decides the memory of a rank."""
+    """All that determines the memory of a rank."""
 
     arch: Architecture
     zero: Zero
@@ -56,7 +56,7 @@ class Run:
     step_tokens: int
     """Of an optimizer step on this rank, all micro-steps."""
     one_pass_head: bool
-    """Gradients come with the loss: everywhere but with the lagged threshold."""
+    """Gradients come with the loss: always, except with the lagged threshold."""
 
     @property
     def partition(self) -> int:
@@ -165,7 +165,7 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
         below += acts.layer_input if run.checkpointing else 0
         whole = below + acts.layer
         yield from moment(block, whole + acts.mlp_gradient, mlp_weight)  # down
-        # the product's gradient and two behind it; the product itself is gone
+        # the product's gradient and two after it; the product itself is freed
         yield from moment(block, whole + 2 * acts.mlp_gradient)
         yield from moment(block, whole - acts.mlp_gradient, mlp_weight, mlp_weight)  # up, gate
         yield from moment(block, below + acts.attention, *reversed(attention_weights))
@@ -175,9 +175,9 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
 
 
 class _Bucket:
-    """Gradients on their way: they gather in a buffer, which is copied to be sent when it is full.
+    """Gradients in flight: they gather in a buffer, which is copied to be sent when it is full.
 
-    One that is larger than the buffer waits beside it. Source: `__add_grad_to_ipg_bucket` and
+    One that is larger than the buffer waits outside it. Source: `__add_grad_to_ipg_bucket` and
     `reduce_scatter_coalesced` of DeepSpeed 0.19.
     """
 
@@ -186,7 +186,7 @@ class _Bucket:
         self._zero, self._num_copies = zero, num_copies
         self._numbers = self._num_weights = 0
         self.held = 0
-        """Bytes beside the buffer."""
+        """Bytes outside the buffer."""
 
     def add(self, numbers: int) -> int:
         """Returns bytes of the copy that is sent to make room, 0 for none."""
@@ -200,7 +200,7 @@ class _Bucket:
         return sent
 
     def send(self) -> int:
-        """Returns bytes of the copies; DeepSpeed sends a gradient alone as it lies."""
+        """Returns bytes of the copies; DeepSpeed sends a single gradient without a copy."""
         num_copies = self._num_copies - (self._num_weights == 1)
         copied = num_copies * self._numbers
         self._numbers = self._num_weights = self.held = 0
@@ -208,7 +208,7 @@ class _Bucket:
 
 
 def _gathered(run: Run) -> list[tuple[Use, int]]:
-    """Bytes of whole weights at each use; a rank alone uses its own as they lie."""
+    """Bytes of whole weights at each use; a single rank uses its own in place."""
     is_free = run.world_size == 1 and not run.zero.offloads_parameters
     width = 0 if is_free else run.zero.number_bytes
     walked = gathered_numbers(run.arch, run.zero, checkpointing=run.checkpointing)

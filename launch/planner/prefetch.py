@@ -1,4 +1,4 @@
-"""Which weights ZeRO-3 holds whole at each point of a step: its own rules, walked through.
+"""Which weights ZeRO-3 holds whole at each point of a step: a simulation of its own rules.
 
 Source: `PartitionedParameterCoordinator` in deepspeed/runtime/zero/partitioned_param_coordinator.py
 of DeepSpeed 0.19, once it has recorded the order of the modules.
@@ -20,7 +20,7 @@ class Use(NamedTuple):
     block: int
     """0 is the embedding, 1 to L are the layers, L + 1 the last norm and the head."""
     is_backward: bool
-    """Also where a layer is recomputed for its backward pass."""
+    """True also where a layer is recomputed for its backward pass."""
     weights: tuple[int, ...]
     """Which weights it needs, all of them until its end."""
     is_layer: bool
@@ -100,9 +100,9 @@ def gathered_numbers(
 
 
 def _soon(order: Order, step: int, *, within: int) -> set[int]:
-    """Weights that DeepSpeed sees come again before so many numbers have passed.
+    """Weights that DeepSpeed sees used again within so many numbers.
 
-    Looking on from a layer it sees the whole model at the turn to the backward pass, since the
+    Looking ahead from a layer it sees the whole model at the turn to the backward pass, since the
     module around all others comes there; from any other module it sees no weights of layers.
     """
     uses, sizes = order
@@ -129,7 +129,7 @@ class _Buffer:
 
 
 class _State:
-    """Weights that are whole or on their way, in numbers."""
+    """Weights that are whole or in flight, in numbers."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self._sizes = sizes
@@ -164,7 +164,7 @@ class _State:
         self._num_held -= self._sizes[weight]
 
     def peak(self) -> int:
-        """Since it was asked for last."""
+        """Since the last call."""
         peak, self._peak = self._peak, self._num_held
         return max(peak, self._num_held)
 

@@ -1,4 +1,4 @@
-"""A forecast as a table for people, and as plain data for machines."""
+"""A forecast as a table to read, and as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LABELS = {
     "gathered": "gathered weights",
     "activations": "activations",
     "head": "head: chunk, gradients",
-    "whole_gradients": "gradients on their way",
+    "whole_gradients": "gradients in flight",
     "method": "batch and method",
 }
 
@@ -57,7 +57,7 @@ def _heading(given: Forecast, name: str) -> list[str]:
     return [
         f"{name}: {arch.parameters / 1e9:.3f} billion parameters in {number} "
         f"(sizes from {arch.source})",
-        f"GPUs: {machine.num_gpus} of {machine.gpu_gib:g} GiB, {machine.ranks_per_node} a node; "
+        f"GPUs: {machine.num_gpus} of {machine.gpu_gib:g} GiB, {machine.ranks_per_node} per node; "
         f"{recipe.deepspeed}",
         f"samples of {recipe.data.sequence_tokens:,} tokens, "
         f"{train.micro_batch_samples} at a time; "
@@ -98,11 +98,11 @@ def _host(given: Forecast) -> list[str]:
         "checkpoint being written": host.checkpoint_copy,
         "model files while loading (first node)": host.model_files,
     }
-    told = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value)
+    shown = ", ".join(f"{name} {value / GIB:.1f}" for name, value in parts.items() if value)
     return [
-        f"GiB of a node's host: {host.peak_bytes / GIB:.1f} at most ({told}); "
+        f"GiB of a node's host: {host.peak_bytes / GIB:.1f} at most ({shown}); "
         f"pinned {host.pinned / GIB:.1f}",
-        f"GiB on disk: {host.checkpoint_on_disk / GIB:.1f} a checkpoint, up to "
+        f"GiB on disk: {host.checkpoint_on_disk / GIB:.1f} per checkpoint, up to "
         f"{host.checkpoints_kept} of them; {host.export_on_disk / GIB:.1f} for the export; "
         f"{host.entropies_on_disk / GIB:.2f} for the cache of entropies",
     ]
@@ -112,9 +112,9 @@ def _time(given: Forecast) -> list[str]:
     time, machine = given.duration, given.machine
     rate = time.step_tokens / time.step_seconds
     lines = [
-        f"{time.step_tokens:,} tokens a step in {time.micro_steps} micro-steps; "
-        f"{time.step_seconds:.2f} s a step, {rate:,.0f} tokens a second at {machine.mfu:g} of "
-        f"{machine.gpu_tflops:g} TFLOPS a GPU"
+        f"{time.step_tokens:,} tokens per step in {time.micro_steps} micro-steps; "
+        f"{time.step_seconds:.2f} s per step, {rate:,.0f} tokens per second at {machine.mfu:g} of "
+        f"{machine.gpu_tflops:g} TFLOPS per GPU"
     ]
     if time.total_steps is None or time.days is None:
         lines.append(
@@ -151,7 +151,7 @@ def _verdict(given: Forecast) -> list[str]:
         return [
             *lines,
             f"The cheapest change that fits ({changed.peak_bytes / GIB:.1f} GiB; host "
-            f"{changed.host.peak_bytes / GIB:.0f} GiB a node):",
+            f"{changed.host.peak_bytes / GIB:.0f} GiB per node):",
             f"  {' '.join(overrides)}",
         ]
     if more := more_gpus(given):

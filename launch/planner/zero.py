@@ -28,7 +28,7 @@ class Zero:
     number_bytes: int
     """Of a weight, an activation and a gradient: 2 in bf16, 4 in fp32."""
     communication_bytes: int
-    """Of a gradient on its way to the rank that keeps it."""
+    """Of a gradient in flight to the rank that keeps it."""
     reduce_bucket: int
     contiguous_gradients: bool
     sub_group: int
@@ -59,7 +59,7 @@ def read_zero(recipe: Recipe) -> Zero:
         raise ValueError(f"deepspeed: {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"deepspeed: {path}: {error}") from None
-    # With sequence parallelism DeepSpeed adds gradients in fp32, whatever else is asked for.
+    # With sequence parallelism DeepSpeed adds gradients in fp32, whatever else is set.
     if recipe.train.sequence_parallel_size > 1:
         asked = config.get("seq_parallel_communication_data_type") or "fp32"
     else:

@@ -1,4 +1,4 @@
-"""Checks: bandwidth of all-reduce and all-to-all, and that they deliver rightly."""
+"""Checks: bandwidth of all-reduce and all-to-all, and that their results are correct."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SLOW_FRAC = 1 / 2
 
 
 def num_bytes(context: Context) -> int:
-    """Of a message that is large enough for bandwidth to count and not latency."""
+    """Of a message that is large enough for bandwidth, not latency, to dominate."""
     return _GPU_BYTES if context.setting.on_gpu else _CPU_BYTES
 
 
@@ -50,23 +50,23 @@ def judge_all_reduce(setting: Setting, measures: Mapping[int, Any]) -> list[Find
     if setting.world_size == 1:
         return [Finding("skip", "one process")]
     gbps = min(found["gbps"] for found in measures.values())
-    told = f"{gbps:,.2f} Gbit/s (bus bandwidth) over {setting.world_size} processes"
+    text = f"{gbps:,.2f} Gbit/s (bus bandwidth) over {setting.world_size} processes"
     if setting.num_hosts == 1 and setting.min_gbps is not None and gbps < setting.min_gbps:
         return [
             Finding(
                 "fail",
-                f"{told}; --min-gbps asks for {setting.min_gbps:g}",
-                "nvidia-smi topo -m shows how GPUs are joined; see NCCL_P2P_DISABLE",
+                f"{text}; --min-gbps asks for {setting.min_gbps:g}",
+                "nvidia-smi topo -m shows how GPUs are connected; see NCCL_P2P_DISABLE",
             )
         ]
-    return [Finding("pass", told)]
+    return [Finding("pass", text)]
 
 
 def measure_all_to_all(context: Context) -> dict[str, Any] | None:
-    """What each rank of a group sends to the others of it in a second.
+    """What each rank of a group sends to its other ranks per second.
 
     Raises:
-        ValueError: when something arrives at the wrong place.
+        ValueError: when something arrives in the wrong place.
     """
     layout = context.layout
     if layout.sp_size == 1:
@@ -96,7 +96,7 @@ def _check_delivery(context: Context, group: Any) -> None:
 def judge_all_to_all(setting: Setting, measures: Mapping[int, Any]) -> list[Finding]:
     """Groups below half of the median are named."""
     if setting.sp_size == 1:
-        return [Finding("skip", "no sequences are shared (train.sequence_parallel_size 1)")]
+        return [Finding("skip", "sequences are not shared (train.sequence_parallel_size 1)")]
     usual = median(found["gbps"] for found in measures.values())
     slow = tuple(r for r, found in measures.items() if found["gbps"] < _SLOW_FRAC * usual)
     if slow:
@@ -106,7 +106,7 @@ def judge_all_to_all(setting: Setting, measures: Mapping[int, Any]) -> list[Find
                 "warn",
                 f"{least:,.2f} Gbit/s on {name_ranks(slow, setting.hosts)}, {usual:,.2f} at the "
                 "median of all groups",
-                "keep a group within a host; look at the links of these hosts",
+                "keep a group within a host; check the links of these hosts",
                 slow,
             )
         ]
@@ -114,13 +114,13 @@ def judge_all_to_all(setting: Setting, measures: Mapping[int, Any]) -> list[Find
     return [
         Finding(
             "pass",
-            f"{usual:,.2f} Gbit/s a process in {count(num_groups, 'group')} of {setting.sp_size}",
+            f"{usual:,.2f} Gbit/s per process in {count(num_groups, 'group')} of {setting.sp_size}",
         )
     ]
 
 
 def seconds_of(call: Callable[[], object], context: Context) -> float:
-    """Mean time of a collective, after one that warms up; every rank makes as many calls."""
+    """Mean time of a collective, after a warm-up; every rank makes equally many calls."""
     call()
     first = torch.tensor([_timed(call, context)])
     dist.all_reduce(first, op=dist.ReduceOp.MAX, group=context.cpu_group)
@@ -142,7 +142,7 @@ def wait_for_device(context: Context) -> None:
 
 
 def meet_all(context: Context) -> Tensor:
-    """A barrier: nobody goes on before all have come."""
+    """A barrier: no rank continues before all have arrived."""
     one = torch.ones(1, device=context.layout.device)
     dist.all_reduce(one)
     wait_for_device(context)

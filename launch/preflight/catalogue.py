@@ -1,4 +1,4 @@
-"""The checks by name, in the order in which they run, each with what it protects from; no torch."""
+"""The checks by name, in the order in which they run, each with what it verifies; no torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from common.hints import did_you_mean
 CHECKS = {
     "versions": "the same Python, packages, sources and recipe on every host",
     "devices": "what each process computes on, and whether others use it",
-    "memory": "the planner's forecast beside the memory that is free",
+    "memory": "the planner's forecast against the free memory",
     "limits": "open files, locked memory, shared memory",
-    "environment": "variables that slow a run down, hide its errors or name what is not there",
-    "caches": "home, TMPDIR and the Hugging Face cache: there, writable, one's own",
-    "names": "host names that resolve, and processes that lie well on hosts",
+    "environment": "variables that slow a run down, hide its errors or name what does not exist",
+    "caches": "home, TMPDIR and the Hugging Face cache: existing, writable, one's own",
+    "names": "host names that resolve, and well-placed processes",
     "space": "room on disk for checkpoints and the export",
     "paths": "one run folder, corpus and model for all hosts",
     "disk": "speed of writing the run folder and of reading the corpus",
     "clocks": "clocks of the hosts against that of the first",
     "all-reduce": "bandwidth over all processes, and that sums are right",
-    "all-to-all": "bandwidth in the groups that share sequences, and that it delivers rightly",
+    "all-to-all": "bandwidth in the groups that share sequences, and that results are right",
     "pairs": "bandwidth of every pair of hosts: which host or link is slow",
-    "model": "heads that divide, a vocabulary that holds the corpus, files that are whole",
+    "model": "heads that divide evenly, a vocabulary that covers the corpus, complete files",
     "tokenizer": "the corpus was tokenised for this model",
     "start": "all that a start of the run would refuse before weights exist",
     "contents": "checksums of corpus and pack",
@@ -30,15 +30,15 @@ CHECKS = {
 
 
 def read_skipped(text: str) -> frozenset[str]:
-    """The names in a text as `disk,pairs`.
+    """The names in a text such as `disk,pairs`.
 
     Raises:
-        ValueError: for a name that is none, with the nearest that are.
+        ValueError: for an unknown name, with the nearest known ones.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in CHECKS:
-            otherwise = f"there are {', '.join(CHECKS)}"
+            otherwise = f"valid: {', '.join(CHECKS)}"
             hint = did_you_mean(name, CHECKS, most=2, cutoff=0.4, otherwise=otherwise)
             raise ValueError(f"--skip: there is no check {name!r}{hint}")
     return frozenset(names)

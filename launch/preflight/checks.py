@@ -29,11 +29,11 @@ class Check(NamedTuple):
     """One row of the table."""
 
     measure: Callable[[Context], Any]
-    """On every rank; what it returns can be pickled, what it raises fails the check."""
+    """On every rank; its result can be pickled, an exception fails the check."""
     judge: Callable[[Setting, Mapping[int, Any]], list[Finding]]
     """On rank 0, of the ranks that have measured."""
     talks: bool = False
-    """Ranks wait for each other in it: one that hangs makes all later ones of this kind useless."""
+    """Ranks wait for each other in it: if one hangs, all later checks of this kind are useless."""
 
 
 CHECKS = {

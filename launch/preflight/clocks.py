@@ -1,4 +1,4 @@
-"""Check: clocks of the hosts against that of the first; logs of hosts are compared by them."""
+"""Check: clocks of the hosts against that of the first; comparing logs of hosts relies on them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MAX_SECONDS = 1.0
 
 
 def measure(context: Context, *, now: Callable[[], float] = time.time) -> dict[str, float] | None:
-    """How far this host's clock is ahead of rank 0's, by the quickest of some round trips.
+    """How far this host's clock is ahead of rank 0's, by the fastest of some round trips.
 
-    The other clock was read somewhere between question and answer: at the middle, give or take
-    half of the round trip (Cristian's algorithm). One rank of each host asks, in turn.
+    The other clock was read somewhere between request and reply: at the middle, give or take half
+    of the round trip (Cristian's algorithm). One rank of each host asks, in turn.
     """
     rank, group = context.layout.rank, context.cpu_group
     leaders = [ranks[0] for ranks in context.setting.ranks_of_host.values()][1:]
@@ -45,7 +45,7 @@ def measure(context: Context, *, now: Callable[[], float] = time.time) -> dict[s
 
 
 def judge(setting: Setting, measures: Mapping[int, Any]) -> list[Finding]:
-    """More than a second off, for certain."""
+    """Certainly more than a second off."""
     if setting.num_hosts == 1:
         return [Finding("skip", "one host")]
     asked = {rank: found for rank, found in measures.items() if found is not None}
@@ -54,7 +54,7 @@ def judge(setting: Setting, measures: Mapping[int, Any]) -> list[Finding]:
             "warn",
             f"the clock of {setting.hosts[rank]} is {abs(found['ahead']):.1f} s "
             f"{'ahead of' if found['ahead'] > 0 else 'behind'} that of {setting.hosts[0]}",
-            "let chrony or ntpd set it; nothing that is learnt depends on it, logs of hosts do",
+            "let chrony or ntpd set it; it affects logs, not what is learnt",
             (rank,),
         )
         for rank, found in asked.items()
@@ -64,4 +64,4 @@ def judge(setting: Setting, measures: Mapping[int, Any]) -> list[Finding]:
         return findings
     widest = max(asked.values(), key=lambda found: abs(found["ahead"]))
     off, doubt = widest["ahead"] * 1e3, widest["give_or_take"] * 1e3
-    return [Finding("pass", f"{off:+.1f} ms at the most, known to ± {doubt:.1f} ms")]
+    return [Finding("pass", f"{off:+.1f} ms at most, known to ± {doubt:.1f} ms")]

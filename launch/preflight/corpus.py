@@ -1,4 +1,4 @@
-"""Checks: all that a start would refuse, and the checksums of what it reads."""
+"""Checks: everything that a start would refuse, and the checksums of what it reads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure_start(context: Context) -> dict[str, Any]:
 
 
 def judge_start(_: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """What was refused has been raised."""
+    """Refusals have already been raised."""
     plan = measures[min(measures)]
     return [
         Finding(
@@ -39,10 +39,10 @@ def judge_start(_: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
 
 
 def measure_contents(context: Context) -> dict[str, Any]:
-    """Read this rank's share of corpus and pack, unless that takes long and was not asked for.
+    """Read this rank's share of corpus and pack, unless that takes long and was not requested.
 
     Raises:
-        ValueError: for the first file that is not what its manifest says.
+        ValueError: for the first file that does not match its manifest.
     """
     recipe, layout = context.recipe, context.layout
     pack = open_corpus(recipe.data.corpus).open_pack(recipe.data.sequence_tokens)
@@ -57,10 +57,10 @@ def measure_contents(context: Context) -> dict[str, Any]:
 
 
 def judge_contents(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """What was not read is said."""
+    """Files that were not read are reported."""
     found = measures[min(measures)]
-    told = f"{count(found['files'], 'file')}, {size(found['bytes'])}"
+    files = f"{count(found['files'], 'file')}, {size(found['bytes'])}"
     if found["read"]:
-        return [Finding("pass", f"{told}: every byte is what the manifests say")]
+        return [Finding("pass", f"{files}: every byte matches the manifests")]
     when = "a start reads them" if setting.recipe.data.verify == "hashes" else "data.verify: sizes"
-    return [Finding("skip", f"{told}: sizes only ({when}); --deep reads them here")]
+    return [Finding("skip", f"{files}: sizes only ({when}); --deep reads them here")]

@@ -20,7 +20,7 @@ from launch.preflight.setting import Context, Setting
 from training.model.ds_config import training_dtype
 
 _IN_USE_FRAC = 0.1
-"""More of a GPU than this, which our own context does not explain, belongs to someone else."""
+"""More of a GPU in use than this, beyond our own context, belongs to another process."""
 
 
 def measure(context: Context) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def measure(context: Context) -> dict[str, Any]:
 
 
 def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """The same device everywhere, one process on each GPU, and nobody else on it."""
+    """The same device everywhere, one process on each GPU, and no other one on it."""
     (usual, most), *others = ranks_by_value({rank: m["name"] for rank, m in measures.items()})
     findings = [_summary(setting, measures, usual)]
     for name, ranks in others:
@@ -53,7 +53,7 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
             Finding(
                 "warn",
                 f"{name} on {name_ranks(ranks, setting.hosts)}, {usual} on {len(most)} others",
-                "the slowest sets the pace of all: leave these hosts out, or take only such",
+                "the slowest sets the pace of all: leave these hosts out, or use only such",
                 ranks,
             )
         )
@@ -82,7 +82,7 @@ def _of_gpus(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[F
                 Finding(
                     "fail",
                     f"{name_ranks(ranks, setting.hosts)} share one GPU ({uuid})",
-                    "start one process a GPU: check LOCAL_RANK and CUDA_VISIBLE_DEVICES",
+                    "start one process per GPU: check LOCAL_RANK and CUDA_VISIBLE_DEVICES",
                     ranks,
                 )
             )
@@ -93,7 +93,7 @@ def _of_gpus(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[F
                 "warn",
                 f"up to {max(used.values()):.0%} of the GPU is in use already for "
                 f"{name_ranks(busy, setting.hosts)}",
-                "end what is left over there: nvidia-smi names the processes",
+                "end leftover processes there: nvidia-smi lists them",
                 busy,
             )
         )
@@ -103,7 +103,7 @@ def _of_gpus(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[F
             Finding(
                 "warn",
                 f"bf16 without hardware for it on {name_ranks(old, setting.hosts)}",
-                "take GPUs of compute capability 8.0 or more",
+                "use GPUs of compute capability 8.0 or more",
                 old,
             )
         )
@@ -116,7 +116,7 @@ def _of_cores(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[
             "warn",
             f"{count(len(setting.ranks_of_host[setting.hosts[rank]]), 'process')} on "
             f"{count(found['cores'], 'core')} of {setting.hosts[rank]}",
-            "start at most one process a core",
+            "start at most one process per core",
             (rank,),
         )
         for rank, found in first_of_hosts(measures, setting.hosts).items()
@@ -125,7 +125,7 @@ def _of_cores(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[
 
 
 def judge_memory(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """The forecast of the planner beside what is free; it warns, for it is a forecast."""
+    """The forecast of the planner against what is free; it only warns, since it is a forecast."""
     try:
         need_device, need_host = _forecast(setting, measures)
     except ValueError as error:
@@ -161,12 +161,14 @@ def judge_memory(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> li
     free = median(m["free"] for m in measures.values())
     of = "GPU" if setting.on_gpu else "process"
     return [
-        Finding("pass", f"forecast {size(need_device)} a {of} at the peak, {size(int(free))} free")
+        Finding(
+            "pass", f"forecast {size(need_device)} per {of} at the peak, {size(int(free))} free"
+        )
     ]
 
 
 def _forecast(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> tuple[int, int]:
-    """Bytes of a rank's tensors (on a GPU with CUDA's own), and of a node's host beside them."""
+    """Bytes of a rank's tensors (on a GPU with CUDA's own), and of a node's host besides them."""
     ranks_per_node = max(map(len, setting.ranks_of_host.values()))
     if setting.on_gpu:
         total = min(m["total"] for m in measures.values())
@@ -192,7 +194,7 @@ def _ask_planner(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> st
 
 
 def host_memory() -> tuple[int, int]:
-    """Bytes in all and bytes free, of the machine or of the container that limits it."""
+    """Total and free bytes of the machine, or of the container that limits it."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     total, free = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024

@@ -22,12 +22,12 @@ from launch.preflight.setting import Context, Setting
 _MIB = 2**20
 _WRITE_MIB, _READ_MIB = 32, 64
 _ENOUGH_MIB = 8
-"""A corpus of fewer says nothing about speed."""
+"""A smaller corpus says nothing about speed."""
 _PIECE_BYTES = 4 * _MIB
 _SLOW_FRAC = 1 / 4
-"""A rank below this share of the median is worth a look."""
+"""A rank below this share of the median is reported."""
 _SAVE_SECONDS, _VERIFY_SECONDS = 600.0, 300.0
-"""What a checkpoint and the checksums at a start may take before one should know it."""
+"""What a checkpoint and the checksums at a start may take without a warning."""
 _FEW_INODES = 10_000
 
 
@@ -37,13 +37,13 @@ def measure_space(context: Context) -> dict[str, Any]:
     while not folder.exists():
         folder = folder.parent
     found = os.statvfs(folder)
-    # file systems without a fixed number of names say that they have none at all
+    # file systems without a fixed number of names report 0
     names = found.f_favail if found.f_files else None
     return {"free": found.f_bavail * found.f_frsize, "names": names}
 
 
 def judge_space(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """Less than one checkpoint and the export fails; less than all that the run keeps warns."""
+    """Room for less than one checkpoint and the export fails; less than the run keeps warns."""
     rank = min(measures, key=lambda rank: measures[rank]["free"])
     found, host = measures[rank], setting.hosts[rank]
     findings = []
@@ -66,10 +66,10 @@ def judge_space(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> lis
     most += need.entropies_on_disk
     where = f"run_dir {setting.run_dir} on {host} has {size(found['free'])} free"
     kept = f"{count(need.checkpoints_kept, 'checkpoint')} and the export take {size(most)}"
-    todo = "make room, set checkpoint.keep_last lower, or choose another run_dir"
+    todo = "make room, lower checkpoint.keep_last, or choose another run_dir"
     if found["free"] < least:
-        told = f"{where}; one checkpoint and the export take {size(least)}"
-        return [*findings, Finding("fail", told, todo, (rank,))]
+        text = f"{where}; one checkpoint and the export take {size(least)}"
+        return [*findings, Finding("fail", text, todo, (rank,))]
     if found["free"] < most:
         return [*findings, Finding("warn", f"{where}; {kept}", todo, (rank,))]
     return [*findings, Finding("pass", f"{where}; {kept}")]
@@ -92,7 +92,7 @@ def measure(context: Context) -> dict[str, float]:
     """Bytes a second of this rank, while all others do the same; what was written is read back.
 
     Raises:
-        ValueError: where writing is not possible, or other bytes come back.
+        ValueError: where writing is not possible, or reads return other bytes.
     """
     path = context.own_file
     piece = os.urandom(_PIECE_BYTES)
@@ -108,7 +108,7 @@ def measure(context: Context) -> dict[str, float]:
         with path.open("rb") as file:
             while found := file.read(_PIECE_BYTES):
                 if found != piece:
-                    raise ValueError(f"{path}: other bytes come back than were written")
+                    raise ValueError(f"{path}: reads return other bytes than were written")
     except OSError as error:
         raise ValueError(
             f"run_dir {path.parent}: {error.strerror}; make room there or choose another"
@@ -120,7 +120,7 @@ def measure(context: Context) -> dict[str, float]:
 
 
 def _read_corpus(context: Context) -> dict[str, float]:
-    """From the disk and not from memory, at a place of this rank's own."""
+    """From the disk and not from memory, at this rank's own position."""
     corpus = open_corpus(context.recipe.data.corpus)
     files = [file for file in corpus.manifest.files() if file.num_bytes]
     total = float(sum(file.num_bytes for file in files))
@@ -138,7 +138,7 @@ def _read_corpus(context: Context) -> dict[str, float]:
 
 
 def judge(setting: Setting, measures: Mapping[int, dict[str, float]]) -> list[Finding]:
-    """No rank far behind the median; saves and checksums that end in minutes."""
+    """No rank far below the median; saves and checksums that end in minutes."""
     findings = []
     reads_enough = min(m["read_bytes"] for m in measures.values()) >= _ENOUGH_MIB * _MIB
     for key, what in (("write", "writing to run_dir"), ("read", "reading data.corpus")):
@@ -151,7 +151,7 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, float]]) -> list[Fi
                     "warn",
                     f"{what}: {rate(least)} on {name_ranks(slow, setting.hosts)}, {rate(usual)} "
                     "at the median",
-                    "look at the mount and the network of these hosts",
+                    "check the mount and the network of these hosts",
                     slow,
                 )
             )
@@ -169,28 +169,28 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, float]]) -> list[Fi
                 "check it once with python -m data_prep verify --deep and set data.verify: sizes",
             )
         )
-    told = f"all together write {rate(writes)} to run_dir"
-    told += f" and read {rate(reads)} of the corpus" if reads_enough else ""
-    return findings or [Finding("pass", told)]
+    text = f"all together write {rate(writes)} to run_dir"
+    text += f" and read {rate(reads)} of the corpus" if reads_enough else ""
+    return findings or [Finding("pass", text)]
 
 
 def _of_saves(setting: Setting, writes: float) -> list[Finding]:
     try:
         seconds = _on_disk(setting).checkpoint_on_disk / writes
     except ValueError:
-        return []  # told where the room on this disk is judged
+        return []  # reported where the room on this disk is judged
     if seconds <= _SAVE_SECONDS:
         return []
-    told = f"at {rate(writes)} of all ranks a checkpoint takes {seconds / 60:.0f} minutes"
+    text = f"at {rate(writes)} of all ranks a checkpoint takes {seconds / 60:.0f} minutes"
     return [
-        Finding("warn", told, "use a faster file system for run_dir; raise watchdog.slow_seconds")
+        Finding("warn", text, "use a faster file system for run_dir; raise watchdog.slow_seconds")
     ]
 
 
 def clean_up(context: Context) -> None:
-    """Remove what rank 0 left for the others to find, and a run folder that holds nothing."""
+    """Remove what rank 0 left for the others to find, and an empty run folder."""
     folder: Path = context.setting.run_dir
-    with suppress(OSError):  # a folder that could not be written has been told
+    with suppress(OSError):  # a folder that is not writable has been reported
         context.shared_file.unlink()
-    with suppress(OSError):  # one that holds something stays
+    with suppress(OSError):  # one that is not empty stays
         folder.rmdir()

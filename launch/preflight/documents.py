@@ -21,14 +21,14 @@ from training.model.engine import Engine
 from training.model.inputs import ModelInputs
 
 _MAX_SHARE = 1e-4
-"""Of the change within the document; on one kernel the others stay the same bit for bit."""
+"""Share of the change within the document; with one kernel others stay the same bit for bit."""
 
 
 def measure(context: Context) -> dict[str, float]:
-    """Change of entropies, largest of this shard, when the tokens of one document change.
+    """Largest change of entropies of this shard when the tokens of one document change.
 
-    `others`: of other documents; `own`: of that one; `blind`: of others when all is declared to be
-    one document, which must be seen, or the comparison could see no leak.
+    `others`: of other documents; `own`: of that one; `blind`: of others when all are declared to be
+    one document, which must be visible, or the comparison could not see a leak.
     """
     dtype = training_dtype(context.recipe.deepspeed)
     with tiny_engine(context, dtype=dtype, num_micro_steps=1) as (_, engine):
@@ -47,7 +47,7 @@ def measure(context: Context) -> dict[str, float]:
 
 
 def _change(engine: Engine, before: MicroBatch, after: MicroBatch) -> Tensor:
-    """Of the entropy at each place of the shard; it depends on the context alone."""
+    """Of the entropy at each position of the shard; it depends on the context alone."""
     entropies = [engine.probe(ModelInputs.of(batch))[1].float() for batch in (before, after)]
     return (entropies[0] - entropies[1]).abs().cpu()
 
@@ -71,15 +71,15 @@ def _largest(values: Tensor) -> float:
 
 
 def judge(setting: Setting, measures: Mapping[int, dict[str, float]]) -> list[Finding]:
-    """Other documents must stay as they were, where a leak would have changed them."""
+    """Other documents must stay unchanged, where a leak would have changed them."""
     own, blind = (max(found[key] for found in measures.values()) for key in ("own", "blind"))
     if own == 0 or blind <= _MAX_SHARE * own:
         return [
             Finding(
                 "fail",
-                f"the comparison sees nothing (change of the document itself {own:.1e}, of others "
+                f"the comparison is blind (change of the document itself {own:.1e}, of others "
                 f"in one document with it {blind:.1e})",
-                "attention gives the same for other tokens: do not train with this",
+                "attention ignores the tokens: do not train with this",
             )
         ]
     if leaks := tuple(r for r, found in measures.items() if found["others"] > _MAX_SHARE * own):

@@ -1,4 +1,4 @@
-"""Answers of all ranks by way of a store, and a time limit, so that a rank that hangs is named."""
+"""Answers of all ranks through a store, with a time limit, so that a rank that hangs is named."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _OWN_FOLDER = Path(__file__).resolve().parents[2]
 _LATE_SECONDS = 15.0
-"""Ranks do not begin a check at the same moment."""
+"""Ranks do not start a check at the same moment."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a check gave on one rank."""
+    """The result of a check on one rank."""
 
     value: Any = None
     error: str | None = None
@@ -31,14 +31,14 @@ class Answer:
 
 
 class Exchange:
-    """Messages that need no collective: these may be what hangs."""
+    """Messages without collectives, since those may be what hangs."""
 
     def __init__(self, store: TCPStore, *, rank: int, world_size: int) -> None:
         """Use a store that only this class writes to."""
         self._store, self._rank, self._world_size = store, rank, world_size
 
     def gather(self, name: str, answer: Answer, *, seconds: float) -> list[Answer] | None:
-        """Everybody's answers on rank 0, None elsewhere; who is missing after `seconds` hangs."""
+        """All answers on rank 0, None elsewhere; a rank missing after `seconds` hangs."""
         self._put(f"{name}/{self._rank}", answer)
         if self._rank != 0:
             return None
@@ -57,7 +57,7 @@ class Exchange:
         """Rank 0's value on every rank.
 
         Raises:
-            ValueError: when rank 0 says nothing for so long.
+            ValueError: when rank 0 does not answer for so long.
         """
         if self._rank == 0:
             self._put(name, value)
@@ -66,7 +66,7 @@ class Exchange:
             self._store.wait([name], timedelta(seconds=seconds + 4 * _LATE_SECONDS))
             return self._take(name)
         except RuntimeError as error:  # a store that is gone is a DistNetworkError
-            raise ValueError(f"rank 0 is gone, which holds the answers: {error}") from None
+            raise ValueError(f"rank 0, which holds the answers, is gone: {error}") from None
 
     def _put(self, key: str, value: Any) -> None:
         self._store.set(key, pickle.dumps(value).hex())
@@ -85,10 +85,10 @@ class Exchange:
 
 
 def answer_within(call: Callable[[], Any], *, seconds: float) -> Answer:
-    """What a call returns or raises; or where it stands when the time is over.
+    """What a call returns or raises; or where it is when the time is over.
 
-    It then stays behind in a thread of its own: nothing can end a call that waits for a disk or
-    for other processes.
+    It then stays in its own thread: nothing can end a call that waits for a disk or for other
+    processes.
     """
     box: list[Answer] = []
 
@@ -102,8 +102,8 @@ def answer_within(call: Callable[[], Any], *, seconds: float) -> Answer:
             box.append(Answer(error=" ".join(str(error).split())))
         except Exception as error:  # libraries have errors of many kinds
             where = _own_line(error.__traceback__)
-            told = " ".join(str(error).split())
-            box.append(Answer(error=f"{type(error).__name__}: {told}{where}"))
+            message = " ".join(str(error).split())
+            box.append(Answer(error=f"{type(error).__name__}: {message}{where}"))
 
     thread = threading.Thread(target=work, name="preflight", daemon=True)
     thread.start()

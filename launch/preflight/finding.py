@@ -15,14 +15,14 @@ _MAX_HOSTS_NAMED = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check has to say."""
+    """One result of a check."""
 
     verdict: Verdict
     found: str
     todo: str = ""
     """What to do about it; nothing for a pass."""
     ranks: tuple[int, ...] = ()
-    """Whom it concerns; nobody named means all together."""
+    """The ranks concerned; none means all together."""
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:
@@ -40,7 +40,7 @@ def ranks_by_value(values: Mapping[int, T]) -> list[tuple[T, tuple[int, ...]]]:
 
 
 def first_of_hosts(values: Mapping[int, T], hosts: Sequence[str]) -> dict[int, T]:
-    """The value of the lowest rank of each host, for what a host's ranks have in common."""
+    """The value of the lowest rank of each host, for values that a host's ranks share."""
     chosen: dict[str, int] = {}
     for rank in sorted(values):
         chosen.setdefault(hosts[rank], rank)

@@ -27,12 +27,12 @@ from training.ranks.dist import sum_over_ranks
 _TOLERANCE = 1e-4
 _MICRO_STEPS = 2
 _MAX_ROWS = 128
-"""Above so many sequences a single micro-step is enough work for the plain model."""
+"""Above this many sequences a single micro-step is enough work for the plain model."""
 _ROWS_AT_ONCE = 8
 
 
 def measure(context: Context) -> dict[str, Any]:
-    """How far this rank's view of the whole gradient is from that of plain torch."""
+    """How far the whole gradient on this rank is from that of plain torch."""
     num_micro_steps = _MICRO_STEPS if context.layout.dp_size < _MAX_ROWS else 1
     pack = make_pack(context, num_micro_steps=num_micro_steps)
     config = tiny_config(context.recipe, dtype=torch.float32)
@@ -64,7 +64,7 @@ def measure(context: Context) -> dict[str, Any]:
 def engine_gradients(
     context: Context, engine: Engine, pack: TinyPack
 ) -> tuple[float, dict[str, Tensor]]:
-    """Loss and whole gradients of one step, by the same calls that training makes."""
+    """Loss and whole gradients of one step, by the calls that training makes."""
     batches = make_stream(context, pack).step(0)
     own_targets = torch.tensor([float(sum(batch.num_targets for batch in batches))])
     (num_targets,) = sum_over_ranks(own_targets.to(context.layout.device))
@@ -82,7 +82,7 @@ def engine_gradients(
 
 @contextmanager
 def _kept_before_update(engine: Engine, gradients: dict[str, Tensor]) -> Iterator[None]:
-    """DeepSpeed lets gradients go in its step, so they are copied when it begins."""
+    """DeepSpeed frees gradients in its step, so they are copied when it begins."""
     from deepspeed.utils import safe_get_full_grad
 
     update = engine.ds.step
@@ -106,7 +106,7 @@ def plain_gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     """The same batch by transformers alone: no ZeRO, no Ulysses, no packing.
 
-    Each document is a row of its own, padded behind its end, where causal attention sees nothing.
+    Each document is a row of its own, padded at its end, where causal attention does not look.
     """
     model = plain_model(config)
     model.load_state_dict(weights, strict=False)
@@ -140,7 +140,7 @@ def plain_gradients(
 
 
 def _documents_of(pack: TinyPack, i: int) -> list[tuple[Tensor, Tensor]]:
-    """Tokens and targets of each document of a sample: the next token, where it is to learn."""
+    """Tokens and targets of each document of a sample: the next token, where not masked."""
     sample = pack.sample(i)
     starts = [*torch.from_numpy(sample.position_ids == 0).nonzero()[:, 0].tolist(), pack.seq_len]
     documents = []
@@ -170,7 +170,7 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
                 "fail",
                 f"{layout}: gradients are {found['scale']:.4f} times those of one process, "
                 f"{found['name']} is off by {found['difference']:.1e}; loss {found['loss']:.6f} "
-                f"and not {found['expected_loss']:.6f} ({name_ranks(wrong, setting.hosts)})",
+                f"instead of {found['expected_loss']:.6f} ({name_ranks(wrong, setting.hosts)})",
                 "do not train on this layout with these versions: pip install -r requirements.txt",
                 wrong,
             )

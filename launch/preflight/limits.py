@@ -1,4 +1,4 @@
-"""Checks: limits of the process and its container, and odd variables of the environment."""
+"""Checks: limits of the process and its container, and unusual environment variables."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from launch.preflight.setting import Context, Setting
 _MIB = 2**20
 _SPARE_FILES = 512
 _SHM_GPU_MIB, _SHM_CPU_MIB = 1024, 32
-"""NCCL's own documentation asks for 1 GiB in containers, which get 64 MiB unless told."""
+"""NCCL's own documentation asks for 1 GiB in containers, whose default is 64 MiB."""
 _READ = re.compile(r"^(NCCL|TORCH_NCCL|GLOO|OMP|CUDA|TORCH|DEEPSPEED|DS|HF_HUB|UCX|FI)_?")
 _SLOW = {
     "CUDA_LAUNCH_BLOCKING": ("1", "the CPU waits for every kernel"),
     "NCCL_P2P_DISABLE": ("1", "GPUs of a host do not copy to each other directly"),
-    "NCCL_SHM_DISABLE": ("1", "GPUs of a host talk through the network"),
-    "NCCL_IB_DISABLE": ("1", "InfiniBand is left unused"),
+    "NCCL_SHM_DISABLE": ("1", "GPUs of a host communicate through the network"),
+    "NCCL_IB_DISABLE": ("1", "InfiniBand is not used"),
     "TORCH_DISTRIBUTED_DEBUG": ("DETAIL", "every collective is compared among ranks first"),
-    "NCCL_DEBUG": ("INFO", "thousands of lines at the start"),
-    "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("0", "a lost rank leaves the others waiting for ever"),
-    "NCCL_ASYNC_ERROR_HANDLING": ("0", "a lost rank leaves the others waiting for ever"),
+    "NCCL_DEBUG": ("INFO", "thousands of lines at startup"),
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("0", "a lost rank leaves the others waiting forever"),
+    "NCCL_ASYNC_ERROR_HANDLING": ("0", "a lost rank leaves the others waiting forever"),
 }
 
 
@@ -44,7 +44,7 @@ def measure(context: Context) -> dict[str, Any]:
 
 
 def _corpus_files(context: Context) -> int:
-    """Each holds a descriptor once mapped; 0 where another check says that there is no corpus."""
+    """Each holds a descriptor once mapped; 0 if there is no corpus, which another check reports."""
     try:
         return len(list(open_corpus(context.recipe.data.corpus).manifest.files()))
     except (ValueError, OSError):
@@ -52,7 +52,7 @@ def _corpus_files(context: Context) -> int:
 
 
 def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """Enough of each; NCCL's wishes only where there is NCCL."""
+    """Enough of each; NCCL's requirements only where there is NCCL."""
     need_mib = _SHM_GPU_MIB if setting.on_gpu else _SHM_CPU_MIB
     findings = []
     for rank, found in first_of_hosts(measures, setting.hosts).items():
@@ -75,7 +75,7 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
                     "warn",
                     f"{host} has {found['shm'] / _MIB:,.0f} MiB free in /dev/shm; {need_mib:,} are "
                     "wanted",
-                    "start containers with --shm-size=8g or --ipc=host; remove what is left there",
+                    "start containers with --shm-size=8g or --ipc=host; remove leftovers there",
                     (rank,),
                 )
             )
@@ -84,7 +84,7 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
                 Finding(
                     "warn",
                     f"{host} lets a process lock {found['memlock'] / _MIB:,.0f} MiB of memory; "
-                    "InfiniBand and pinned memory want it without limit",
+                    "InfiniBand and pinned memory need it unlimited",
                     "ulimit -l unlimited; containers: --ulimit memlock=-1",
                     (rank,),
                 )
@@ -109,7 +109,7 @@ def measure_environment(_: Context) -> dict[str, Any]:
 
 
 def judge_environment(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """What is set to a value that costs speed or hides errors, names nothing, or differs."""
+    """Values that cost speed, hide errors, name nothing that exists, or differ."""
     findings: list[Finding] = []
     by_rank = {rank: found["variables"] for rank, found in measures.items()}
     for name, (value, why) in _SLOW.items():
@@ -118,7 +118,7 @@ def judge_environment(setting: Setting, measures: Mapping[int, dict[str, Any]]) 
                 Finding(
                     "warn",
                     f"{name}={value} on {name_ranks(ranks, setting.hosts)}: {why}",
-                    f"unset {name} unless you are looking for an error",
+                    f"unset {name} unless you are debugging",
                     ranks,
                 )
             )
@@ -126,7 +126,7 @@ def judge_environment(setting: Setting, measures: Mapping[int, dict[str, Any]]) 
         findings += _of_interface(setting, measures, name)
     findings += _of_timeout(setting, by_rank)
     for name in sorted({name for own in by_rank.values() for name in own}):
-        # of CUDA, only what names devices may differ, and does
+        # of CUDA's, only those that name devices may differ, and they do
         if name.startswith(("NCCL", "TORCH_NCCL", "GLOO", "UCX", "FI", "DEEPSPEED")):
             (usual, _), *others = ranks_by_value({r: own.get(name) for r, own in by_rank.items()})
             for value, ranks in others:
@@ -135,7 +135,7 @@ def judge_environment(setting: Setting, measures: Mapping[int, dict[str, Any]]) 
                         "warn",
                         f"{name} is {_shown(value)} on {name_ranks(ranks, setting.hosts)}, "
                         f"{_shown(usual)} elsewhere",
-                        "set it for all hosts or for none (ENTRODROP_SITE_ENV of launch/env.sh)",
+                        "set it on all hosts or on none (ENTRODROP_SITE_ENV of launch/env.sh)",
                         ranks,
                     )
                 )
@@ -143,7 +143,7 @@ def judge_environment(setting: Setting, measures: Mapping[int, dict[str, Any]]) 
         return findings
     names = sorted(n for n in by_rank[min(by_rank)] if n.startswith(("NCCL", "GLOO", "DEEPSPEED")))
     return [
-        Finding("pass", f"nothing odd ({', '.join(names) or 'no variable of NCCL or gloo set'})")
+        Finding("pass", f"nothing unusual ({', '.join(names) or 'no NCCL or gloo variables set'})")
     ]
 
 
@@ -154,7 +154,7 @@ def _shown(value: str | None) -> str:
 def _of_interface(
     setting: Setting, measures: Mapping[int, dict[str, Any]], name: str
 ) -> list[Finding]:
-    """NCCL's syntax: a list of prefixes, "=" before exact names, "^" before those to leave out."""
+    """NCCL's syntax: a list of prefixes, "=" before exact names, "^" before those to exclude."""
     findings = []
     for rank, found in first_of_hosts(measures, setting.hosts).items():
         value = found["variables"].get(name, "")
@@ -165,11 +165,16 @@ def _of_interface(
         if not chosen:
             why = f"{setting.hosts[rank]} has only {', '.join(found['interfaces'])}"
         elif chosen == ["lo"] and setting.num_hosts > 1:
-            why = "the loopback of a host leads to no other host"
+            why = "the loopback interface reaches no other host"
         else:
             continue
         findings.append(
-            Finding("fail", f"{name}={value}, but {why}", "name the network of all hosts", (rank,))
+            Finding(
+                "fail",
+                f"{name}={value}, but {why}",
+                "name the network that all hosts share",
+                (rank,),
+            )
         )
     return findings
 

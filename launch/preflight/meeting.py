@@ -1,4 +1,4 @@
-"""The processes of a preflight find each other, or say who and what is missing."""
+"""The processes of a preflight find each other, or report which are missing and why."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.ranks.launcher_env import set_rank_variables
 
 
 class Request(NamedTuple):
-    """What was asked for on the command line."""
+    """The options of the command line."""
 
     recipe: str
     overrides: list[str]
@@ -35,7 +35,7 @@ class Request(NamedTuple):
 
 
 class CommonMistake(ValueError):
-    """The same on every rank, so that one is enough to tell it."""
+    """The same on every rank, so that one is enough to report it."""
 
 
 def meet(request: Request) -> tuple[Context, Exchange]:
@@ -48,7 +48,7 @@ def meet(request: Request) -> tuple[Context, Exchange]:
     recipe, error = None, None
     try:
         recipe = load_recipe(request.recipe, request.overrides)
-    except ValueError as caught:  # told when all can hear it: other hosts may have the recipe
+    except ValueError as caught:  # raised once all have met: other hosts may have the recipe
         error = f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}: {caught}"
     _refuse_master_without_address()
     _refuse_missing_gpu()
@@ -76,7 +76,7 @@ def meet(request: Request) -> tuple[Context, Exchange]:
 
 
 def sizes_only(recipe: Recipe) -> Recipe:
-    """The recipe with files compared by size, where contents are another check's business."""
+    """The recipe with files compared by size, where another check compares contents."""
     return replace(recipe, data=replace(recipe.data, verify="sizes"))
 
 
@@ -106,21 +106,21 @@ def _refuse_missing_gpu() -> None:
     if torch.cuda.is_available() and local_rank >= num_gpus:
         raise ValueError(
             f"LOCAL_RANK is {local_rank} on {socket.gethostname()}, but this process sees "
-            f"{num_gpus} GPUs: start one process a GPU, and let each see all GPUs of its host "
-            "(under Slurm --gpus-per-node and not --gpus-per-task)"
+            f"{num_gpus} GPUs: start one process per GPU, and let each see all GPUs of its host "
+            "(under Slurm --gpus-per-node, not --gpus-per-task)"
         )
 
 
 @contextmanager
 def _patience(seconds: float) -> Iterator[None]:
-    """End the process with a sentence when the others do not come."""
+    """End the process with a message when the others do not arrive."""
 
     def give_up() -> None:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         print(
             f"error: rank {os.environ.get('RANK')} on {socket.gethostname()} has not met all "
-            f"{os.environ.get('WORLD_SIZE')} processes at {where} within {seconds:g} seconds. Do "
-            "all hosts run, does a firewall lie between them, do NCCL_SOCKET_IFNAME and "
+            f"{os.environ.get('WORLD_SIZE')} processes at {where} within {seconds:g} seconds. Are "
+            "all hosts up, is there a firewall between them, do NCCL_SOCKET_IFNAME and "
             "GLOO_SOCKET_IFNAME name the network that they share?",
             file=sys.stderr,
             flush=True,

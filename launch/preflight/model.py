@@ -22,7 +22,7 @@ from training.model.ds_config import training_dtype
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _TOKENIZER = "tokenizer.json"
 _IGNORED_PARTS = ("padding", "truncation")
-"""Of tokenizer.json: set by whoever used it last, of no meaning for ids."""
+"""Keys of tokenizer.json: set by whoever used it last, irrelevant for ids."""
 
 
 def model_config(recipe: Recipe, corpus: Corpus | None = None) -> PretrainedConfig:
@@ -37,7 +37,7 @@ def measure(context: Context) -> dict[str, Any]:
     """Sizes of the model.
 
     Raises:
-        ValueError: for heads, a vocabulary or files with which training would end.
+        ValueError: for heads, a vocabulary or files with which training would fail.
     """
     recipe = context.recipe
     corpus = open_corpus(recipe.data.corpus)
@@ -68,7 +68,9 @@ def _check_files(folder: Path) -> int:
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 0 < header_bytes < path.stat().st_size:
-                raise ValueError(f"model.pretrained: {path} is no safetensors file, or cut off")
+                raise ValueError(
+                    f"model.pretrained: {path} is not a safetensors file, or truncated"
+                )
             header = json.loads(file.read(header_bytes))
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         expected = 8 + header_bytes + max(ends, default=0)
@@ -81,12 +83,12 @@ def _check_files(folder: Path) -> int:
 
 
 def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """What is wrong has been raised; ranks that read another model are named."""
+    """Errors have been raised; ranks that read another model are named."""
     (usual, _), *others = ranks_by_value({r: json.dumps(m) for r, m in measures.items()})
     findings = [
         Finding(
             "fail",
-            f"another model on {name_ranks(ranks, setting.hosts)}: {value} and not {usual}",
+            f"another model on {name_ranks(ranks, setting.hosts)}: {value} instead of {usual}",
             "give all hosts the same model.pretrained",
             ranks,
         )
@@ -95,19 +97,19 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
     if findings:
         return findings
     found = json.loads(usual)
-    files = f"; {count(found['files'], 'file')} of weights whole" if found["files"] else ""
+    files = f"; {count(found['files'], 'file')} of weights complete" if found["files"] else ""
     return [
         Finding(
             "pass",
             f"{found['heads']} heads and {found['kv_heads']} key-value heads over "
-            f"{count(setting.sp_size, 'rank')}; vocabulary {found['vocab']:,} of the model holds "
+            f"{count(setting.sp_size, 'rank')}; vocabulary {found['vocab']:,} of the model covers "
             f"{found['corpus_vocab']:,} of the corpus{files}",
         )
     ]
 
 
 def measure_tokenizer(context: Context) -> dict[str, Any]:
-    """How the corpus's tokenizer differs from that of the model, if it has one here.
+    """How the corpus's tokenizer differs from that of the model, if it is available here.
 
     Raises:
         ValueError: when the two give different ids.
@@ -148,7 +150,7 @@ def _local_tokenizer(name: str) -> Path | None:
 
 
 def _refuse_other_ids(kept: Path, own: Path) -> None:
-    """One id that stands for something else is enough: every embedding behind it would be wrong."""
+    """One id with another meaning is enough: its embedding would be wrong."""
     ours, theirs = (Tokenizer.from_file(str(path)).get_vocab() for path in (kept, own))
     known = {number: token for token, number in theirs.items()}
     for token, number in sorted(ours.items(), key=lambda item: item[1]):
@@ -167,7 +169,7 @@ def _meaning(path: Path) -> dict[str, Any]:
 
 
 def judge_tokenizer(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """Other ids have been raised; other rules with the same ids, or another end, are a warning."""
+    """Other ids have been raised; other rules with the same ids, or another end, only warn."""
     found = measures[min(measures)]
     if found["same"] is None:
         return [Finding("skip", found["how"])]
@@ -177,7 +179,7 @@ def judge_tokenizer(setting: Setting, measures: Mapping[int, dict[str, Any]]) ->
         findings.append(
             Finding(
                 "warn",
-                f"the ids are the same, but not the rules of {found['how']} ({parts})"
+                f"the ids are the same as in {found['how']}, but the rules differ ({parts})"
                 if parts
                 else found["how"],
                 "build the corpus with --tokenizer of this model",
@@ -189,7 +191,7 @@ def judge_tokenizer(setting: Setting, measures: Mapping[int, dict[str, Any]]) ->
             Finding(
                 "warn",
                 f"documents of the corpus end with id {end}, the model's texts with {known}",
-                "an exported model may not stop where it learnt to; see eos_token_id",
+                "an exported model may not stop where it should; see eos_token_id",
             )
         )
     return findings or [Finding("pass", f"the corpus's tokenizer is that of {found['how']}")]

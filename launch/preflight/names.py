@@ -1,4 +1,4 @@
-"""Check: host names that resolve, the way between hosts, and processes that lie well on them."""
+"""Check: host names that resolve, the route between hosts, and the placement of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SIOCGIFADDR = 0x8915
 
 
 def measure(_: Context) -> dict[str, Any]:
-    """What the own name resolves to, and by which interface the first host is reached."""
+    """What this host's name resolves to, and the interface that reaches the first host."""
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, family=socket.AF_INET)
         addresses = sorted({str(entry[4][0]) for entry in found})
@@ -35,7 +35,7 @@ def measure(_: Context) -> dict[str, Any]:
 
 
 def _address_towards(host: str) -> str:
-    """The own address that packets to `host` would leave from; none is sent."""
+    """The local address that packets to `host` would leave from; none is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((host, 9))
@@ -59,7 +59,7 @@ def interface_addresses() -> dict[str, str]:
 
 
 def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """Names of several hosts lead to addresses that other hosts can reach."""
+    """Names of several hosts resolve to addresses that other hosts can reach."""
     findings = []
     for rank, found in first_of_hosts(measures, setting.hosts).items():
         host = setting.hosts[rank]
@@ -93,13 +93,13 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
 
 
 def _of_placement(setting: Setting) -> list[Finding]:
-    """As many processes on each host, and all that share a sequence on one."""
+    """Equally many processes on each host, and those that share a sequence on the same one."""
     findings = []
     counts = {host: len(ranks) for host, ranks in setting.ranks_of_host.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{host} {count}" for host, count in counts.items())
+        shown = ", ".join(f"{host} {count}" for host, count in counts.items())
         findings.append(
-            Finding("warn", f"unequal numbers of processes: {told}", "start as many on each host")
+            Finding("warn", f"unequal numbers of processes: {shown}", "start equally many per host")
         )
     apart = [
         group
@@ -111,9 +111,9 @@ def _of_placement(setting: Setting) -> list[Finding]:
             Finding(
                 "warn",
                 f"{len(apart)} of {setting.world_size // setting.sp_size} groups that share "
-                f"sequences spread over hosts ({', '.join(dict.fromkeys(apart[0]))}): each layer "
+                f"sequences span hosts ({', '.join(dict.fromkeys(apart[0]))}): each layer "
                 "exchanges heads among them",
-                "choose train.sequence_parallel_size so that it divides the processes of a host",
+                "choose train.sequence_parallel_size so that it divides the processes per host",
             )
         )
     return findings

@@ -1,4 +1,4 @@
-"""Check: bandwidth of every pair of hosts, in rounds in which all hosts talk, two by two."""
+"""Check: bandwidth of every pair of hosts, in rounds in which all hosts are paired."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from launch.preflight.formatting import count
 from launch.preflight.setting import Context, Setting
 
 _MAX_ROUNDS = 32
-"""Of more than 33 hosts each meets 32 others, spread evenly: the check stays within a minute."""
+"""Beyond 33 hosts each meets 32 others, spread evenly: the check stays within a minute."""
 _NUM_TIMED = 5
-"""The quickest counts: a link is as fast as it can be, processes are late now and then."""
+"""The fastest counts: a link is as fast as it can be, processes are late now and then."""
 _SLOW_FRAC = 1 / 2
 
 
@@ -93,7 +93,7 @@ def _exchange(sent: torch.Tensor, received: torch.Tensor, peer: int) -> None:
 
 
 def judge(setting: Setting, measures: Mapping[int, list[list[Any]]]) -> list[Finding]:
-    """A host that is slow to most others is named once, other slow pairs by themselves."""
+    """A host that is slow to most others is named once, other slow pairs one by one."""
     if setting.num_hosts == 1:
         return [Finding("skip", "one host")]
     speeds = _by_pair(setting, measures)
@@ -111,8 +111,8 @@ def judge(setting: Setting, measures: Mapping[int, list[list[Any]]]) -> list[Fin
             Finding(
                 "warn",
                 f"{host} exchanges {of_host[host]:,.2f} Gbit/s with other hosts, where "
-                f"{usual_host:,.2f} are usual",
-                f"leave {host} out of the job (Slurm: --exclude={host}) and look at its network",
+                f"{usual_host:,.2f} is usual",
+                f"leave {host} out of the job (Slurm: --exclude={host}) and check its network",
                 tuple(setting.ranks_of_host[host]),
             )
         )
@@ -122,7 +122,7 @@ def judge(setting: Setting, measures: Mapping[int, list[list[Any]]]) -> list[Fin
                 Finding(
                     "warn",
                     f"{one} and {other} exchange {gbps:,.2f} Gbit/s; the median is {usual:,.2f}",
-                    "look at the way between the two: cable, switch, routing",
+                    "check the path between the two: cable, switch, routing",
                     (setting.ranks_of_host[one][0], setting.ranks_of_host[other][0]),
                 )
             )
@@ -133,17 +133,17 @@ def judge(setting: Setting, measures: Mapping[int, list[list[Any]]]) -> list[Fin
                 "fail",
                 f"{one} and {other} exchange {least:,.2f} Gbit/s; --min-gbps asks for "
                 f"{setting.min_gbps:g}",
-                "look at their network; is it the one that NCCL and gloo should use?",
+                "check their network; is it the one that NCCL and gloo should use?",
                 (setting.ranks_of_host[one][0], setting.ranks_of_host[other][0]),
             )
         )
-    told = f"{count(len(speeds), 'pair')}, {usual:,.2f} Gbit/s each way at the median"
-    told += f", {least:,.2f} at least ({one} and {other})"
-    return findings or [Finding("pass", told)]
+    text = f"{count(len(speeds), 'pair')}, {usual:,.2f} Gbit/s each way at the median"
+    text += f", {least:,.2f} at least ({one} and {other})"
+    return findings or [Finding("pass", text)]
 
 
 def _upper_quartile(gbps: list[float]) -> float:
-    """What a host reaches with a quarter of its partners: slow ones among them do not make it slow.
+    """What a host reaches with a quarter of its partners, so that slow ones do not make it slow.
 
     Example: of three hosts, one slow, the two others have one fast partner each.
     """

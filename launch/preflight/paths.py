@@ -15,12 +15,12 @@ from launch.preflight.finding import Finding, first_of_hosts, name_hosts, name_r
 from launch.preflight.setting import Context, Setting
 
 _WAIT_SECONDS = 15.0
-"""A file of another host may take so long to be seen over NFS."""
+"""A file of another host may take this long to appear over NFS."""
 _TMP_MIB = 256
 
 
 def measure(context: Context) -> dict[str, Any]:
-    """What this rank sees of the paths that all share; rank 0 puts a file there first."""
+    """What this rank sees of the shared paths; rank 0 writes a file there first."""
     recipe, shared = context.recipe, context.shared_file
     found: dict[str, Any] = {"sees": None, "error": None, "owner_is_me": True}
     if context.layout.is_main:
@@ -41,7 +41,7 @@ def _sees(path: Path, content: str, *, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            list(path.parent.iterdir())  # makes NFS ask for the folder's names again
+            list(path.parent.iterdir())  # makes NFS reread the folder
             if path.read_text(encoding="ascii") == content:
                 return True
         except OSError:
@@ -62,16 +62,14 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
     """Every rank sees rank 0's file, and reads the same manifest and model."""
     main = measures.get(0, {})
     if main.get("error"):
-        return [
-            Finding("fail", f"run_dir {main['error']}", "choose a run_dir that is writable", (0,))
-        ]
+        return [Finding("fail", f"run_dir {main['error']}", "choose a writable run_dir", (0,))]
     findings = []
     if blind := tuple(rank for rank, found in measures.items() if not found["sees"]):
         findings.append(
             Finding(
                 "fail",
                 f"run_dir {setting.run_dir}: a file that {setting.hosts[0]} wrote there is not "
-                f"seen by {name_ranks(blind, setting.hosts)}",
+                f"visible to {name_ranks(blind, setting.hosts)}",
                 "put run_dir on a file system that all hosts mount at the same path",
                 blind,
             )
@@ -81,7 +79,7 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
             Finding(
                 "warn",
                 f"run_dir {setting.run_dir}: written files belong to someone else (root squash)",
-                "run as a user of your own, or files of root may become unreadable",
+                "run as your own user, or files of root may become unreadable",
                 (0,),
             )
         )
@@ -116,8 +114,8 @@ def _of_hashes(setting: Setting, values: Mapping[int, str | None], name: str) ->
         findings.append(
             Finding(
                 "fail",
-                f"{name} is another one ({value}) on {name_hosts(ranks, setting.hosts)}",
-                "copy it again: all hosts must train on the same",
+                f"{name} differs ({value}) on {name_hosts(ranks, setting.hosts)}",
+                "copy it again: all hosts must use the same",
                 ranks,
             )
         )
@@ -125,7 +123,7 @@ def _of_hashes(setting: Setting, values: Mapping[int, str | None], name: str) ->
 
 
 def measure_caches(_: Context) -> dict[str, Any]:
-    """Which folders of this user can be written to; None says yes."""
+    """Which folders of this user are not writable, and why; None for those that are."""
     home = Path("~").expanduser()
     hf_home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", hf_home / "hub")).expanduser()
@@ -141,7 +139,7 @@ def measure_caches(_: Context) -> dict[str, Any]:
 
 
 def _why_not(folder: Path) -> str | None:
-    """The reason why nothing can be written into a folder, or into what it would be made in."""
+    """Why a folder, or the one it would be created in, is not writable."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
@@ -153,7 +151,7 @@ def _why_not(folder: Path) -> str | None:
 
 
 def judge_caches(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
-    """A hub's name needs its cache; kernels compiled at the start need home or their own folder."""
+    """A hub name needs the cache; kernels compiled at the start need home or their own folder."""
     by_name = (
         setting.recipe.model.pretrained is not None
         and not Path(setting.recipe.model.pretrained).is_dir()
@@ -174,7 +172,7 @@ def judge_caches(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> li
                 Finding(
                     "warn",
                     f"TMPDIR of {host} has {found['tmp_free'] / 2**20:.0f} MiB free",
-                    "clear it, or set TMPDIR to a disk of the host",
+                    "clear it, or set TMPDIR to a local disk",
                     (rank,),
                 )
             )
@@ -185,8 +183,8 @@ def judge_caches(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> li
 
 
 _REMEDIES = {
-    "home": "set HOME, or TRITON_CACHE_DIR and TORCH_EXTENSIONS_DIR, to a folder that is writable",
-    "TRITON_CACHE_DIR": "name a folder that is writable, on a disk of the host",
-    "TMPDIR": "set TMPDIR to a folder that is writable, on a disk of the host",
-    "HF cache": "set HF_HOME to a folder that is writable, or model.pretrained to a local folder",
+    "home": "set HOME, or TRITON_CACHE_DIR and TORCH_EXTENSIONS_DIR, to a writable folder",
+    "TRITON_CACHE_DIR": "name a writable folder on a local disk",
+    "TMPDIR": "set TMPDIR to a writable folder on a local disk",
+    "HF cache": "set HF_HOME to a writable folder, or model.pretrained to a local folder",
 }

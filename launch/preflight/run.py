@@ -1,4 +1,4 @@
-"""All checks, one after the other, on every rank; none can keep the others waiting for ever."""
+"""All checks, one after the other, on every rank; none can keep the others waiting forever."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launch.preflight.setting import Context, Setting
 
 
 class Result(NamedTuple):
-    """What became of a check."""
+    """The outcome of a check."""
 
     name: str
     findings: list[Finding]
@@ -79,7 +79,7 @@ def _run_check(
     return result, hangs
 
 
-_NOT_RUN = Finding("skip", "not run: processes do not answer each other any more, as told above")
+_NOT_RUN = Finding("skip", "not run: processes no longer answer each other, as reported above")
 
 
 def _measure(check: Check, context: Context) -> object:
@@ -89,12 +89,12 @@ def _measure(check: Check, context: Context) -> object:
 
 
 def judge_answers(setting: Setting, check: Check, answers: list[Answer]) -> list[Finding]:
-    """What failed on some ranks, and what the measures of the others say."""
+    """What failed on some ranks, and what the measures of the others show."""
     errors = {rank: answer.error for rank, answer in enumerate(answers) if answer.error}
     findings = [
         Finding("fail", f"{name_ranks(ranks, setting.hosts)}: {error}", ranks=ranks)
         for error, ranks in ranks_by_value(errors)
     ]
     measures = {rank: a.value for rank, a in enumerate(answers) if a.error is None}
-    # a part of the ranks says little where all are compared, and the failure is told already
+    # where all ranks are compared some of them say little, and the failure is reported already
     return findings if findings else check.judge(setting, measures)

@@ -1,4 +1,4 @@
-"""What a preflight is about: the recipe and the processes; and this process among them."""
+"""The subject of a preflight: the recipe and the processes, and this process among them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.ranks.dist import Layout
 
 @dataclass(frozen=True)
 class Setting:
-    """The same on every rank; all that judging a check needs."""
+    """The same on every rank; all that is needed to judge a check."""
 
     recipe: Recipe
     hosts: tuple[str, ...]
@@ -52,14 +52,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Context:
-    """A rank's view: what measuring needs."""
+    """A rank's view: what is needed to measure."""
 
     setting: Setting
     layout: Layout
     cpu_group: dist.ProcessGroup | None
     """All ranks over gloo, for tensors on the CPU; None where the default group is that."""
     nonce: str
-    """Of this preflight, part of the names of all that it writes."""
+    """Of this preflight, part of the names of all files that it writes."""
 
     @property
     def recipe(self) -> Recipe:

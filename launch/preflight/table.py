@@ -1,4 +1,4 @@
-"""The results as lines for people, and as plain data for machines."""
+"""The results as lines to read, and as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN: dict[Verdict, str] = {"pass": "pass", "skip": "-", "warn": "WARN", "fail
 
 
 def heading(setting: Setting, *, name: str) -> str:
-    """Who takes part."""
+    """The hosts and processes that take part."""
     hosts = [f"{host} ({len(ranks)})" for host, ranks in setting.ranks_of_host.items()]
     shown = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
     return f"preflight of {name}: {count(setting.world_size, 'process')} on {shown}"
@@ -59,10 +59,10 @@ def verdict_of(results: Sequence[Result]) -> Verdict:
 def summary(results: Sequence[Result], *, seconds: float) -> str:
     """The last line."""
     counts = Counter(result.verdict for result in results)
-    told = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _SHOWN if counts[verdict])
+    shown = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _SHOWN if counts[verdict])
     failed = [result.name for result in results if result.verdict == "fail"]
     end = f"; failed: {', '.join(failed)}" if failed else ""
-    return f"{len(results)} checks in {seconds:.0f} s: {told}{end}"
+    return f"{len(results)} checks in {seconds:.0f} s: {shown}{end}"
 
 
 def as_data(

@@ -32,15 +32,15 @@ VOCAB_SIZE = 257
 _HIDDEN, _INTERMEDIATE, _LAYERS = 64, 96, 2
 _SHARD_TOKENS = 48
 _CLEAR_RANGE = 0.3
-"""Of weights: attention then moves entropies by far more than bf16 rounds them."""
+"""Scale of weights: attention then moves entropies by far more than bf16 rounds them."""
 _LENGTHS = (7, 11, 1, 9, 4, 13, 2, 30)
-"""Of documents, in turn: shards begin within documents, and some documents span shards."""
+"""Lengths of documents, in turn: shards begin within documents, and some documents span shards."""
 _BUCKET_NUMBERS = 1_000_000
 
 
 @dataclass(frozen=True)
 class TinyPack:
-    """Samples in memory; no two alike, none of whose documents begin at the same places."""
+    """Samples in memory; no two alike, and their documents begin at different positions."""
 
     num: int
     seq_len: int
@@ -61,7 +61,7 @@ class TinyPack:
         return np.array(positions[: self.seq_len])
 
     def changed_document(self, i: int) -> slice:
-        """The document in the middle, across the border of two shards where there are several."""
+        """The document in the middle, across the border of two shards if there are several."""
         starts = [*np.flatnonzero(self.position_ids(i) == 0).tolist(), self.seq_len]
         number = int(np.searchsorted(starts, self.seq_len // 2, side="right"))
         return slice(starts[number - 1], starts[number])
@@ -106,7 +106,7 @@ def tiny_config(recipe: Recipe, *, dtype: torch.dtype) -> PretrainedConfig:
     """The recipe's architecture with its own heads, but narrow and of two layers.
 
     Raises:
-        ValueError: for a model that brings code of its own along.
+        ValueError: for a model that comes with its own code.
     """
     whole = model_config(recipe)
     if getattr(whole, "auto_map", None):
@@ -182,11 +182,11 @@ def tiny_engine(
 
 
 def _forget_ulysses() -> None:
-    """DeepSpeed shards sequences once in a process; the next engine needs its own groups, and must
-    not wrap the attention that is wrapped already."""
+    """DeepSpeed shards sequences once per process; the next engine needs its own groups, and must
+    not wrap attention that is already wrapped."""
     from deepspeed.runtime.sequence_parallel import parallel_state_sp
 
     parallel_state_sp._SEQUENCE_PARALLEL_GROUP = None
     parallel_state_sp._SEQUENCE_DATA_PARALLEL_GROUP = None
-    with suppress(KeyError):  # without Ulysses there is none beside the registered one
+    with suppress(KeyError):  # without Ulysses only the registered one exists
         del ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]

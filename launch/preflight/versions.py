@@ -74,24 +74,24 @@ def _short_hash(content: bytes) -> str:
 
 
 def _commit() -> str | None:
-    """None where this is no checkout, or git does not trust it."""
+    """None where this is not a checkout, or git does not trust it."""
     command = ["git", "-C", str(_REPOSITORY), "rev-parse", "--short", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _outside(found: Mapping[str, str]) -> Finding:
-    """What this repository asks for in pyproject.toml, against what is there."""
+    """What pyproject.toml requires, against what is installed."""
     text = ", ".join(f"{name} {found[name]}" for name in _SHOWN)
     project = _REPOSITORY / "pyproject.toml"
     if project.is_file():
         wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
         requirements = {each.name: each.specifier for each in map(Requirement, wanted)}
         outside = [
-            f"{name} {found[name]} (asked for: {requirements[name]})"
+            f"{name} {found[name]} (required: {requirements[name]})"
             for name in _PACKAGES
             if name in requirements and Version(found[name]).base_version not in requirements[name]
         ]

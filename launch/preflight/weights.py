@@ -1,6 +1,6 @@
 """Check: a tiny model of this family under ZeRO-3 has the weights that it should.
 
-`from_config` within `deepspeed.zero.Init` leaves them at torch's defaults, and nothing says so.
+`from_config` within `deepspeed.zero.Init` silently leaves them at torch's defaults.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from training.model.causal_lm import build_model
 from training.model.ds_config import join_ds_config
 
 _MAX_RATIO = 1.25
-"""Between standard deviations of matrices of thousands of random numbers: 1.02 by chance."""
+"""Ratio of standard deviations of matrices of thousands of random numbers: 1.02 by chance."""
 
 
 def plain_model(config: PretrainedConfig) -> PreTrainedModel:
     """By transformers alone, whole on this rank."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # it may outlive the engine that it was made for
+    unset_hf_deepspeed_config()  # it may outlive its engine
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", trust_remote_code=False
     )
@@ -88,7 +88,7 @@ def measure(context: Context) -> dict[str, Any]:
 def _weights_under_zero(
     context: Context, config: PretrainedConfig, folder: str | None
 ) -> dict[str, Tensor]:
-    """From a folder with the plain model's, or made anew."""
+    """From a folder with the plain model's, or newly initialised."""
     with tiny_recipe(context, dtype=torch.float32) as recipe:
         ds_config = join_ds_config(recipe, num_micro_steps=1, has_gpu=context.setting.on_gpu)
         model = recipe.model

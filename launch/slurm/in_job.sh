@@ -1,4 +1,4 @@
-# Sourced by launch/slurm/*.sbatch: what Slurm says of this job, and queueing it again.
+# Sourced by launch/slurm/*.sbatch: what Slurm says about this job, and requeueing it.
 # shellcheck shell=bash
 # shellcheck source=launch/job.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../job.sh"
@@ -13,7 +13,7 @@ job_fact() {
 }
 
 # is_running: false once Slurm itself ends the job. Cancelled, it must stay so; preempted without a
-# grace time, or with a lost node, it has been queued again already.
+# grace time, or with a lost node, it has been requeued already.
 is_running() {
     local state
     state=$(job_fact JobState) || state=""
@@ -21,7 +21,7 @@ is_running() {
 }
 
 # is_preempted: true within the grace time. Its SIGTERM reaches the processes and not this script;
-# when they have ended, Slurm takes the job for done and does not queue it again.
+# when they have ended, Slurm considers the job finished and does not requeue it.
 is_preempted() {
     local start preempted
     start=$(job_fact StartTime) && preempted=$(job_fact PreemptTime) || return 1
@@ -39,22 +39,22 @@ queue_again() {
     # slurmctld may be away for a moment, as in an upgrade
     until scontrol requeue "$SLURM_JOB_ID"; do
         tries=$((tries + 1))
-        ((tries < 10)) || fail "Slurm does not queue the job again; submit it again to go on"
+        ((tries < 10)) || fail "Slurm does not requeue the job; submit it again to resume"
         sleep 30
     done
     exit 0
 }
 
-# number_steps: gives the next srun another step number than in the start before. When a process or
-# a node is lost, Slurm (22.05) ends the step, and a minute later does so again, by its number alone:
-# that SIGTERM then reaches the step of the next start.
+# number_steps: gives the next srun another step number than in the previous start. When a process
+# or a node is lost, Slurm (22.05) ends the step, and a minute later does so again, by its number
+# alone: that SIGTERM then reaches the step of the next start.
 number_steps() {
     if ((${SLURM_RESTART_COUNT:-0} % 2)); then
         srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true
     fi
 }
 
-# run_or_queue_again CMD ...: work that goes on where it was when it is started again.
+# run_or_queue_again CMD ...: work that resumes where it was when it is started again.
 run_or_queue_again() {
     local status=0
     number_steps || true
@@ -65,7 +65,7 @@ run_or_queue_again() {
     exit "$status"
 }
 
-# cores_of_a_task: --cpus-per-task, else a task's part of what the job has on a node.
+# cores_of_a_task: --cpus-per-task, else a task's share of the job's cores on a node.
 cores_of_a_task() {
     local cores=$((${SLURM_CPUS_ON_NODE:-1} * ${SLURM_NNODES:-1} / ${SLURM_NTASKS:-1}))
     echo "${SLURM_CPUS_PER_TASK:-$((cores > 0 ? cores : 1))}"
@@ -77,13 +77,13 @@ set_meeting_point() {
     if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
         MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
     fi
-    # of its own for each job and each of its starts: two jobs may share a node
+    # a different one for each job and each of its starts: two jobs may share a node
     MASTER_PORT=$((20000 + (${SLURM_JOB_ID:-0} * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000))
     export MASTER_ADDR MASTER_PORT
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cores_of_a_task)}
 }
 
-# check_gpus: one process a GPU, and every process sees all GPUs of its node.
+# check_gpus: one process per GPU, and every process sees all GPUs of its node.
 check_gpus() {
     local num_nodes=${SLURM_NNODES:-1} num_tasks=${SLURM_NTASKS:-1}
     if [[ -n ${SLURM_GPUS_PER_TASK:-} || ${SLURM_GPU_BIND:-none} != none ]]; then
@@ -96,14 +96,14 @@ GPU: add --ntasks-per-node=$SLURM_GPUS_ON_NODE"
     fi
 }
 
-# srun_command CMD ...: sets SRUN, one process a task; one that fails ends the others, on all nodes.
+# srun_command CMD ...: sets SRUN, one process per task; one that fails ends those on all nodes.
 srun_command() {
     SRUN=(srun --kill-on-bad-exit=1 --wait=60)
     if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
-        # since 22.05 srun does not take it over from sbatch
+        # since 22.05 srun does not inherit it from sbatch
         SRUN+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
     fi
-    # The processes meet through torch; a cluster's default MPI would only get in between.
+    # The processes meet through torch; a cluster's default MPI would only interfere.
     SRUN+=(--mpi=none "$@")
 }
 
@@ -113,7 +113,7 @@ print_job() {
         echo "# ${SLURM_NTASKS:-1} processes on ${SLURM_NNODES:-1} nodes, $SLURM_JOB_NODELIST; job" \
             "$SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}"
     else
-        echo "# outside a job; sbatch says how many processes, on how many nodes"
+        echo "# outside a job; sbatch sets the numbers of processes and nodes"
     fi
     print_command "$@"
 }

@@ -73,7 +73,7 @@ def test_values_arrive_as_they_are_through_deepspeeds_own_exports(
 def test_a_value_that_another_shell_would_change_is_refused(start: Start, value: str) -> None:
     done = start("deepspeed", "--dry-run", NCCL_IB_HCA=value)
     assert done.returncode == 2
-    assert "error: NCCL_IB_HCA cannot travel to other hosts" in done.stderr
+    assert "error: NCCL_IB_HCA cannot be passed to other hosts" in done.stderr
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "mpirun"])

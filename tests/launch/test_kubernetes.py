@@ -192,7 +192,7 @@ def test_a_crash_loop_without_a_new_checkpoint_is_final(tmp_path: Path) -> None:
     (run_dir / ".container-starts").write_text("0 3\n")
     shown = worker(QUICKSTART, f"run_dir={run_dir}")
     assert shown.returncode == 3
-    assert "gave up: 3 starts in a row brought no checkpoint after step 0" in shown.stdout
+    assert "gave up: 3 starts in a row without a checkpoint after step 0" in shown.stdout
     assert not (run_dir / ".container-starts").exists()  # who starts it anew is not refused
 
 
@@ -246,7 +246,7 @@ def test_a_preempted_pod_makes_all_save_and_the_next_start_is_exact(
     assert [each.returncode for each in pods] == [0, 1], printed
     state, step = state_of(run_dir)
     assert state == "stopped" and 15 <= step < NUM_STEPS
-    assert f"saved step {step}; the next start goes on from it" in printed[1]
+    assert f"saved step {step}; the next start resumes from it" in printed[1]
     with started_pods(path) as pods:
         printed = [each.communicate(timeout=400)[0] for each in pods]
     assert [each.returncode for each in pods] == [0, 0], printed

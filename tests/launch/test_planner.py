@@ -149,7 +149,7 @@ def test_more_gpus_are_named_when_no_change_fits() -> None:
     [
         (["--gpus", "6"], ["global_batch_tokens 262144", "Nearest", "245760 or 270336"]),
         (["--gpus", "8", "train.sequence_parallel_size=16"], ["--gpus 8", "nearest that are: 16"]),
-        (["--gpus", "0"], ["'0' is not a whole number above 0"]),
+        (["--gpus", "0"], ["'0' is not an integer above 0"]),
         (["--gpus", "8", "--mfu", "40"], ["'40' is not between 0 and 1"]),
         (["--gpus", "8", "--gpu", "80"], ["--gpu"]),
         (["--gpus", "8", "--frobs"], ["--frobs: unknown argument"]),

@@ -215,7 +215,7 @@ def test_a_pretrained_model_passes_and_its_loading_is_compared_bit_by_bit(recipe
     names = ("model", "tokenizer", "weights", "gradients")
     done = preflight(recipe, *of_pretrained(pretrained), *only(*names))
     assert done["code"] == 0, done
-    assert "1 file of weights whole" in findings(done, "model")[0]["found"]
+    assert "1 file of weights complete" in findings(done, "model")[0]["found"]
     assert findings(done, "tokenizer")[0]["verdict"] in ("pass", "warn")
     assert "loaded bit by bit" in findings(done, "weights")[0]["found"]
 

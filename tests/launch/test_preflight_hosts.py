@@ -75,7 +75,7 @@ def test_a_launcher_of_several_hosts_starts_it_as_it_starts_a_training(
     assert rows["clocks"]["verdict"] == rows["pairs"]["verdict"] == "pass", printed
     assert rows["gradients"]["verdict"] == "pass", printed
     # two ranks share each sequence, and lie on two hosts
-    assert "spread over hosts (h1, h2)" in rows["names"]["findings"][0]["found"]
+    assert "span hosts (h1, h2)" in rows["names"]["findings"][0]["found"]
 
 
 def test_hosts_that_are_slow_full_or_stale_are_named(
@@ -104,7 +104,7 @@ def test_hosts_that_are_slow_full_or_stale_are_named(
     assert {finding["found"].split()[0] for finding in stale} == {"sources"}
     assert stale[0]["hosts"] == ["h2"]
     (unseen,) = rows["paths"]["findings"]
-    assert unseen["hosts"] == ["h2"] and "not seen by rank 1 on h2" in unseen["found"]
+    assert unseen["hosts"] == ["h2"] and "not visible to rank 1 on h2" in unseen["found"]
     (full,) = rows["disk"]["findings"]
     assert full["hosts"] == ["h2"] and "No space left on device" in full["found"]
     (slow,) = rows["pairs"]["findings"]

@@ -110,7 +110,7 @@ def test_another_version_on_one_host_is_named_with_its_ranks() -> None:
     assert second.verdict == "fail" and second.ranks == (2, 3)
     assert second.found == "deepspeed is 0.18.0 on ranks 2-3 on h2, 0.19.8 elsewhere"
     (outside,) = versions.judge(setting(), same(other))
-    assert outside.verdict == "warn" and "asked for" in outside.found
+    assert outside.verdict == "warn" and "required" in outside.found
 
 
 def gpu(**changes: Any) -> dict[str, Any]:
@@ -142,10 +142,10 @@ def test_a_folder_that_another_host_does_not_see_is_told_with_its_ranks() -> Non
     assert paths.judge(setting(), same(sees))[0].verdict == "pass"
     blind = sees | {"sees": False, "corpus": None}
     unseen, unread = paths.judge(setting(), same(sees, r2=blind, r3=blind))
-    assert unseen.verdict == "fail" and "not seen by ranks 2-3 on h2" in unseen.found
+    assert unseen.verdict == "fail" and "not visible to ranks 2-3 on h2" in unseen.found
     assert unread.verdict == "fail" and "cannot be read on h2" in unread.found
     (other,) = paths.judge(setting(), same(sees, r3=sees | {"corpus": "c2"}))
-    assert "is another one (c2) on h2" in other.found
+    assert "differs (c2) on h2" in other.found
     (squashed,) = paths.judge(setting(), same(sees, r0=sees | {"owner_is_me": False}))
     assert "root squash" in squashed.found
 
@@ -176,10 +176,10 @@ def test_small_shared_memory_and_few_open_files_warn() -> None:
 @pytest.mark.parametrize(
     ("variables", "verdict", "told"),
     [
-        ({"NCCL_IB_DISABLE": "1"}, "warn", "InfiniBand is left unused"),
+        ({"NCCL_IB_DISABLE": "1"}, "warn", "InfiniBand is not used"),
         ({"NCCL_SOCKET_IFNAME": "ib0"}, "fail", "h1 has only lo, eth0"),
-        ({"GLOO_SOCKET_IFNAME": "lo"}, "fail", "leads to no other host"),
-        ({"NCCL_SOCKET_IFNAME": "^docker"}, "pass", "nothing odd"),
+        ({"GLOO_SOCKET_IFNAME": "lo"}, "fail", "reaches no other host"),
+        ({"NCCL_SOCKET_IFNAME": "^docker"}, "pass", "nothing unusual"),
         ({"DEEPSPEED_TIMEOUT": "1"}, "warn", "1 minute for the slowest"),
     ],
 )
@@ -204,7 +204,7 @@ def test_names_that_lead_to_the_loopback_and_spread_groups_warn() -> None:
     (finding,) = names.judge(setting(), same(good, r2=loops, r3=loops))
     assert "the name h2 is 127.0.1.1" in finding.found
     (finding,) = names.judge(setting("h1 h1 h2 h2", sp_size=4), same(good))
-    assert "1 of 1 groups that share sequences spread over hosts (h1, h2)" in finding.found
+    assert "1 of 1 groups that share sequences span hosts (h1, h2)" in finding.found
     (uneven,) = names.judge(setting("h1 h1 h1 h2"), same(good))
     assert "h1 3, h2 1" in uneven.found
 

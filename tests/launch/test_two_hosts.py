@@ -101,7 +101,7 @@ def test_a_job_saves_when_asked_and_goes_on_exactly(job: Job, expected, launcher
     state, step = state_of(job.run_dir)
     assert (code, state) == (0, "stopped"), printed
     assert 15 <= step < NUM_STEPS
-    assert "asking the run to save and end" in printed and "start again to go on" in printed
+    assert "asking the run to save and end" in printed and "start again to resume" in printed
     assert (job.run_dir / "logs" / "rank-00001.log").exists()
     code, printed = job.end(job.start(launcher), seconds=240)
     assert code == 0, printed
@@ -136,7 +136,7 @@ def test_a_lost_host_ends_the_job_and_the_next_start_is_exact(job: Job, expected
     finally:
         job.hosts.boot("h2")
     assert code != 0
-    assert "A next start goes on from step" in printed, printed
+    assert "The next start resumes from step" in printed, printed
     code, printed = job.end(job.start("mpirun"), seconds=240)
     assert code == 0, printed
     assert metrics(job.run_dir, "step") == expected
