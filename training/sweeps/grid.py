@@ -59,7 +59,7 @@ def parse_axes(varied: Sequence[str], seeds: str | None) -> list[Axis]:
     keys = [axis.key for axis in axes]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"--vary {key} is given twice; give all of its values at once")
+            raise ValueError(f"{key} is given twice; give all of its values at once")
         if key in _NOT_TO_VARY:
             raise ValueError(f"--vary {key}: the sweep itself sets it")
     return axes
