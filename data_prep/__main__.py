@@ -1,4 +1,4 @@
-"""The command `python -m data_prep`: a verb for each thing that one does to a corpus."""
+"""The command `python -m data_prep`, with one verb per operation on a corpus."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ VERBS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit codes: 0 done, 1 a check failed, 2 the user can mend it."""
+    """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a user error."""
     options = make_parser().parse_args(arguments)
     shares_work = _shares_work(options)
     try:
-        # score runs a model over all ranks, by torch
+        # score runs a model on all ranks, through torch
         if mpi_rank() > 0 and options.verb != "score":
             if shares_work:
                 serve_as_mpi_worker()
             return 0
         return options.run(options)
-    except BrokenPipeError:  # `inspect ... | head` has seen enough
+    except BrokenPipeError:  # for example `inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _shares_work(options: argparse.Namespace) -> bool:
-    """Over the ranks of an MPI job; every other command is the work of the first rank alone."""
+    """Whether MPI ranks share the work; all other commands run on the first rank alone."""
     if options.verb == "dedup":
         return bool(options.near)
     return options.verb in ("build", "import-megatron", "decontaminate")
@@ -75,8 +75,8 @@ def _shares_work(options: argparse.Namespace) -> bool:
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return (
-            f"no space is left to write to ({error}). What was finished is kept: make room and "
-            "run the same command again"
+            f"no disk space left ({error}). Finished work is kept: free some space and run the "
+            "same command again"
         )
     return str(error)
 
@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     exit_code = main()
     if "torch" in sys.modules:
-        # threads of a process group may abort a process that is taken down slowly
+        # threads of a process group may abort the interpreter during a slow shutdown
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -1,4 +1,4 @@
-"""The build: inputs to documents to ids to shards, and a manifest when all of it is there."""
+"""The build: inputs to documents, ids and shards, then a manifest once all are written."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ INPUTS_NAME = "inputs.jsonl"
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user asked for; `check` refuses what cannot be meant."""
+    """The user's options; `check` rejects contradictory ones."""
 
     inputs: tuple[str | Path, ...]
     """`PATH` or `DOMAIN=PATH`."""
@@ -56,32 +56,32 @@ class BuildOptions:
     train_vocab_size: int | None = None
     fields: Fields = field(default_factory=lambda: Fields(text="text"))
     fields_of: dict[str, Fields] = field(default_factory=dict)
-    """Fields of single domains, where they differ from `fields`."""
+    """Fields of individual domains, where they differ from `fields`."""
     globs: Globs = field(default_factory=Globs)
     val_frac: float = 0.01
     on_error: OnError = "fail"
     add_eos: bool = True
     split_on_eos: bool = False
-    """A flat .npy of ids holds many documents, one behind each EOS."""
+    """A flat .npy of ids holds many documents, each ending in EOS."""
     num_workers: int | None = None  # None: one per core
     shard_mib: float = 512
     overwrite: bool = False
     restart: bool = False
     fast_path: bool = True
-    """Encode with tiktoken where it is provably the same."""
+    """Encode with tiktoken where it is provably equivalent."""
 
     def check(self) -> None:
         if (self.tokenizer is None) == (self.train_tokenizer is None):
             raise ValueError(
-                "give one of --tokenizer NAME_OR_PATH and --train-tokenizer bpe|unigram"
+                "give either --tokenizer NAME_OR_PATH or --train-tokenizer bpe|unigram"
             )
         if (self.train_vocab_size is None) != (self.train_tokenizer is None):
             raise ValueError("--train-tokenizer and --vocab-size go together: give both or neither")
         for fields in (self.fields, *self.fields_of.values()):
             if fields.kind != "text" and self.train_tokenizer:
                 raise ValueError(
-                    f"--train-tokenizer needs text, and {fields.kind} was given; name the "
-                    "tokenizer of the ids or of the chat template: --tokenizer"
+                    f"--train-tokenizer needs text, but the input is {fields.kind}; pass the "
+                    "tokenizer of the ids or of the chat template with --tokenizer"
                 )
         if not 0 <= self.val_frac < 1:
             raise ValueError(f"--val-frac {self.val_frac}: must be at least 0 and below 1")
@@ -97,10 +97,10 @@ class BuildOptions:
 
 
 def build(options: BuildOptions) -> Manifest:
-    """Build a corpus folder. It appears under its name only when it is whole.
+    """Build a corpus folder. It appears under its name only when it is complete.
 
-    A build that was killed, or stopped by an error, goes on where it was when the same is asked
-    for again; its bytes are those of a build that was never disturbed.
+    A build that was killed or failed resumes when the same command is run again; the result is
+    byte-identical to that of an uninterrupted build.
     """
     options.check()
     refuse_existing(options.out, marker=MANIFEST_NAME, overwrite=options.overwrite)
@@ -118,7 +118,7 @@ def build(options: BuildOptions) -> Manifest:
 
 
 def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOptions) -> None:
-    """Leave the tokenizer in the folder, and a journal only if its build is the one asked for."""
+    """Put the tokenizer into the folder; keep a journal only if it is of the same build."""
     plan = _plan(domains, options=options)
     old = None if options.restart else plan_of_last_run(staging.parent)
     changed = differences(old, plan) if old else []
@@ -126,7 +126,7 @@ def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOpt
         return
     if old:
         what = ", ".join(changed) or "the tokenizer"
-        print(f"an unfinished build is there, but {what} changed: restarting", file=sys.stderr)
+        print(f"found an unfinished build, but {what} changed: restarting", file=sys.stderr)
     clear_staged(staging)
     if options.tokenizer is not None:
         copy_tokenizer(options.tokenizer, to=staging / "tokenizer")
@@ -142,7 +142,7 @@ def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOpt
 
 
 def _plan(domains: Sequence[DomainInput], *, options: BuildOptions) -> dict[str, Any]:
-    """All that decides the bytes of the corpus; what only decides speed is left out."""
+    """Everything that determines the corpus's bytes; what only affects speed is omitted."""
     files = [
         f"{domain.name} {file.path} {file.kind} {file.num_bytes} {file.modified_ns}"
         for domain in domains
@@ -172,7 +172,7 @@ def _same_tokenizer(staging: Path, *, options: BuildOptions) -> bool:
 
 
 def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOptions) -> Manifest:
-    """Write the shards beside the tokenizer and describe the whole."""
+    """Write the shards next to the tokenizer and return the manifest."""
     folder = (staging / "tokenizer").resolve()
     record = _describe(options=options, folder=folder)
     with open_pool(options.num_workers or num_usable_cores()) as pool:
@@ -220,9 +220,9 @@ def _write_shards(
     pool: WorkerPool,
 ) -> Journal:
     journal = Journal(staging)
-    done = sum(tally.num_documents for tally in journal.position.tallies.values())
-    if done:
-        print(f"resuming after {done:,} documents of the last run", file=sys.stderr)
+    num_done = sum(tally.num_documents for tally in journal.position.tallies.values())
+    if num_done:
+        print(f"resuming after {num_done:,} documents of the last run", file=sys.stderr)
     try:
         write_corpus(
             domains,
@@ -240,7 +240,7 @@ def _write_shards(
 
 def _split_on(eos: int | None, *, domains: Sequence[DomainInput]) -> list[DomainInput]:
     if eos is None:
-        raise ValueError("--split-on-eos: the tokenizer names no EOS")
+        raise ValueError("--split-on-eos: the tokenizer defines no EOS")
     return [
         replace(domain, fields=replace(domain.fields, split_after=eos))
         if domain.fields.kind == "ids"
@@ -266,7 +266,7 @@ def _domains(domains: Sequence[DomainInput], *, journal: Journal) -> tuple[Domai
             "held out": sum(ledger.num_documents_kept for ledger in ledgers.values()),
         }
         counts = ", ".join(f"{count} {what}" for what, count in parts.items())
-        raise ValueError(f"no document is left to train on: {counts}")
+        raise ValueError(f"no documents left to train on: {counts}")
     return tuple(
         Domain(
             name=domain.name,
@@ -309,7 +309,7 @@ def _refuse_changed(domains: Sequence[DomainInput]) -> None:
     for domain in domains:
         for file in domain.files:
             if file.kind != "hub" and modified_ns(file.path, kind=file.kind) != file.modified_ns:
-                raise ValueError(f"{file.path}: changed while it was read; build again")
+                raise ValueError(f"{file.path}: changed while being read; build again")
 
 
 def _describe(*, options: BuildOptions, folder: Path) -> TokenizerRecord:

@@ -1,4 +1,4 @@
-"""Comparing files with the checksums that a manifest gives them."""
+"""Checks files against the checksums in their manifest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_prep.record import FileRecord
 
 
 def check_checksums(folder: Path, *, files: Sequence[FileRecord]) -> str:
-    """Read every byte; a ValueError names the first file that is not what it was."""
+    """Read every byte; raise a ValueError for the first file that does not match."""
     with progress_bar(sum(f.num_bytes for f in files), what="checksums", unit="B") as bar:
         for file in files:
             _check_file(folder, file)
@@ -21,12 +21,12 @@ def check_checksums(folder: Path, *, files: Sequence[FileRecord]) -> str:
 
 
 def check_share(files: Sequence[tuple[Path, FileRecord]], *, rank: int, world_size: int) -> None:
-    """Read a share of the files, each given with its folder; all ranks together read them all.
+    """Check a rank's share of the files, each given with its folder; all ranks check them all.
 
     Raises:
-        ValueError: for the first file that is not what it was.
+        ValueError: for the first file that does not match its checksum.
     """
-    # the largest first and in turns, so that shares are about equal
+    # largest first, round-robin, so that the shares are about equal
     by_size = sorted(files, key=lambda each: (-each[1].num_bytes, each[0] / each[1].name))
     own = by_size[rank::world_size]
     num_bytes = sum(file.num_bytes for _, file in own)

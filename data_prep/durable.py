@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: staging, fsync, rename."""
+"""Folders published atomically: staging, fsync, rename."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOCK_NAME = ".lock"
 
 
 def write_durable(path: Path, content: bytes | memoryview) -> FileRecord:
-    """Write a file so that a crash leaves the old content or the new, never a part."""
+    """Write a file so that a crash leaves the old content or the new, never a mix."""
     atomic_write(path, content)
     digest = hashlib.sha256(content).hexdigest()
     return FileRecord(name=path.name, num_bytes=path.stat().st_size, sha256=digest)
@@ -31,7 +31,7 @@ def describe_file(path: Path) -> FileRecord:
 
 
 def refuse_existing(out: Path, *, marker: str, overwrite: bool) -> None:
-    """Stop before any work when `out` is taken; `marker` is the file that makes it ours."""
+    """Fail before any work if `out` exists; `marker` is the file that shows it is ours."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ValueError(f"{out}: exists and is not a folder; choose another name")
     if not out.exists() or not any(out.iterdir()):
@@ -40,16 +40,16 @@ def refuse_existing(out: Path, *, marker: str, overwrite: bool) -> None:
         # Never delete what we did not write, whatever the flags say.
         raise ValueError(f"{out}: is not empty and has no {marker}; choose another folder")
     if not overwrite:
-        raise ValueError(f"{out}: exists already; choose another folder or add --overwrite")
+        raise ValueError(f"{out}: already exists; choose another folder or add --overwrite")
 
 
 @contextmanager
 def staged_folder(out: Path, *, keeps_unfinished: bool = False) -> Iterator[Path]:
-    """Give the folder `content` in a hidden one beside `out`; renamed to `out` if all goes well.
+    """Yield the folder `content` in a hidden one next to `out`; renamed to `out` on success.
 
-    Empty, unless `keeps_unfinished`: then what an earlier run left is there, also what it put
-    beside `content`, and what this one leaves stays for the next. A killed process leaves only
-    the hidden folder either way.
+    It is empty, unless `keeps_unfinished`: then it holds what an earlier run left there and next
+    to `content`, and what this run leaves is kept for the next. Either way a killed process
+    leaves only the hidden folder.
     """
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def staged_folder(out: Path, *, keeps_unfinished: bool = False) -> Iterator[Path
     lock = os.open(staging / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not try_lock(lock):
-            raise ValueError(f"{out}: another process is writing it; wait for its end")
+            raise ValueError(f"{out}: another process is writing it; wait until it finishes")
         content = staging / "content"
         if not keeps_unfinished:
             clear_staged(content)
@@ -77,7 +77,7 @@ def staged_folder(out: Path, *, keeps_unfinished: bool = False) -> Iterator[Path
 
 
 def clear_staged(content: Path) -> None:
-    """Remove what a run left in a folder of `staged_folder` and beside it, the lock excepted."""
+    """Remove what a run left in a folder of `staged_folder` and next to it, except the lock."""
     for entry in content.parent.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)

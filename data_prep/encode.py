@@ -1,4 +1,4 @@
-"""Parts of inputs to documents in the types of the shards, in whichever process they land."""
+"""Encodes parts of inputs into documents with the shards' data types, in any process."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _ASCII_LOWER = bytes(range(256)).lower()
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """All that a worker needs to know; small, since it travels with every task."""
+    """Everything a worker needs to know; small, since it is sent with every task."""
 
     tokenizer_folder: Path
-    tokenizer_sha256: str  # tells a new tokenizer in the same place from the old one
+    tokenizer_sha256: str  # distinguishes a new tokenizer at the same path
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     val_frac: float
@@ -39,7 +39,7 @@ class EncodeSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """Neighbouring parts of one domain's inputs."""
+    """Consecutive parts of one domain's inputs."""
 
     settings: EncodeSettings
     fields: Fields
@@ -48,7 +48,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a task's parts hold, in their order."""
+    """The encoded contents of a task's parts, in order."""
 
     documents: Documents
     is_val: np.ndarray
@@ -64,7 +64,7 @@ class Encoded:
 
 @dataclass
 class _Collected:
-    """Documents of a task while they are gathered."""
+    """Documents of a task while they are collected."""
 
     contents: list[str | np.ndarray] = field(default_factory=list)
     masks: list[np.ndarray | None] = field(default_factory=list)
@@ -76,7 +76,7 @@ class _Collected:
 
 
 def tasks_of(parts: Iterable[Part], *, settings: EncodeSettings, fields: Fields) -> Iterator[Task]:
-    """Parts in groups of limited size; where the borders fall changes no output byte."""
+    """Group parts up to a size limit; the grouping does not affect the output."""
     group: list[Part] = []
     num_bytes = 0
     for part in parts:
@@ -90,7 +90,7 @@ def tasks_of(parts: Iterable[Part], *, settings: EncodeSettings, fields: Fields)
 
 
 def encode_task(task: Task) -> Encoded:
-    """Read, encode, put the special tokens around each document and say on which side it lies."""
+    """Read and encode documents, add the special tokens to each and assign its split."""
     settings = task.settings
     tokenizer = load_once(settings.tokenizer_folder, settings.tokenizer_sha256, fast=settings.fast)
     found = _collect(task, vocab_size=tokenizer.vocab_size)
@@ -103,14 +103,16 @@ def encode_task(task: Task) -> Encoded:
     pieces: list[np.ndarray] = []
     lengths = np.zeros(len(kept), dtype=np.int64)
     for i, row in enumerate(kept):
-        # Ids that the user made are kept as they are: they have their specials already.
+        # The user's own ids are kept as they are: they already have their special tokens.
         whole = [prefix, bodies[row], suffix] if is_text[row] else [bodies[row]]
         pieces += whole
         lengths[i] = sum(map(len, whole))
     tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.uint32)
-    # uint16 would wrap an id above 65,535 without a word.
+    # uint16 would silently wrap an id above 65,535.
     if len(tokens) and int(tokens.max()) >= tokenizer.vocab_size:
-        raise ValueError(f"tokenizer gave id {tokens.max()}, vocabulary {tokenizer.vocab_size}")
+        raise ValueError(
+            f"tokenizer gave id {tokens.max()}, expected ids below {tokenizer.vocab_size}"
+        )
     documents = Documents(
         tokens=tokens.astype(settings.dtype),
         lengths=lengths,
@@ -143,7 +145,7 @@ def _collect(task: Task, *, vocab_size: int) -> _Collected:
             else:
                 content = checked.content
                 assert not isinstance(content, list)
-                # A conversation lies on the side that its words say, whatever the template.
+                # A conversation's words decide its split, whatever the template.
                 key = item.content if isinstance(item, Document) else content
                 found.contents.append(content)
                 found.masks.append(checked.mask)
@@ -153,7 +155,7 @@ def _collect(task: Task, *, vocab_size: int) -> _Collected:
 
 
 def _checked(item: Item, *, settings: EncodeSettings, vocab_size: int) -> Item:
-    """Ids within the vocabulary; conversations as ids with a mask."""
+    """Check that ids are within the vocabulary; encode conversations as ids with a mask."""
     if isinstance(item, BadInput) or isinstance(item.content, str):
         return item
     if isinstance(item.content, list):
@@ -200,9 +202,9 @@ def _without_data(part: Part) -> Part:
 def split_position(content: str | np.ndarray | Messages) -> float:
     """A number in [0, 1) that depends on the document alone, the same for near-equal texts.
 
-    Case, width and white space do not count: a tokenizer that drops them would otherwise give
-    the same ids on both sides. The tokenizer itself plays no part, so a held-out document
-    stays held out when the corpus is built for another model.
+    Case, width and white space are ignored: a tokenizer that drops them would otherwise put the
+    same ids into both splits. The tokenizer does not matter, so a held-out document stays held
+    out when the corpus is built for another model.
     """
     if isinstance(content, list):
         content = "\n".join(f"{turn['role']}\n{turn.get('content')}" for turn in content)

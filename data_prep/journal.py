@@ -1,4 +1,4 @@
-"""How far an unfinished build has come, on disk: the next run goes on from there."""
+"""The progress of an unfinished build on disk, from which the next run resumes."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ JOURNAL_NAME = "journal.jsonl"
 
 
 class Position(Record):
-    """All that decides how the rest of a build goes on."""
+    """Everything needed to resume a build."""
 
     domain: int = 0
     file: int = 0
-    """Number of the input under way."""
+    """Number of the current input."""
     start: int = 0
     """Where its next part begins."""
     tallies: dict[str, Tally] = Field(default_factory=dict)
     open_shards: dict[Split, OpenShard] = Field(default_factory=dict)
     num_bytes: int = 0
-    """Of input, for the progress bar."""
+    """Bytes of input read, for the progress bar."""
 
 
 class _Line(Record):
-    """A shard that was finished, or a position that is durable."""
+    """A finished shard or a durable position."""
 
     shard: Shard | None = None
     position: Position | None = None
 
 
 class Journal:
-    """Append-only lines, each written once the bytes that it speaks of are on disk.
+    """Append-only lines, each written once the bytes it refers to are on disk.
 
-    It lies beside the folder with the shards, so that the finished folder holds none of it.
+    Stored next to the folder with the shards, so that the finished folder does not contain it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class Journal:
         self._file.close()
 
     def _replay(self) -> int:
-        """Read up to the last whole position and return the bytes that lead there."""
+        """Read up to the last complete position and return the number of bytes up to it."""
         if not self._path.exists():
             return 0
         waiting: list[Shard] = []
@@ -95,7 +95,7 @@ class Journal:
         return num_bytes
 
     def _remove_unknown(self, folder: Path) -> None:
-        """Files of shards that no position speaks of will be written once more."""
+        """Delete files of shards that no position refers to; they will be written again."""
         known = {file.name for shard in self.shards for file in shard.files}
         for shard in self.position.open_shards.values():
             if shard.num_documents:
@@ -106,10 +106,10 @@ class Journal:
 
 
 def plan_of_last_run(folder: Path) -> dict[str, Any] | None:
-    """What the unfinished build in the folder was asked for, if it came to that.
+    """The plan of the unfinished build in the folder, if it has one.
 
     Raises:
-        ValueError: when that is there and cannot be read.
+        ValueError: if it exists but cannot be read.
     """
     path = folder / PLAN_NAME
     try:
@@ -117,9 +117,9 @@ def plan_of_last_run(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{path}: damaged: {error}; --restart begins anew") from None
+        raise ValueError(f"{path}: damaged: {error}; start over with --restart") from None
     if not isinstance(plan, dict):
-        raise ValueError(f"{path}: damaged: expected an object; --restart begins anew")
+        raise ValueError(f"{path}: damaged: expected an object; start over with --restart")
     return plan
 
 
@@ -128,7 +128,7 @@ def write_plan(folder: Path, plan: dict[str, Any]) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Names of what changed between two plans."""
+    """Names of the entries that differ between two plans."""
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 

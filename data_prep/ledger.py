@@ -1,4 +1,4 @@
-"""The account of a build: every document and every token that came in, and where it went."""
+"""The ledger of a build: where every input document and token went."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 class Tally(Record):
-    """What reading and encoding have met so far in one domain."""
+    """Counts of reading and encoding so far in one domain."""
 
     num_documents: Count = 0
     num_empty: Count = 0
@@ -64,7 +64,7 @@ class Ledger(Record):
 
 
 def sum_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
-    """One account for several domains."""
+    """One ledger for several domains."""
     counts = {
         name: sum(getattr(ledger, name) for ledger in ledgers)
         for name in Ledger.model_fields

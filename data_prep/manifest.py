@@ -1,4 +1,4 @@
-"""What a corpus folder says of itself: the manifest, its own checks and its fingerprint."""
+"""The manifest of a corpus folder, its consistency checks and its fingerprint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TokenizerRecord(Record):
 
 
 class SpecialIds(Record):
-    """Ids of the tokenizer's own special tokens, and what a build put around each document."""
+    """Ids of the tokenizer's special tokens, and those added around each document."""
 
     bos: TokenId | None = None
     eos: TokenId | None = None
@@ -65,7 +65,7 @@ class Shard(Record):
     docs: FileRecord
     origins: FileRecord
     mask: FileRecord | None = None
-    """uint8 a token, 1 where it is a target to learn; None: every token is."""
+    """uint8 per token, 1 for a target; None: every token is a target."""
 
     @property
     def files(self) -> list[FileRecord]:
@@ -73,11 +73,11 @@ class Shard(Record):
 
 
 class Domain(Record):
-    """A named part of the corpus with the inputs it came from and an account of its own."""
+    """A named part of the corpus with the inputs it came from and its own ledger."""
 
     name: DomainName
     fields: dict[str, str]
-    """What each field of a record was taken for: {"text": "content"}."""
+    """The record field used for each role: {"text": "content"}."""
     sources: tuple[Source, ...]
     ledger: Ledger
 
@@ -91,12 +91,12 @@ class Manifest(Record):
     split: SplitRule
     domains: tuple[Domain, ...]
     inputs: FileRecord
-    """JSON lines, one an input file; `origins` refer to them by number, from 0."""
+    """JSON lines, one per input file; `origins` refer to them by number, from 0."""
     shards: tuple[Shard, ...]
-    """By split, by domain in the order of `domains`, by number."""
+    """Sorted by split, then domain in the order of `domains`, then number."""
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.token_dtype == "uint16" and self.vocab_size > 65_536:
             raise ValueError(f"vocab_size {self.vocab_size} does not fit token_dtype uint16")
         names = [domain.name for domain in self.domains]
@@ -116,12 +116,12 @@ class Manifest(Record):
 
     @property
     def ledger(self) -> Ledger:
-        """The accounts of all domains added up."""
+        """The sum of all domains' ledgers."""
         return sum_ledgers([domain.ledger for domain in self.domains])
 
     @property
     def dtype(self) -> np.dtype:
-        """The numpy type of the ids on disk, little-endian whatever the machine."""
+        """The numpy type of the ids on disk, little-endian on every machine."""
         return np.dtype("<u2" if self.token_dtype == "uint16" else "<u4")
 
     @property
@@ -142,7 +142,7 @@ class Manifest(Record):
         return [shard for shard in self.shards if shard.split == split]
 
     def files(self) -> list[FileRecord]:
-        """All files that lie beside the manifest; the tokenizer's have a folder of their own."""
+        """All files next to the manifest; the tokenizer's are in their own folder."""
         return [self.inputs, *(file for shard in self.shards for file in shard.files)]
 
 

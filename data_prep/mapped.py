@@ -1,4 +1,4 @@
-"""Files of a corpus as read-only numpy arrays, their place and size checked before mapping."""
+"""Corpus files as read-only numpy arrays, with path and size checked before mapping."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from data_prep.record import FileRecord
 
 
 def checked_path(folder: Path, record: FileRecord) -> Path:
-    """The file's path once it is known to lie in the folder with the size that was promised.
+    """The file's path, after checking that it is in the folder and has the recorded size.
 
-    Size matters before mapping: numpy opens a truncated file as a shorter array without a
-    word, and a map that reaches past the end kills the process with SIGBUS.
+    The size matters before mapping: numpy silently opens a truncated file as a shorter array,
+    and a map that reaches past the end kills the process with SIGBUS.
     """
     path = folder / record.name
     if path.resolve().parent != folder.resolve():
-        raise ValueError(f"{path}: leads out of its folder; only files inside it are read")
+        raise ValueError(f"{path}: points outside its folder; only files inside it are read")
     if not path.is_file():
         raise ValueError(f"{path}: missing; expected {record.num_bytes} bytes")
     found = path.stat().st_size

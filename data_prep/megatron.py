@@ -1,4 +1,4 @@
-"""A corpus as the .bin and .idx of Megatron: tokens copied in pieces, whole or not at all."""
+"""Exports a corpus as Megatron's .bin and .idx, copied in chunks, published atomically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_SEQUENCE_TOKENS = 2**31 - 1  # lengths are int32
 
 @dataclass(frozen=True)
 class Export:
-    """One pair of files that was written, `prefix`.bin and `prefix`.idx."""
+    """One pair of files written, `prefix`.bin and `prefix`.idx."""
 
     prefix: Path
     split: Split
@@ -34,7 +34,7 @@ class Export:
     num_tokens: int
     num_bytes: int
     leaves_out_masks: bool
-    """The corpus says which tokens are targets; the format has no place for it."""
+    """The corpus masks tokens out of the loss, which the format cannot store."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def export_megatron(
 ) -> list[Export]:
     """Write splits of a corpus as pairs that Megatron's `IndexedDataset` opens.
 
-    With `all`, one pair a split that has documents: PREFIX-train and PREFIX-val. A document is
-    one sequence; order is that of the corpus. Memory does not grow with it.
+    With `all`, one pair per split that has documents: PREFIX-train and PREFIX-val. Each document
+    is one sequence, in corpus order. Memory does not grow with the corpus.
     """
     corpus = open_corpus(folder)
     plans = _plans(corpus, prefix=prefix, split=split, domains=domains)
@@ -84,7 +84,7 @@ def export_megatron(
         _refuse(path, corpus=corpus, overwrite=overwrite)
     num_bytes = sum(plan.bin_bytes + plan.idx_bytes for plan in plans)
     _check_free(prefix.absolute().parent, num_bytes=num_bytes)
-    # All pairs are whole on disk before the first appears under its name.
+    # All pairs are complete on disk before the first appears under its name.
     with ExitStack() as stack, progress_bar(num_bytes, what="export", unit="B") as bar:
         files = [stack.enter_context(_aside(path)) for path in paths]
         for number, plan in enumerate(plans):
@@ -111,7 +111,9 @@ def _plans(
     corpus: Corpus, *, prefix: Path, split: Split | Literal["all"], domains: Sequence[str]
 ) -> list[_Plan]:
     if prefix.suffix in (".bin", ".idx"):
-        raise ValueError(f"--out {prefix}: give it without {prefix.suffix}; both files get it")
+        raise ValueError(
+            f"--out {prefix}: give it without {prefix.suffix}; both suffixes are added"
+        )
     unknown = [name for name in domains if name not in corpus.domains]
     if unknown:
         known = ", ".join(corpus.domains)
@@ -133,15 +135,15 @@ def _plans(
 
 def _refuse(path: Path, *, corpus: Corpus, overwrite: bool) -> None:
     if path.resolve().parent == corpus.folder.resolve():
-        raise ValueError(f"--out {path}: lies in the corpus; choose a place beside it")
+        raise ValueError(f"--out {path}: is inside the corpus; choose a path outside it")
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
-        raise ValueError(f"{path}: exists already; choose another --out or add --overwrite")
-    # Never replace what is not Megatron's, whatever the flags say.
+        raise ValueError(f"{path}: already exists; choose another --out or add --overwrite")
+    # Never replace a file that is not Megatron's, whatever the flags say.
     index = path.with_name(path.name[: -len(".bin")] + ".idx")
     if not index.is_file() or _first_bytes(index, count=len(INDEX_MAGIC)) != INDEX_MAGIC:
-        raise ValueError(f"{path}: exists and is no pair of Megatron's; choose another --out")
+        raise ValueError(f"{path}: exists and is not a Megatron file; choose another --out")
 
 
 def _first_bytes(path: Path, *, count: int) -> bytes:
@@ -167,12 +169,12 @@ def _is_named(file: IO[bytes], path: Path) -> bool:
 
 @contextmanager
 def _aside(path: Path) -> Iterator[IO[bytes]]:
-    """An empty file beside `path`, locked against another export, gone whatever happens."""
+    """An empty file next to `path`, locked against another export and always removed."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("ab") as file:
-        # Whoever held the lock may have given this very file its name meanwhile.
+        # The previous holder of the lock may have published this very file meanwhile.
         if not (try_lock(file.fileno()) and _is_named(file, temporary)):
-            raise ValueError(f"{path}: another process is writing it; wait for its end")
+            raise ValueError(f"{path}: another process is writing it; wait until it finishes")
         try:
             file.truncate(0)
             yield file
@@ -182,7 +184,7 @@ def _aside(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _publish(files: Sequence[IO[bytes]], *, paths: Sequence[Path]) -> None:
-    """Give the files their names. A pair without its .idx is none: it goes first, comes last."""
+    """Publish the files. A pair counts only with its .idx: removed first, published last."""
     for path in paths:
         if path.suffix == ".idx":
             path.unlink(missing_ok=True)
@@ -198,17 +200,17 @@ def _write_tokens(file: IO[bytes], *, plan: _Plan, update: Callable[[int], objec
     for opened in plan.shards:
         for begin in range(0, len(opened.tokens), step):
             ids = opened.tokens[begin : begin + step]
-            # uint32 to int32 would turn a damaged id negative without a word.
+            # uint32 to int32 would silently turn a damaged id negative.
             if int(ids.max()) >= plan.vocab_size:
                 raise ValueError(
-                    f"{opened.shard.tokens.name}: damaged: id {ids.max()}, vocabulary "
+                    f"{opened.shard.tokens.name}: damaged: id {ids.max()}, expected ids below "
                     f"{plan.vocab_size}; run `python -m data_prep verify --deep`"
                 )
             update(file.write(ids.astype(plan.dtype, copy=False).data))
 
 
 def _write_index(file: IO[bytes], *, plan: _Plan, update: Callable[[int], object]) -> None:
-    """Header, lengths, pointers, documents: three passes, since each table is whole by itself."""
+    """Header, lengths, pointers, documents: three passes, since each table is contiguous."""
     code = {name: code for code, name in DTYPE_OF_CODE.items()}[plan.dtype.str.replace("|", "")]
     count = plan.num_documents
     update(file.write(INDEX_HEADER.pack(INDEX_MAGIC, 1, code, count, count + 1)))
@@ -222,7 +224,7 @@ def _write_index(file: IO[bytes], *, plan: _Plan, update: Callable[[int], object
 
 
 def _bounds(plan: _Plan) -> Iterator[np.ndarray]:
-    """Where documents begin in the .bin and the last of a piece ends, in tokens."""
+    """Starts of documents in the .bin and the end of each chunk's last one, in tokens."""
     before = 0
     for opened in plan.shards:
         offsets, name = opened.offsets, opened.shard.docs.name
@@ -232,11 +234,11 @@ def _bounds(plan: _Plan) -> Iterator[np.ndarray]:
             piece = offsets[begin : begin + _ROWS_AT_ONCE + 1]
             lengths = np.diff(piece)
             if (lengths < 0).any():
-                raise ValueError(f"{name}: damaged: expected bounds that never fall")
+                raise ValueError(f"{name}: damaged: expected non-decreasing bounds")
             if lengths.max() > _MAX_SEQUENCE_TOKENS:
                 raise ValueError(
-                    f"{name}: a document of {lengths.max()} tokens; Megatron's sequences have "
-                    f"{_MAX_SEQUENCE_TOKENS} at most"
+                    f"{name}: a document of {lengths.max()} tokens; Megatron's sequences have at "
+                    f"most {_MAX_SEQUENCE_TOKENS}"
                 )
             yield before + piece
         before += opened.shard.num_tokens

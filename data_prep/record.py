@@ -1,4 +1,4 @@
-"""The base of every JSON record that we write: strict, frozen, safe to read from anyone."""
+"""The base of every JSON record we write: strict, frozen, safe to read from any source."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 RecordT = TypeVar("RecordT", bound="Record")
 _OWN_HASH = "sha256_of_the_rest"
 
-# A file is named, never located: no folder, no "..", nothing hidden. Whoever sends a corpus
-# cannot make its reader open another file.
+# A bare file name: no folder, no "..", nothing hidden. So a corpus from someone else cannot
+# make its reader open another file.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}$")]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -38,20 +38,20 @@ def must_agree(what: str, *, expected: int, found: int) -> None:
 
 
 def record_text(record: Record) -> bytes:
-    """A record as JSON whose first member is the hash of every byte behind it."""
+    """A record as JSON whose first member is the hash of every byte after it."""
     rest = record.model_dump_json(indent=2).removeprefix("{\n").encode() + b"\n"
     return _seal(rest) + rest
 
 
 def load_record(record_type: type[RecordT], path: Path, *, made_by: str) -> RecordT:
-    """Read and check one JSON record; whatever is wrong with it is a ValueError of ours.
+    """Read and check one JSON record; any problem is a ValueError.
 
-    One that does not begin with a hash, as of another program or an older build, is read as well.
+    A record without a leading hash, as from another program or an older build, is accepted too.
     """
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: not found; {made_by} writes it when it has finished") from None
+        raise ValueError(f"{path}: not found; {made_by} writes it when it finishes") from None
     if _OWN_HASH.encode() in text[: len(_seal(b""))]:
         begin, rest = text[: len(_seal(b""))], text[len(_seal(b"")) :]
         if begin != _seal(rest):
@@ -76,6 +76,6 @@ def _seal(rest: bytes) -> bytes:
 
 
 def files_sha256(files: Iterable[FileRecord]) -> str:
-    """One hash for a set of files, whatever the order in which they were listed."""
+    """One hash for a set of files, independent of their order."""
     listing = sorted((file.name, file.sha256) for file in files)
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()

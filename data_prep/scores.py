@@ -1,4 +1,4 @@
-"""Scores of tokens beside a corpus: an entropy for every token of the shards, as float16."""
+"""Token scores stored next to a corpus: an entropy per token of the shards, as float16."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Measure = Literal["shannon", "nll"]
 
 
 class ScoresManifest(Record):
-    """Which model scored which corpus, and the files: one a shard, in the shards' order."""
+    """Which model scored which corpus, and the files: one per shard, in the shards' order."""
 
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -51,7 +51,7 @@ class ScoresManifest(Record):
 
 
 class Scores:
-    """Scores by document or sample; NaN where a token has none, as the first of a document."""
+    """Scores by document or sample; NaN for a token without one, such as a document's first."""
 
     def __init__(self, corpus: Corpus, *, name: str) -> None:
         self.folder = corpus.folder / f"{_PREFIX}{name}"
@@ -70,7 +70,7 @@ class Scores:
         expected = [(f"{s.name}.f16", s.num_tokens * _DTYPE.itemsize) for s in shards]
         found = [(file.name, file.num_bytes) for file in self.manifest.files]
         if found != expected:
-            raise ValueError(f"{self.folder}: expected a file of 2 bytes a token for each shard")
+            raise ValueError(f"{self.folder}: expected a file of 2 bytes per token for each shard")
         for file in self.manifest.files:
             checked_path(self.folder, file)
         self._corpus = corpus
@@ -110,16 +110,16 @@ class Scores:
 
 
 def score_names(corpus_folder: Path) -> list[str]:
-    """The scores beside a corpus, in alphabetical order."""
+    """Names of the scores of a corpus, in alphabetical order."""
     there = sorted(path.parent.name for path in corpus_folder.glob(f"{_PREFIX}*/{SCORES_NAME}"))
     return [folder.removeprefix(_PREFIX) for folder in there]
 
 
 class ScoresWriter:
-    """Scores by sample of a pack, in any number of starts: what was committed is not done again."""
+    """Writes scores by sample of a pack; after a restart, committed work is not repeated."""
 
     def __init__(self, corpus: Corpus, staging: Path, *, plan: dict[str, Any]) -> None:
-        """Go on with what lies in `staging`, if it was made by the same plan."""
+        """Resume from `staging` if it was made by the same plan."""
         self._corpus, self._staging = corpus, staging
         self._plan_path = staging.parent / "plan.json"
         self._position_path = staging.parent / "position.json"
@@ -143,7 +143,7 @@ class ScoresWriter:
         return int(json.loads(self._position_path.read_bytes())["num_done"])
 
     def put_sample(self, index: PackIndex, i: int, split: Split, values: np.ndarray) -> None:
-        """Keep what a sample's positions predicted.
+        """Store the scores of a sample's predictions.
 
         Args:
             values: `[S]`, in nats; position p scores the token at p + 1. NaN for no score.
@@ -157,7 +157,7 @@ class ScoresWriter:
             filled += length
 
     def commit(self, num_done: int) -> None:
-        """Make all that was put durable, and then the count that promises it."""
+        """Make all stored scores durable, and then the count of finished samples."""
         for mapped in self._maps.values():
             mapped.flush()
         content = json.dumps({"num_done": num_done}).encode()
@@ -168,9 +168,9 @@ class ScoresWriter:
 def open_scores_writer(
     corpus: Corpus, *, name: str, measure: Measure, model: str, seq_len: int, overwrite: bool
 ) -> Iterator[ScoresWriter]:
-    """A writer whose scores appear when the block ends well; else the next start goes on."""
+    """A writer whose scores appear when the block succeeds; otherwise the next run resumes."""
     if not re.fullmatch(NAME_PATTERN, name):
-        raise ValueError(f"--name {name!r}: letters, digits, '_', '-' and '.', 64 at most")
+        raise ValueError(f"--name {name!r}: use at most 64 letters, digits, '_', '-' and '.'")
     out = corpus.folder / f"{_PREFIX}{name}"
     refuse_existing(out, marker=SCORES_NAME, overwrite=overwrite)
     facts: dict[str, Any] = {
@@ -189,7 +189,7 @@ def open_scores_writer(
 
 
 def _narrowed(scores: np.ndarray, *, what: str) -> np.ndarray:
-    """As float16, which ends at 65,504: a score beyond it is no entropy of any vocabulary."""
+    """As float16, whose maximum is 65,504: no entropy of any vocabulary exceeds it."""
     if (scores < 0).any() or (scores > np.finfo(_DTYPE).max).any():
         raise ValueError(f"{what}: expected scores of 0 or more, and below 65,504")
     return scores.astype(_DTYPE)

@@ -1,4 +1,4 @@
-"""The writer of shards: documents of one domain and split, rolled over at a size, restartable."""
+"""Writes the shards of one domain and split: size-limited and resumable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READ_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents back to back, in the types that the shards have."""
+    """Documents back to back, in the shards' data types."""
 
     tokens: np.ndarray
     """[N] uint16 or uint32, little-endian."""
@@ -28,7 +28,7 @@ class Documents:
     origins: np.ndarray
     """[documents, 2] int64: number of the input file, place in it."""
     mask: np.ndarray | None = None
-    """[N] uint8, 1 where the token is a target to learn."""
+    """[N] uint8, 1 where the token is a target."""
 
     def part(self, is_wanted: np.ndarray) -> Documents:
         """Those documents for which `is_wanted` [documents] bool is set."""
@@ -42,7 +42,7 @@ class Documents:
 
 
 class OpenShard(Record):
-    """How far a shard had come when it was last made durable."""
+    """The size of a shard when it was last made durable."""
 
     stem: str
     number: int = 0
@@ -76,7 +76,7 @@ class ShardWriter:
             self._open()
 
     def add(self, documents: Documents) -> list[Shard]:
-        """Append documents and return the shards that became full; none is cut over two."""
+        """Append documents and return the shards that became full; no document spans two."""
         closed: list[Shard] = []
         ends = np.cumsum(documents.lengths, dtype=np.int64)
         row = 0
@@ -99,7 +99,7 @@ class ShardWriter:
         return self._at
 
     def close(self) -> list[Shard]:
-        """Finish the shard under way, if there is one."""
+        """Finish the current shard, if there is one."""
         if not self._files:
             return []
         records = {suffix: file.close() for suffix, file in self._files.items()}
@@ -116,7 +116,7 @@ class ShardWriter:
         return [shard]
 
     def abandon(self) -> None:
-        """Close the files as they are; the next run cuts them back to the last `sync`."""
+        """Close the files as they are; the next run truncates them to the last `sync`."""
         for file in self._files.values():
             file.abandon()
 
@@ -157,10 +157,10 @@ class ShardWriter:
 
 
 class _HashedFile:
-    """A file that knows size and checksum of what went in.
+    """A file that knows the size and checksum of what was written.
 
-    Opened again with `num_bytes`, it keeps that much, reads it once for the checksum and cuts
-    off what follows: bytes that were written but never promised.
+    Opened again with `num_bytes`, it keeps that much, reads it once for the checksum and
+    truncates the rest: bytes that were written but never committed.
     """
 
     def __init__(self, path: Path, *, num_bytes: int) -> None:
@@ -173,7 +173,7 @@ class _HashedFile:
             if not piece:
                 raise ValueError(
                     f"{path}: expected {num_bytes} bytes from the unfinished build, found "
-                    f"{self._num_bytes}; start anew with --restart"
+                    f"{self._num_bytes}; start over with --restart"
                 )
             self._digest.update(piece)
             self._num_bytes += len(piece)
@@ -198,5 +198,5 @@ class _HashedFile:
         )
 
     def abandon(self) -> None:
-        with suppress(OSError):  # a full disk says so once more when the buffer is flushed
+        with suppress(OSError):  # a full disk raises again when the buffer is flushed
             self._file.close()

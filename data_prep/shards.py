@@ -52,7 +52,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class MappedShard:
-    """The maps of one shard."""
+    """The memory maps of one shard."""
 
     shard: Shard
     tokens: np.ndarray
@@ -62,7 +62,7 @@ class MappedShard:
 
 
 def is_corpus(folder: str | os.PathLike[str]) -> bool:
-    """Whether a build has finished in a folder, or something has taken its manifest's name."""
+    """Whether a folder holds a finished build, or anything else with its manifest's name."""
     return (Path(folder) / MANIFEST_NAME).exists()
 
 
@@ -81,7 +81,7 @@ def check_contents(
     """Read every byte that training may read, as `verify --deep` does, or a rank's share of it.
 
     Raises:
-        ValueError: for the first file that is not what its manifest says.
+        ValueError: for the first file that does not match its manifest.
     """
     corpus = pack.corpus
     files = [(corpus.folder, file) for file in corpus.manifest.files()]
@@ -92,7 +92,7 @@ def check_contents(
 
 
 class Corpus:
-    """Documents by number within a split, over all shards. Pickles as its path alone."""
+    """Documents by number within a split, over all shards. Pickles only its path."""
 
     def __init__(self, folder: Path, *, manifest: Manifest) -> None:
         self.folder = folder
@@ -119,11 +119,11 @@ class Corpus:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Names of the corpus's parts, in the order in which their documents come."""
+        """Names of the corpus's domains, in the order of their documents."""
         return tuple(domain.name for domain in self.manifest.domains)
 
     def domain_documents(self, split: Split = "train") -> dict[str, range]:
-        """The numbers of each domain's documents: the documents of a domain lie together."""
+        """The document numbers of each domain, which are contiguous."""
         ranges, first = {}, 0
         for name in self.domains:
             own = [s.num_documents for s in self._shards[_known(split)] if s.domain == name]
@@ -138,12 +138,12 @@ class Corpus:
         return opened.tokens[start:end]
 
     def span(self, i: int, split: Split = "train") -> tuple[Shard, int, int]:
-        """The shard that holds document `i`, its first token there and the one behind its last."""
+        """The shard that holds document `i`, its first token there and the one after its last."""
         opened, row = self._find(i, split)
         return opened.shard, *_bounds(opened, row)
 
     def loss_mask(self, i: int, split: Split = "train") -> np.ndarray | None:
-        """1 for each token of document `i` that is a target to learn; None when all are."""
+        """1 for each token of document `i` that is a target; None when all are."""
         opened, row = self._find(i, split)
         start, end = _bounds(opened, row)
         return None if opened.mask is None else opened.mask[start:end]
@@ -170,7 +170,7 @@ class Corpus:
         return [self._open_shard(shard) for shard in self._shards[_known(split)]]
 
     def has_pack(self, seq_len: int) -> bool:
-        """Whether there is something for `open_pack` to open, whole or not."""
+        """Whether there is something for `open_pack` to open, complete or not."""
         return pack_folder(self.folder, seq_len=seq_len).exists()
 
     def open_pack(self, seq_len: int) -> PackIndex:
@@ -178,11 +178,11 @@ class Corpus:
         return PackIndex(self, seq_len=seq_len)
 
     def score_names(self) -> list[str]:
-        """What `open_scores` knows."""
+        """The names that `open_scores` accepts."""
         return score_names(self.folder)
 
     def open_scores(self, name: str) -> Scores:
-        """The scores of tokens that `python -m data_prep score` put beside this corpus."""
+        """The token scores that `python -m data_prep score` wrote for this corpus."""
         return Scores(self, name=name)
 
     def _find(self, i: int, split: Split) -> tuple[MappedShard, int]:

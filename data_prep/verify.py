@@ -1,4 +1,4 @@
-"""The verify verb: a corpus and its packs, held against what their manifests promise."""
+"""The verify verb: checks a corpus and its packs against their manifests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CHUNK_TOKENS = 1 << 22
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table; `problem` is None when all is well."""
+    """One line of the table; `problem` is None if the check passed."""
 
     name: str
     detail: str
@@ -35,9 +35,9 @@ class Check:
 
 
 def verify(folder: Path, *, deep: bool) -> list[Check]:
-    """Every check that can still be made; those that need a broken part are left out."""
+    """Run every check that is possible; those that need a broken part are skipped."""
     if not (folder / MANIFEST_NAME).is_file():
-        raise ValueError(f"{folder}: no {MANIFEST_NAME}; not a folder that build has finished")
+        raise ValueError(f"{folder}: no {MANIFEST_NAME}; not a finished corpus folder")
     checks = [_run("manifest", lambda: _check_manifest(folder))]
     if checks[-1].problem:
         return checks
@@ -66,7 +66,7 @@ def verify(folder: Path, *, deep: bool) -> list[Check]:
 
 
 def _run(name: str, check: Callable[[], str]) -> Check:
-    """A check returns what it saw, or raises a ValueError that says what is wrong."""
+    """A check returns a summary, or raises a ValueError that says what is wrong."""
     try:
         return Check(name, check())
     except (ValueError, OSError) as error:
@@ -86,7 +86,7 @@ def _check_sizes(folder: Path, *, manifest: Manifest) -> str:
 
 
 def _check_tokenizer(folder: Path, *, manifest: Manifest) -> str:
-    """Small, so always by checksum: another tokenizer makes other text of the same ids."""
+    """Small, so always by checksum: another tokenizer gives the same ids another meaning."""
     record = manifest.tokenizer
     summary = check_checksums(folder / "tokenizer", files=record.files)
     if files_sha256(record.files) != record.sha256:
@@ -95,7 +95,7 @@ def _check_tokenizer(folder: Path, *, manifest: Manifest) -> str:
 
 
 def _check_removals(corpus: Corpus, *, deep: bool) -> str:
-    """The numbers are small, so always by checksum; what was said of each document if deep."""
+    """The numbers are small, so always by checksum; the reports only if deep."""
     counts = [f"{len(removed_documents(corpus, split)):,} of {split}" for split in SPLITS]
     for removals in load_removals(corpus.folder):
         folder = corpus.folder / REMOVALS_FOLDER / removals.name
@@ -133,7 +133,7 @@ def _check_offsets(corpus: Corpus) -> str:
                     f"{shard.docs.name}: document {row}: expected an end above {offsets[row]}, "
                     f"found {offsets[row + 1]}"
                 )
-    return "rising, no document empty"
+    return "increasing, no empty document"
 
 
 def _check_ids(corpus: Corpus) -> str:
@@ -158,7 +158,7 @@ def _check_ends(corpus: Corpus) -> str:
     prefix, suffix = special.document_prefix, special.document_suffix
     ledger = corpus.manifest.ledger
     if ledger.num_tokens_special != ledger.num_documents_kept * (len(prefix) + len(suffix)):
-        return "not checked: documents came with ids of their own"
+        return "not checked: some documents were given as ids"
     for split in SPLITS:
         for shard, tokens, offsets in _arrays(corpus, split=split):
             starts, ends = offsets[:-1], offsets[1:]
@@ -172,21 +172,21 @@ def _check_ends(corpus: Corpus) -> str:
                         f"{shard.name}: document {row}: expected special id {token} at token "
                         f"{at[row]}, found {tokens[at[row]]}"
                     )
-    return f"each has {list(prefix)} in front and {list(suffix)} behind"
+    return f"each begins with {list(prefix)} and ends with {list(suffix)}"
 
 
 def _check_overlap(corpus: Corpus) -> str:
-    """Same ids on both sides would be learnt by heart and then held up as generalisation."""
+    """Identical ids in both splits would be memorised and then count as generalisation."""
     held_out = {digest: where for where, digest in _digests(corpus, split="val")}
     if not held_out:
-        return "no document is held out"
+        return "no held-out documents"
     total = corpus.num_documents("train")
     with progress_bar(total, what="overlap", unit=" documents") as bar:
         for where, digest in _digests(corpus, split="train"):
             if digest in held_out:
                 raise ValueError(
                     f"{where} and {held_out[digest]} hold the same tokens: expected no document "
-                    "on both sides"
+                    "in both splits"
                 )
             bar.update(1)
     return f"none of {len(held_out):,} held-out texts is in train"

@@ -1,4 +1,4 @@
-"""Inputs to shards, with every document and every token in the ledger, from where it stopped."""
+"""Writes inputs to shards, resumably, with every document and token in the ledger."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data_prep.reading.sources import DomainInput
 from data_prep.shard_writer import ShardWriter
 
 NUM_BAD_LISTED = 10
-# What a kill costs at most. Each commit waits for the disk.
+# The most that a kill can lose. Each commit waits for the disk.
 COMMIT_SECONDS = 5.0
 
 
@@ -36,10 +36,10 @@ def write_corpus(
     journal: Journal,
     into: Path,
 ) -> None:
-    """Read, encode and write what the journal has not seen yet.
+    """Read, encode and write what the journal does not cover yet.
 
-    Memory holds two tasks a worker and no more of the corpus. Whatever ends this early leaves
-    the journal at the last commit.
+    Memory holds only two tasks per worker of the corpus. If this ends early, the journal is at
+    the last commit.
     """
     start = journal.position
     total = sum(domain.num_bytes for domain in domains)
@@ -63,7 +63,7 @@ def write_corpus(
                         bar.update(encoded.num_bytes)
                 writer.finish(next_domain=number + 1)
             except BaseException:
-                # What is whole is kept, if the disk still takes it; the error is the news.
+                # Keep what is complete, if the disk still allows; report the first error.
                 with suppress(OSError):
                     writer.commit_if_whole()
                 writer.abandon()
@@ -111,13 +111,11 @@ class _DomainWriter:
         self._committed_at = time.monotonic()
 
     def add(self, encoded: Encoded) -> None:
-        """Write what a task gave; a bad document raises before any of its task is written."""
+        """Write a task's results; a bad document raises before any of them is written."""
         if encoded.bad and self._on_error == "fail":
             part, bad = encoded.bad[0]
             where = name_place(part.file, bad.place)
-            raise ValueError(
-                f"{bad.sentence(where)}; mend it, or add --on-error skip to go on without it"
-            )
+            raise ValueError(f"{bad.sentence(where)}; fix it, or add --on-error skip to skip it")
         self._is_whole = False
         is_wanted: dict[Split, np.ndarray] = {"train": ~encoded.is_val, "val": encoded.is_val}
         for split, writer in self._writers.items():
@@ -137,7 +135,7 @@ class _DomainWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Make all that was added durable, first the bytes, then the line that promises them."""
+        """Make everything added durable: first the bytes, then the journal line for them."""
         open_shards = {split: writer.sync() for split, writer in self._writers.items()}
         position = self._position.model_copy(update={"open_shards": open_shards})
         self._journal.commit(position, new_shards=self._new_shards)
@@ -145,7 +143,7 @@ class _DomainWriter:
         self._committed_at = time.monotonic()
 
     def commit_if_whole(self) -> None:
-        """Commit unless a task was being written: a part of one must never be promised."""
+        """Commit unless a task is half written: part of one must never be committed."""
         if self._is_whole:
             self.commit()
 

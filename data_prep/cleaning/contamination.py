@@ -1,4 +1,4 @@
-"""Benchmark text in a corpus: documents that share n-grams of words with given files."""
+"""Finds benchmark text in a corpus: documents that share word n-grams with given files."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
 _WORD = re.compile(r"\w+")
 _TASK_DOCUMENTS = 256
-# A shorter text is too common to tell anything: "yes", "the answer is 4".
+# Shorter texts are too common to be evidence: "yes", "the answer is 4".
 MIN_WORDS = 8
 
 
 @dataclass
 class Benchmark:
-    """Words of the given texts, and a sorted table of the hashes of their n-grams.
+    """Words of the given texts, and a sorted table of their n-gram hashes.
 
-    It is held in memory: some 30 times the size of the benchmark's text.
+    Held in memory: about 30 times the size of the benchmark's text.
     """
 
     places: list[str] = field(default_factory=list)
@@ -43,29 +43,29 @@ class Benchmark:
     num_too_short: int = 0
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     owners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
-    """Text and first word of each n-gram."""
+    """Indices of each n-gram's text and first word."""
     lengths: tuple[int, ...] = ()
-    """Words of an n-gram: n, and the lengths of texts shorter than that."""
+    """N-gram lengths in words: n, and the lengths of shorter texts."""
 
 
 class Match(NamedTuple):
     """A document of the corpus that holds benchmark text."""
 
     number: int
-    """In the order of precedence."""
+    """Document number in precedence order."""
     num_matches: int
     place: str
-    """File and row of the benchmark text that the first match is from."""
+    """File and row of the benchmark text of the first match."""
     text: str
-    """The words that both have."""
+    """The shared words."""
 
 
 class Against(NamedTuple):
-    """What to read for a `Benchmark`; small enough to travel with every task."""
+    """What to read for a `Benchmark`; small enough to send with every task."""
 
     paths: tuple[str, ...]
     keys: tuple[str, ...]
-    """Fields of a record; one may be absent from some files, not from all."""
+    """Record fields; one may be missing from some files but not from all."""
     n: int
 
 
@@ -77,13 +77,13 @@ class _Task(NamedTuple):
 
 
 def words_of(text: str) -> list[str]:
-    """Words without case, width or punctuation."""
+    """Words, ignoring case, width and punctuation."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 @lru_cache(maxsize=1)
 def read_benchmark(against: Against) -> Benchmark:
-    """All texts of the given files."""
+    """Read all texts of the given files."""
     keys, n = against.keys, against.n
     found = Benchmark()
     owners, hashes = [], []
@@ -129,7 +129,7 @@ def _texts(paths: Sequence[str], *, keys: Sequence[str]) -> Iterator[tuple[str, 
 def find_contamination(
     corpus: Corpus, against: Against, *, start: int, end: int, pool: WorkerPool
 ) -> list[Match]:
-    """Documents `start` to `end`, in the order of precedence, that share an n-gram of words."""
+    """Find documents that share a word n-gram, from `start` to `end` in precedence order."""
     tasks = (
         _Task(corpus.folder, first, min(first + _TASK_DOCUMENTS, end), against)
         for first in range(start, end, _TASK_DOCUMENTS)
@@ -167,7 +167,7 @@ def _open(folder: Path) -> tuple[Corpus, Tokenizer]:
 
 
 def _match(words: list[str], *, benchmark: Benchmark) -> tuple[int, str, str] | None:
-    """How many n-grams are shared, where the first is from, and its words."""
+    """The number of shared n-grams, the source of the first, and its words."""
     num_matches, first = 0, None
     for length in benchmark.lengths:
         if len(words) < length:
@@ -178,7 +178,7 @@ def _match(words: list[str], *, benchmark: Benchmark) -> tuple[int, str, str] | 
         for start in np.flatnonzero(benchmark.hashes[at] == hashes).tolist():
             text, word = benchmark.owners[at[start]].tolist()
             same = benchmark.words[text][word : word + length]
-            # Words, not hashes, decide.
+            # Hashes may collide, so compare the words.
             if same == words[start : start + length]:
                 num_matches += 1
                 first = first or (benchmark.places[text], " ".join(same))

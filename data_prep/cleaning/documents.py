@@ -1,4 +1,4 @@
-"""Documents of both splits in one order of precedence: held out first, then by number."""
+"""Documents of both splits in one precedence order: held-out first, then by number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.ledger import Split
 from data_prep.shards import Corpus
 
-# What is held out stays: a copy of it in train would be learnt by heart.
+# Held-out documents are kept: a copy in train would be memorised.
 PRECEDENCE: tuple[Split, ...] = ("val", "train")
 
 
@@ -20,7 +20,7 @@ def num_documents(corpus: Corpus) -> int:
 
 
 def iter_documents(corpus: Corpus, *, start: int, end: int) -> Iterator[np.ndarray]:
-    """The ids of documents `start` to `end` in the order of precedence."""
+    """The ids of documents `start` to `end` in precedence order."""
     first = 0
     for split in PRECEDENCE:
         for opened in corpus.open_shards(split):
@@ -32,13 +32,13 @@ def iter_documents(corpus: Corpus, *, start: int, end: int) -> Iterator[np.ndarr
 
 
 def place(corpus: Corpus, number: int) -> tuple[Split, int]:
-    """Split, and number in it, of a document in the order of precedence."""
+    """Convert a number in precedence order to a split and the number within it."""
     num_held_out = corpus.num_documents("val")
     return ("val", number) if number < num_held_out else ("train", number - num_held_out)
 
 
 def by_split(corpus: Corpus, numbers: np.ndarray) -> dict[Split, np.ndarray]:
-    """Numbers in the order of precedence, rising, as numbers within each split."""
+    """Convert ascending numbers in precedence order to numbers within each split."""
     num_held_out = corpus.num_documents("val")
     return {
         "val": numbers[numbers < num_held_out],
@@ -49,7 +49,7 @@ def by_split(corpus: Corpus, numbers: np.ndarray) -> dict[Split, np.ndarray]:
 def reasons_by_split(
     corpus: Corpus, numbers: np.ndarray, reason: Callable[[int], Mapping[str, Any]]
 ) -> dict[Split, Iterator[dict[str, Any]]]:
-    """For each split the reasons of its removals, made when they are written."""
+    """The reasons for each split's removals, generated as they are written."""
     parts = np.split(numbers, [np.searchsorted(numbers, corpus.num_documents("val"))])
     return {
         split: (dict(reason(number)) for number in part.tolist())
@@ -58,6 +58,6 @@ def reasons_by_split(
 
 
 def name_of(corpus: Corpus, number: int) -> dict[str, Any]:
-    """How a report names the document that stays."""
+    """How a report names the document that is kept."""
     split, own = place(corpus, number)
     return {"split": split, "document": own, "origin": str(corpus.origin(own, split))}

@@ -1,4 +1,4 @@
-"""Exact duplicates: documents whose ids are the same, the first of them kept."""
+"""Finds exact duplicates: documents with identical ids, of which the first is kept."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _DIGEST_BYTES = 16
 
 
 def find_exact_duplicates(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
-    """Documents to leave out, and for each the one that stays, in the order of precedence.
+    """Documents to remove and, for each, the one that is kept, in precedence order.
 
-    16 bytes of hash a document are held, and twice that while they are sorted. Two different
-    documents share a hash of 128 bits in 10^10 documents with a chance of 10^-19.
+    Holds a 16-byte hash per document, and twice that while sorting. Among 10^10 documents the
+    probability that two different ones share a 128-bit hash is 10^-19.
 
     Returns:
-        `[R]` int64 rising, `[R]` int64.
+        `[R]` int64 ascending, `[R]` int64.
     """
     total = num_documents(corpus)
     digests = np.empty((total, 2), dtype=np.uint64)
@@ -29,7 +29,7 @@ def find_exact_duplicates(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
             digest = hashlib.blake2b(ids.data, digest_size=_DIGEST_BYTES).digest()
             digests[number] = np.frombuffer(digest, dtype=np.uint64)
             bar.update(1)
-    # Stable sorts: of equal documents the first in precedence comes first.
+    # Stable sort: among equal documents, the first in precedence order comes first.
     order = np.lexsort((np.arange(total), digests[:, 1], digests[:, 0]))
     in_order = digests[order]
     is_first = np.append(True, (in_order[1:] != in_order[:-1]).any(axis=1))[:total]

@@ -1,7 +1,7 @@
-"""Near duplicates by MinHash: documents that share most of their n-grams of tokens.
+"""Finds near duplicates by MinHash: documents that share most of their token n-grams.
 
 Broder: On the resemblance and containment of documents, 1997; banding as in Leskovec, Rajaraman,
-Ullman: Mining of Massive Datasets, chapter 3. Signatures are made by the library `rensa`.
+Ullman: Mining of Massive Datasets, chapter 3. The library `rensa` computes signatures.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class NearDuplicates(NamedTuple):
-    """In the order of precedence."""
+    """Document numbers in precedence order."""
 
     removed: np.ndarray
-    """`[R]` int64, rising."""
+    """`[R]` int64, ascending."""
     kept: np.ndarray
-    """`[R]` int64: the first document of the group that each is in."""
+    """`[R]` int64: the first document of each one's group."""
     similarity: np.ndarray
     """`[R]` Jaccard similarity of the two, estimated from their signatures."""
 
@@ -49,19 +49,19 @@ class _Task(NamedTuple):
 def find_near_duplicates(
     corpus: Corpus, *, threshold: float, ngram: int, num_perm: int, pool: WorkerPool
 ) -> NearDuplicates:
-    """Group documents that are alike; all but the first of a group are to be left out.
+    """Group similar documents; all but the first of each group are to be removed.
 
-    Documents that share a band of their signatures are compared by the whole of them, each with
-    the first and the one before it in its bucket, and grouped if the estimate is at least
-    `threshold`. A group may so hold documents that are alike by way of a third.
+    Documents that share a signature band fall into one bucket. Each is compared, by its full
+    signature, with the bucket's first document and with its predecessor, and grouped if the
+    estimate is at least `threshold`. Two documents of a group may be similar only to a third.
 
-    Signatures lie in a scratch file (4 bytes a permutation and document), memory holds about 50
-    bytes a document.
+    Signatures are kept in a scratch file (4 bytes per permutation and document); memory holds
+    about 50 bytes per document.
 
     Args:
         threshold: Jaccard similarity of the sets of n-grams, in (0, 1].
-        ngram: tokens of an n-gram; a shorter document is one n-gram.
-        num_perm: length of a signature; the estimate errs by about 1 / sqrt(num_perm).
+        ngram: tokens per n-gram; a shorter document is one n-gram.
+        num_perm: signature length; the estimate's error is about 1 / sqrt(num_perm).
     """
     total = num_documents(corpus)
     with tempfile.TemporaryFile(dir=corpus.folder) as scratch:
@@ -92,10 +92,10 @@ def find_near_duplicates(
 
 
 def rows_of_band(threshold: float, *, num_perm: int) -> int:
-    """The longest band with which a pair at the threshold shares one in 995 of 1000 cases.
+    """The longest band for which a pair at the threshold shares a band with probability 0.995.
 
-    Longer bands put fewer strangers into one bucket. A pair of similarity t shares one of b
-    bands of r rows with the chance 1 - (1 - t^r)^b.
+    Longer bands put fewer unrelated documents into one bucket. A pair of similarity t shares at
+    least one of b bands of r rows with probability 1 - (1 - t^r)^b.
     """
     fitting = [
         rows
@@ -151,7 +151,7 @@ def _corpus(folder: Path) -> Corpus:
 
 
 def hash_ngrams(ids: np.ndarray, *, n: int) -> np.ndarray:
-    """A 64-bit hash of every n-gram, `[max(len - n + 1, 1)]` uint64; equal n-grams, equal hash."""
+    """A 64-bit hash of every n-gram, `[max(len - n + 1, 1)]` uint64; equal if n-grams are."""
     ids = ids.astype(np.uint64) + np.uint64(1)
     n = min(n, len(ids))
     length = len(ids) - n + 1
@@ -163,7 +163,7 @@ def hash_ngrams(ids: np.ndarray, *, n: int) -> np.ndarray:
 
 
 def _pairs(band: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Each document of a bucket with the first of it, and with the one before."""
+    """Pair each document of a bucket with the bucket's first and with its predecessor."""
     hashes = np.zeros(len(band), dtype=np.uint64)
     for column in band.T:
         hashes = (hashes ^ column) * _MULTIPLIER
@@ -185,7 +185,7 @@ def _similarity(signatures: np.ndarray, a: int, b: int) -> float:
 
 
 class _Groups:
-    """Disjoint sets of documents, each named by the first of it."""
+    """Disjoint sets of documents, each identified by its first document."""
 
     def __init__(self, size: int) -> None:
         self._parents = np.arange(size)

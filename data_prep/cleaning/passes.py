@@ -1,4 +1,4 @@
-"""The passes over a corpus that list what to leave out: settings checked, lists kept."""
+"""The cleaning passes over a corpus: they check their settings and write removal lists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from data_prep.shards import Corpus, open_corpus
 
 
 def dedup_exact(folder: Path, *, name: str, overwrite: bool, dry_run: bool) -> Removals:
-    """All documents whose tokens are those of an earlier one."""
+    """List all documents with the same tokens as an earlier one."""
     corpus = _open(folder, name=name, overwrite=overwrite or dry_run)
     removed, kept = find_exact_duplicates(corpus)
     stays = dict(zip(removed.tolist(), kept.tolist(), strict=True))
@@ -54,7 +54,7 @@ def dedup_near(
     overwrite: bool,
     dry_run: bool,
 ) -> Removals:
-    """All documents but the first of every group of near duplicates."""
+    """List all but the first document of every group of near duplicates."""
     if not 0 < threshold <= 1:
         raise ValueError(f"--threshold {threshold}: must be above 0 and at most 1")
     if ngram < 1:
@@ -100,9 +100,11 @@ def decontaminate(
     overwrite: bool,
     dry_run: bool,
 ) -> Removals:
-    """All documents that share at least `min_matches` n-grams of words with the given files."""
+    """List all documents that share at least `min_matches` word n-grams with the files."""
     if ngram < MIN_WORDS:
-        raise ValueError(f"--ngram {ngram}: must be at least {MIN_WORDS}; fewer words are chance")
+        raise ValueError(
+            f"--ngram {ngram}: must be at least {MIN_WORDS}; shorter matches are chance"
+        )
     if min_matches < 1:
         raise ValueError(f"--min-matches {min_matches}: must be at least 1")
     corpus = _open(folder, name=name, overwrite=overwrite or dry_run)
@@ -147,9 +149,9 @@ def decontaminate(
 
 
 def _open(folder: Path, *, name: str, overwrite: bool) -> Corpus:
-    """The corpus, once it is known that the list can be written."""
+    """Open the corpus after checking that the list can be written."""
     if not re.fullmatch(NAME_PATTERN, name):
-        raise ValueError(f"--name {name!r}: letters, digits, '_', '-' and '.', 64 at most")
+        raise ValueError(f"--name {name!r}: use at most 64 letters, digits, '_', '-' and '.'")
     corpus = open_corpus(folder)
     out = corpus.folder / FOLDER_NAME / name
     refuse_existing(out, marker=RECORD_NAME, overwrite=overwrite)

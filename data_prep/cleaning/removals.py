@@ -1,4 +1,4 @@
-"""Lists of documents to leave out, beside the shards that they leave untouched."""
+"""Removal lists: documents to leave out, stored next to the unchanged shards."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class RemovedOfDomain(Record):
 
 class RemovedOfSplit(Record):
     documents: FileRecord
-    """int64 numbers of documents within the split, rising."""
+    """int64 numbers of documents within the split, ascending."""
     domains: tuple[RemovedOfDomain, ...]
 
 
 class Removals(Record):
-    """One pass over a corpus and what it would leave out."""
+    """One pass over a corpus and the documents it removes."""
 
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -63,7 +63,7 @@ class Removals(Record):
     """JSON lines: every removal with its origin and its reason."""
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistency(self) -> Self:
         if set(self.splits) != set(SPLITS):
             raise ValueError(f"splits: expected {list(SPLITS)}, found {sorted(self.splits)}")
         for split, part in self.splits.items():
@@ -76,7 +76,7 @@ class Removals(Record):
 
 
 def load_removals(folder: Path) -> list[Removals]:
-    """All passes over a corpus, by name; an unfinished one does not count."""
+    """All finished passes over a corpus, sorted by name."""
     passes = []
     for path in sorted((folder / FOLDER_NAME).glob(f"[!.]*/{RECORD_NAME}")):
         removals = load_record(
@@ -89,21 +89,23 @@ def load_removals(folder: Path) -> list[Removals]:
 
 
 def removed_documents(corpus: Corpus, split: Split) -> np.ndarray:
-    """Numbers of the documents that any pass leaves out, int64, rising, each once."""
+    """Numbers of the documents that any pass removes, int64, unique and ascending."""
     found = [np.zeros(0, dtype=np.int64)]
     for removals in _passes_of(corpus):
         record = removals.splits[split].documents
         folder = corpus.folder / FOLDER_NAME / removals.name
         numbers = map_array(folder, record, dtype=_DOCUMENT_DTYPE)
         if describe_file(folder / record.name).sha256 != record.sha256:
-            raise ValueError(f"{folder / record.name}: damaged: its checksum is not as recorded")
+            raise ValueError(
+                f"{folder / record.name}: damaged: its checksum differs from the recorded one"
+            )
         _check_numbers(numbers, total=corpus.num_documents(split), path=folder / record.name)
         found.append(numbers)
     return np.unique(np.concatenate(found))
 
 
 def removals_fingerprint(corpus: Corpus) -> str | None:
-    """SHA-256 of what the passes leave out, whatever they are called; None when there is none."""
+    """SHA-256 of what the passes remove, independent of their names; None without a pass."""
     hashes = sorted(
         [removals.splits[split].documents.sha256 for split in SPLITS]
         for removals in _passes_of(corpus)
@@ -122,11 +124,11 @@ def write_removals(
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> Removals:
-    """Write one pass whole or not at all; as a dry run, only say what it would be.
+    """Write one pass atomically; in a dry run, only return what it would be.
 
     Args:
-        documents: numbers within each split, rising.
-        reasons: for each of these documents, in their order, why it goes.
+        documents: numbers within each split, ascending.
+        reasons: why each of these documents is removed, in the same order.
     """
     out = corpus.folder / FOLDER_NAME / name
     with _scratch_folder() if dry_run else _new_folder(out, overwrite=overwrite) as staging:
@@ -186,7 +188,7 @@ def _check_numbers(numbers: np.ndarray, *, total: int, path: Path) -> None:
     if len(numbers) and not (
         numbers[0] >= 0 and numbers[-1] < total and (np.diff(numbers) > 0).all()
     ):
-        raise ValueError(f"{path}: damaged: expected rising numbers in [0, {total})")
+        raise ValueError(f"{path}: damaged: expected ascending numbers in [0, {total})")
 
 
 def _place_of(corpus: Corpus, number: int, split: Split) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The verb `build`: raw text, conversations or ids to a corpus folder."""
+"""The verb `build`: turns raw text, conversations or ids into a corpus folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SUMMARY = "raw text to shards"
 DESCRIPTION = """\
 Read documents, tokenise them on all cores and write a corpus folder.
 
-Inputs: .jsonl and .ndjson (a document a line), .parquet and .arrow (one a row), .txt and .md (one
-a file), text and JSONL also as .gz or .zst; folders that `datasets` saved; names on the hub as
-hf:NAME@CONFIG:SPLIT, streamed; or a folder, in which every file counts that is not hidden, binary
-or named by a .gitignore. With ids also .npy and Megatron's .idx with .bin. NAME=PATH puts an
-input into a named domain, which pack and training can weigh.
+Inputs: .jsonl and .ndjson (one document per line), .parquet and .arrow (one per row), .txt and .md
+(one per file), text and JSONL also as .gz or .zst; folders saved by `datasets`; hub datasets as
+hf:NAME@CONFIG:SPLIT, streamed; or a folder, without its hidden, binary and .gitignore'd files.
+Token ids also as .npy, or as Megatron's .idx with .bin. NAME=PATH puts an input into a named
+domain, which pack and training can weight.
 
 The bytes written do not depend on --workers. The folder appears under its name only when it is
-whole; a build that was stopped or killed goes on where it was when it is asked for again.
+complete; a build that was stopped or killed resumes when the same command is run again.
 
   python -m data_prep build --input notes/ more.jsonl.gz --tokenizer ./Qwen3-0.6B --out data/notes
   python -m data_prep build --input src/ --include '*.py' --exclude tests \\
@@ -36,10 +36,14 @@ whole; a build that was stopped or killed goes on where it was when it is asked 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     add_input_argument(verb)
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
-    verb.add_argument("--overwrite", action="store_true", help="replace an older corpus at --out")
     verb.add_argument(
-        "--restart", action="store_true", help="forget an unfinished build and begin anew"
+        "--out", type=Path, required=True, metavar="DIR", help="corpus folder to write"
+    )
+    verb.add_argument(
+        "--overwrite", action="store_true", help="replace an existing corpus at --out"
+    )
+    verb.add_argument(
+        "--restart", action="store_true", help="discard an unfinished build and start over"
     )
 
     tokens = verb.add_argument_group("tokenizer (one of the first two)")
@@ -49,9 +53,9 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="a hub name, a Hugging Face folder, a tokenizer.json or a sentencepiece .model",
     )
     tokens.add_argument(
-        "--train-tokenizer", choices=["bpe", "unigram"], help="make one from this corpus"
+        "--train-tokenizer", choices=["bpe", "unigram"], help="train one on this corpus"
     )
-    tokens.add_argument("--vocab-size", type=int, metavar="V", help="entries of the one made")
+    tokens.add_argument("--vocab-size", type=int, metavar="V", help="vocabulary size to train")
     tokens.add_argument(
         "--no-eos", dest="eos", action="store_false", help="do not end documents with EOS"
     )
@@ -59,12 +63,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--no-fast-path",
         dest="fast_path",
         action="store_false",
-        help="encode with the tokenizer's own library even where tiktoken is proven the same",
+        help="encode with the tokenizer's own library even where tiktoken is proven equivalent",
     )
     tokens.add_argument(
         "--split-on-eos",
         action="store_true",
-        help="a flat .npy of ids holds many documents, one behind each EOS",
+        help="a flat .npy of ids holds many documents, each ending in EOS",
     )
     add_reading_arguments(verb.add_argument_group("reading"))
     _add_writing(verb.add_argument_group("writing"))
@@ -76,13 +80,13 @@ def _add_writing(writing: argparse._ArgumentGroup) -> None:
         type=float,
         default=0.01,
         metavar="F",
-        help="part of the documents held out, by a hash of their text (default: 0.01)",
+        help="fraction of documents held out, by a hash of their text (default: 0.01)",
     )
     writing.add_argument(
-        "--workers", type=int, metavar="N", help="processes that tokenise (default: one a core)"
+        "--workers", type=int, metavar="N", help="worker processes (default: one per core)"
     )
     writing.add_argument(
-        "--shard-mib", type=float, default=512, metavar="M", help="size of a shard (default: 512)"
+        "--shard-mib", type=float, default=512, metavar="M", help="shard size (default: 512)"
     )
 
 

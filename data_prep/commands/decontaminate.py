@@ -1,4 +1,4 @@
-"""The verb `decontaminate`: documents that hold benchmark text, listed to be left out."""
+"""The verb `decontaminate`: lists documents with benchmark text for pack to skip."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from data_prep.commands.dedup import add_writing_arguments
 
-SUMMARY = "list documents that hold benchmark text"
+SUMMARY = "list documents that contain benchmark text"
 DESCRIPTION = """\
-Find documents that share n-grams of words with benchmark files and list them in DIR/removals. The
-shards stay as they are; pack leaves out what is listed.
+Find documents that share word n-grams with benchmark files and list them in DIR/removals. The
+shards are not changed; pack skips the listed documents.
 
-Words are compared without case, width or punctuation, documents as the tokenizer decodes them. A
-benchmark text of fewer words than an n-gram must occur as a whole; one of fewer than 8 words is
-too common to tell anything and is only counted.
+Documents are decoded with the tokenizer; case, width and punctuation are ignored. A benchmark text
+shorter than an n-gram must occur as a whole; one of fewer than 8 words is too common to be
+evidence and is only counted.
 
-report.jsonl names every removal with its origin, the file and row it matched, and the words.
+report.jsonl lists every removal with its origin, the file and row it matched, and the words.
 
   python -m data_prep decontaminate data/web --against gsm8k/test.jsonl --text-key question
   python -m data_prep decontaminate data/web --against mmlu/ --text-key question --split both
@@ -25,38 +25,38 @@ report.jsonl names every removal with its origin, the file and row it matched, a
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
+    verb.add_argument("folder", type=Path, metavar="DIR", help="corpus folder written by build")
     verb.add_argument(
         "--against",
         nargs="+",
         required=True,
         metavar="PATH",
-        help="benchmark files or folders, of any kind that build reads as text",
+        help="benchmark files or folders, in any text format that build reads",
     )
     verb.add_argument(
         "--text-key",
         action="append",
         metavar="KEY",
-        help="field of their records that holds text (repeatable; default: text)",
+        help="record field that holds the text (repeatable; default: text)",
     )
     verb.add_argument(
-        "--ngram", type=int, default=13, metavar="N", help="words of an n-gram (default: 13)"
+        "--ngram", type=int, default=13, metavar="N", help="words per n-gram (default: 13)"
     )
     verb.add_argument(
         "--min-matches",
         type=int,
         default=1,
         metavar="M",
-        help="shared n-grams from which on a document goes (default: 1)",
+        help="shared n-grams needed to remove a document (default: 1)",
     )
     verb.add_argument(
         "--split",
         choices=["train", "both"],
         default="train",
-        help="where to look (default: train)",
+        help="splits to search (default: train)",
     )
     verb.add_argument(
-        "--workers", type=int, metavar="W", help="processes that compare (default: one a core)"
+        "--workers", type=int, metavar="W", help="worker processes (default: one per core)"
     )
     add_writing_arguments(verb, default_name="decontaminate")
 

@@ -1,4 +1,4 @@
-"""The verb `dedup`: documents that are there twice, listed to be left out."""
+"""The verb `dedup`: lists duplicate documents for pack to skip."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 SUMMARY = "list duplicate documents, exact or near"
 DESCRIPTION = """\
-Find documents that a corpus holds more than once and list all but the first in DIR/removals.
-The shards stay as they are; pack leaves out what is listed. Held-out documents come first: a copy
-of one in train is what goes.
+Find documents that occur more than once in a corpus and list all but the first in DIR/removals.
+The shards are not changed; pack skips the listed documents. Held-out documents come first, so of
+a pair across the splits the copy in train is removed.
 
-Without --near two documents are duplicates when all their tokens are the same. With it, when the
-sets of their n-grams of tokens are alike (Jaccard similarity, estimated by MinHash); that takes
-longer and finds the exact ones too.
+Without --near, duplicates are documents with identical tokens. With it, they are documents with
+similar sets of token n-grams (Jaccard similarity, estimated by MinHash); that takes longer and also
+finds the exact ones.
 
-report.jsonl names every removal with its origin, and the document that stays.
+report.jsonl lists every removal with its origin and the document that is kept.
 
   python -m data_prep dedup data/web
   python -m data_prep dedup data/web --near --threshold 0.8
@@ -24,33 +24,41 @@ report.jsonl names every removal with its origin, and the document that stays.
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
-    verb.add_argument("--near", action="store_true", help="near duplicates, by MinHash")
+    verb.add_argument("folder", type=Path, metavar="DIR", help="corpus folder written by build")
+    verb.add_argument("--near", action="store_true", help="find near duplicates, by MinHash")
     near = verb.add_argument_group("near duplicates")
     near.add_argument(
-        "--threshold", type=float, default=0.8, metavar="T", help="least similarity (default: 0.8)"
+        "--threshold",
+        type=float,
+        default=0.8,
+        metavar="T",
+        help="minimum similarity (default: 0.8)",
     )
     near.add_argument(
-        "--ngram", type=int, default=5, metavar="N", help="tokens of an n-gram (default: 5)"
+        "--ngram", type=int, default=5, metavar="N", help="tokens per n-gram (default: 5)"
     )
     near.add_argument(
         "--num-perm",
         type=int,
         default=128,
         metavar="K",
-        help="length of a signature; the estimate errs by about 1/sqrt(K) (default: 128)",
+        help="signature length; the estimate's error is about 1/sqrt(K) (default: 128)",
     )
     near.add_argument(
-        "--workers", type=int, metavar="W", help="processes that sketch (default: one a core)"
+        "--workers", type=int, metavar="W", help="worker processes (default: one per core)"
     )
     add_writing_arguments(verb, default_name="exact, or near")
 
 
 def add_writing_arguments(verb: argparse.ArgumentParser, *, default_name: str) -> None:
-    """Flags of every verb that writes a list of removals."""
-    verb.add_argument("--name", help=f"what to call the list (default: {default_name})")
-    verb.add_argument("--overwrite", action="store_true", help="replace an older list of that name")
-    verb.add_argument("--dry-run", action="store_true", help="say what would go, write nothing")
+    """Add the flags shared by all verbs that write a removal list."""
+    verb.add_argument("--name", help=f"name of the list (default: {default_name})")
+    verb.add_argument(
+        "--overwrite", action="store_true", help="replace an existing list of that name"
+    )
+    verb.add_argument(
+        "--dry-run", action="store_true", help="report what would be removed, write nothing"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The verb `import-megatron`: .bin and .idx to a corpus folder."""
+"""The verb `import-megatron`: turns .bin and .idx into a corpus folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 SUMMARY = "Megatron's .bin and .idx to shards"
 DESCRIPTION = """\
-Build a corpus folder out of pairs that Megatron's preprocessing wrote. Documents and ids are kept
-as they are, with whatever BOS and EOS they have; ids are held against the vocabulary of the
-tokenizer that is named, which must be the one that made them. The held-out part is chosen anew.
+Build a corpus folder from file pairs written by Megatron's preprocessing. Documents and ids are
+kept as they are, including any BOS and EOS; ids are checked against the vocabulary of --tokenizer,
+which must be the tokenizer that produced them. A new held-out split is chosen.
 
   python -m data_prep import-megatron /data/megatron/notes_text_document \\
       --tokenizer ./Qwen3-0.6B --out data/notes
@@ -21,7 +21,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "prefixes",
         nargs="+",
         metavar="[NAME=]PREFIX",
-        help="paths without .bin and .idx, with the domain that they belong to",
+        help="paths without .bin and .idx, optionally with a domain",
     )
     verb.add_argument(
         "--tokenizer",
@@ -29,29 +29,33 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="a hub name, a Hugging Face folder, a tokenizer.json or a sentencepiece .model",
     )
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the corpus folder")
-    verb.add_argument("--overwrite", action="store_true", help="replace an older corpus at --out")
     verb.add_argument(
-        "--restart", action="store_true", help="forget an unfinished build and begin anew"
+        "--out", type=Path, required=True, metavar="DIR", help="corpus folder to write"
+    )
+    verb.add_argument(
+        "--overwrite", action="store_true", help="replace an existing corpus at --out"
+    )
+    verb.add_argument(
+        "--restart", action="store_true", help="discard an unfinished build and start over"
     )
     verb.add_argument(
         "--on-error",
         choices=["fail", "skip"],
         default="fail",
-        help="a bad document stops the build (default), or is counted and left out",
+        help="stop the build at a bad document (default), or count and skip it",
     )
     verb.add_argument(
         "--val-frac",
         type=float,
         default=0.01,
         metavar="F",
-        help="part of the documents held out, by a hash of their ids (default: 0.01)",
+        help="fraction of documents held out, by a hash of their ids (default: 0.01)",
     )
     verb.add_argument(
-        "--workers", type=int, metavar="N", help="processes that read (default: one a core)"
+        "--workers", type=int, metavar="N", help="worker processes (default: one per core)"
     )
     verb.add_argument(
-        "--shard-mib", type=float, default=512, metavar="M", help="size of a shard (default: 512)"
+        "--shard-mib", type=float, default=512, metavar="M", help="shard size (default: 512)"
     )
 
 
@@ -79,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _index_path(prefix: str) -> str:
-    """The .idx of a pair that is named by its prefix, as Megatron does, or by either file."""
+    """The .idx of a pair given by its prefix, as in Megatron, or by either file."""
     for suffix in (".idx", ".bin"):
         prefix = prefix.removesuffix(suffix)
     return f"{prefix}.idx"

@@ -1,4 +1,4 @@
-"""Flags that say what is read: inputs, the fields of a record, which files of a folder."""
+"""Flags that select what is read: inputs, record fields and files of a folder."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ def add_input_argument(verb: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="[NAME=]PATH",
-        help="files, folders and hf: names, with the domain that they belong to",
+        help="files, folders and hf: names, optionally with a domain",
     )
 
 
 def add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
-    """Fields, files of folders, and what to do with what is bad."""
+    """Add the flags for fields, files of folders and bad documents."""
     add_field_arguments(reading)
     reading.add_argument(
         "--include",
         action="append",
         default=[],
         metavar="GLOB",
-        help="in folders, read only such files (repeatable); with a slash: path inside the folder",
+        help="in folders, read only matching files (repeatable); with a slash, match the path",
     )
     reading.add_argument(
         "--exclude",
         action="append",
         default=[],
         metavar="GLOB",
-        help="in folders, leave out such files and folders (repeatable)",
+        help="in folders, skip matching files and folders (repeatable)",
     )
     reading.add_argument(
         "--no-ignore-files",
         dest="heed_ignore_files",
         action="store_false",
-        help="in folders, read also what a .gitignore names",
+        help="in folders, also read what a .gitignore excludes",
     )
     reading.add_argument(
         "--on-error",
         choices=["fail", "skip"],
         default="fail",
-        help="a bad document stops the work (default), or is left out and, by build, counted",
+        help="stop at a bad document (default), or skip it; build counts the skipped ones",
     )
 
 
@@ -65,8 +65,7 @@ def add_field_arguments(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="[DOMAIN.]ROLE=KEY",
-        help=f"what a field of a record is (repeatable); roles: {', '.join(ROLES)} "
-        "(default: text=text)",
+        help=f"role of a record field (repeatable); roles: {', '.join(ROLES)} (default: text=text)",
     )
     group.add_argument(
         "--text-key", metavar="KEY", help="short for --field text=KEY (default: text)"
@@ -74,12 +73,12 @@ def add_field_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--ids-key",
         metavar="KEY",
-        help="short for --field ids=KEY, for a corpus that is tokenised already; kept as it is",
+        help="short for --field ids=KEY, for tokenised input; ids are kept as they are",
     )
 
 
 def fields_from(options: argparse.Namespace) -> tuple[Fields, dict[str, Fields]]:
-    """Fields for every domain, and for those that have their own."""
+    """The default fields, and those of domains that have their own."""
     by_domain: dict[str, dict[str, Any]] = {"": {}}
     for key, role in ((options.text_key, "text"), (options.ids_key, "ids")):
         if key:
@@ -88,14 +87,16 @@ def fields_from(options: argparse.Namespace) -> tuple[Fields, dict[str, Fields]]
         target, equals, key = text.partition("=")
         domain, _, role = target.rpartition(".")
         if not equals or not key:
-            raise ValueError(f"--field {text}: expected [DOMAIN.]ROLE=KEY, as chat.messages=turns")
+            raise ValueError(
+                f"--field {text}: expected [DOMAIN.]ROLE=KEY, such as chat.messages=turns"
+            )
         if role not in ROLES:
             raise ValueError(
                 f"--field {text}: unknown role {role!r}; roles are {', '.join(ROLES)}"
                 f"{did_you_mean(role, ROLES, cutoff=0.0)}"
             )
         if role in by_domain.setdefault(domain, {}):
-            raise ValueError(f"--field {text}: {target} is named twice")
+            raise ValueError(f"--field {text}: {target} is given twice")
         by_domain[domain][role] = key
     default = by_domain.pop("") or {"text": "text"}
     return Fields(**default), {name: Fields(**roles) for name, roles in by_domain.items()}

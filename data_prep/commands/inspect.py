@@ -1,4 +1,4 @@
-"""The verb `inspect`: samples and documents for a person to look at."""
+"""The verb `inspect`: shows samples and documents."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-SUMMARY = "look at samples or documents, here or as a page"
+SUMMARY = "show samples or documents, in the terminal or as HTML"
 DESCRIPTION = """\
-Show what training will see: samples as text with a line wherever a document begins, or whole
-documents when no --seq-len is given. With --scores tokens are coloured by entropy; what is masked
-out of the loss is dim, what a recipe would drop is struck through.
+Show what training will see: samples as text with a line at each document start, or whole documents
+without --seq-len. With --scores, tokens are coloured by entropy; tokens masked out of the loss are
+dim, and tokens that a recipe would drop are struck through.
 
---html writes one page without anything to fetch, for a browser of any size.
+--html writes one self-contained page for any screen size.
 
   python -m data_prep inspect data/notes --seq-len 2048 --sample 0 17
   python -m data_prep inspect data/notes --split val --html notes.html
@@ -24,8 +24,10 @@ out of the loss is dim, what a recipe would drop is struck through.
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
-    verb.add_argument("--seq-len", type=int, metavar="S", help="show samples of the pack of S")
+    verb.add_argument("folder", type=Path, metavar="DIR", help="corpus folder written by build")
+    verb.add_argument(
+        "--seq-len", type=int, metavar="S", help="show samples of the pack for S tokens"
+    )
     verb.add_argument("--split", choices=["train", "val"], default="train")
     verb.add_argument(
         "--sample",
@@ -37,14 +39,14 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--scores", metavar="NAME", help="colour by these scores of the corpus")
     verb.add_argument(
-        "--drops", type=Path, metavar="FILE", help="what `python -m training preview` wrote"
+        "--drops", type=Path, metavar="FILE", help="output of `python -m training preview`"
     )
-    verb.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    verb.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead")
     verb.add_argument(
         "--color",
         choices=["auto", "always", "never"],
         default="auto",
-        help="on the terminal (default: when it is one, and NO_COLOR is not set)",
+        help="colour the output (default: on a terminal, unless NO_COLOR is set)",
     )
 
 

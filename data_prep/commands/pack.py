@@ -1,4 +1,4 @@
-"""The verb `pack`: documents to samples of one length."""
+"""The verb `pack`: packs documents into samples of one length."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from data_prep.packing.manifest import PackWeight
 
-SUMMARY = "documents to samples of one length"
+SUMMARY = "pack documents into samples of one length"
 DESCRIPTION = """\
-Make samples of S tokens out of a corpus: an index in DIR/pack-S beside the shards, not a copy.
+Pack a corpus into samples of S tokens: an index in DIR/pack-S next to the shards, not a copy.
 
 best_fit puts each document, longest first, into the fullest sample that has room; only documents
-longer than S are cut. concat lays documents back to back and cuts them wherever a sample ends.
-Neither loses a token, and both keep the boundaries of documents. A sample holds documents of one
-domain. Documents that `dedup` or `decontaminate` listed are left out.
+longer than S are cut. concat puts documents back to back and cuts them wherever a sample ends.
+Neither loses a token, and both keep document boundaries. A sample holds documents of one domain.
+Documents listed by `dedup` or `decontaminate` are skipped.
 
-Domains are seen once an epoch unless weights say otherwise: --epochs D=N goes N times through
-domain D, --proportion D=P makes it the share P of an epoch's tokens. What that is in tokens is
+Each domain is seen once per epoch unless weighted: --epochs D=N makes N passes over domain D,
+--proportion D=P makes it the fraction P of an epoch's tokens. The resulting token counts are
 printed; a recipe can still choose other weights (data.mixture).
 
   python -m data_prep pack data/notes --seq-len 2048
@@ -28,19 +28,19 @@ printed; a recipe can still choose other weights (data.mixture).
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
-    verb.add_argument("--seq-len", type=int, required=True, metavar="S", help="tokens a sample")
+    verb.add_argument("folder", type=Path, metavar="DIR", help="corpus folder written by build")
+    verb.add_argument("--seq-len", type=int, required=True, metavar="S", help="tokens per sample")
     verb.add_argument(
         "--policy", choices=["best_fit", "concat"], default="best_fit", help="default: best_fit"
     )
     for name, value, meaning in (
-        ("epochs", "N", "go N times through domain D in an epoch; 0 leaves it out"),
-        ("proportion", "P", "make domain D the share P of an epoch's tokens"),
+        ("epochs", "N", "make N passes over domain D per epoch; 0 leaves it out"),
+        ("proportion", "P", "make domain D the fraction P of an epoch's tokens"),
     ):
         verb.add_argument(
             f"--{name}", action="append", default=[], metavar=f"D={value}", help=meaning
         )
-    verb.add_argument("--overwrite", action="store_true", help="replace another pack of S")
+    verb.add_argument("--overwrite", action="store_true", help="replace an existing pack for S")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,7 +68,7 @@ def _weights(options: argparse.Namespace) -> dict[str, PackWeight]:
         for text in getattr(options, kind):
             name, _, number = text.partition("=")
             if name in weights:
-                raise ValueError(f"--{kind} {text}: domain {name} has a weight already")
+                raise ValueError(f"--{kind} {text}: domain {name} already has a weight")
             try:
                 weights[name] = PackWeight(**{kind: float(number)})
             except (ValueError, ValidationError):

@@ -1,4 +1,4 @@
-"""The verb `score`: entropies of a corpus's tokens by a frozen model."""
+"""The verb `score`: computes the entropies of a corpus's tokens with a frozen model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import os
 from pathlib import Path
 
-SUMMARY = "entropies of all tokens by a frozen model, beside the shards"
+SUMMARY = "compute the entropies of all tokens with a frozen model"
 DESCRIPTION = """\
-Run a model over every sample of a pack and keep the entropy (or the cross-entropy) of each token
-in DIR/scores-NAME. Training reads it with entropy.source: reference, so that EntroDrop costs no
-forward pass; inspect colours by it.
+Run a model over every sample of a pack and store the entropy (or the cross-entropy) of each token
+in DIR/scores-NAME. Training reads it with entropy.source: reference, so that EntroDrop needs no
+extra forward pass; inspect colours tokens by it.
 
 Under torchrun or deepspeed every process runs this command, with ZeRO-3 and sequence parallelism as
-in training; the scores do not depend on how many there are. Killed, it goes on when asked again.
+in training; the scores do not depend on the number of processes. If killed, run it again to resume.
 
   python -m data_prep score data/notes --model Qwen/Qwen3-0.6B --seq-len 2048
   torchrun --nproc-per-node=8 -m data_prep score data/notes --model ./Qwen3-8B --seq-len 8192 \\
@@ -22,14 +22,16 @@ in training; the scores do not depend on how many there are. Killed, it goes on 
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
+    verb.add_argument("folder", type=Path, metavar="DIR", help="corpus folder written by build")
     verb.add_argument("--model", required=True, help="hub name or folder of a causal LM")
     verb.add_argument(
-        "--seq-len", type=int, required=True, metavar="S", help="contexts: samples of the pack of S"
+        "--seq-len",
+        type=int,
+        required=True,
+        metavar="S",
+        help="context length: use the pack for S tokens",
     )
-    verb.add_argument(
-        "--name", default="reference", help="what to call the scores (default: reference)"
-    )
+    verb.add_argument("--name", default="reference", help="name of the scores (default: reference)")
     verb.add_argument(
         "--measure",
         choices=["shannon", "nll"],
@@ -37,18 +39,27 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="entropy of the prediction (default), or the token's own cross-entropy",
     )
     verb.add_argument(
-        "--micro-batch-samples", type=int, default=1, metavar="B", help="at once (default: 1)"
+        "--micro-batch-samples",
+        type=int,
+        default=1,
+        metavar="B",
+        help="samples per forward pass (default: 1)",
     )
     verb.add_argument(
         "--sequence-parallel-size", type=int, default=1, metavar="P", help="default: 1"
     )
     verb.add_argument(
-        "--deepspeed", default="ds_configs/zero3.json", metavar="JSON", help="as in a recipe"
+        "--deepspeed",
+        default="ds_configs/zero3.json",
+        metavar="JSON",
+        help="DeepSpeed config, as in a recipe",
     )
     verb.add_argument(
-        "--trust-remote-code", action="store_true", help="run code that the model brings along"
+        "--trust-remote-code", action="store_true", help="run code that comes with the model"
     )
-    verb.add_argument("--overwrite", action="store_true", help="replace older scores of that name")
+    verb.add_argument(
+        "--overwrite", action="store_true", help="replace existing scores of that name"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,8 +67,8 @@ def run(options: argparse.Namespace) -> int:
         from training.run.score import ScoreOptions, score_corpus
     except ModuleNotFoundError as missing:
         raise ValueError(
-            f"score runs a model, and this installation has no {missing.name}: it is one for "
-            "preparing data alone. Run it where requirements.txt is installed, or in the training "
+            f"score runs a model, but {missing.name} is not installed: this installation is for "
+            "data preparation only. Run it where requirements.txt is installed, or in the training "
             "image"
         ) from None
 

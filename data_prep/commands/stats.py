@@ -1,4 +1,4 @@
-"""The verb `stats`: figures of a corpus by domain."""
+"""The verb `stats`: prints statistics of a corpus by domain."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-SUMMARY = "figures of a corpus by domain: lengths, top tokens, duplicates"
+SUMMARY = "statistics of a corpus by domain: lengths, top tokens, duplicates"
 DESCRIPTION = """\
-Count, by domain and split: documents and tokens, lengths as a picture, duplicates, tokens masked
-out of the loss, bytes a token, ids that occur and the most frequent of them.
+Count, by domain and split: documents and tokens, a histogram of lengths, duplicates, tokens masked
+out of the loss, bytes per token, distinct ids and the most frequent ones.
 
   python -m data_prep stats data/web
   python -m data_prep stats data/web --json stats.json
@@ -17,11 +17,15 @@ out of the loss, bytes a token, ids that occur and the most frequent of them.
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
+    verb.add_argument("folder", type=Path, metavar="DIR", help="corpus folder written by build")
     verb.add_argument(
-        "--top", type=int, default=10, metavar="N", help="most frequent tokens (default: 10)"
+        "--top",
+        type=int,
+        default=10,
+        metavar="N",
+        help="show the N most frequent tokens (default: 10)",
     )
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+    verb.add_argument("--json", type=Path, metavar="FILE", help="also write the statistics as JSON")
 
 
 def run(options: argparse.Namespace) -> int:

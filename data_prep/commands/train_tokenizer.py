@@ -1,4 +1,4 @@
-"""The verb `train-tokenizer`: a tokenizer made from texts."""
+"""The verb `train-tokenizer`: trains a tokenizer on texts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from data_prep.commands.inputs import (
     globs_from,
 )
 
-SUMMARY = "a tokenizer made from texts"
+SUMMARY = "train a tokenizer on texts"
 DESCRIPTION = """\
-Train a tokenizer on the same inputs that build reads, and try it on some of them: what it encodes
-must come back as it was.
+Train a tokenizer on the same inputs that build reads, and check on some of them that encoding and
+decoding reproduces the text.
 
-bpe is byte-level BPE with GPT-2's rule for words, in a tokenizer.json; build takes its fast path
-with it. unigram is sentencepiece's, with byte fallback, in a tokenizer.model.
+bpe is byte-level BPE with GPT-2's word splitting, in a tokenizer.json; build encodes it on its fast
+path. unigram is sentencepiece's, with byte fallback, in a tokenizer.model.
 
   python -m data_prep train-tokenizer --input notes/ --algorithm bpe --vocab-size 8192 \\
       --out tokenizers/notes
@@ -29,10 +29,8 @@ with it. unigram is sentencepiece's, with byte fallback, in a tokenizer.model.
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     add_input_argument(verb)
     verb.add_argument("--algorithm", choices=["bpe", "unigram"], default="bpe", help="default: bpe")
-    verb.add_argument(
-        "--vocab-size", type=int, required=True, metavar="V", help="entries of the vocabulary"
-    )
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    verb.add_argument("--vocab-size", type=int, required=True, metavar="V", help="vocabulary size")
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     verb.add_argument(
         "--max-mb",
         type=int,
@@ -40,7 +38,9 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="M",
         help="train on about M MB, spread evenly over the inputs (default: 1000)",
     )
-    verb.add_argument("--overwrite", action="store_true", help="replace an older one at --out")
+    verb.add_argument(
+        "--overwrite", action="store_true", help="replace an existing tokenizer at --out"
+    )
     add_reading_arguments(verb.add_argument_group("reading"))
 
 
@@ -69,8 +69,8 @@ def run(options: argparse.Namespace) -> int:
         f"texts      {trained.num_texts:,} with {trained.num_bytes / 1e6:,.1f} MB, {share} of the "
         f"inputs, {trained.seconds:.1f} s"
     )
-    print(f"tried      texts come back as they were; {trained.bytes_per_token:.2f} bytes a token")
+    print(f"checked    texts decode exactly; {trained.bytes_per_token:.2f} bytes per token")
     print(f"encodes    with {trained.tokenizer.how}")
     if trained.tokenizer.vocab_size < options.vocab_size:
-        print(f"note       the texts gave fewer entries than --vocab-size {options.vocab_size}")
+        print(f"note       the texts yielded fewer entries than --vocab-size {options.vocab_size}")
     return 0

@@ -1,4 +1,4 @@
-"""The verb `verify`: a corpus held against what its manifest promises."""
+"""The verb `verify`: checks a corpus against its manifest."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 
 SUMMARY = "check a corpus with its packs, removals and scores"
 DESCRIPTION = """\
-Check a corpus with its packs, lists of removals and scores: sizes, document offsets, ids within
-the vocabulary, no document on both sides of the split, every token in exactly one sample; with
---deep also every checksum.
-Prints a table; exit code 1 when a check fails, with shard, expected and found.
+Check a corpus with its packs, removal lists and scores: sizes, document offsets, ids within the
+vocabulary, no document in both splits, every token in exactly one sample; with --deep also every
+checksum.
+Prints a table; exits with 1 if a check fails, naming the shard, the expected and the found value.
 
   python -m data_prep verify data/notes --deep
 """
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder that build wrote")
+    verb.add_argument("folder", type=Path, metavar="DIR", help="corpus folder written by build")
     verb.add_argument("--deep", action="store_true", help="read all bytes and compare checksums")
 
 

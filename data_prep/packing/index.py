@@ -1,4 +1,4 @@
-"""The reader of a pack: samples of one length, put together from documents when asked for."""
+"""The reader of a pack: samples of one length, assembled from documents on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INDEX_DTYPE = np.dtype("<i8")
 
 @dataclass(frozen=True)
 class PackedSample:
-    """`T` tokens of one or more pieces of documents; padding is a last piece of its own."""
+    """`T` tokens of one or more pieces of documents; padding is a separate last piece."""
 
     ids: np.ndarray  # [T] int64
     position_ids: np.ndarray  # [T] int64, from 0 in every piece
@@ -32,7 +32,7 @@ class PackedSample:
 
 
 class PackIndex:
-    """Samples by number within a split. Pickles as the corpus path and the length alone."""
+    """Samples by number within a split. Pickles only the corpus path and the length."""
 
     def __init__(self, corpus: Corpus, *, seq_len: int) -> None:
         self.folder = pack_folder(corpus.folder, seq_len=seq_len)
@@ -69,7 +69,7 @@ class PackIndex:
         return _reopen, (self.corpus, self.seq_len)
 
     def files(self) -> list[FileRecord]:
-        """All that lie beside the pack's manifest."""
+        """All files next to the pack's manifest."""
         return [f for part in self.manifest.splits.values() for f in (part.pieces, part.samples)]
 
     def num_samples(self, split: Split = "train") -> int:
@@ -79,13 +79,13 @@ class PackIndex:
         return self.manifest.splits[split].num_tokens
 
     def num_targets(self, split: Split = "train") -> int:
-        """Tokens that are learnt: neither the first of a piece nor masked out."""
+        """Tokens in the loss: neither the first of a piece nor masked out."""
         return self.manifest.splits[split].num_targets
 
     def mixture(
         self, weights: Mapping[str, Weight] | None = None, split: Split = "train"
     ) -> Mixture:
-        """What an epoch takes of each domain; None stands for the weights given to `pack`."""
+        """What an epoch takes of each domain; None means the weights given to `pack`."""
         chosen = self.manifest.weights if weights is None else weights
         return mix(self.manifest.splits[split].domains, chosen)
 
@@ -109,7 +109,7 @@ class PackIndex:
         return pieces[first:last]
 
     def sample(self, i: int, split: Split = "train") -> PackedSample:
-        """Put sample `i` together: one small copy out of the maps."""
+        """Assemble sample `i`: one small copy from the memory maps."""
         ids_T = np.full(self.seq_len, self._pad_id, dtype=np.int64)
         position_ids_T = np.empty(self.seq_len, dtype=np.int64)
         in_loss_T = np.zeros(self.seq_len, dtype=bool)
@@ -131,7 +131,7 @@ class PackIndex:
             )
             filled += length
         position_ids_T[filled:] = np.arange(self.seq_len - filled)
-        # an embedding would end the run with an error that names neither id nor document
+        # an embedding would fail with an error that names neither id nor document
         if (largest := int(ids_T.max())) >= self.corpus.vocab_size:
             found = f"id {largest}, expected ids below {self.corpus.vocab_size}"
             raise self._damaged(i, split, found=found)

@@ -1,4 +1,4 @@
-"""What a pack says of itself: its files, and where every token of every domain went."""
+"""The manifest of a pack: its files, and where every token of every domain went."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Policy = Literal["best_fit", "concat"]
 
 
 class DomainPack(Record):
-    """The account of one domain in one split: tokens = packed + removed, and none is lost."""
+    """The counts of one domain in one split: tokens = packed + removed, and none is lost."""
 
     name: DomainName
     num_documents: Count
-    """Packed; documents that a removal list names are counted apart."""
+    """Packed documents; those on removal lists are counted separately."""
     num_documents_cut: Count
     """Packed in more than one piece."""
     num_documents_removed: Count
@@ -33,12 +33,12 @@ class DomainPack(Record):
     num_samples: Count
     num_pieces: Count
     num_targets: Count
-    """Tokens that are learnt: neither the first of a piece nor masked out."""
+    """Tokens in the loss: neither the first of a piece nor masked out."""
     num_padding: Count
 
 
 class SplitPack(Record):
-    """Samples of one split, those of a domain together."""
+    """Samples of one split, grouped by domain."""
 
     domains: tuple[DomainPack, ...]
     pieces: FileRecord
@@ -58,7 +58,7 @@ class SplitPack(Record):
 
 
 class PackWeight(Record):
-    """How much of a domain an epoch takes: exactly one of the two."""
+    """How much of a domain an epoch takes; exactly one of the two is set."""
 
     epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     proportion: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -70,13 +70,13 @@ class PackManifest(Record):
     policy: Policy
     corpus_fingerprint: Sha256
     removals_fingerprint: Sha256 | None
-    """Of the removal lists whose documents were left out; None when there were none."""
+    """Of the removal lists whose documents were left out; None without any."""
     weights: dict[DomainName, PackWeight]
-    """Of an epoch, unless a recipe says otherwise; a domain not named is seen once."""
+    """Of an epoch, unless a recipe sets others; an unnamed domain is seen once."""
     splits: dict[Split, SplitPack]
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistency(self) -> Self:
         if set(self.splits) != set(SPLITS):
             raise ValueError(f"splits: expected {list(SPLITS)}, found {sorted(self.splits)}")
         names = [domain.name for domain in self.splits["train"].domains]
@@ -112,7 +112,7 @@ class PackManifest(Record):
     def fingerprint(self) -> str:
         """Changes with the corpus, the length, the packing or the weights of an epoch.
 
-        It is the identity of a sample number and of the order in which samples come.
+        It identifies sample numbers and the order of samples.
         """
         files = [f for part in self.splits.values() for f in (part.pieces, part.samples)]
         files.append(FileRecord(name="corpus", num_bytes=0, sha256=self.corpus_fingerprint))

@@ -1,4 +1,4 @@
-"""How much of each domain an epoch takes, in whole samples, and what that is in tokens."""
+"""How much of each domain an epoch takes, in whole samples and in tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Weight(Protocol):
 
     @property
     def epochs(self) -> float | None:
-        """Times that an epoch of the run goes through the domain; 0 leaves it out."""
+        """Passes over the domain per epoch of the run; 0 leaves it out."""
 
     @property
     def proportion(self) -> float | None:
-        """Share of the epoch's tokens."""
+        """Fraction of the epoch's tokens."""
 
 
 class DomainCounts(Protocol):
-    """What packing says of a domain."""
+    """Counts of a domain, from packing."""
 
     @property
     def name(self) -> str: ...
@@ -46,12 +46,12 @@ class DomainShare:
     """Numbers of its samples in the pack."""
     samples_per_epoch: int
     tokens_per_epoch: int
-    """Exact when an epoch goes through the domain a whole number of times, else the mean."""
+    """Exact if an epoch makes a whole number of passes over the domain, otherwise the mean."""
     targets_per_epoch: int
 
     @property
     def epochs(self) -> float:
-        """Times that an epoch of the run goes through the domain."""
+        """Passes over the domain per epoch of the run."""
         return self.samples_per_epoch / max(len(self.samples), 1)
 
 
@@ -61,16 +61,16 @@ Mixture = tuple[DomainShare, ...]
 def mix(domains: Sequence[DomainCounts], weights: Mapping[str, Weight]) -> Mixture:
     """Whole samples of each domain in an epoch.
 
-    A domain without a weight is seen once. Domains weighted by `epochs` have their tokens; those
-    weighted by `proportion` p get the share p of the epoch, so that an epoch has the tokens of
-    the former / (1 - the sum of p). When all domains are weighted by proportion the epoch is as
-    long as one pass over those it takes.
+    A domain without a weight is seen once. Domains weighted by `epochs` contribute that many
+    passes; those weighted by `proportion` p make up the fraction p of the epoch, which has the
+    tokens of the former / (1 - the sum of p). If all domains are weighted by proportion, the
+    epoch is as long as one pass over those it includes.
 
     Example: domains of 100 and 100 tokens, the second with proportion 0.75: the epoch takes 100
     tokens of the first, 300 of the second.
 
     Raises:
-        ValueError: for a name that is no domain, or weights that cannot be met.
+        ValueError: for an unknown domain, or weights that cannot be met.
     """
     check_weights([domain.name for domain in domains], weights)
     # Left out either way: 0 times is a share of 0.
@@ -94,7 +94,7 @@ def mix(domains: Sequence[DomainCounts], weights: Mapping[str, Weight]) -> Mixtu
 
 
 def check_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> None:
-    """Raise for a name that is no domain, or a weight that is none or two."""
+    """Raise for an unknown domain, or a weight that does not set exactly one of the two."""
     for name, weight in weights.items():
         if name not in names:
             hint = did_you_mean(name, names, otherwise=f"there are {', '.join(names)}")
@@ -104,11 +104,11 @@ def check_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> None:
 
 
 def describe(mixture: Mixture) -> list[str]:
-    """Lines for people: what each weight means in tokens."""
+    """Human-readable lines: what each weight means in tokens."""
     total = max(1, sum(share.tokens_per_epoch for share in mixture))
     width = max(len(share.name) for share in mixture)
     return [
-        f"{share.name:<{width}}  {share.tokens_per_epoch:,} tokens an epoch "
+        f"{share.name:<{width}}  {share.tokens_per_epoch:,} tokens per epoch "
         f"({share.tokens_per_epoch / total:.1%}): {share.epochs:.4g} x its "
         f"{len(share.samples):,} samples"
         for share in mixture
@@ -140,7 +140,7 @@ def _epoch_tokens(
 
 def _passes(domain: DomainCounts, *, tokens: float) -> float:
     if tokens and not domain.num_tokens:
-        raise ValueError(f"mixture: {domain.name} has no tokens to make a share of the epoch of")
+        raise ValueError(f"mixture: {domain.name} has no tokens, so it cannot be part of the epoch")
     return tokens / max(domain.num_tokens, 1)
 
 

@@ -1,4 +1,4 @@
-"""The pack verb: an index of samples of S tokens beside the shards, written whole or not at all."""
+"""The pack verb: atomically writes an index of samples of S tokens next to the shards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pack(
     weights: Mapping[str, PackWeight] | None = None,
     overwrite: bool = False,
 ) -> PackIndex:
-    """Pack every split of a corpus; a pack that is there already and fits is left alone."""
+    """Pack every split of a corpus; an existing pack that matches is kept."""
     if seq_len < 2:
         raise ValueError(f"--seq-len {seq_len}: a sample needs 2 tokens to have one to predict")
     weights = dict(weights or {})
@@ -103,7 +103,7 @@ def _pack_split(
     lengths = corpus.document_lengths(split)
     is_removed = np.zeros(len(lengths), dtype=bool)
     is_removed[removed_documents(corpus, split)] = True
-    # concat does not know how many before it is done, and is done at once.
+    # concat does not know the number in advance, and finishes at once.
     num_pieces = int(np.sum(-(-lengths[~is_removed] // seq_len))) if policy == "best_fit" else None
     with progress_bar(num_pieces, what=f"pack {split}", unit=" pieces") as bar:
         packed = [

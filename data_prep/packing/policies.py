@@ -1,4 +1,4 @@
-"""The mathematics of packing: lengths of documents to pieces and samples, in numpy alone."""
+"""The mathematics of packing: document lengths to pieces and samples, in pure numpy."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def best_fit(
 ) -> Packing:
     """Best-fit-decreasing: each piece, longest first, into the fullest sample that has room.
 
-    Pieces of one length go in together, and so do samples with one room: after a sample of room
-    C took a piece of length L, its room C - L, if still enough, is the smallest that fits, so it
-    takes floor(C / L) of them in a row. A step therefore serves a whole (room, length) class, and
-    steps number at most the pieces and in practice far fewer; memory is some 10 integers a piece.
+    Pieces of equal length are placed together, and so are samples with equal room: after a
+    sample of room C took a piece of length L, its room C - L, if still enough, is the smallest
+    that fits, so it takes floor(C / L) of them in a row. A step therefore handles a whole (room,
+    length) class; there are at most as many steps as pieces, and in practice far fewer. Memory
+    is about 10 integers per piece.
     """
     pieces = split_long(lengths, seq_len=seq_len)
     # Stable: pieces of one length stay in document order.
@@ -55,7 +56,7 @@ def best_fit(
 def _best_fit_samples(
     lengths: np.ndarray, *, seq_len: int, report: Callable[[int], object]
 ) -> np.ndarray:
-    """The sample of each piece; `lengths` must fall."""
+    """The sample of each piece; `lengths` must be non-increasing."""
     sample_of_piece = np.empty(len(lengths), dtype=np.int64)
     samples_with_room: dict[int, list[np.ndarray]] = {}
     rooms = 0  # bit r is set when some sample has room r

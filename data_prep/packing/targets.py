@@ -1,4 +1,4 @@
-"""How many tokens of each piece are learnt, without a number per token in memory."""
+"""Counts the tokens in the loss without holding a number per token in memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def count_targets(pieces: np.ndarray, *, shards: Sequence[MappedShard]) -> int:
 
 
 def _ones_before(mask: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Ones of `mask` in front of each place; places must not fall."""
+    """Number of ones in `mask` before each place; places must be non-decreasing."""
     found = np.empty(len(places), dtype=np.int64)
     num_ones = 0
     for start in range(0, len(mask) + 1, _BLOCK_TOKENS):

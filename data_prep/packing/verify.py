@@ -15,7 +15,7 @@ from data_prep.shards import Corpus
 
 
 def check_pack(corpus: Corpus, folder: Path, *, deep: bool) -> str:
-    """Raise a ValueError that names what is wrong, or say what was seen."""
+    """Return a summary, or raise a ValueError that names what is wrong."""
     number = folder.name.removeprefix("pack-")
     if not number.isdecimal():
         raise ValueError(f"{folder}: expected pack-<tokens>, found {folder.name}")
@@ -32,7 +32,7 @@ def check_pack(corpus: Corpus, folder: Path, *, deep: bool) -> str:
 
 
 def _check_domains(corpus: Corpus, index: PackIndex, *, split: Split, removed: np.ndarray) -> None:
-    """Samples of a domain hold documents of that domain, and its account is right."""
+    """Check that a domain's samples hold only its documents, and that its counts are right."""
     pieces, samples = index.arrays(split)
     lengths = corpus.document_lengths(split)
     first = 0
@@ -83,9 +83,9 @@ def _check_samples(index: PackIndex, *, split: Split) -> None:
 def _check_cover(
     index: PackIndex, *, split: Split, lengths: np.ndarray, removed: np.ndarray
 ) -> None:
-    """In the order of (document, start) each piece begins where the last ended, none is missing.
+    """Check that in (document, start) order the pieces follow each other without a gap.
 
-    Documents of 5 and 2 tokens: (0, 0, 3), (0, 3, 2), (1, 0, 2) expects the starts 0, 3, 0.
+    Documents of 5 and 2 tokens: (0, 0, 3), (0, 3, 2), (1, 0, 2) have the expected starts 0, 3, 0.
     """
     pieces = index.arrays(split)[0]
     name = f"{index.folder.name}/{split}.pieces"

@@ -1,4 +1,4 @@
-"""What Hugging Face `datasets` reads: .arrow files, saved folders, and the hub as a stream."""
+"""Readers that use Hugging Face `datasets`: .arrow files, saved folders, the hub (streamed)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_saved_dataset(folder: Path) -> bool:
 
 
 def splits_of_saved_dict(folder: Path) -> list[str]:
-    """Names of the datasets that `DatasetDict.save_to_disk` put into the folder."""
+    """Names of the splits that `DatasetDict.save_to_disk` put into the folder."""
     if not (folder / "dataset_dict.json").is_file():
         return []
     return sorted(path.name for path in folder.iterdir() if is_saved_dataset(path))
@@ -32,7 +32,7 @@ class Arrow:
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
         try:
             dataset = _open(file)
-        except Exception as error:  # the library raises of every kind
+        except Exception as error:  # the library raises all kinds of errors
             yield Part(file, 0, 0, data=_broken(error))
             return
         step = max(1, PART_BYTES * len(dataset) // max(1, file.num_bytes))
@@ -61,7 +61,7 @@ class Arrow:
 
 
 class Hub:
-    """`hf:NAME`, `hf:NAME@CONFIG`, `hf:NAME:SPLIT`: streamed, so nothing is stored here."""
+    """`hf:NAME`, `hf:NAME@CONFIG`, `hf:NAME:SPLIT`: streamed, so nothing is stored locally."""
 
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
         dataset = _stream(file.path)
@@ -93,7 +93,7 @@ def _stream(text: str) -> Any:
     name, config, split = parse_hub_name(text)
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # the library raises of every kind
+    except Exception as error:  # the library raises all kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"--input {text}: datasets cannot open it: {reason}") from None
 

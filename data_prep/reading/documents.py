@@ -1,4 +1,4 @@
-"""A document, the fields of a record it is made of, and what can be wrong with one."""
+"""A document, the record fields it is made of, and what can be wrong with it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ IGNORED_LABEL = -100  # of Hugging Face's collators and of torch's cross-entropy
 
 @dataclass(frozen=True)
 class Document:
-    """Text, ids when the corpus is tokenised already, or a conversation."""
+    """Text, ids of tokenised input, or a conversation."""
 
     content: str | np.ndarray | Messages
     place: int
-    """Where in its file: first byte of its line, or row; what the format counts."""
+    """Where in its file: first byte of its line, or row, depending on the format."""
     mask: np.ndarray | None = None
-    """[ids] uint8, 1 for a target to learn; of ids only."""
+    """[ids] uint8, 1 for a target; with ids only."""
 
 
 class BadInput(ValueError):
@@ -33,7 +33,7 @@ class BadInput(ValueError):
         self.place = place
         self.reason = reason
         self.detail = detail
-        self.num_tokens = num_tokens  # lost with it, if that is known
+        self.num_tokens = num_tokens  # lost with it, if known
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _bad_input, self.args
@@ -48,10 +48,10 @@ def _bad_input(place: int, reason: str, detail: str, num_tokens: int) -> BadInpu
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the fields of a record that make up a document; unset ones are not read.
+    """Names of the record fields that make up a document; unset ones are not read.
 
     One of `text`, `ids`, `messages` or `prompt` with `completion`. With `ids`, `loss_mask` (1
-    where a token is learnt) or `labels` (the id, or -100) may tell which tokens are targets.
+    for a target) or `labels` (the id, or -100) may mark which tokens are targets.
     """
 
     text: str | None = None
@@ -62,7 +62,7 @@ class Fields:
     prompt: str | None = None
     completion: str | None = None
     split_after: int | None = None
-    """An id that ends a document, in a flat array of ids that holds many."""
+    """The id that ends each document in a flat array of many."""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) != (self.completion is None):
@@ -76,7 +76,7 @@ class Fields:
         marks = [name for name in ("loss_mask", "labels") if getattr(self, name)]
         if len(marks) > 1 or (marks and not self.ids):
             raise ValueError(
-                f"fields: {' and '.join(marks)}: one of loss_mask and labels, and only beside ids"
+                f"fields: {' and '.join(marks)}: one of loss_mask and labels, and only with ids"
             )
 
     @property
@@ -97,7 +97,7 @@ ROLES = tuple(field.name for field in fields(Fields) if field.name != "split_aft
 def document_of(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Document | BadInput:
     """The document that a record holds, or what is wrong with it.
 
-    Ids are held against the vocabulary by whoever knows it, not here.
+    Ids are not checked against the vocabulary here.
     """
     for key in wanted.as_dict().values():
         if key not in record:
@@ -119,7 +119,7 @@ def document_of(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Doc
             {"role": "assistant", "content": completion},
         ]
     elif isinstance(prompt, list) and isinstance(completion, list):
-        messages = prompt + completion  # both may be lists of messages, as TRL has them
+        messages = prompt + completion  # both may be lists of messages, as in TRL
     else:
         detail = "prompt and completion must both be text or both be lists of messages"
         return BadInput(place, reason="not a conversation", detail=detail)
@@ -127,7 +127,7 @@ def document_of(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Doc
 
 
 def text_document(value: object, *, place: int, key: str = "text") -> Document | BadInput:
-    """A text as a document: valid UTF-8 if it comes as bytes, no half surrogate pairs."""
+    """A text as a document: valid UTF-8 if it comes as bytes, no lone surrogates."""
     if isinstance(value, bytes):
         try:
             return Document(value.decode("utf-8"), place=place)
@@ -147,7 +147,7 @@ def invalid_utf8(error: UnicodeDecodeError, *, place: int, where: str = "") -> B
 
 
 def _lone_surrogate(text: str, *, place: int) -> BadInput | None:
-    """JSON may spell half of a surrogate pair; no tokenizer takes it, and it fails its batch."""
+    """JSON may contain a lone surrogate; no tokenizer accepts it, and its whole batch fails."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -186,13 +186,13 @@ def _ids_document(record: Mapping[str, Any], *, place: int, wanted: Fields) -> D
 def _integers(value: object, *, place: int, key: str) -> np.ndarray | BadInput:
     if isinstance(value, np.ndarray) and value.dtype.kind in "iub":
         if value.dtype == np.uint64 and len(value) and value.max() >= 2**63:
-            return BadInput(place, reason="not ids", detail=f"{key!r} has one above 2^63")
+            return BadInput(place, reason="not ids", detail=f"{key!r} has an id above 2^63")
         return value.astype(np.int64)
     if isinstance(value, list) and all(type(item) is int or type(item) is bool for item in value):
         try:
             return np.array(value, dtype=np.int64)
         except OverflowError:
-            return BadInput(place, reason="not ids", detail=f"{key!r} has one above 2^63")
+            return BadInput(place, reason="not ids", detail=f"{key!r} has an id above 2^63")
     return BadInput(place, reason="not ids", detail=f"{key!r} must be a list of integers")
 
 

@@ -1,4 +1,4 @@
-"""Which files of a folder count: ignore files, globs, and what cannot be text."""
+"""Selects the files of a folder to read: ignore files, globs and binary suffixes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pathspec
 
-# In a folder everything is text except what cannot be; hidden names are left out as well.
+# In a folder every file is text except these suffixes; hidden names are skipped too.
 IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 IGNORE_FILE = ".gitignore"
 _BINARY = """
@@ -26,14 +26,14 @@ IGNORED_SUFFIXES = frozenset(f".{name}" for name in _BINARY.split())
 
 @dataclass(frozen=True)
 class Globs:
-    """Which files of a folder count. A pattern with a slash is held against the path inside the
-    folder, one without against a file's name, and for `exclude` against any folder's name too.
+    """Which files of a folder are read. A pattern with a slash matches the path inside the
+    folder, one without a file's name and, for `exclude`, any folder's name too.
     """
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     heed_ignore_files: bool = True
-    """Leave out what a .gitignore on the way down names, as git would."""
+    """Skip what a .gitignore on the way down excludes, as git would."""
 
     def keep_folder(self, relative: str) -> bool:
         name = relative.rsplit("/", 1)[-1]
@@ -60,7 +60,7 @@ def _matches(relative: str, *, patterns: Sequence[str]) -> bool:
 
 
 def walk_folder(root: Path, *, globs: Globs) -> Iterator[Path]:
-    """Files that count, folders and names sorted."""
+    """The files to read, folders and names sorted."""
     ignore_of: dict[str, list[tuple[str, pathspec.GitIgnoreSpec]]] = {}
     for folder, folder_names, file_names in os.walk(root, onerror=_fail):
         inside = Path(folder).relative_to(root).as_posix()
@@ -88,11 +88,11 @@ def _ignore_file(path: Path) -> pathspec.GitIgnoreSpec:
     try:
         return pathspec.GitIgnoreSpec.from_lines(lines)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; mend it or add --no-ignore-files") from None
+        raise ValueError(f"{path}: {error}; fix it or add --no-ignore-files") from None
 
 
 def _ignored(relative: str, ignores: list[tuple[str, pathspec.GitIgnoreSpec]]) -> bool:
-    """What the deepest file with an opinion says."""
+    """What the deepest ignore file that matches says."""
     for prefix, spec in reversed(ignores):
         verdict = spec.check_file(relative.removeprefix(prefix)).include
         if verdict is not None:
@@ -101,4 +101,4 @@ def _ignored(relative: str, ignores: list[tuple[str, pathspec.GitIgnoreSpec]]) -
 
 
 def _fail(error: OSError) -> None:
-    raise error  # os.walk would pass over a folder that it may not read
+    raise error  # os.walk would silently skip an unreadable folder

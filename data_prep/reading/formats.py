@@ -1,4 +1,4 @@
-"""Every kind of input with the module that reads it, loaded when it is first met."""
+"""Maps each kind of input to the module that reads it, loaded on first use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_prep.reading.text_files import TextFiles
 
 @lru_cache
 def format_of(kind: Kind) -> Format:
-    """The reader of a kind; pyarrow and datasets take a second to import, most builds need none."""
+    """The reader of a kind; pyarrow and datasets take a second to import, so only if needed."""
     if kind == "lines":
         return PlainLines()
     if kind == "stream":
@@ -49,9 +49,9 @@ def read_part(part: Part, *, fields: Fields) -> Iterator[Item]:
 
 
 def name_place(file: InputFile, place: int) -> str:
-    """A place as people count: `docs.jsonl:17`, `docs.parquet:row 17`, from 1.
+    """A human-readable place, counted from 1: `docs.jsonl:17`, `docs.parquet:row 17`.
 
-    Lines are counted only now: nobody needs their numbers until something is wrong.
+    Lines are counted only here: their numbers are needed only for errors.
     """
     if file.kind == "text":
         return file.path

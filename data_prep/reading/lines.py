@@ -1,4 +1,4 @@
-"""JSON lines: plain files cut at bytes, compressed ones read as the stream they are."""
+"""JSON lines: plain files cut into byte ranges, compressed ones read as streams."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PlainLines:
 
 
 class StreamedLines:
-    """A compressed file has no middle to start from: its lines travel with the part."""
+    """A compressed file cannot be read from the middle, so its lines are sent with the part."""
 
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
         place = begin = 0

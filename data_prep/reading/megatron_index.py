@@ -1,4 +1,4 @@
-"""The tables of a Megatron .idx, none of them believed before it is checked."""
+"""The tables of a Megatron .idx, each checked before it is used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 def read_values(path: str, *, dtype: np.dtype, first_byte: int, count: int) -> np.ndarray:
-    """Values from a place in a file: read, not mapped, since a map kills us if it shrinks."""
+    """Values at an offset of a file: read, not mapped, since a map kills us if it shrinks."""
     values = np.fromfile(path, dtype=dtype, count=count, offset=first_byte)
     if len(values) != count:
         raise ValueError(f"expected {count} values from byte {first_byte}, found {len(values)}")
@@ -26,7 +26,7 @@ def read_values(path: str, *, dtype: np.dtype, first_byte: int, count: int) -> n
 
 @dataclass(frozen=True)
 class MegatronIndex:
-    """The tables of an .idx, read piece by piece."""
+    """The tables of an .idx, read in chunks."""
 
     path: str
     bin_path: str
@@ -34,7 +34,7 @@ class MegatronIndex:
     dtype: np.dtype
     num_sequences: int
     num_bounds: int
-    """Of documents: one more than there are, the first 0, the last `num_sequences`."""
+    """Bounds of documents: one more than documents, the first 0, the last `num_sequences`."""
     has_modes: bool
 
     def lengths(self, begin: int, end: int) -> np.ndarray:
@@ -59,10 +59,10 @@ class MegatronIndex:
 
 
 def open_index(path: str) -> MegatronIndex:
-    """The index of a pair, by the path of either file; its sizes fit the two files."""
+    """Open the index of a pair by the path of either file, and check it against their sizes."""
     idx, data = Path(path).with_suffix(".idx"), Path(path).with_suffix(".bin")
     if not data.is_file():
-        raise ValueError(f"expected {data.name} beside it, found none")
+        raise ValueError(f"expected {data.name} next to it, found none")
     with idx.open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         head = file.read(INDEX_HEADER.size)
@@ -94,7 +94,7 @@ def open_index(path: str) -> MegatronIndex:
 
 
 def _check_ends(index: MegatronIndex) -> None:
-    """The last of everything: what a file that was cut short, or a wrong .bin, shows first."""
+    """Check the last entries, where a truncated file or a wrong .bin shows first."""
     last = index.num_sequences
     if index.num_bounds < 1:
         raise ValueError("expected at least one document bound, found 0")
@@ -111,7 +111,7 @@ def _check_ends(index: MegatronIndex) -> None:
 
 
 def document_offsets(index: MegatronIndex, *, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Number of the first document of a block, and where its documents begin, and end, in ids."""
+    """Each block's first document number, and the bounds of its documents in ids."""
     num_documents = index.num_bounds - 1
     num_ids = index.bin_bytes // index.dtype.itemsize
     next_id = 0
@@ -135,12 +135,12 @@ def document_offsets(index: MegatronIndex, *, start: int) -> Iterator[tuple[int,
 def _offsets(index: MegatronIndex, *, begin: int, end: int, next_id: int) -> np.ndarray:
     """Where documents [begin, end) begin and the last one ends; each sequence is checked.
 
-    Megatron lays sequences back to back. Holding an index to that, no byte is read twice,
-    however often a damaged one points at it.
+    Megatron stores sequences back to back. Because the index must do so, no byte is read twice,
+    however often a damaged index points at it.
     """
     bounds = index.bounds(begin, end + 1)
     if bounds[0] < 0 or bounds[-1] > index.num_sequences or (bounds[1:] < bounds[:-1]).any():
-        raise ValueError(f"documents {begin} to {end}: expected bounds that never fall")
+        raise ValueError(f"documents {begin} to {end}: expected non-decreasing bounds")
     offsets = np.zeros(len(bounds), dtype=np.int64)
     stop = int(bounds[-1])
     for first in range(int(bounds[0]), stop, _ROWS_AT_ONCE):

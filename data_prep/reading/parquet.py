@@ -1,4 +1,4 @@
-"""Parquet files: some rows of one row group a part, and no column that is not asked for."""
+"""Parquet files: a part is some rows of one row group, with only the requested columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_prep.reading.documents import BadInput, Fields, document_of
 from data_prep.reading.parts import InputFile, Item, Part
 
 _SLICE_BYTES = 8 << 20
-# Each slice may decompress its whole row group once more, so there are not many of them.
+# Each slice may decompress its whole row group again, so there are few of them.
 _MAX_SLICES = 16
 _BROKEN = (pyarrow.ArrowException, OSError)
 
@@ -72,7 +72,7 @@ def _value(scalar: pyarrow.Scalar, *, place: int, columns: tuple[str, ...]) -> A
         if pyarrow.types.is_list(scalar.type) and pyarrow.types.is_integer(scalar.type.value_type):
             return _integers(scalar)
         return scalar.as_py()
-    except UnicodeDecodeError as error:  # Arrow's writers may skip the check of UTF-8
+    except UnicodeDecodeError as error:  # Arrow writers may skip the UTF-8 check
         return BadInput(place, reason="invalid UTF-8", detail=error.reason)
 
 
@@ -93,7 +93,7 @@ def _first_rows(file: pyarrow.parquet.ParquetFile) -> list[int]:
     return list(accumulate((file.metadata.row_group(g).num_rows for g in groups), initial=0))
 
 
-# The parts of a row group mostly go to the process that has read it already.
+# Parts of a row group mostly go to the process that has already read it.
 @lru_cache(maxsize=1)
 def _read_group(file: InputFile, group: int, columns: tuple[str, ...]) -> pyarrow.Table:
     return _open(file).read_row_group(group, columns=list(columns))

@@ -21,32 +21,32 @@ class InputFile:
     kind: Kind
     num_bytes: int
     modified_ns: int = 0
-    """Time of its last change: tells whether an unfinished build may go on."""
+    """Time of its last change: shows whether an unfinished build may resume."""
     number: int = 0
-    """Place among all inputs of the build."""
+    """Number among all inputs of the build."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of one input; `start` and `end` count what the format counts, bytes or rows."""
+    """A piece of one input; `start` and `end` are in the format's units, bytes or rows."""
 
     file: InputFile
     start: int
     end: int
     num_bytes: int = 0
-    """On disk, for the progress bar."""
+    """Size on disk, for the progress bar."""
     data: Any = None
-    """What only the first process can read, a stream's lines, say; or the `BadInput` it met."""
+    """What only the first process can read, such as a stream's lines, or its `BadInput`."""
 
 
 class Format(Protocol):
-    """How inputs of one kind are cut, in the first process, and read, in whichever.
+    """How inputs of one kind are cut (in the first process) and read (in any process).
 
-    Where the cuts fall decides speed and memory, never a byte of the corpus.
+    The cuts affect speed and memory, never the corpus.
     """
 
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
-        """Parts in order, from `start`, which is the end of a part that was read before."""
+        """Parts in order, from `start`, which is the end of a part already read."""
 
     def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
         """Documents that begin in the part, and what is wrong with the others."""

@@ -1,4 +1,4 @@
-"""The inputs behind every --input, by domain, in an order that is the same on every machine."""
+"""Resolves every --input to files by domain, in the same order on every machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
 }
 _IDS_ONLY: frozenset[Kind] = frozenset({"npy", "megatron"})
 _RECORDS: frozenset[Kind] = frozenset({"lines", "stream", "parquet", "arrow"})
-# What a folder holds beside these has nothing of the kind that is asked for.
+# Other files in a folder cannot hold the requested kind.
 _KINDS_OF_A_FOLDER: dict[DocumentKind, frozenset[Kind]] = {
     "text": _RECORDS | {"text"},
     "chat": _RECORDS,
@@ -56,7 +56,7 @@ def find_domains(
 
     Args:
         inputs: `PATH` or `NAME=PATH`; without a name the domain is `main`.
-        fields_of: fields of single domains; the others have `default`.
+        fields_of: fields of individual domains; the others use `default`.
     """
     paths: dict[str, list[str]] = {}
     for text in map(str, inputs):
@@ -77,7 +77,7 @@ def find_domains(
                 for i, file in enumerate(_files_of(path, globs=globs, fields=fields))
             ]
             if not found:
-                raise ValueError(f"--input {path}: no file in it is left to read{_why(fields)}")
+                raise ValueError(f"--input {path}: contains no file to read{_why(fields)}")
             number += len(found)
             files += found
             num_bytes = sum(file.num_bytes for file in found)
@@ -87,13 +87,13 @@ def find_domains(
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """Domain and path of an --input; a path that exists as it stands has no domain in front."""
+    """Domain and path of an --input; a path that exists as given has no domain."""
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return DEFAULT_DOMAIN, text
     if not re.match(DOMAIN_PATTERN, name):
         raise ValueError(
-            f"--input {text}: {name!r} cannot name a domain; letters, digits, '_', '-' and '.' can"
+            f"--input {text}: domain {name!r}: use only letters, digits, '_', '-' and '.'"
         )
     return name, path
 
@@ -105,7 +105,7 @@ def _why(fields: Fields) -> str:
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What a suffix says of a file: `.jsonl`, `.jsonl.gz`, `.txt.zst`, ..."""
+    """The kind of a file by its suffix: `.jsonl`, `.jsonl.gz`, `.txt.zst`, ..."""
     suffix = path.suffix.lower()
     if suffix in COMPRESSION_SUFFIXES:
         inner = KIND_OF_SUFFIX.get(Path(path.stem).suffix.lower())
@@ -124,11 +124,11 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile]
     if path.suffix == ".bin" and path.with_suffix(".idx").is_file():
         path = path.with_suffix(".idx")
     if not path.is_file():
-        raise ValueError(f"--input {path}: there is no such file or folder")
+        raise ValueError(f"--input {path}: no such file or folder")
     kind = kind_of(path)
     if kind is None and not globs.names(path.name):
         raise ValueError(
-            f"--input {path}: unknown suffix {path.suffix!r}; known are {_known(ids=True)} (text "
+            f"--input {path}: unknown suffix {path.suffix!r}; known: {_known(ids=True)} (text "
             f"and JSONL also with .gz or .zst). To read it as text add --include {path.name!r}, "
             "or give its folder"
         )
@@ -145,7 +145,7 @@ def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[
         yield InputFile(str(folder), "arrow", num_bytes, changed)
     elif splits := splits_of_saved_dict(folder):
         raise ValueError(
-            f"--input {folder}: holds the splits {', '.join(splits)}; name one, as "
+            f"--input {folder}: holds the splits {', '.join(splits)}; choose one, such as "
             f"{folder}/{splits[0]}"
         )
     else:

@@ -1,4 +1,4 @@
-"""The plain texts of inputs, one after another in this process: for training a tokenizer."""
+"""Iterates over the plain texts of inputs in this process, for training a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.reading.sources import DomainInput
 
 
 def iter_texts(domains: Sequence[DomainInput], *, on_error: OnError) -> Iterator[str]:
-    """Every text in order; what is bad raises, or is passed over: the build itself counts it."""
+    """Every text in order; bad documents raise or are skipped (the build counts them)."""
     total = sum(domain.num_bytes for domain in domains)
     with progress_bar(total or None, what="read for the tokenizer", unit="B") as bar:
         for domain in domains:

@@ -1,4 +1,4 @@
-"""Token ids in flat files: .npy arrays, and the .idx with .bin of Megatron."""
+"""Token ids in flat files: .npy arrays, and Megatron's .idx with .bin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
 
 _NPY_HEADER_BYTES = 1 << 16  # numpy would read as many as the file says, up to 4 GiB
 _INDEX_BYTES_A_DOCUMENT = 20
-# A document has to fit into memory; a stream that nobody cut is not one.
+# A document must fit into memory; an uncut stream is not a document.
 _MAX_DOCUMENT_IDS = 1 << 30
 _BROKEN = (ValueError, OSError)
 
@@ -29,7 +29,7 @@ def _too_long(place: int, *, num_ids: int, remedy: str = "") -> BadInput:
 
 
 class Npy:
-    """A 2-D array is a document a row; a 1-D array is one, or many that end after an id."""
+    """A 2-D array has one document per row; a 1-D array is one, or many that end in an id."""
 
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
         try:
@@ -81,7 +81,7 @@ class _NpyArray:
 
 
 def _open_npy(path: str) -> _NpyArray:
-    """What the header says, held against the size of the file before anything is read by it."""
+    """Parse the header and check it against the file's size before any data is read."""
     with Path(path).open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         head = io.BytesIO(file.read(_NPY_HEADER_BYTES))
@@ -101,7 +101,7 @@ def _open_npy(path: str) -> _NpyArray:
     if len(shape) not in (1, 2) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise ValueError(f"expected shape [documents, T] or [N], found {shape}"[:200])
     if len(shape) == 2 and shape[1] == 0:
-        raise ValueError(f"expected at least one id a document, found shape {shape}")
+        raise ValueError(f"expected at least one id per document, found shape {shape}")
     if in_columns and len(shape) == 2:
         raise ValueError("expected rows, found Fortran order; save numpy.ascontiguousarray(ids)")
     expected = head.tell() + dtype.itemsize * math.prod(shape)
@@ -127,7 +127,7 @@ def _stretch(array: _NpyArray, *, begin: int, end: int) -> Item:
 
 
 def _stream(array: _NpyArray, *, part: Part, split_after: int) -> Iterator[Item]:
-    """Documents that begin in the part, one behind each `split_after`; the last may end later.
+    """Documents that begin in the part, each ending in `split_after`; the last may end later.
 
     With ids 5 6 0 7 0 8 and `split_after` 0 the documents are 5 6 0, 7 0 and 8.
     """
@@ -161,9 +161,9 @@ def _broken_npy(error: Exception, *, place: int) -> BadInput:
 
 
 class Megatron:
-    """Parts are documents; where each begins in the .bin travels with the part.
+    """Parts are documents; their offsets in the .bin are sent with the part.
 
-    So the index is read once, in the first process, and nothing of it is believed unchecked.
+    So the index is read and checked only once, in the first process.
     """
 
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
@@ -196,7 +196,7 @@ class Megatron:
             return
         offsets: list[int] = part.data.tolist()
         first, num_ids = offsets[0], offsets[-1] - offsets[0]
-        if num_ids > _MAX_DOCUMENT_IDS:  # then it is the only one of its part
+        if num_ids > _MAX_DOCUMENT_IDS:  # then it is the only one in its part
             yield _too_long(part.start, num_ids=num_ids)
             return
         try:

@@ -1,4 +1,4 @@
-"""A Zstandard file as a readable stream that does not take a truncated file for a whole one."""
+"""A Zstandard file as a readable stream that detects truncation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def open_zstd(raw: IO[bytes]) -> IO[bytes]:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Frames one after another; zstandard's own reader ends without a word inside a frame."""
+    """Frames one after another; zstandard's own reader silently ends inside a frame."""
 
     def __init__(self, raw: IO[bytes]) -> None:
         self._raw = raw

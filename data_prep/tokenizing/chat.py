@@ -1,4 +1,4 @@
-"""Conversations to ids with a mask of what the assistant says, by the tokenizer's own template."""
+"""Conversations to ids and an assistant mask, by the tokenizer's own chat template."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-# Not AutoTokenizer, which would load torch; this one takes tokenizer.json as it stands.
+# Not AutoTokenizer, which would load torch; this one reads tokenizer.json as it is.
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -23,17 +23,17 @@ ASSISTANT = "assistant"
 # Others count if the template names them. A template may build '<|' + role + '|>', and a role
 # called "end" would then end a turn.
 _ROLES = ("system", "developer", "user", ASSISTANT, "tool", "function")
-_HALF_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON may spell one, and no tokenizer takes it
+_HALF_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON may contain one, and no tokenizer accepts it
 _MARKS_TARGETS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Llama 3's templates print today's date unless they are given one: the one they fall back on.
+# Llama 3's templates print today's date unless they are given one; this is their fallback.
 _DATE = "26 Jul 2024"
 
 
 class ChatEncoder:
-    """A tokenizer folder's chat template, its ids those of `apply_chat_template`.
+    """Encodes with a tokenizer folder's chat template; same ids as `apply_chat_template`.
 
     Targets are what the template puts between {% generation %} marks. Without marks they are
-    found by rendering: what follows on the prompt up to and with the token that ends the turn.
+    found by rendering: what follows the prompt, up to and including the token that ends the turn.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +45,7 @@ class ChatEncoder:
             if "date_string" not in self._template:
                 raise ValueError(
                     f"{folder}: its chat template prints today's date, and a corpus must not "
-                    "depend on the day; write a date in place of strftime_now(...)"
+                    "depend on the day; replace strftime_now(...) by a date"
                 )
             self._constants["date_string"] = _DATE
         self._backend = _exact_backend(self._tokenizer)
@@ -73,7 +73,7 @@ class ChatEncoder:
         offsets_T2 = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         mask = _mask(offsets_T2, spans=spans, with_partial=self._has_marks)
         if not mask.any():
-            raise ValueError("the chat template leaves nothing of the assistant's to learn")
+            raise ValueError("the chat template leaves no assistant token to train on")
         return ids, mask
 
     def _check(self, messages: Messages) -> None:
@@ -85,7 +85,7 @@ class ChatEncoder:
             role, content = roles[number], message.get("content")
             quoted = (f"'{role}'", f'"{role}"')
             if role not in _ROLES and not any(name in self._template for name in quoted):
-                raise ValueError(f"message {number}: the chat template knows no role {role!r}")
+                raise ValueError(f"message {number}: the chat template has no role {role!r}")
             if isinstance(content, list):
                 content = self._joined_parts(content, number=number)
             if content is not None and not isinstance(content, str):
@@ -93,10 +93,10 @@ class ChatEncoder:
                 raise ValueError(f"message {number}: content must be text, found {kind}")
             for text in (content or "", *_strings(message)):
                 if _HALF_PAIR.search(text):
-                    raise ValueError(f"message {number}: holds half of a surrogate pair")
+                    raise ValueError(f"message {number}: contains a lone surrogate")
                 if found_token := self._control.search(text) or self._normalised_control(text):
                     raise ValueError(
-                        f"message {number}: spells the control token {found_token[0]!r}, which "
+                        f"message {number}: contains the control token {found_token[0]!r}, which "
                         "only the chat template may write"
                     )
 
@@ -106,12 +106,12 @@ class ChatEncoder:
             for part in parts
         ]
         if not self._takes_parts or not all(isinstance(text, str) for text in texts):
-            takes = "takes only parts of text" if self._takes_parts else "takes no list of parts"
+            takes = "accepts only text parts" if self._takes_parts else "accepts no list of parts"
             raise ValueError(f"message {number}: content is a list; the chat template {takes}")
         return "".join(map(str, texts))
 
     def _normalised_control(self, text: str) -> re.Match[str] | None:
-        """Some tokens are looked for after normalisation, which may make <eos> of wide letters."""
+        """Some tokens match after normalisation, which may turn wide letters into <eos>."""
         normalizer = self._backend.normalizer
         return self._control.search(normalizer.normalize_str(text)) if normalizer else None
 
@@ -119,7 +119,7 @@ class ChatEncoder:
         self, messages: Messages, *, add_generation_prompt: bool = False
     ) -> tuple[str, list[Span]]:
         """The template's text, and the characters between its {% generation %} marks."""
-        # As `apply_chat_template` does: templates print a null, and cope with what is absent.
+        # As `apply_chat_template` does: templates print a null, but handle a missing key.
         present = [{k: v for k, v in turn.items() if v is not None} for turn in messages]
         options: dict[str, Any] = {
             **self._constants,
@@ -130,13 +130,13 @@ class ChatEncoder:
         result: Any  # a pair, whatever its annotation says
         try:
             result = render_jinja_template(conversations=[present], **options)
-        except Exception as error:  # templates raise of every kind
-            raise ValueError(f"the chat template refuses it: {_first_line(error)}") from None
+        except Exception as error:  # templates raise all kinds of errors
+            raise ValueError(f"the chat template rejects it: {_first_line(error)}") from None
         (text,), spans = result
         return text, spans[0] if self._has_marks else []
 
     def _span_of_turn(self, messages: Messages, number: int, *, text: str) -> Span:
-        """What the assistant adds to its prompt in message `number`, to the end of its turn."""
+        """What the assistant adds to its prompt in message `number`, up to the end of its turn."""
         prompt, _ = self._render(messages[:number], add_generation_prompt=True)
         turn, _ = self._render(messages[: number + 1])
         _must_begin(text, prompt, what=f"the prompt of message {number}")
@@ -146,8 +146,8 @@ class ChatEncoder:
         found = self._turn_end.search(turn, len(prompt))
         if found is None:
             raise ValueError(
-                f"message {number}: the chat template ends the turn with no special token, so "
-                "nothing would teach the model to stop; write eos_token behind the content"
+                f"message {number}: the chat template ends the turn without a special token, so "
+                "the model would not learn to stop; add eos_token after the content"
             )
         end = found.end(1)
         _must_begin(text, turn[:end], what=f"the answer in message {number}")
@@ -157,19 +157,19 @@ class ChatEncoder:
         content = message.get("content")
         if not isinstance(content, str) or not answer.lstrip().startswith(content.strip()):
             raise ValueError(
-                f"message {number}: the chat template heeds no add_generation_prompt, so its "
-                "header cannot be told from the answer; add that, or {% generation %} marks"
+                f"message {number}: the chat template ignores add_generation_prompt, so its header "
+                "cannot be told apart from the answer; support it, or add {% generation %} marks"
             )
 
     def _check_marks(self, text: str, *, spans: list[Span]) -> None:
-        behind = re.compile(rf"\s*({self._control.pattern})")
+        after = re.compile(rf"\s*({self._control.pattern})")
         for start, end in spans:
-            found = behind.match(text, end)
+            found = after.match(text, end)
             in_loss = found and any(s <= found.start(1) < e for s, e in spans)
             if found and not in_loss and not self._turn_end.search(text[:end], start):
                 raise ValueError(
-                    f"the chat template ends {{% generation %}} before {found[1]!r}, so nothing "
-                    "would teach the model to stop; move {% endgeneration %} behind it"
+                    f"the chat template ends {{% generation %}} before {found[1]!r}, so the "
+                    "model would not learn to stop; move {% endgeneration %} after it"
                 )
 
     def _control_tokens(self) -> set[str]:
@@ -201,36 +201,36 @@ def _load(folder: Path) -> PreTrainedTokenizerFast:
         )
     try:
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the library raises of every kind
+    except Exception as error:  # the library raises all kinds of errors
         raise ValueError(f"{folder}: not a tokenizer: {_first_line(error)}") from None
 
 
 def _template(tokenizer: PreTrainedTokenizerFast, *, folder: Path) -> str:
     if not tokenizer.chat_template:
         raise ValueError(
-            f"{folder}: has no chat template; take the tokenizer of an instruction-tuned model, "
+            f"{folder}: has no chat template; use the tokenizer of an instruction-tuned model, "
             "or put a chat_template.jinja into the folder"
         )
     try:
         template = tokenizer.get_chat_template()
         render_jinja_template(conversations=[], chat_template=template)  # compiles it
-    except Exception as error:  # the library raises of every kind
+    except Exception as error:  # the library raises all kinds of errors
         raise ValueError(f"{folder}: chat template: {_first_line(error)}") from None
     return template
 
 
 def _exact_backend(tokenizer: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
-    """The same ids, with offsets that leave no character out."""
+    """A tokenizer with the same ids, whose offsets cover every character."""
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
-    # It only adds special tokens, which the template has written, and trims spaces off offsets.
+    # It only adds special tokens, which the template already writes, and trims spaces off offsets.
     backend.post_processor = None
     return backend
 
 
 def _mask(offsets_T2: np.ndarray, *, spans: list[Span], with_partial: bool) -> np.ndarray:
-    """1 for tokens within a span, and `with_partial`, as transformers has it, partly within."""
+    """1 for tokens within a span and, `with_partial` (as in transformers), partly within."""
     begin, end = offsets_T2.T
     mask = np.zeros(len(offsets_T2), dtype=np.uint8)
     for first, last in spans:
@@ -246,10 +246,10 @@ def _must_begin(text: str, beginning: str, *, what: str) -> None:
         pairs = enumerate(zip(text, beginning, strict=False))
         place = next((i for i, (a, b) in pairs if a != b), min(len(text), len(beginning)))
         raise ValueError(
-            f"the chat template renders {what} otherwise once the conversation goes on: "
-            f"{beginning[place : place + 30]!r} became {text[place : place + 30]!r}, so what is "
-            "learnt is not what the model says; give one document an answer, each ending with "
-            "its answer, or a chat_template.jinja with {% generation %} marks"
+            f"the chat template renders {what} differently once the conversation continues: "
+            f"{beginning[place : place + 30]!r} became {text[place : place + 30]!r}, so "
+            "training would not match generation; make one document per answer, each ending with "
+            "its answer, or use a chat_template.jinja with {% generation %} marks"
         )
 
 
@@ -258,8 +258,8 @@ def _turns(messages: Messages) -> list[int]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every text in a message, keys included: templates print arguments of tools as JSON."""
-    left = [value]  # not by recursion: the depth is the user's
+    """Every text in a message, keys included: templates print tool arguments as JSON."""
+    left = [value]  # no recursion: the user decides the depth
     while left:
         item = left.pop()
         if isinstance(item, str):

@@ -1,4 +1,4 @@
-"""Finding a tokenizer by name or path and keeping a copy of its files beside the shards."""
+"""Finds a tokenizer by name or path and copies its files next to the shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data_prep.record import FileRecord
 from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME
 
 SETTINGS_NAME = "tokenizer_config.json"
-# What transformers reads to make a tokenizer; weights and model settings stay where they are.
+# What transformers reads to load a tokenizer; weights and model settings are not copied.
 _TOKENIZER_FILES = (
     HF_NAME,
     SENTENCEPIECE_NAME,
@@ -33,7 +33,7 @@ def copy_tokenizer(name_or_path: str, *, to: Path) -> None:
     elif path.is_file() and path.suffix == ".model":
         shutil.copyfile(path, to / SENTENCEPIECE_NAME)
     elif path.is_file() and path.suffix == ".json":
-        # A tokenizer.json says nothing of EOS; the settings beside it do.
+        # A tokenizer.json does not name EOS; the settings next to it do.
         _copy_folder(path.parent, to=to)
         shutil.copyfile(path, to / HF_NAME)
     elif path.exists():
@@ -44,7 +44,7 @@ def copy_tokenizer(name_or_path: str, *, to: Path) -> None:
     else:
         _copy_folder(_download(name_or_path), to=to)
     if (to / HF_NAME).is_file() and not (to / SETTINGS_NAME).is_file():
-        # Without it transformers' AutoTokenizer does not know what class to make.
+        # Without it transformers' AutoTokenizer does not know which class to use.
         settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
         (to / SETTINGS_NAME).write_text(json.dumps(settings) + "\n")
 
@@ -60,7 +60,7 @@ def _copy_folder(folder: Path, *, to: Path) -> None:
 
 
 def _download(name: str) -> Path:
-    """The tokenizer's files from the hub or its local cache; weights are not asked for."""
+    """The tokenizer's files from the hub or its local cache; weights are not downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -69,6 +69,6 @@ def _download(name: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"--tokenizer {name}: no such file or folder here, and not to be had from the hub "
+            f"--tokenizer {name}: no such file or folder here, and not available from the hub "
             f"({reason})"
         ) from None

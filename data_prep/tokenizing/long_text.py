@@ -1,17 +1,17 @@
-"""Where a long text may be cut so that its parts encode to the very ids of the whole."""
+"""Where a long text may be cut so that its parts encode to the same ids as the whole."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-# Encoding needs some 150 bytes of memory for each byte of text, all at once.
+# Encoding needs about 150 bytes of memory for each byte of text, all at once.
 LONG_TEXT_CHARS = 1 << 18
 
 # Every pattern below ends a pre-token where a line ends, if a single newline is followed by a
 # character, or by spaces and a letter or digit; the last space belongs to what comes after it:
-# "x\n" + "y" and "x\n   " + " y". A run with more in it is looked at as a whole ("\n\ny" is not
-# "\n" + "\ny") and stays whole.
+# "x\n" + "y" and "x\n   " + " y". A longer run is matched as a whole ("\n\ny" is not
+# "\n" + "\ny") and is not cut.
 _SAFE_CUT = re.compile(r"(?<=\S)\n(?: *(?= \w)|(?=\S))")
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -24,15 +24,15 @@ KNOWN_PATTERNS = frozenset({GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN})
 
 
 def is_safe_to_cut(tokenizer: dict[str, Any]) -> bool:
-    """Whether cuts change nothing, shown by form: byte-level BPE with a pattern known above."""
+    """Whether cuts change nothing: for byte-level BPE with one of the patterns above."""
     normalizer = tokenizer.get("normalizer") or {}
     if (tokenizer.get("model") or {}).get("type") != "BPE":
         return False
-    # NFC composes no character with a newline before it.
+    # NFC never composes a character with a newline before it.
     if normalizer.get("type", "NFC") != "NFC":
         return False
-    # Special tokens are plain text to us; the others are taken out before the pattern looks, so
-    # none may reach over a cut, eat white space before it, or begin right behind its space.
+    # Special tokens are plain text to us; other added tokens are taken out before the pattern
+    # applies, so none may span a cut, take white space before it, or begin right after its space.
     for token in tokenizer.get("added_tokens") or []:
         content = token["content"]
         if not token["special"] and (
@@ -44,7 +44,7 @@ def is_safe_to_cut(tokenizer: dict[str, Any]) -> bool:
 
 
 def splitting_patterns(pre_tokenizer: dict[str, Any]) -> list[str] | None:
-    """Patterns by which a byte-level tokenizer splits words, in turn; None for any other form."""
+    """Patterns by which a byte-level tokenizer splits words, in turn; None for any other kind."""
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     *splits, last = steps or [{}]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
@@ -59,7 +59,7 @@ def splitting_patterns(pre_tokenizer: dict[str, Any]) -> list[str] | None:
 
 
 def pieces_of_long_text(text: str, *, piece_chars: int = LONG_TEXT_CHARS) -> list[str]:
-    """The text in parts of at least `piece_chars`, the last excepted; whole when it is short."""
+    """The text in parts of at least `piece_chars`, except the last; a short text stays whole."""
     pieces, start = [], 0
     while len(text) - start > piece_chars:
         cut = _SAFE_CUT.search(text, start + piece_chars)

@@ -1,7 +1,7 @@
-"""Whether two libraries split words alike: every character, in contexts that tell its class.
+"""Checks that two libraries split words alike, for every character in telling contexts.
 
-The patterns speak of letters, numbers, white space, line ends and, whatever their case, a few
-contractions. Libraries carry Unicode tables of their own age, so the classes are compared.
+The patterns refer to letters, numbers, white space, line ends and, in any case, a few
+contractions. Libraries ship Unicode tables of different versions, so the classes are compared.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from data_prep.tokenizing.tiktoken_path import TiktokenPath, byte_of_character
 _CHUNK = 1 << 10
 _BATCH = 64
 _SURROGATES = range(0xD800, 0xE000)
-# Nothing is assigned there, or all of it alike: private use, and planes without a character.
+# Unassigned or uniform: private use, and planes without a character.
 _SPARSE_PLANES = (*range(4, 14), 15, 16)
 _SPARSE_STEP = 251
-# A merge of the first character with what follows shows that both lie in one word.
+# A merge of the first character with what follows shows that both are in one word.
 _CONTEXTS = ("a{}\n", "1{}\n", "!{}\n", " {}\n", "\n{}\n", "a{}a\n", "\n{}\n\n")
 _CONTRACTIONS = ("'{}a\n", "'{}ea\n", "'{}la\n", "'r{}a\n", "'v{}a\n", "'l{}a\n")
 
 
 def first_difference(pattern: str, *, planes: Iterable[int] = range(17)) -> str | None:
-    """A text on which tokenizers and tiktoken split differently, or None; takes some seconds."""
+    """A text on which tokenizers and tiktoken split differently, or None; takes a few seconds."""
     settings = probe_settings(pattern)
     reference = tokenizers.Tokenizer.from_str(json.dumps(settings))
     path = TiktokenPath(settings)
@@ -43,7 +43,7 @@ def first_difference(pattern: str, *, planes: Iterable[int] = range(17)) -> str 
 
 
 def probe_settings(pattern: str) -> dict[str, Any]:
-    """A byte-level tokenizer in which every pair of bytes of the probes that meet is a token."""
+    """A byte-level tokenizer in which every adjacent byte pair of the probes is a token."""
     characters = {byte: character for character, byte in byte_of_character().items()}
     vocab = {character: byte for byte, character in characters.items()}
     firsts, seconds = "a1! \n'rvl", range(256)

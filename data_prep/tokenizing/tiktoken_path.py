@@ -1,23 +1,23 @@
-"""Byte-level BPE by `tiktoken`, several times faster, where it is provably the same function.
+"""Byte-level BPE with `tiktoken`, several times faster, where it is provably equivalent.
 
 Hugging Face merges, among neighbours listed as a merge, the pair listed first; tiktoken merges,
 among neighbours whose bytes together are a token, the pair whose token has the lowest rank. Both
-take the leftmost of equals. Call a token *sound* when its own bytes, encoded alone, give that
+take the leftmost on ties. Call a token *sound* when its own bytes, encoded alone, give that
 token back. In any text the merges inside a span that becomes one token are those of the span
 encoded alone, in that order, since nothing outside takes part. It follows that
 
 - a token that is not sound never appears, so tiktoken need not know it;
-- a sound token always comes out of one and the same last merge, so ranking tokens by the place
+- a sound token always results from one and the same last merge, so ranking tokens by the place
   of that merge in the list gives each pair that can meet the priority that the list gives it;
 - neighbours whose bytes make a sound token are its last pair: encoded alone it passes through
   the same two. So tiktoken never merges a pair that the list does not merge.
 
-Plain conversion ranks tokens by id instead, and goes wrong where two merges make one token.
+Plain conversion ranks tokens by id instead, which is wrong where two merges make one token.
 
 With `ignore_merges` (Llama 3) a whole word that is a token is taken as it is, sound or not; so
 does tiktoken. Tokens that are not sound then come last in rank. They are made only where no
 sound pair is left, so never on the way to a sound token, and a text whose ids show none of them
-was encoded as if they were not there. One that shows some is for the reference library.
+was encoded as if they were not there. One that shows some is left to the reference library.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ _BLOCK_CHARS = 4096
 
 
 class NotTheSame(Exception):
-    """Why tiktoken cannot stand in for this tokenizer."""
+    """Why tiktoken cannot replace this tokenizer."""
 
 
 class TiktokenPath:
-    """Encodes plain texts, except some that are for the reference library."""
+    """Encodes plain texts, except some that are left to the reference library."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        """Prove the two equal for a `tokenizer.json`, or raise `NotTheSame` with the reason."""
+        """Prove the two equivalent for a `tokenizer.json`, or raise `NotTheSame` and say why."""
         self.pattern = _splitting_pattern(settings)
         kind = (settings.get("normalizer") or {}).get("type")
         if kind not in (None, "NFC"):
             raise NotTheSame(f"it normalises with {kind}")
         self._normalizer = tokenizers.normalizers.NFC() if kind else None
-        # Special ones are plain text to us; the others are cut out before words are split.
+        # Special tokens are plain text to us; the others are cut out before words are split.
         added = settings.get("added_tokens") or []
         self._cut_out = [token["content"] for token in added if not token["special"]]
         ids, self._num_sound, self._encoding = _ranked(settings["model"], pattern=self.pattern)
         self._id_of_rank = np.array(ids, dtype=np.uint32)
 
     def encode(self, text: str) -> np.ndarray | None:
-        """Ids of a text, [n] uint32; None if it is not for this path."""
+        """Ids of a text, [n] uint32; None if this path cannot encode it."""
         if self._has_cut_out(text) or _has_endless_space(text):
             return None
         if self._normalizer is not None and not text.isascii():
@@ -77,9 +77,9 @@ class TiktokenPath:
 
 
 def _has_endless_space(text: str) -> bool:
-    """Whether 8,192 characters of white space follow each other; a few more overflow its stack.
+    """Whether there are 8,192 white-space characters in a row; a few more overflow its stack.
 
-    So long a run holds a whole block, wherever blocks begin; most blocks are told by one character.
+    Such a run contains a whole block, wherever blocks begin; one character rules out most blocks.
     """
     return any(
         text[start].isspace() and text[start : start + _BLOCK_CHARS].isspace()
@@ -95,7 +95,7 @@ def _splitting_pattern(settings: dict[str, Any]) -> str:
 
 
 def _ranked(model: dict[str, Any], *, pattern: str) -> tuple[list[int], int, tiktoken.Encoding]:
-    """Ids by rank, how many ranks are of sound tokens, and the encoding over ranks."""
+    """Ids by rank, the number of ranks of sound tokens, and the encoding over ranks."""
     if model.get("type") != "BPE":
         raise NotTheSame(f"its model is {model.get('type')}, not BPE")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -145,7 +145,7 @@ def _sound_tokens(texts: list[str], *, model: dict[str, Any]) -> list[str]:
 
 
 def _last_merges(texts: list[str], *, model: dict[str, Any]) -> dict[str, int]:
-    """The place in the list of the merge that makes each sound token."""
+    """The position in the list of the merge that makes each sound token."""
     places: dict[tuple[str, str], int] = {}
     for place, merge in enumerate(model["merges"]):
         first, second = merge.split(" ") if isinstance(merge, str) else merge

@@ -1,4 +1,4 @@
-"""One face for the tokenizers of the field: Hugging Face fast and sentencepiece, from a folder."""
+"""One interface to Hugging Face fast and sentencepiece tokenizers, loaded from a folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from data_prep.tokenizing.tiktoken_path import NotTheSame, TiktokenPath
 
 HF_NAME = "tokenizer.json"
 SENTENCEPIECE_NAME = "tokenizer.model"
-# Of tokenizers and tiktoken, the pinned and the oldest pair: the tests compare the character tables
-# of the pair that is installed. Any other pair is compared when it is first used.
+# Versions of tokenizers and tiktoken, the pinned and the oldest pair: tests compare the character
+# tables of the installed pair. Any other pair is compared on first use.
 VERIFIED_VERSIONS = frozenset({("0.23.3", "0.14.0"), ("0.23.1", "0.12.0")})
 _NUM_FIRST = 4
 
@@ -31,12 +31,12 @@ Kind = Literal["huggingface", "sentencepiece"]
 
 
 class Tokenizer(Protocol):
-    """What a build needs of a tokenizer: ids of untrusted text, text of ids, special ids."""
+    """What a build needs from a tokenizer: ids of untrusted text, text of ids, special ids."""
 
     vocab_size: int
     special_ids: SpecialIds  # without the suffix, which the build decides on
     cuts_long_text: bool  # else a document of many MB needs 150 times its size in memory
-    how: str  # which library encodes, and why: one line for people
+    how: str  # which library encodes, and why, in one readable line
 
     @property
     def kind(self) -> Kind: ...
@@ -50,7 +50,7 @@ def load_tokenizer(folder: Path, *, fast: bool = True) -> Tokenizer:
     """The tokenizer in a folder: `tokenizer.json` if there is one, else `tokenizer.model`.
 
     Args:
-        fast: let tiktoken encode where it is provably the same.
+        fast: let tiktoken encode where it is provably equivalent.
     """
     if kind_of(folder) == "huggingface":
         return HuggingFaceTokenizer(folder, fast=fast)
@@ -71,12 +71,12 @@ def kind_of(folder: Path) -> Kind:
 
 @lru_cache(maxsize=1)
 def load_once(folder: Path, sha256: str, *, fast: bool) -> Tokenizer:
-    """The tokenizer of this process, kept from task to task while the files are the same."""
+    """The tokenizer of this process, cached across tasks while its files are unchanged."""
     return load_tokenizer(folder, fast=fast)
 
 
 class HuggingFaceTokenizer:
-    """`tokenizer.json` through its own library, told to take special tokens as text."""
+    """`tokenizer.json` through its own library, set to treat special tokens as text."""
 
     kind: Kind = "huggingface"
 
@@ -86,10 +86,10 @@ class HuggingFaceTokenizer:
             self._backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception
             raise ValueError(f"{path}: not a tokenizer: {error}") from None
-        # Saved settings may cut every text at 512 tokens, or pad it.
+        # Saved settings may truncate every text at 512 tokens, or pad it.
         self._backend.no_truncation()
         self._backend.no_padding()
-        # A literal "<eos>" in a document is five letters of text, not the end of it.
+        # A literal "<eos>" in a document is five characters of text, not its end.
         self._backend.encode_special_tokens = True
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.special_ids = _special_ids(self._backend, folder=folder)
@@ -121,7 +121,7 @@ class HuggingFaceTokenizer:
         return ids
 
     def _is_in_sample(self, text: str) -> bool:
-        """The first few texts, then one in 256: proof is good, and a look at it costs 2 %."""
+        """The first few texts, then one in 256: backs up the proof at a cost of 2%."""
         self._num_checked += 1
         return self._num_checked <= _NUM_FIRST or zlib.crc32(text[:256].encode()) % 256 == 0
 
@@ -141,8 +141,8 @@ def _fast_path(settings: dict[str, Any]) -> tuple[TiktokenPath | None, str]:
         return None, f"the Hugging Face library; tiktoken would be faster, but {reason}"
     versions = (tokenizers.__version__, tiktoken.__version__)
     if versions not in VERIFIED_VERSIONS and first_difference(path.pattern) is not None:
-        return None, "the Hugging Face library; its Unicode tables are not those of tiktoken"
-    return path, "tiktoken, proven the same as the Hugging Face library and checked on a sample"
+        return None, "the Hugging Face library; its Unicode tables differ from tiktoken's"
+    return path, "tiktoken, proven equivalent to the Hugging Face library and checked on a sample"
 
 
 class SentencePieceTokenizer:
@@ -174,7 +174,7 @@ class SentencePieceTokenizer:
         return [np.array(ids, dtype=np.uint32) for ids in encoded]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; a control token shows as its name, where the library drops it."""
+        """Text of ids; control tokens appear by name, where the library drops them."""
         parts: list[str] = []
         run: list[int] = []
         for token in ids:
@@ -187,11 +187,11 @@ class SentencePieceTokenizer:
 
 
 def _known(token: int) -> int | None:
-    return token if token >= 0 else None  # sentencepiece says -1 for a token that is not there
+    return token if token >= 0 else None  # sentencepiece returns -1 for a missing token
 
 
 def _special_ids(backend: tokenizers.Tokenizer, *, folder: Path) -> SpecialIds:
-    """BOS, EOS and padding as the folder's settings name them, and what they put before a text."""
+    """BOS, EOS and padding as the folder's settings name them, and the prefix of a text."""
     settings = _read_json(folder / "tokenizer_config.json")
     names = {**_read_json(folder / "special_tokens_map.json"), **settings}
     ids = {role: _token_id(backend, names.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
@@ -206,7 +206,7 @@ def _special_ids(backend: tokenizers.Tokenizer, *, folder: Path) -> SpecialIds:
 def _template_prefix(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
     """What the tokenizer's own template puts before a text.
 
-    transformers 5 heeds nothing else: with a tokenizer.json it ignores `add_bos_token`.
+    transformers 5 uses nothing else: with a tokenizer.json it ignores `add_bos_token`.
     """
     plain = backend.encode("a", add_special_tokens=False).ids
     full = backend.encode("a", add_special_tokens=True).ids

@@ -1,4 +1,4 @@
-"""The train-tokenizer verb: inputs to a tokenizer, tried on its texts before it counts."""
+"""The train-tokenizer verb: trains on the inputs and checks the result on their texts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _TRIED_CHARS = 10_000
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of it."""
+    """The result of training."""
 
     tokenizer: Tokenizer
     num_texts: int
     num_bytes: int
-    """Of the texts that it was trained on, in UTF-8."""
+    """UTF-8 size of the training texts."""
     share: float
-    """Of the bytes of text read that were taken, by a hash of each text; 1 is all."""
+    """Fraction of the text bytes read that were used, chosen by a hash of each text."""
     bytes_per_token: float
-    """On texts spread over the inputs, which it was trained on too."""
+    """On texts spread over the inputs, all seen in training."""
     seconds: float
 
 
@@ -49,18 +49,18 @@ def train_on_inputs(
     """Train on texts spread evenly over the inputs; the same inputs give the same bytes.
 
     Args:
-        max_bytes: about how much text to train on, when the inputs have more.
+        max_bytes: approximate limit on the text to train on.
 
     Raises:
-        ValueError: for inputs without text, a vocabulary they cannot give, or a tokenizer that
-            does not give its own texts back.
+        ValueError: for inputs without text, a vocabulary size they do not support, or a
+        tokenizer that does not reproduce its own texts.
     """
     marker = HF_NAME if algorithm == "bpe" else SENTENCEPIECE_NAME
     refuse_existing(out, marker=marker, overwrite=overwrite)
     for domain in domains:
         if domain.fields.kind != "text":
             raise ValueError(
-                f"{domain.name}: a tokenizer is made of text, not {domain.fields.kind}"
+                f"{domain.name}: a tokenizer is trained on text, not {domain.fields.kind}"
             )
     began = time.monotonic()
     texts = iter_texts(domains, on_error=on_error)
@@ -69,9 +69,9 @@ def train_on_inputs(
         folder = staging / "made"
         train_tokenizer(sample, algorithm=algorithm, vocab_size=vocab_size, to=folder)
         if not sample.num_texts:
-            raise ValueError("the inputs have no text to make a tokenizer of")
+            raise ValueError("the inputs have no text to train a tokenizer on")
         tokenizer = load_tokenizer(folder)
-        bytes_per_token = _try_out(tokenizer, texts=sample.to_try)
+        bytes_per_token = _check_decoding(tokenizer, texts=sample.to_try)
         for name in (HF_NAME, SENTENCEPIECE_NAME, SETTINGS_NAME):
             if (folder / name).is_file():
                 (folder / name).rename(staging / name)
@@ -87,7 +87,7 @@ def train_on_inputs(
 
 
 def _bytes_of_text(domains: Sequence[DomainInput]) -> int | None:
-    """About how much text the inputs hold; None where sizes on disk do not tell."""
+    """Approximate amount of text in the inputs; None where sizes on disk do not tell."""
     files = [file for domain in domains for file in domain.files]
     if any(
         file.kind not in ("lines", "text") or file.path.endswith(COMPRESSION_SUFFIXES)
@@ -98,17 +98,17 @@ def _bytes_of_text(domains: Sequence[DomainInput]) -> int | None:
 
 
 class _Sample:
-    """The texts whose hash falls into a share, and a few of them kept to be tried.
+    """The texts whose hash falls below a share, and a few of them kept for checking.
 
-    Of inputs whose size is known the share is too, and texts pass by; of others as many texts are
-    held as the bound allows, those of the lowest hashes.
+    If the inputs' size is known, so is the share, and texts are streamed; otherwise the texts with
+    the lowest hashes are held in memory, up to the limit.
     """
 
     def __init__(self, texts: Iterator[str], *, max_bytes: int, total_bytes: int | None) -> None:
         self._texts = texts
         self._max_bytes = max_bytes
         self._total_bytes = total_bytes
-        self._tried: list[tuple[int, str]] = []  # a heap of the greatest hashes
+        self._tried: list[tuple[int, str]] = []  # a heap of the largest hashes
         self.num_texts = 0
         self.num_bytes = 0
         self.num_bytes_read = 0
@@ -136,7 +136,7 @@ class _Sample:
         return (item for item in self._placed() if item[0] < share * 2**64)
 
     def _held(self) -> Iterator[tuple[int, bytes]]:
-        held: list[tuple[int, bytes]] = []  # a heap; negative, so that the greatest goes first
+        held: list[tuple[int, bytes]] = []  # a heap; negative, so that the largest is popped first
         num_bytes = 0
         for place, content in self._placed():
             heapq.heappush(held, (-place, content))
@@ -151,14 +151,14 @@ class _Sample:
         return [text for _, text in sorted(self._tried)]
 
 
-def _try_out(tokenizer: Tokenizer, *, texts: Sequence[str]) -> float:
-    """Bytes a token over the texts, each of which must come back as it was."""
+def _check_decoding(tokenizer: Tokenizer, *, texts: Sequence[str]) -> float:
+    """Bytes per token over the texts, each of which must decode exactly."""
     num_bytes = num_tokens = 0
     for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
-        # sentencepiece writes a space as U+2581, so that one cannot come back as itself.
+        # sentencepiece writes a space as U+2581, so that character itself cannot be decoded.
         expected = text.replace("\u2581", " ") if tokenizer.kind == "sentencepiece" else text
         if tokenizer.decode(ids.tolist()) != expected:
-            raise ValueError(f"the tokenizer does not give back the text {text[:80]!r}")
+            raise ValueError(f"the tokenizer does not reproduce the text {text[:80]!r}")
         num_bytes += len(text.encode("utf-8", "surrogatepass"))
         num_tokens += len(ids)
     return num_bytes / max(num_tokens, 1)

@@ -1,4 +1,4 @@
-"""A tokenizer made from the corpus itself: byte-level BPE, or sentencepiece unigram."""
+"""Trains a tokenizer on the corpus itself: byte-level BPE, or sentencepiece unigram."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME
 
 Algorithm = Literal["bpe", "unigram"]
 EOS = "<eos>"
-# 256 bytes and EOS; unigram also has <unk>, and wants some letters.
+# 256 bytes and EOS; unigram also has <unk>, and needs some letters.
 MIN_VOCAB_SIZE: dict[Algorithm, int] = {"bpe": 257, "unigram": 300}
 _MAX_LINE_CHARS = 1024
 _MAX_UNIGRAM_LINES = 2_000_000
-# The time of BPE grows with the square of a word: one of 300,000 letters takes half a minute.
+# BPE time grows with the square of a word's length: 300,000 letters take half a minute.
 _WORD_CHARS = 1024
 _LONG_WORD = re.compile(rf"\S{{{_WORD_CHARS}}}|\s{{{_WORD_CHARS}}}")
 _TOO_FEW = re.compile(r"smaller than required_chars. \d+ vs (\d+)")
@@ -33,7 +33,7 @@ def train_tokenizer(
 ) -> None:
     """Train on `texts` and write a folder that `load_tokenizer` reads.
 
-    Texts that give fewer entries than `vocab_size` are no error: the vocabulary is smaller then.
+    Texts that yield fewer entries than `vocab_size` are not an error: the vocabulary is smaller.
     """
     if vocab_size < MIN_VOCAB_SIZE[algorithm]:
         raise ValueError(
@@ -47,7 +47,7 @@ def train_tokenizer(
 
 
 def _train_bpe(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
-    """All 256 bytes are in the vocabulary, so any text comes back exactly."""
+    """All 256 bytes are in the vocabulary, so any text decodes exactly."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -70,12 +70,12 @@ def _train_bpe(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
 
 
 def _train_unigram(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
-    """No normalisation and byte fallback: what goes in comes out, U+2581 excepted."""
+    """No normalisation, and byte fallback: any text decodes exactly, except U+2581."""
     failures: list[BaseException] = []
     lines = _lines(_keep_failure(texts, failures=failures))
     first = next(lines, None)
     if first is None:
-        raise ValueError("unigram: the texts have no letters to make a tokenizer of")
+        raise ValueError("unigram: the texts have no letters to train a tokenizer on")
     sentencepiece.set_random_generator_seed(0)
     model = io.BytesIO()
     try:
@@ -95,7 +95,7 @@ def _train_unigram(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
             bos_id=-1,
             eos_id=1,
             eos_piece=EOS,
-            hard_vocab_limit=False,  # a small corpus gives fewer pieces, which is no error
+            hard_vocab_limit=False,  # a small corpus yields fewer pieces, which is not an error
             input_sentence_size=_MAX_UNIGRAM_LINES,
             shuffle_input_sentence=True,
             max_sentence_length=4 * _MAX_LINE_CHARS,
@@ -109,7 +109,7 @@ def _train_unigram(texts: Iterable[str], *, vocab_size: int, to: Path) -> None:
 
 
 def _keep_failure(texts: Iterable[str], *, failures: list[BaseException]) -> Iterator[str]:
-    """What goes wrong in reading; sentencepiece turns that into an error of its own."""
+    """Keep errors of reading; sentencepiece would replace them by its own."""
     try:
         yield from texts
     except (Exception, KeyboardInterrupt) as error:
@@ -120,7 +120,7 @@ def _keep_failure(texts: Iterable[str], *, failures: list[BaseException]) -> Ite
 def _reason(message: str, *, vocab_size: int) -> str:
     found = _TOO_FEW.search(message)
     if found is None:
-        return f"unigram: sentencepiece cannot make it: {message}"
+        return f"unigram: sentencepiece failed: {message}"
     return (
         f"--vocab-size {vocab_size}: unigram needs at least {found[1]} for the characters of these "
         "texts; bpe would need 257 for any text"
@@ -128,7 +128,7 @@ def _reason(message: str, *, vocab_size: int) -> str:
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """sentencepiece wants short lines, and silently leaves long ones out."""
+    """sentencepiece needs short lines, and silently drops long ones."""
     for text in texts:
         for line in text.replace("\0", "").split("\n"):
             for start in range(0, len(line), _MAX_LINE_CHARS):
@@ -138,8 +138,8 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 def parts_of_long_words(text: str) -> list[str]:
     """The text cut inside words, or blanks, of more than 2,047 characters, so that none is left.
 
-    So long a word holds a whole block, wherever blocks begin; most blocks are told by a few
-    characters.
+    Such a word contains a whole block, wherever blocks begin; a few characters rule out most
+    blocks.
     """
     blocks = range(0, len(text) - _WORD_CHARS + 1, _WORD_CHARS)
     ends = [start for start in blocks if _LONG_WORD.match(text, start)]

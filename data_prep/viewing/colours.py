@@ -1,4 +1,4 @@
-"""Colours of entropies: a few steps from sure to unsure, alike on a page and a terminal."""
+"""Colours of entropies: steps from certain to uncertain, the same in HTML and terminal."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 NUM_STEPS = 12
-# From a cool grey-blue, what the model is sure of, through to a warm orange.
+# From cool grey-blue, where the model is certain, to warm orange.
 _LIGHT = ((226, 236, 246), (255, 243, 196), (255, 158, 92))
 _DARK = ((31, 48, 68), (96, 84, 40), (176, 84, 28))
 
 
 def top_of_scale(scores: list[np.ndarray]) -> float:
-    """The score that gets the last colour: above it lies one in a hundred. In nats."""
+    """The score from which the last colour is used: the 99th percentile, in nats."""
     values = np.concatenate([np.zeros(0, np.float32), *scores])
     values = values[np.isfinite(values)]
     return max(float(np.quantile(values, 0.99)), 0.1) if len(values) else 1.0
@@ -32,7 +32,7 @@ def css_colours(*, dark: bool) -> list[str]:
 
 
 def terminal_codes() -> list[str]:
-    """The steps as escape sequences of the background, of terminals with 256 colours."""
+    """The steps as background escape sequences for 256-colour terminals."""
     codes = []
     for red, green, blue in _steps(_LIGHT):
         cube = [round(channel / 255 * 5) for channel in (red, green, blue)]

@@ -1,4 +1,4 @@
-"""The inspect verb as a page: one file, nothing to fetch, tokens coloured by entropy."""
+"""The inspect verb's HTML page: one self-contained file, tokens coloured by entropy."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write_page(selection: Selection, *, out: Path) -> Path:
 
 
 def make_page(view: View) -> str:
-    """The whole page; every text of the corpus in it is escaped."""
+    """The whole page; all corpus text in it is escaped."""
     shown = list(view)
     scores = [p.scores for item in shown for p in item.pieces if p.scores is not None]
     top = top_of_scale(scores)
@@ -121,7 +121,7 @@ def _legend(view: View, *, top: float | None) -> str:
     parts = []
     if top is not None:
         blocks = "".join(f'<i class="e{step}"></i>' for step in range(NUM_STEPS))
-        parts.append(f'<span class="scale">0 <b>{blocks}</b> {top:.2f} nats and more</span>')
+        parts.append(f'<span class="scale">0 <b>{blocks}</b> {top:.2f} nats or more</span>')
     parts.append('<span><span class="m">masked</span> out of the loss</span>')
     if view.drops is not None:
         parts.append('<span><span class="d">dropped</span> by the recipe</span>')
@@ -166,14 +166,14 @@ def _token(text: str, *, piece: Piece, i: int, score: float, top: float, view: V
     if piece.is_dropped[i]:
         classes.append("d")
         about.append("dropped")
-    # A direction mark in one token must not turn the page around.
+    # A direction mark in one token must not reverse the rest of the page.
     shown = f"<bdi>{_visible(text, part)}</bdi>"
     title = escape(printable("; ".join(about)), quote=True)
     return f'<span class="{" ".join(classes)}" title="{title}">{shown}</span>'
 
 
 def _visible(text: str, part: str) -> str:
-    """Escaped, with marks where a reader would see nothing and bytes where there is no text."""
+    """Escaped, with marks for invisible characters and bytes where there is no text."""
     if not text.strip("\ufffd"):  # not a character, or one that ends in a later token
         shown = part or text or "·"
         return f'<span class="n{" b" if part else ""}">{shown}</span>'

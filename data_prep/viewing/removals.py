@@ -1,4 +1,4 @@
-"""What a pass of cleaning says at its end: what would go, by split and domain."""
+"""The summary of a cleaning pass: what is removed, by split and domain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def removals_summary(removals: Removals, *, corpus_folder: Path, is_written: boo
     corpus = open_corpus(corpus_folder)
     folder = corpus_folder / FOLDER_NAME / removals.name
     settings = ", ".join(f"{name} {value}" for name, value in removals.parameters.items())
-    lines = [f"{removals.kind:<14} {settings or 'all tokens the same'}"]
+    lines = [f"{removals.kind:<14} {settings or 'identical tokens'}"]
     for split in SPLITS:
         documents = corpus.domain_documents(split)
         for domain in removals.splits[split].domains:
@@ -28,7 +28,7 @@ def removals_summary(removals: Removals, *, corpus_folder: Path, is_written: boo
             )
     if not is_written:
         return "\n".join([*lines, "dry run        nothing was written"])
-    lines.append(f"report         {folder / REPORT_NAME} names each, with its origin")
+    lines.append(f"report         {folder / REPORT_NAME} lists each with its origin")
     packs = sorted(path.name.removeprefix("pack-") for path in corpus_folder.glob("pack-*"))
     for seq_len in packs or ["2048"]:
         flag = " --overwrite" if packs else ""

@@ -1,4 +1,4 @@
-"""What is to be shown: samples or documents as pieces of tokens, with all that is known of each."""
+"""What to show: samples or documents as pieces of tokens, with all that is known of each."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SampleDrops(Record):
 
 
 class Drops(Record):
-    """What `python -m training preview` wrote."""
+    """The output of `python -m training preview`."""
 
     pack: Sha256
     split: Split
@@ -81,7 +81,7 @@ class Selection:
 
 
 class View:
-    """A corpus opened for looking at."""
+    """A corpus opened for viewing."""
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
@@ -108,8 +108,8 @@ class View:
         drops = load_record(Drops, path, made_by="`python -m training preview`")
         if self.index is None or drops.pack != self.index.fingerprint or drops.split != asked.split:
             raise ValueError(
-                f"--drops {path}: it is of {drops.split} samples of {drops.seq_len} tokens; show "
-                f"the same pack as it was then: --split {drops.split} --seq-len {drops.seq_len}"
+                f"--drops {path}: made for {drops.split} samples of {drops.seq_len} tokens; show "
+                f"the same unchanged pack: --split {drops.split} --seq-len {drops.seq_len}"
             )
         return drops
 
@@ -126,7 +126,7 @@ class View:
                 raise ValueError(f"--sample {number}: {split} has {total:,} {what}, from 0")
             if self.drops and number not in self._dropped:
                 held = ", ".join(map(str, self._dropped))
-                raise ValueError(f"--sample {number}: {self.selection.drops} is of samples {held}")
+                raise ValueError(f"--sample {number}: {self.selection.drops} covers samples {held}")
 
     def _document(self, number: int) -> Shown:
         split = self.selection.split
@@ -158,9 +158,8 @@ class View:
         )
         if number in self._dropped:
             part = self._dropped[number]
-            title += (
-                f"; step {part.step:,}, gamma {part.gamma:.3f}: {len(part.dropped):,} tokens drop"
-            )
+            title += f"; step {part.step:,}, gamma {part.gamma:.3f}"
+            title += f": {len(part.dropped):,} tokens dropped"
             if part.threshold_nats is not None:
                 title += f", low up to {part.threshold_nats:.3f} nats"
         return Shown(title, tuple(pieces), num_padding)
@@ -188,7 +187,7 @@ class View:
         else:
             title += " tokens"
         if mask is not None:
-            title += f", {int(mask[part].sum()):,} learnt"
+            title += f", {int(mask[part].sum()):,} in the loss"
         return Piece(
             title=f"{title}, from {self.corpus.origin(document, split)}",
             first=first,

@@ -1,4 +1,4 @@
-"""The inspect verb on a terminal: samples and documents as a person can read them."""
+"""The inspect verb in a terminal: samples and documents as readable text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_prep.viewing.token_texts import texts_of
 
 _RULE_COLUMNS = 96
 _BOLD, _DIM, _RESET, _STRUCK = "\x1b[1;36m", "\x1b[2m", "\x1b[0m", "\x1b[9;31m"
-# A corpus may hold anything; what could move the cursor or set a title is shown, not sent.
+# A corpus may hold anything: control sequences are shown, not sent to the terminal.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -58,7 +58,7 @@ def _coloured(piece: Piece, view: View, *, top: float) -> str:
         step = step_of(score, top=top)
         code = "" if step is None else codes[step]
         code += ("" if in_loss else _DIM) + (_STRUCK if is_dropped else "")
-        # A colour that runs over the end of a line would fill it.
+        # A colour that runs past the end of a line would fill it.
         text = printable(text).replace("\n", f"{_RESET}\n{code}") if code else printable(text)
         parts.append(f"{code}{text}{_RESET}" if code else text)
     return "".join(parts)
@@ -66,7 +66,7 @@ def _coloured(piece: Piece, view: View, *, top: float) -> str:
 
 def _legend(top: float) -> str:
     blocks = "".join(f"{code}  " for code in terminal_codes())
-    return f"entropy 0 {blocks}{_RESET} {top:.1f} nats and more"
+    return f"entropy 0 {blocks}{_RESET} {top:.1f} nats or more"
 
 
 def printable(text: str) -> str:

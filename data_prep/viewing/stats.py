@@ -1,4 +1,4 @@
-"""The stats verb: what a corpus is made of, by domain and split, in figures and a picture."""
+"""The stats verb: what a corpus is made of, by domain and split, in numbers and a histogram."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ class DomainStats(Record):
     num_documents: Count
     num_tokens: Count
     num_masked_tokens: Count
-    """Kept out of the loss by a mask."""
+    """Masked out of the loss."""
     num_duplicates: Count
-    """Documents whose tokens are those of an earlier one of the same domain and split."""
+    """Documents with the same tokens as an earlier one of the same domain and split."""
     length_quantiles: dict[str, float]
-    """Of documents, in tokens."""
+    """Of document lengths in tokens."""
     length_bins: dict[str, Count]
     """Documents by length, "64" for lengths from 64 to 127."""
     num_ids_used: Count
     unigram_entropy_nats: float
-    """Of the distribution of ids: what guessing by frequency alone leaves unknown."""
+    """Of the distribution of ids: the loss of predicting by frequency alone."""
     bytes_per_token: float
-    """UTF-8 bytes of decoded text a token, over the beginnings of some documents."""
+    """UTF-8 bytes of decoded text per token, over the beginnings of some documents."""
     num_documents_decoded: Count
-    """How many those are, spread evenly."""
+    """Number of those documents, spread evenly."""
     top_tokens: tuple[TopToken, ...]
 
 
 def corpus_stats(corpus: Corpus, *, num_top: int) -> list[DomainStats]:
-    """Read every token twice; memory holds 8 bytes an id of the vocabulary, 16 a document."""
+    """Read every token twice; memory holds 8 bytes per id of the vocabulary, 16 per document."""
     tokenizer = load_tokenizer(corpus.tokenizer_dir, fast=False)
     found = []
     total = sum(corpus.num_tokens(split) for split in SPLITS)
@@ -97,15 +97,15 @@ def stats_lines(stats: Sequence[DomainStats]) -> Iterator[str]:
         yield f"{part.domain}, {part.split}"
         masked = part.num_masked_tokens / max(part.num_tokens, 1)
         yield (
-            f"  documents   {part.num_documents:,}, of them {part.num_duplicates:,} "
-            f"({part.num_duplicates / part.num_documents:.1%}) the same as an earlier one"
+            f"  documents   {part.num_documents:,}, {part.num_duplicates:,} of them "
+            f"({part.num_duplicates / part.num_documents:.1%}) identical to an earlier one"
         )
         yield (
             f"  tokens      {part.num_tokens:,}, {masked:.1%} masked out of the loss, "
-            f"{part.bytes_per_token:.2f} bytes each in {part.num_documents_decoded:,} documents"
+            f"{part.bytes_per_token:.2f} bytes each over {part.num_documents_decoded:,} documents"
         )
         yield (
-            f"  vocabulary  {part.num_ids_used:,} ids occur; unigram entropy "
+            f"  vocabulary  {part.num_ids_used:,} distinct ids; unigram entropy "
             f"{part.unigram_entropy_nats:.3f} nats"
         )
         quantiles = ", ".join(
@@ -163,7 +163,7 @@ def _lengths(shards: Sequence[MappedShard]) -> dict[str, Any]:
     lengths.sort()
     if lengths[0] < 1:
         raise ValueError(
-            f"{shards[0].shard.docs.name} or one behind it: damaged: expected documents of 1 token "
+            f"{shards[0].shard.docs.name} or a later shard: damaged: expected documents of 1 token "
             f"or more, found one of {lengths[0]}; copy or build the corpus again"
         )
     names = {"shortest": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
@@ -172,7 +172,7 @@ def _lengths(shards: Sequence[MappedShard]) -> dict[str, Any]:
     places = np.searchsorted(lengths, 2 ** np.arange(first, last + 1))
     bins = np.diff(places).tolist()
     mean = float(lengths.mean())
-    # Last: it spares a copy and leaves the lengths in another order.
+    # Last: it reorders the lengths, which saves a copy.
     quantiles = np.quantile(lengths, list(names.values()), overwrite_input=True).tolist()
     return {
         "length_quantiles": dict(zip(names, quantiles, strict=True)) | {"mean": mean},

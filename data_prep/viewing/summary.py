@@ -1,4 +1,4 @@
-"""What each verb says at its end: what was written, what it means, what to run next."""
+"""The final summary of each verb: what was written, what it means, what to run next."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def _remarks(manifest: Manifest) -> list[str]:
     val = manifest.ledger.by_split["val"]
     if manifest.split.val_frac and not val.num_documents:
         lines.append(
-            "note       no document fell into val; with this few documents raise --val-frac"
+            "note       no document was assigned to val; with so few documents raise --val-frac"
         )
     return lines
 
 
 def pack_summary(index: PackIndex, *, corpus_folder: Path) -> str:
-    lines = [f"pack       {index.folder} ({index.policy}, {index.seq_len:,} tokens a sample)"]
+    lines = [f"pack       {index.folder} ({index.policy}, {index.seq_len:,} tokens per sample)"]
     for split in SPLITS:
         domains = index.manifest.splits[split].domains
         lines += _packed(domains, head=split, seq_len=index.seq_len)
@@ -81,7 +81,7 @@ def pack_summary(index: PackIndex, *, corpus_folder: Path) -> str:
 
 
 def _packed(domains: Sequence[DomainPack], *, head: str, seq_len: int) -> list[str]:
-    """The account of some domains: what is kept, cut, learnt, removed and padded."""
+    """The counts of some domains: what is kept, cut, in the loss, removed and padded."""
     counts = {
         name: sum(getattr(domain, name) for domain in domains)
         for name in DomainPack.model_fields
@@ -113,7 +113,9 @@ def verify_summary(checks: Sequence[Check], *, folder: Path, deep: bool) -> str:
     if num_failed:
         lines.append(f"{folder}: {num_failed} of {len(checks)} checks failed; do not train on it")
     elif deep:
-        lines.append(f"{folder}: whole")
+        lines.append(f"{folder}: all checks passed")
     else:
-        lines.append(f"{folder}: sound; {_COMMAND} verify {folder} --deep reads checksums too")
+        lines.append(
+            f"{folder}: all checks passed; {_COMMAND} verify {folder} --deep also reads checksums"
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What each token adds to a text, and the bytes of those that are no whole character."""
+"""The text that each token adds, and the bytes of tokens that are partial characters."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _BYTE_OF_CHARACTER = byte_of_character()
 def texts_of(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     """The text that each token adds; "" for one that only begins a character.
 
-    A character may lie in several tokens: then the last of them has it. sentencepiece drops a
-    blank at the start of what it decodes, so a token is decoded behind the one before it.
+    A character may span several tokens: then the last one gets it. sentencepiece drops a blank
+    at the start of what it decodes, so a token is decoded after the one before it.
     """
     texts: list[str] = []
     before: list[int] = []
     pending: list[int] = []
-    so_far: list[str] = []  # what the pending tokens say, up to each
+    so_far: list[str] = []  # text of the pending tokens, up to each
     for token in ids.tolist():
         pending.append(token)
         so_far.append(_behind(before, pending, tokenizer))
-        # What is not yet a character can only be at the end.
-        may_go_on = so_far[-1].endswith("\ufffd")
-        if may_go_on and len(pending) < _MOST_TOKENS_OF_A_CHARACTER:
+        # A partial character can only be at the end.
+        is_partial = so_far[-1].endswith("\ufffd")
+        if is_partial and len(pending) < _MOST_TOKENS_OF_A_CHARACTER:
             continue
         texts += _added(so_far)
-        before, pending, so_far = [] if may_go_on else pending[-1:], [], []
+        before, pending, so_far = [] if is_partial else pending[-1:], [], []
     return texts + _added(so_far)
 
 
 def _added(so_far: list[str]) -> list[str]:
-    """What each token adds to the last text; "" where a later one changes what it said.
+    """What each token adds to the last text; "" where a later one changes it.
 
     Example: "?", "?", "日" give "", "", "日"; a mark that stays was in the document, so "?",
     "? a" give "?", " a".

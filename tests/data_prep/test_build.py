@@ -202,7 +202,7 @@ def test_an_older_corpus_stays_unless_told_otherwise(
     folder = build_corpus(source)
     before = tree(folder)
     with pytest.raises(
-        ValueError, match="exists already; choose another folder or add --overwrite"
+        ValueError, match="already exists; choose another folder or add --overwrite"
     ):
         build_corpus(source)
     assert tree(folder) == before
@@ -243,7 +243,7 @@ def test_an_unfinished_build_whose_plan_is_damaged_is_not_begun_anew_unasked(
     path = tmp_path / ".corpus.building" / "plan.json"
     path.parent.mkdir()
     path.write_text(content)
-    with pytest.raises(ValueError, match=f"{path}: damaged: .*--restart begins anew"):
+    with pytest.raises(ValueError, match=f"{path}: damaged: .*start over with --restart"):
         build_corpus(source)
     assert path.read_text() == content
     assert build_corpus(source, restart=True).is_dir()
@@ -270,7 +270,7 @@ def test_nothing_left_to_train_on_is_an_error(
     tmp_path: Path, build_corpus: Callable[..., Path]
 ) -> None:
     (tmp_path / "docs.txt").write_text("  \n")
-    with pytest.raises(ValueError, match="no document is left to train on: 1 read, 1 empty"):
+    with pytest.raises(ValueError, match="no documents left to train on: 1 read, 1 empty"):
         build_corpus(tmp_path / "docs.txt")
 
 

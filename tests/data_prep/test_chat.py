@@ -212,7 +212,7 @@ def test_marks_that_leave_out_the_end_of_the_turn_are_refused(make_folder: MakeF
         "message.content + '<|im_end|>' }}{%- endgeneration %}",
         "message.content }}{%- endgeneration %}{{- '<|im_end|>' }}",
     )
-    with pytest.raises(ValueError, match="nothing would teach the model to stop"):
+    with pytest.raises(ValueError, match="the model would not learn to stop"):
         ChatEncoder(make_folder(template)).encode(TALK)
 
 
@@ -225,7 +225,7 @@ def test_a_template_that_strips_thoughts_gives_what_the_model_says_or_refuses(
     assert ids.tolist() == _theirs(folder, TALK[:3])["input_ids"]
     learnt = "<think>\n\n</think>\n\nlow 日本 👩‍👩‍👧‍👦<|im_end|>"
     assert _learnt(folder, ids, mask) == [learnt]
-    with pytest.raises(ValueError, match="renders the answer in message 2 otherwise once"):
+    with pytest.raises(ValueError, match="renders the answer in message 2 differently once"):
         encoder.encode(TALK)
 
 
@@ -264,10 +264,10 @@ def test_text_in_parts_is_taken_where_the_template_takes_it(
     ids, _ = ChatEncoder(folder).encode(messages)
     theirs = _theirs(folder, messages, date_string="26 Jul 2024")
     assert ids.tolist() == theirs["input_ids"]
-    with pytest.raises(ValueError, match=r"message 0: content is a list; .* takes no list"):
+    with pytest.raises(ValueError, match=r"message 0: content is a list; .* accepts no list"):
         chatml.encode(messages)
     messages[0]["content"] = [{"type": "image", "image": "cat.png"}]
-    with pytest.raises(ValueError, match="takes only parts of text"):
+    with pytest.raises(ValueError, match="accepts only text parts"):
         ChatEncoder(folder).encode(messages)
 
 
@@ -283,7 +283,7 @@ def test_text_in_parts_is_taken_where_the_template_takes_it(
 def test_a_control_token_in_a_message_is_refused(
     chatml: ChatEncoder, message: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match="message 0: spells the control token '<"):
+    with pytest.raises(ValueError, match="message 0: contains the control token '<"):
         chatml.encode([message, *TALK[2:3]])
 
 
@@ -293,7 +293,7 @@ def test_parts_and_roles_cannot_be_joined_into_a_control_token(make_folder: Make
     with pytest.raises(ValueError, match=r"control token '<\|eot_id\|>'"):
         ChatEncoder(make_folder(LLAMA)).encode(messages)
     messages = [{"role": "end", "content": "x"}, *TALK[2:3]]
-    with pytest.raises(ValueError, match="message 0: the chat template knows no role 'end'"):
+    with pytest.raises(ValueError, match="message 0: the chat template has no role 'end'"):
         ChatEncoder(make_folder(PHI)).encode(messages)
 
 
@@ -310,7 +310,7 @@ def test_a_mark_of_turns_that_is_no_special_token_is_refused_too(make_folder: Ma
         (TALK[:2], "no message has the role 'assistant'; roles: system, user"),
         ([], "no message has the role 'assistant'; roles: none"),
         ([{"role": "assistant", "content": 3}], "message 0: content must be text, found int"),
-        ([{"role": "assistant"}], "the chat template refuses it"),
+        ([{"role": "assistant"}], "the chat template rejects it"),
     ],
 )
 def test_what_is_no_conversation_is_refused(
@@ -323,10 +323,10 @@ def test_what_is_no_conversation_is_refused(
 @pytest.mark.parametrize(
     ("template", "match"),
     [
-        (CHATML.replace("'<|im_end|>' + ", ""), "ends the turn with no special token"),
-        (CHATML.split("{%- if add")[0], "heeds no add_generation_prompt"),
-        ("{{ raise_exception('no!') }}", "the chat template refuses it: no!"),
-        (CHATML.replace("message['content']", "(messages | length | string)"), "otherwise once"),
+        (CHATML.replace("'<|im_end|>' + ", ""), "ends the turn without a special token"),
+        (CHATML.split("{%- if add")[0], "ignores add_generation_prompt"),
+        ("{{ raise_exception('no!') }}", "the chat template rejects it: no!"),
+        (CHATML.replace("message['content']", "(messages | length | string)"), "differently once"),
     ],
 )
 def test_templates_that_hide_what_is_learnt_are_refused(
@@ -339,7 +339,7 @@ def test_templates_that_hide_what_is_learnt_are_refused(
 @pytest.mark.parametrize(
     ("template", "match"),
     [
-        (None, "has no chat template; take the tokenizer of an instruction-tuned model"),
+        (None, "has no chat template; use the tokenizer of an instruction-tuned model"),
         ("{% for %}", "chat template: "),
         (CHATML + "{{ strftime_now('%Y') }}", "prints today's date"),
     ],
@@ -396,7 +396,7 @@ def test_messages_nested_without_end_are_refused(qwen: ChatEncoder) -> None:
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
-    with pytest.raises(ValueError, match="the chat template refuses it"):
+    with pytest.raises(ValueError, match="the chat template rejects it"):
         qwen.encode([{"role": "assistant", "content": "x", "tool_calls": deep}])
 
 

@@ -222,14 +222,17 @@ def test_a_dry_run_writes_nothing_and_a_list_is_not_replaced_unasked(
     assert tree(repeated.folder) == before
     assert run_cli("dedup", repeated.folder)[0] == 0
     code, _, error = run_cli("dedup", repeated.folder)
-    assert code == 2 and "exists already" in error and "--overwrite" in error
+    assert code == 2 and "already exists" in error and "--overwrite" in error
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-8]), "expected .* bytes, found"),
-        (lambda path: path.write_bytes(b"\1" + path.read_bytes()[1:]), "checksum is not as recor"),
+        (
+            lambda path: path.write_bytes(b"\1" + path.read_bytes()[1:]),
+            "checksum differs from the recor",
+        ),
     ],
 )
 def test_a_damaged_list_is_refused(repeated: Corpus, run_cli: Cli, damage, message) -> None:
@@ -259,7 +262,7 @@ def test_a_list_of_another_corpus_is_refused(
         (("dedup", "--near", "--num-perm", 8), "--num-perm 8: must be from 16 to 1024"),
         (("dedup", "--near", "--ngram", 0), "--ngram 0: must be at least 1"),
         (("dedup", "--near", "--workers", 0), "--workers 0: must be at least 1"),
-        (("dedup", "--name", "../x"), "--name '../x': letters, digits"),
+        (("dedup", "--name", "../x"), "--name '../x': use at most 64 letters, digits"),
         (("decontaminate", "--against", "nothing-here"), "nothing-here"),
         (("decontaminate", "--against", "BENCH"), "no text under 'text'"),
         (

@@ -45,7 +45,7 @@ def test_the_whole_path_from_text_to_samples(run_cli: Cli, tmp_path: Path) -> No
     assert "── document " in text
     code, text, err = run_cli("verify", out, "--deep")
     assert code == 0, err
-    assert text.endswith(f"{out}: whole\n")
+    assert text.endswith(f"{out}: all checks passed\n")
 
 
 def test_inspect_shows_documents_text_and_padding(run_cli: Cli, packed_corpus: Path) -> None:
@@ -73,8 +73,8 @@ def test_text_from_a_corpus_cannot_steer_the_terminal() -> None:
         (["--tokenizer", "T", "--val-frac", "1"], "--val-frac 1.0: must be at least 0 and below 1"),
         (["--tokenizer", "T", "--workers", "0"], "--workers 0: must be at least 1"),
         (["--tokenizer", "T", "--shard-mib", "0"], "--shard-mib 0.0: must be above 0"),
-        ([], "give one of --tokenizer NAME_OR_PATH and --train-tokenizer"),
-        (["--tokenizer", "T", "--train-tokenizer", "bpe"], "give one of --tokenizer"),
+        ([], "give either --tokenizer NAME_OR_PATH or --train-tokenizer"),
+        (["--tokenizer", "T", "--train-tokenizer", "bpe"], "give either --tokenizer"),
         (["--train-tokenizer", "bpe"], "--train-tokenizer and --vocab-size go together"),
         (["--tokenizer", "T", "--text-key", "body"], "docs.jsonl:1: missing key 'body'"),
     ],
@@ -187,5 +187,5 @@ def test_score_without_training_says_where_it_runs(tmp_path: Path) -> None:
         text=True,
     )
     assert refused.returncode == 2
-    assert "error: score runs a model, and this installation has no training" in refused.stderr
+    assert "error: score runs a model, but training is not installed" in refused.stderr
     assert "Traceback" not in refused.stderr

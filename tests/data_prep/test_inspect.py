@@ -128,7 +128,7 @@ def test_masked_tokens_are_marked(corpus: Corpus, tmp_path: Path, run_cli: Cli) 
     assert run_cli("inspect", corpus.folder, "--sample", first, "--html", out)[0] == 0
     classes = re.findall(r'<span class="(t[^"]*)"', out.read_text())
     assert ["m" in found.split() for found in classes] == [True] * 20 + [False] * 40
-    assert "60 tokens, 40 learnt" in out.read_text()
+    assert "60 tokens, 40 in the loss" in out.read_text()
 
 
 @pytest.mark.parametrize("width", [390, 1200])
@@ -155,7 +155,7 @@ def test_a_terminal_shows_entropies_only_when_asked_or_able(
     arguments = ("inspect", corpus.folder, "--seq-len", 256, "--scores", "base")
     assert "\x1b" not in run_cli(*arguments)[1]
     coloured = run_cli(*arguments, "--color", "always")[1]
-    assert "\x1b[30;48;5;" in coloured and "nats and more" in coloured
+    assert "\x1b[30;48;5;" in coloured and "nats or more" in coloured
     assert "\x1b[31m" not in coloured  # of the document, not ours
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert "\x1b[30;48;5;" in run_cli(*arguments)[1]
@@ -169,9 +169,9 @@ def test_drops_of_another_pack_or_sample_are_refused(
     drops = write_drops(corpus, tmp_path / "drops.json", dropped=[1])
     pack(corpus.folder, seq_len=32)
     for flags, message in (
-        (("--seq-len", 32), "it is of train samples of 256 tokens; show the same pack"),
-        ((), "it is of train samples of 256 tokens"),
-        (("--seq-len", 256, "--sample", 1), "drops.json is of samples 0"),
+        (("--seq-len", 32), "made for train samples of 256 tokens; show the same unchanged pack"),
+        ((), "made for train samples of 256 tokens"),
+        (("--seq-len", 256, "--sample", 1), "drops.json covers samples 0"),
     ):
         code, _, error = run_cli("inspect", corpus.folder, "--drops", drops, *flags)
         assert code == 2

@@ -201,7 +201,7 @@ def test_the_verb_says_what_was_written_and_what_was_left_out(
     assert f"{tmp_path / 'a-train'}.bin and .idx: train, 1 documents, 3 tokens" in out
     assert "only train has documents" in out and "loss masks are not exported" in out
     code, _, error = run_cli(*verb)
-    assert code == 2 and "a-train.bin: exists already" in error
+    assert code == 2 and "a-train.bin: already exists" in error
     assert run_cli(*verb, "--overwrite")[0] == 0
 
 
@@ -248,9 +248,9 @@ def test_exports_that_cannot_be_meant_are_refused(
 
     refused("give it without .idx", prefix=tmp_path / "a.idx")
     refused("no such domain; the corpus has web, law", domains=["lwa"])
-    refused("lies in the corpus", prefix=corpus.folder / "a")
+    refused("is inside the corpus", prefix=corpus.folder / "a")
     (tmp_path / "a-val.bin").write_text("a film, say")
-    refused("no pair of Megatron's", overwrite=True)
+    refused("is not a Megatron file", overwrite=True)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(free=1000))
     refused("needs 0.00 GiB, has 0.00 GiB free", prefix=tmp_path / "b")
@@ -270,7 +270,7 @@ def test_two_exports_to_one_name_cannot_run_at_once(tmp_path: Path, corpus: Corp
 def test_a_damaged_corpus_is_not_exported(tmp_path: Path, corpus: Corpus) -> None:
     shard = corpus.manifest.split_shards("train")[0]
     for record, value, match in (
-        (shard.tokens, np.uint16(65_000), "damaged: id 65000, vocabulary 400"),
+        (shard.tokens, np.uint16(65_000), "damaged: id 65000, expected ids below 400"),
         (shard.docs, np.int64(1), "damaged: expected bounds from 0"),
     ):
         path = corpus.folder / record.name

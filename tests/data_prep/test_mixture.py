@@ -93,6 +93,6 @@ def test_a_domain_without_tokens_cannot_be_a_share():
 def test_what_a_weight_means_is_said_in_tokens():
     mixture = mix([domain("notes", 100), domain("web", 300)], {"notes": by_epochs(3)})
     assert describe(mixture) == [
-        "notes  300 tokens an epoch (50.0%): 3 x its 10 samples",
-        "web    300 tokens an epoch (50.0%): 1 x its 30 samples",
+        "notes  300 tokens per epoch (50.0%): 3 x its 10 samples",
+        "web    300 tokens per epoch (50.0%): 1 x its 30 samples",
     ]

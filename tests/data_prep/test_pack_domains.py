@@ -177,7 +177,7 @@ def test_weights_are_kept_with_the_pack_and_change_its_identity(
     notes, web = index.mixture()
     assert notes.tokens_per_epoch == 3 * index.manifest.splits["train"].domains[0].num_tokens
     assert abs(web.tokens_per_epoch - notes.tokens_per_epoch) <= 32
-    assert f"notes  {notes.tokens_per_epoch:,} tokens an epoch (" in out
+    assert f"notes  {notes.tokens_per_epoch:,} tokens per epoch (" in out
     # The same weights again find the pack as it is.
     assert run_cli(*arguments, "--proportion", "web=0.5")[0] == 0
 
@@ -189,7 +189,7 @@ def test_weights_are_kept_with_the_pack_and_change_its_identity(
         (("--epochs", "notes"), "expected DOMAIN=NUMBER with a number 0 or more"),
         (("--epochs", "notes=nan"), "expected DOMAIN=NUMBER"),
         (("--proportion", "web=1.5"), "with a number from 0 to 1"),
-        (("--epochs", "web=1", "--proportion", "web=0.5"), "domain web has a weight already"),
+        (("--epochs", "web=1", "--proportion", "web=0.5"), "domain web already has a weight"),
     ],
 )
 def test_wrong_weights_are_one_sentence_and_leave_nothing(

@@ -64,7 +64,7 @@ def test_a_stream_goes_on_in_its_middle(
 def test_a_saved_dict_of_splits_asks_which(tmp_path: Path, dataset: datasets.Dataset) -> None:
     datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "saved")
     with pytest.raises(
-        ValueError, match=r"holds the splits test, train; name one, as .*saved/test"
+        ValueError, match=r"holds the splits test, train; choose one, such as .*saved/test"
     ):
         _contents(tmp_path / "saved")
     assert len(_contents(tmp_path / "saved" / "train")) == len(dataset)
@@ -254,7 +254,7 @@ def test_a_name_in_front_of_a_path_is_a_domain(tmp_path: Path) -> None:
     odd = tmp_path / "a=b.jsonl"
     odd.write_text("")
     assert split_name(str(odd)) == ("main", str(odd))
-    with pytest.raises(ValueError, match="cannot name a domain"):
+    with pytest.raises(ValueError, match="use only letters"):
         split_name("we/b=data")
 
 
@@ -267,7 +267,7 @@ def test_a_name_in_front_of_a_path_is_a_domain(tmp_path: Path) -> None:
         (["--field", "prompt=q"], "prompt and completion go together"),
         (["--ids-key", "i", "--text-key", "t"], "found text and ids"),
         (["--field", "loss_mask=m"], "needs one of text, ids"),
-        (["--field", "text=t", "--field", "labels=m"], "only beside ids"),
+        (["--field", "text=t", "--field", "labels=m"], "only with ids"),
     ],
 )
 def test_fields_that_cannot_be_meant_are_refused(

@@ -74,7 +74,7 @@ def test_the_verb_prints_a_picture_and_writes_the_same_as_json(
 ) -> None:
     code, out, error = run_cli("stats", corpus.folder, "--json", tmp_path / "s.json", "--top", 3)
     assert code == 0, error
-    assert "words, train" in out and "█" in out and "the same as an earlier one" in out
+    assert "words, train" in out and "█" in out and "identical to an earlier one" in out
     parts = json.loads((tmp_path / "s.json").read_text())
     assert {part["domain"] for part in parts} == {"words", "ids"}
     assert all(len(part["top_tokens"]) <= 3 for part in parts)

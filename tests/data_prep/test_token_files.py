@@ -111,7 +111,7 @@ def test_ids_are_reported_as_they_are_not_wrapped(tmp_path: Path) -> None:
         (np.zeros(3, dtype=[("a", "i4")]), "expected integers, found dtype"),
         (np.zeros((2, 2, 2), dtype=int), r"expected shape [documents, T] or [N], found (2, 2, 2)"),
         (np.int64(3), "found ()"),
-        (np.zeros((5, 0), dtype=int), "expected at least one id a document"),
+        (np.zeros((5, 0), dtype=int), "expected at least one id per document"),
         (np.asfortranarray(np.zeros((2, 3), dtype=int)), "numpy.ascontiguousarray"),
     ],
 )
@@ -222,8 +222,8 @@ _BOUNDS_AT = _POINTERS_AT + 8 * 3
         (_POINTERS_AT, struct.pack("<q", 4), "sequence 0: expected pointer 0, found 4"),
         (_POINTERS_AT + 8, struct.pack("<q", -(2**63)), "sequence 1: expected pointer 8"),
         (_BOUNDS_AT, struct.pack("<q", 1), "expected documents from sequence 0 to 3"),
-        (_BOUNDS_AT + 8, struct.pack("<q", 9), "expected bounds that never fall"),
-        (_BOUNDS_AT + 8, struct.pack("<q", -(2**63)), "expected bounds that never fall"),
+        (_BOUNDS_AT + 8, struct.pack("<q", 9), "expected non-decreasing bounds"),
+        (_BOUNDS_AT + 8, struct.pack("<q", -(2**63)), "expected non-decreasing bounds"),
     ],
 )
 def test_a_damaged_index_is_refused_with_expected_and_found(
@@ -248,7 +248,7 @@ def test_a_pair_that_does_not_fit_together_is_refused(tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes()[:-4])
     assert "expected 12 bytes in a.bin, found 8" in _only_bad(_read(idx, of=Megatron())).detail
     data.unlink()
-    assert "expected a.bin beside it" in _only_bad(_read(idx, of=Megatron())).detail
+    assert "expected a.bin next to it" in _only_bad(_read(idx, of=Megatron())).detail
 
 
 def test_images_among_the_sequences_are_refused(tmp_path: Path) -> None:

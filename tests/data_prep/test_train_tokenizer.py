@@ -51,7 +51,7 @@ def test_bpe_takes_the_fast_path_and_transformers_reads_it(
     from transformers import AutoTokenizer
 
     out = run_cli("train-tokenizer", "--input", source, *VOCAB, "--out", tmp_path / "bpe")[1]
-    assert "encodes    with tiktoken, proven the same" in out
+    assert "encodes    with tiktoken, proven equivalent" in out
     reference = AutoTokenizer.from_pretrained(str(tmp_path / "bpe"))
     for text, ids in zip(tricky, load_tokenizer(tmp_path / "bpe").encode(tricky), strict=True):
         assert ids.tolist() == reference(text, split_special_tokens=True).input_ids
@@ -79,7 +79,7 @@ def test_fewer_entries_than_asked_for_are_said(
     flags = ("--algorithm", algorithm, "--vocab-size", 5000, "--out", tmp_path / "few")
     code, out, _ = run_cli("train-tokenizer", "--input", source, *flags)
     assert code == 0
-    assert "note       the texts gave fewer entries than --vocab-size 5000" in out
+    assert "note       the texts yielded fewer entries than --vocab-size 5000" in out
     size = load_tokenizer(tmp_path / "few").vocab_size
     assert size < 300 and f", {size} ids" in out
 
@@ -119,7 +119,7 @@ def test_a_part_is_spread_over_the_inputs_and_does_not_hang_on_their_order(
             *("--out", tmp_path / name),
         )
         assert code == 0
-        assert "texts come back as they were" in out
+        assert "texts decode exactly" in out
     assert sorted(seen[0]) == sorted(seen[1])
     places = [long.index(text) for text in seen[0]]
     assert 60 < len(places) < 115  # 1 MB of 1.25
@@ -133,7 +133,7 @@ def test_a_part_is_spread_over_the_inputs_and_does_not_hang_on_their_order(
         (("--vocab-size", 100), "--vocab-size 100: bpe needs at least 257"),
         (("--vocab-size", 100, "--algorithm", "unigram"), "unigram needs at least 300"),
         ((*VOCAB, "--max-mb", 0), "--max-mb 0: must be at least 1"),
-        ((*VOCAB, "--ids-key", "ids"), "a tokenizer is made of text, not ids"),
+        ((*VOCAB, "--ids-key", "ids"), "a tokenizer is trained on text, not ids"),
         ((*VOCAB, "--text-key", "body"), "docs.jsonl"),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_tokenizer_that_loses_text_is_refused(
     code, _, error = run_cli(
         "train-tokenizer", "--input", source, *VOCAB, "--out", tmp_path / "bad"
     )
-    assert code == 2 and "does not give back the text" in error
+    assert code == 2 and "does not reproduce the text" in error
     assert not (tmp_path / "bad").exists()
 
 

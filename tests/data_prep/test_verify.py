@@ -173,7 +173,7 @@ def test_a_symbolic_link_out_of_the_folder_is_refused(packed_corpus: Path, tmp_p
     path = packed_corpus / "shard-train-main-00000.tokens"
     path.rename(tmp_path / "elsewhere.tokens")
     path.symlink_to(tmp_path / "elsewhere.tokens")
-    with pytest.raises(ValueError, match="leads out of its folder"):
+    with pytest.raises(ValueError, match="points outside its folder"):
         open_corpus(packed_corpus)
 
 
@@ -232,5 +232,5 @@ def test_no_damage_to_a_manifest_raises_anything_but_our_error(
 def test_a_folder_that_is_no_corpus_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no manifest\.json"):
         verify(tmp_path, deep=False)
-    with pytest.raises(ValueError, match=r"python -m data_prep build. writes it when it has"):
+    with pytest.raises(ValueError, match=r"python -m data_prep build. writes it when it finishes"):
         open_corpus(tmp_path)

@@ -145,7 +145,7 @@ DAMAGES: dict[Callable[[Path], None], tuple[str, str]] = {
     grow: ("damaged: expected", "bytes, found"),
     empty: ("damaged: expected", "bytes, found 0"),
     lose: ("missing; expected", "bytes"),
-    lead_out: ("leads out of its folder", ""),
+    lead_out: ("points outside its folder", ""),
     flip: ("damaged: expected sha256", ", found"),
 }
 
