@@ -1,11 +1,11 @@
-"""How long training stands still for a save: ours beside DeepSpeed's plain one.
+"""How long training pauses for a save: ours compared with DeepSpeed's plain one.
 
     python -m benchmarks.bench_checkpoint --hidden 512 --layers 8
 
 Each saves the same engine in turn, into a folder that is emptied before. Ours write the same files,
 flush them to disk, hash each, and publish them by a rename; DeepSpeed's leaves them to the page
 cache. In the background ours copies them to memory first, and a thread writes them while training
-goes on. `--folder` should lie on the disk that runs are kept on.
+continues. `--folder` should lie on the disk that runs are kept on.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         ours("foreground", in_background=False).publish(recipe.checkpoint)
 
     def background() -> None:
-        """The two times for which steps have to wait; not the writing between them."""
+        """The two pauses of training; not the writing between them."""
         nonlocal written_beside
         under_way = ours("background", in_background=True)
         paused = time.perf_counter()
@@ -148,9 +148,7 @@ def main() -> None:
             f"| {name} | {middle:.2f} | {min(seconds):.2f} {max(seconds):.2f} "
             f"| {middle / base:.2f} | {size:.1f} | {size / middle:.0f} |"
         )
-    print(
-        f"\nIn the background, {found['beside']:.2f} s of writing beside the steps are not counted."
-    )
+    print(f"\nIn the background, {found['beside']:.2f} s of writing during steps are not counted.")
 
 
 if __name__ == "__main__":

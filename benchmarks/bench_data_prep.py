@@ -1,4 +1,4 @@
-"""Raw text to token shards: ours, its ceiling, and what others do, on the same corpus and cores.
+"""Raw text to token shards: ours, its ceiling and other tools, on the same corpus and cores.
 
     python -m benchmarks.bench_data_prep --mb 110 --rounds 3
 
@@ -97,7 +97,7 @@ def pool_imap(corpus: Path, tokenizer: Path, out: Path) -> float:
 
 
 def datatrove(corpus: Path, tokenizer: Path, out: Path) -> float:
-    """Its DocumentTokenizer on as many local workers as cores, each with its part of the lines."""
+    """Its DocumentTokenizer with one local worker per core, each with a part of the lines."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer
@@ -106,7 +106,7 @@ def datatrove(corpus: Path, tokenizer: Path, out: Path) -> float:
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir()
     lines = corpus.read_text(encoding="utf-8").splitlines(keepends=True)
-    for rank in range(CORES):  # it shares out files, not lines
+    for rank in range(CORES):  # it distributes files, not lines
         (parts / f"{rank}.jsonl").write_text("".join(lines[rank::CORES]), encoding="utf-8")
     writer = DocumentTokenizer(
         output_folder=str(out),
@@ -142,7 +142,7 @@ def measure(way: str, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
     paths = [str(corpus), str(tokenizer), str(folder / "out")]
     command = [sys.executable, "-m", "benchmarks.bench_data_prep", "--way", way, "--paths", *paths]
     threads = {"RAYON_NUM_THREADS": str(CORES), "TOKENIZERS_PARALLELISM": "true"}
-    # A worker of a pool has one core: its tokenizer must not start threads of its own.
+    # A pool worker has one core: its tokenizer must not start threads of its own.
     environment = os.environ | (
         threads if way == "ceiling" else {"TOKENIZERS_PARALLELISM": "false"}
     )

@@ -1,15 +1,14 @@
-"""The head beside the ways of others, with and without entropies: seconds and peak bytes.
+"""The head compared with other implementations, with and without entropies: time and memory.
 
     python -m benchmarks.bench_head --tokens 1024 --hidden 512 --vocab 151936
 
-Peers that are not installed are left out; put them where PYTHONPATH finds them:
+Peers that are not installed are skipped; put them on PYTHONPATH:
 `pip install --no-deps --target DIR trl cut-cross-entropy liger-kernel`. Liger needs a GPU.
 
 Each head runs forward and backward in a process of its own, so that its peak is its own; the
-rounds of all heads alternate. On a CPU the peak is that of the resident set over what it was with
-the inputs in place, in a process of its own in which freed blocks go back to the system at once
-(glibc would keep those below 32 MiB, and the figure would show its habits); on a GPU it is the
-allocator's.
+rounds of all heads alternate. On a CPU the peak is the growth of the resident set from
+when the inputs are in place, in a process of its own that returns freed blocks to the system at
+once (glibc would keep those below 32 MiB and distort the figure); on a GPU it is the allocator's.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ def deepspeed_chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor
 def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     from cut_cross_entropy import linear_cross_entropy
 
-    # its kernels need a GPU; elsewhere it compiles the plain way
+    # its kernels need a GPU; elsewhere it compiles the plain version
     impl = "cce" if hidden.is_cuda else "torch_compile"
     return linear_cross_entropy(hidden, weight, targets, impl=impl)
 
@@ -109,7 +108,7 @@ HEADS: dict[str, tuple[Head, str]] = {
 
 
 def is_at_hand(name: str) -> bool:
-    """Whether this machine has what a head needs."""
+    """Whether this machine has what a head requires."""
     needs = {"trl": "trl", "cut_cross_entropy": "cut_cross_entropy", "liger": "liger_kernel"}
     if name == "torch_chunked":
         return hasattr(torch.nn, "LinearCrossEntropyOptions")  # torch 2.13 and later
@@ -181,7 +180,7 @@ def reset_peak(device: torch.device) -> int:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
     return peak(device)
 
 
@@ -205,7 +204,7 @@ def print_table(options: argparse.Namespace, results: dict[str, list[dict[str, f
     }
     base = medians.get("plain") or next(iter(medians.values()))
     for name, found in medians.items():
-        # a tiny problem may fit into memory that the process has already
+        # a tiny problem may fit into memory the process already has
         memory = f"{found['bytes'] / base['bytes']:.3f}" if base["bytes"] else "-"
         print(
             f"| {name} | {HEADS[name][1]} | {found['seconds']:.2f} "

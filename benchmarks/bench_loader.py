@@ -1,10 +1,10 @@
-"""Random samples a second from a packed corpus, beside other memory-mapped and chunked loaders.
+"""Random samples per second from a packed corpus, compared with other loaders.
 
     python -m benchmarks.bench_loader --tokens 100000000
 
 Every loader reads the same ids on one core, from the page cache, in the same random order. For the
 peers: pip install --target DIR --no-deps litdata mosaicml-streaming (and what they miss), and
-PYTHONPATH=DIR; one that is not there is left out. Then: opening and resuming a sparse corpus of
+PYTHONPATH=DIR; missing ones are skipped. Then: opening and resuming a sparse corpus of
 10^9 tokens.
 """
 
@@ -29,7 +29,7 @@ Read = Callable[[int], np.ndarray]
 
 
 def make_ids(path: Path, *, num_tokens: int) -> None:
-    """Flat ids with an EOS behind every document, of lengths as they occur."""
+    """Flat ids with an EOS after every document, with realistic lengths."""
     rng = np.random.default_rng(0)
     ids = rng.integers(1, 32_000, num_tokens, dtype=np.uint16)
     lengths = rng.lognormal(6.5, 1.2, num_tokens // 500).astype(np.int64) + 2
@@ -40,7 +40,7 @@ def make_ids(path: Path, *, num_tokens: int) -> None:
 
 
 def ours(folder: Path, ids: np.ndarray) -> tuple[Read, int]:
-    """PackIndex.sample: documents put together, with positions and what is learnt."""
+    """PackIndex.sample: assembled documents, with positions and the loss mask."""
     from data_prep.shards import open_corpus
 
     index = open_corpus(folder / "corpus").open_pack(SAMPLE_TOKENS)
@@ -107,7 +107,7 @@ def mosaicml_streaming(folder: Path, ids: np.ndarray) -> tuple[Read, int]:
 
 
 def _stand_in_for_torchvision() -> None:
-    """It is imported for images alone, and its build may not fit the torch at hand."""
+    """It is imported only for images, and may not match the installed torch."""
     import types
 
     for name, members in (
@@ -149,7 +149,7 @@ def samples_a_second(loader: str, folder: Path, *, seconds: float) -> float:
 
 
 def make_sparse_corpus(folder: Path, *, num_tokens: int) -> None:
-    """A corpus of documents of 1,000 zeros that takes no place on disk."""
+    """A corpus of documents of 1,000 zeros that takes no space on disk."""
     from data_prep.build import BuildOptions, build
     from data_prep.reading.documents import Fields
 
@@ -166,7 +166,7 @@ def make_sparse_corpus(folder: Path, *, num_tokens: int) -> None:
     build(options)
     path = folder / "sparse" / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["sha256_of_the_rest"]  # it is written anew below
+    del manifest["sha256_of_the_rest"]  # it is recomputed below
     num_documents = num_tokens // 1000
     shard = manifest["shards"][0]
     sizes = {
@@ -271,7 +271,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         flags = ["--loader", loader, "--folder", str(folder), "--seconds", str(options.seconds)]
         done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
         if done.returncode:
-            print(f"  {loader}: left out: {done.stderr.splitlines()[-1]}", file=sys.stderr)
+            print(f"  {loader}: skipped: {done.stderr.splitlines()[-1]}", file=sys.stderr)
             continue
         speeds[loader] = float(done.stdout.split()[-1])
     print(f"{describe_machine()}; {options.tokens:,} tokens\n")

@@ -1,4 +1,4 @@
-"""Peak memory as the planner forecasts it beside what real training steps hold, by phase."""
+"""Peak memory by phase: the planner's forecast and what real training steps hold."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The exact global quantile beside all-gather and sort: milliseconds and bytes sent, 2 processes.
+"""The exact global quantile compared with all-gather and sort: milliseconds and bytes sent.
 
     python -m benchmarks.bench_quantile --ranks 2 --log2-values 14 17 20 --simulate 64 1024 8192
 
 Gloo on one machine, so the figures say how the work grows, not how fast a cluster's network is. A
-second table is of many simulated ranks, one after the other in one process: each rank's own work
-and bytes, and no network at all.
+second table simulates many ranks, one after the other in one process: each rank's own work and
+bytes, without a network.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def timed(function: Callable[[Tensor], float], values: Tensor, seconds: list[flo
 
 
 class WaitsForOthersError(Exception):
-    """A simulated rank came to an all-reduce whose sum is not known yet."""
+    """A simulated rank reached an all-reduce whose sum is not known yet."""
 
     def __init__(self, counts: Tensor) -> None:
         super().__init__()
@@ -98,8 +98,8 @@ def run_rank(values: Tensor, sums: list[Tensor]) -> tuple[Quantile | Tensor, flo
 def run_simulated_ranks(values_RN: Tensor) -> tuple[list[Quantile], list[float], int]:
     """What each of R ranks finds, its seconds, and the bytes that it contributes.
 
-    Ranks run one after the other and cannot wait, so all begin anew for each all-reduce and stop
-    where its sum is missing. Once every sum is known all run through; that round is timed.
+    Ranks run one after the other and cannot wait, so all restart for each all-reduce and stop
+    where its sum is missing. Once every sum is known, all run to the end; that round is timed.
     """
     sums: list[Tensor] = []
     while True:
@@ -145,7 +145,7 @@ def main() -> None:
         nargs="*",
         default=[64, 1024, 8192],
         metavar="RANKS",
-        help="numbers of ranks to simulate in one process; none: leave the second table out",
+        help="numbers of ranks to simulate in one process; none: skip the second table",
     )
     parser.add_argument("--simulate-tokens", type=int, default=8192, help="of each such rank")
     options = parser.parse_args()

@@ -1,18 +1,17 @@
-"""Whole optimizer steps: what the method costs over none, and ours beside the Hugging Face Trainer.
+"""Whole optimizer steps: the cost of the method, and ours compared with the Hugging Face Trainer.
 
     python -m benchmarks.bench_step --ranks 2 --rounds 9
     python -m benchmarks.bench_step --ranks 2 --sp 2 --skip-trainer
     python -m benchmarks.bench_step --modes off input_online --activation-checkpointing
 
 Prints four tables:
-- the seconds of a step of each mode. One engine runs them all, in an order that turns from round
+- the seconds of a step of each mode. One engine runs them all, in an order that rotates from round
   to round; a ratio is that of two steps of the same round on the same samples, so that a machine
-  that slows down slows both. CPU seconds are of rank 0 and leave out what others take of the
-  machine, and waiting;
-- where the milliseconds of a step go, in steps of their own that the timers slow a little;
+  that slows down slows both. CPU seconds are of rank 0 and exclude other processes and waiting;
+- where the milliseconds of a step go, in separate steps that the timers slow a little;
 - the bytes of each collective of a step, at two lengths of sequence: what is ours must not grow
   with them, but for one value a row where ranks share a sequence;
-- tokens a second beside the Trainer, with the same model, data, DeepSpeed JSON and micro-batches:
+- tokens a second compared with the Trainer, on the same model, data, DeepSpeed JSON and batches:
   both engines live in one process and step in turn, for the same reason. Our attention computes
   nothing between documents, theirs masks it: with --one-document neither has an advantage.
 
@@ -89,12 +88,12 @@ class Bench:
 
 @dataclass
 class Measured:
-    """What rank 0 found, by mode."""
+    """What rank 0 measured, by mode."""
 
     machine: str
     num_parameters: int
     first_loss: float
-    """Of the first step of all, which is without dropout."""
+    """Of the very first step, which is without dropout."""
     rounds: dict[str, list[Took]]
     drop_rate: dict[str, float]
     phases: dict[str, dict[str, float]]
@@ -104,7 +103,7 @@ class Measured:
 
 
 def measure(options: argparse.Namespace, tokens: int, num_rounds: int) -> Measured:
-    """On one rank: timed rounds, steps under the clock, and a step of counted collectives."""
+    """On one rank: timed rounds, profiled steps, and a step of counted collectives."""
     bench = Bench(options, tokens)
     rows, rounds = timed_rounds(bench, num_rounds)
     has_phases = num_rounds and not options.skip_phases
@@ -234,10 +233,10 @@ def parse_options() -> argparse.Namespace:
         "--modes", nargs="+", choices=MODES, default=list(MODES), help="off runs in any case (all)"
     )
     number("--rounds", 9, "timed steps of each mode")
-    number("--phase-steps", 3, "steps of each mode under the clock")
-    number("--trainer-rounds", 9, "timed steps beside the Trainer")
+    number("--phase-steps", 3, "profiled steps of each mode")
+    number("--trainer-rounds", 9, "timed steps of the comparison with the Trainer")
     for part in ("phases", "collectives", "trainer"):
-        parser.add_argument(f"--skip-{part}", action="store_true", help="leave that table out")
+        parser.add_argument(f"--skip-{part}", action="store_true", help="skip that table")
     options = parser.parse_args()
     options.threads = options.threads or max(1, cores // options.ranks)
     options.modes = ["off", *(mode for mode in options.modes if mode != "off")]
@@ -318,7 +317,7 @@ def print_collectives(options: argparse.Namespace, longer: Measured, shorter: Me
 def print_trainer(options: argparse.Namespace, found: Beside) -> None:
     tokens = options.samples * options.sequence_tokens
     print(
-        f"\nBeside the Hugging Face Trainer, in turn in one process, medians of "
+        f"\nCompared with the Hugging Face Trainer, in turn in one process, medians of "
         f"{options.trainer_rounds} rounds. It decays norms too,\nwhich ours does not; the rest is "
         "the same. Loss of the first step, of the same weights: ours\n"
         f"{found.our_first_loss:.6f}, its {found.their_first_loss:.6f}.\n"

@@ -1,7 +1,7 @@
-"""Seconds of a step of the Hugging Face Trainer, on the DeepSpeed JSON, model and data of a recipe.
+"""Times steps of the Hugging Face Trainer on the DeepSpeed JSON, model and data of a recipe.
 
 What differs from our engine: norms decay too (DeepSpeed makes the optimizer, from one group), and
-logits are held whole. transformers makes the mask of documents itself, from the position ids.
+all logits are held at once. transformers makes the mask of documents itself, from the position ids.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _Samples(torch.utils.data.Dataset):
         order = self._stream.order
         sample_id = order.sample_at(number)[0] if order else number
         sample = self._stream.pack.sample(sample_id)
-        # transformers shifts by one itself: a label stands at its own token
+        # transformers shifts by one itself: a label is at its own token
         labels = torch.full((len(sample.ids),), -100)
         labels[1:] = torch.from_numpy(next_token_targets(sample))[:-1]
         return {

@@ -1,4 +1,4 @@
-"""What a benchmark ran on: processor, cores, versions; no names of hosts."""
+"""What a benchmark ran on: processor, cores and versions, without host names."""
 
 from __future__ import annotations
 

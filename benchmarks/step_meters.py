@@ -1,4 +1,4 @@
-"""Meters around a training step, from outside: seconds of its phases, bytes of its collectives."""
+"""External meters of a training step: seconds of its phases, bytes of its collectives."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _clock_the_head(clock: Clock, engine: Engine) -> list[Any]:
 class CollectiveCounter(TorchDispatchMode):
     """Counts collectives where torch dispatches them.
 
-    Wrapping the functions of torch.distributed would miss those that DeepSpeed took a reference of
+    Wrapping the functions of torch.distributed would miss those that DeepSpeed took a reference to
     when it started. Ulysses' all-to-all is an operator of DeepSpeed's own, and a mode does not see
     what an operator calls.
     """

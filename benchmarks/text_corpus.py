@@ -1,4 +1,4 @@
-"""Real text for benchmarks: the Python sources that lie on this machine, and a BPE of them."""
+"""Real text for benchmarks: the Python sources on this machine, and a BPE trained on them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_corpus(path: Path, *, num_bytes: int) -> int:
             num_documents += 1
             if written >= num_bytes:
                 return num_documents
-    raise ValueError(f"--mb: only {written / 1e6:.0f} MB of Python sources lie on this machine")
+    raise ValueError(f"--mb: only {written / 1e6:.0f} MB of Python sources are on this machine")
 
 
 def read_texts(path: Path) -> list[str]:
@@ -51,7 +51,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def train_bpe(corpus: Path, *, vocab_size: int, to: Path) -> None:
-    """On texts spread over the corpus, as many as make a good vocabulary in seconds."""
+    """Train on enough texts, spread over the corpus, for a good vocabulary within seconds."""
     texts = read_texts(corpus)
     step = max(1, len(texts) // _TOKENIZER_TEXTS)
     train_tokenizer(texts[::step], algorithm="bpe", vocab_size=vocab_size, to=to)

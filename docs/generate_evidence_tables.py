@@ -1,4 +1,4 @@
-"""Write docs/evidence_tables.md from the rows of the study that the repository carries."""
+"""Write docs/evidence_tables.md from the study results in the repository."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _HEAD = f"""\
 # Evidence: all tables
 
 Written by `python -m docs.generate_evidence_tables` from the rows in `benchmarks/study/`;
-[evidence.md](evidence.md) says what they mean and how they came about. `setting` is what tuning
-chose, or what was taken over from the arm that an arm varies. `exposure` is how far up a secret
-that was trained on stands among {FULL.num_canary_rivals} that were not:
+[evidence.md](evidence.md) says what they mean and how they were measured. `setting` is what tuning
+chose, or what was taken from the arm that an arm varies. `exposure` is how high a trained secret
+ranks among {FULL.num_canary_rivals} that were not trained on:
 {math.log2(FULL.num_canary_rivals + 1):g} bits is the top (of the ready base among
 {READY.num_canary_rivals}: {math.log2(READY.num_canary_rivals + 1):g}).
 

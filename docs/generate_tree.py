@@ -1,4 +1,4 @@
-"""Write docs/tree.md: the repository, every file with the sentence that it says of itself."""
+"""Write docs/tree.md: every file of the repository with the first line of its docstring."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 REPO_ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- tree: written by docs/generate_tree.py -->\n", "<!-- end of tree -->\n"
 _FOLDERS = {
-    "common": "what both packages stand on: files, locks, progress, hints; no torch",
+    "common": "shared by all packages: files, locks, progress, hints; no torch",
     "data_prep": "raw text to shards and packed samples; never imports torch",
-    "data_prep/commands": "one module a verb: its flags, its help, its call",
-    "data_prep/reading": "inputs of every kind to documents; what is wrong is named",
-    "data_prep/tokenizing": "documents to token ids, token for token as the reference library",
-    "data_prep/cleaning": "duplicates and benchmark text, found and left out of packs",
+    "data_prep/commands": "one module per verb: flags, help and call",
+    "data_prep/reading": "inputs of every kind to documents; errors name the place",
+    "data_prep/tokenizing": "documents to token ids, identical to the reference library's",
+    "data_prep/cleaning": "find duplicates and benchmark text, to leave them out of packs",
     "data_prep/packing": "documents to samples of S tokens: an index, not a copy",
-    "data_prep/viewing": "a corpus as people see it: terminal, HTML page, statistics",
+    "data_prep/viewing": "look at a corpus: terminal, HTML page, statistics",
     "training": "recipe to trained, exported model",
     "training/commands": "one verb a module; each loads what it needs when it runs",
     "training/config": "what a recipe may say, and how it is read; no torch",
@@ -39,7 +39,7 @@ _FOLDERS = {
     "launch/slurm": "jobs that queue themselves again",
     "launch/kubernetes": "a JobSet, and what runs in its containers",
     "ds_configs": "DeepSpeed JSON: memory and communication, nothing that decides what is learnt",
-    "benchmarks": "what is measured, each with its plain reference",
+    "benchmarks": "each measured against a plain reference",
     "benchmarks/study": "does it help? arms, seeds and domains, from text to verdict",
     "docker": "images for training and for data preparation, and a cluster of two containers",
     "docs": "pages for users and contributors",

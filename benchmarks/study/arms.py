@@ -1,4 +1,4 @@
-"""The arms of a study in one table: what each changes in a recipe, and what it may be tuned by."""
+"""The arms of a study in one table: what each changes in a recipe, and how it is tuned."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Arm:
     tries: tuple[Overrides, ...] = ()
     """Settings to choose among, the likeliest first; each arm that tunes has as many."""
     like: tuple[str, ...] = ()
-    """Arms whose chosen setting this one takes over; it tunes nothing of its own."""
+    """Arms whose chosen setting this one reuses; it tunes nothing of its own."""
     spared_by: str | None = None
-    """The same as that arm where both have chosen the same setting; not run then."""
+    """Identical to that arm if both chose the same setting; then it is not run."""
     round: int = 0
     """Those of lower rounds run first."""
 

@@ -1,4 +1,4 @@
-"""The base models: pretrained by our own trainer or ready, and asked for entropies."""
+"""The base models: pretrained by our own trainer or ready-made, and their entropies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAMPLES_AT_ONCE = 16
 
 
 def prepare_base(setting: Setting, size: Base, folders: Folders) -> None:
-    """Go on until the model is exported."""
+    """Train, or resume, until the model is exported."""
     run_dir = folders.base(size.name)
     if isinstance(size, ReadyModel):
         write_ready_model(size, run_dir / "export")
@@ -36,7 +36,7 @@ def prepare_scores(setting: Setting, size: Base, folders: Folders) -> None:
 
 
 def base_identity(size: Base, folders: Folders) -> str:
-    """Of the exported weights: runs are comparable when they started from the same."""
+    """Of the exported weights: runs are comparable if they started from the same ones."""
     weights = folders.base(size.name) / "export" / "model.safetensors"
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
 

@@ -1,4 +1,4 @@
-"""Canaries: lines with a random secret in a training slice, by which one sees what is memorised."""
+"""Canaries: lines with a random secret in a training slice, to measure memorisation."""
 
 from __future__ import annotations
 

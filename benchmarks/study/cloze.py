@@ -1,4 +1,4 @@
-"""A probe without a download: words and brackets of held-out text that a model completes."""
+"""A cloze test that needs no download: words and brackets of held-out text to complete."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def find_blanks(tokens: Sequence[str], *, domain: str) -> list[Blank]:
     for kind, pattern in _PATTERNS[domain].items():
         for match in pattern.finditer(text):
             first = first_of.get(match.start())
-            # the first token of a text has nothing before it to be told by
+            # the first token of a text has no context to predict it from
             if first is None or first == 0 or keyword.iskeyword(match.group()):
                 continue
             last = first + 1

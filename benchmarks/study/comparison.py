@@ -1,4 +1,4 @@
-"""What the finished runs of a study say: every measure by arm, and differences paired by seed."""
+"""Compares the finished runs of a study: measures by arm, and differences paired by seed."""
 
 from __future__ import annotations
 
@@ -131,10 +131,10 @@ def _place(rows: list[Row], size: str, domain: str) -> Place:
         for row in of_arm:
             if row["seed"] != TUNING_SEED:
                 groups.setdefault(str(row["chosen"]), {})[row["seed"]] = row
-        if groups:  # should a later tuning have chosen another setting: that with most seeds
+        if groups:  # if a later tuning chose another setting, take the one with most seeds
             most = max(reversed(groups.values()), key=len)
             arms[arm.name] = ArmRuns(arm, next(iter(most.values()))["chosen"], most)
-    # it has one set of weights, told under `final`
+    # it has one set of weights, reported under `final`
     of_base = {row["seed"]: row | {"best": row["final"]} for row in own if row["arm"] == BASE_ARM}
     base = ArmRuns(Arm(BASE_ARM, "base model", {}), {}, of_base) if of_base else None
     return Place(size, domain, base, arms, {name: runs for name, runs in tuning.items() if runs})

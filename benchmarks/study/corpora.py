@@ -1,7 +1,7 @@
 """The corpora of a study: general text with its tokenizer, and slices of domains.
 
-Held-out and training documents are told apart by a hash of their text, the one that the build
-itself splits by. Reported runs and the runs that tune settings hold out different documents.
+Held-out and training documents are separated by a hash of their text, the same that the build
+splits by. Reported runs and the runs that tune settings hold out different documents.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NGRAM_WORDS = 13
 
 @dataclass(frozen=True)
 class Folders:
-    """Where the parts of a study lie under its output folder."""
+    """Where the parts of a study are stored in its output folder."""
 
     out: Path
 
@@ -49,7 +49,7 @@ class Folders:
 
 
 def prepare_corpora(setting: Setting, folders: Folders) -> None:
-    """Everything that is not there yet: general corpus, then a slice per domain and seed.
+    """Build what is missing: the general corpus, then a slice per domain and seed.
 
     The tokenizer of a ready model is taken from its folder, which must be there.
     """
@@ -160,7 +160,7 @@ def _take(texts: Iterator[str], tokenizer: Tokenizer, *, num_tokens: int) -> lis
     """Whole documents until there are enough tokens.
 
     Raises:
-        ValueError: when the domain has not that many.
+        ValueError: when the domain has too few.
     """
     taken, total = [], 0
     for text in texts:

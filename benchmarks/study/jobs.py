@@ -1,4 +1,4 @@
-"""Which runs a study has, which can start now, and which settings the finished ones chose."""
+"""The runs of a study, which can start now, and which settings the finished ones chose."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BASE_ARM = "base"
 
 @dataclass(frozen=True)
 class Job:
-    """One run. Its key tells it from all others of a study, so that none is run twice."""
+    """One run. Its key is unique in a study, so that none is run twice."""
 
     size: str
     domain: str
     arm: str
     seed: int
     chosen: tuple[tuple[str, Any], ...]
-    """Of the arm's tries, the setting that this run takes."""
+    """The setting of this run, one of the arm's tries."""
 
     @property
     def key(self) -> str:
@@ -41,7 +41,7 @@ class Job:
         return overrides_of(ARM_OF[self.arm], dict(self.chosen))
 
     def as_row(self) -> Row:
-        """What a line of results says of the run before what was measured."""
+        """The part of a results line that describes the run, before what was measured."""
         return {
             "key": self.key,
             "size": self.size,
@@ -53,7 +53,7 @@ class Job:
 
 
 def startable(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm] = ARMS) -> list[Job]:
-    """Unfinished runs whose settings are known by now, in the order in which they shall start."""
+    """Unfinished runs whose settings are known by now, in the order to start them."""
     rows, arms = list(rows), list(arms)
     done = {row["key"] for row in rows}
     found = [
@@ -73,7 +73,7 @@ def count_jobs(setting: Setting, *, arms: Iterable[Arm] = ARMS) -> int:
 
 
 def refuse_untuned(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm]) -> None:
-    """Arms that take over a setting wait for the arm that is tuned, for ever if it is not run.
+    """Arms that reuse a setting wait for the tuned arm, forever if it is not run.
 
     Raises:
         ValueError: naming arms that are neither asked for nor tuned already.
@@ -93,13 +93,13 @@ def refuse_untuned(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm]
         ]
         if missing:
             raise ValueError(
-                f"--arms {arm.name}: it takes the setting of {' and '.join(missing)}, which have "
-                "none yet; name them too"
+                f"--arms {arm.name}: it uses the setting of {' and '.join(missing)}, which have "
+                "none yet; add them too"
             )
 
 
 def tries_of(setting: Setting, arm: Arm) -> tuple[Overrides, ...]:
-    """Those that are run; a single one needs none to be chosen."""
+    """The tries that are run; a single one needs no choice."""
     tries = arm.tries[: setting.tries_of_arm]
     return tries if len(tries) > 1 else ()
 
@@ -138,7 +138,7 @@ def _of_round(
     for arm in own:
         for one in tries_of(setting, arm):
             yield Job(size, domain, arm.name, TUNING_SEED, tuple(one.items()))
-    # a seed of all arms before the next seed: a study that is cut short compares them all
+    # one seed of all arms before the next seed, so that a study cut short compares all arms
     for seed in setting.seeds:
         for arm in own:
             chosen = choose(setting, rows, size, domain, arm)

@@ -155,7 +155,7 @@ def _bands(runs: ArmRuns) -> np.ndarray:
 
 
 def _epochs(runs: ArmRuns) -> np.ndarray:
-    """Where the means are taken: slices differ by a sample or two, and evaluations with them."""
+    """Where means are taken: slices, and so evaluations, differ by a sample or two."""
     curves = [row["curve"]["epoch"] for row in runs.rows.values()]
     return np.linspace(0.0, min(epochs[-1] for epochs in curves), len(curves[0]))
 

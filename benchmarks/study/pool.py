@@ -1,4 +1,4 @@
-"""Several runs side by side, each a fork of this process, whose results are kept as they come."""
+"""Runs several jobs in parallel, each in a fork of this process; keeps results as they come."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_pool(
     num_done: int,
     until: float | None,
 ) -> bool:
-    """Run what there is to run; every result is on disk before the run's folder goes.
+    """Run all jobs; every result is on disk before the run's folder is deleted.
 
     Args:
         next_jobs: unfinished runs that can start, asked again whenever one has ended.
@@ -42,8 +42,8 @@ def run_pool(
         Whether nothing is left to run.
 
     Raises:
-        ValueError: when a run fails, with its last words. What runs beside it is stopped; started
-            again, it goes on from its newest checkpoint.
+        ValueError: when a run fails, with the end of its log. Other runs are stopped; started
+        again, they resume from their newest checkpoint.
     """
     running: dict[int, Job] = {}
     with progress_bar(num_all, what="study", unit=" runs", done=num_done) as bar:

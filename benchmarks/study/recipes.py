@@ -61,7 +61,7 @@ def adapting_recipe(
         "schedule": {"warmup_frac": 0.05},
         "entropy": {"scores": scores_name(size)},
         "evaluation": {"every_steps": steps_an_epoch},
-        # the best by held-out loss and the last are scored when the run is over
+        # the best by held-out loss and the last are scored when the run ends
         "checkpoint": {"every_steps": steps_an_epoch, "keep_last": 1, "in_background": False},
     }
     for key, value in overrides.items():

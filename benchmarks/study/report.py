@@ -1,4 +1,4 @@
-"""The report of a study: what was run, tables and pictures, all of it out of the results file."""
+"""The report of a study: what was run, tables and pictures, all from the results file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_report(rows: Sequence[Row], *, out: Path) -> Path:
     """Write report.md and its pictures.
 
     Raises:
-        ValueError: when no run that is to be reported has finished.
+        ValueError: when no reported run has finished.
     """
     places = [place for place in places_of(rows) if place.arms]
     if not places:

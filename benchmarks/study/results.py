@@ -1,4 +1,4 @@
-"""The results of a study: one finished run a line of JSON, appended whole or not at all."""
+"""The results of a study: one JSON line per finished run, appended atomically."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Row = dict[str, Any]
 
 
 def read_results(path: Path) -> list[Row]:
-    """All rows; the beginning of a line that a kill cut short is left out.
+    """All rows; a last line that a kill cut short is skipped.
 
     Raises:
-        ValueError: when another line is no JSON object.
+        ValueError: when another line is not a JSON object.
     """
     if not path.exists():
         return []
@@ -33,10 +33,10 @@ def read_results(path: Path) -> list[Row]:
 def refuse_other_studies(
     rows: Iterable[Row], *, bases: Mapping[str, str], settings: Mapping[str, str]
 ) -> None:
-    """Runs that start from other weights or have another length must not be compared.
+    """Refuse to mix runs that start from other weights or have another length.
 
     Args:
-        bases: by size, the identity of the base model at hand.
+        bases: by size, the identity of the current base model.
         settings: by domain, that of the setting, as `Setting.identity` gives it.
 
     Raises:
@@ -49,13 +49,13 @@ def refuse_other_studies(
         ):
             if known is not None and found != known:
                 raise ValueError(
-                    f"results: run {row['key']} is of {what} {found}, at hand is {known}; keep "
+                    f"results: run {row['key']} is of {what} {found}, current is {known}; keep "
                     "results of other base models and settings apart: choose another --results"
                 )
 
 
 def append_result(path: Path, row: Row) -> None:
-    """One write of one line; what a kill left of another is cut off before."""
+    """Append one line in one write, after truncating an incomplete last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = (json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n").encode()
     with path.open("ab") as file:

@@ -1,4 +1,4 @@
-"""One run of a study: train, score the best and the last weights, give back a line of results."""
+"""One run of a study: train, score the best and the last weights, return a results line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.run.run import train
 
 
 def run_job(job: Job, setting: Setting, folders: Folders) -> Row:
-    """Go on with the run where it was, if it was begun before."""
+    """Run the job, or resume it if it was started before."""
     size = next(size for size in setting.sizes if size.name == job.size)
     began, cpu = time.monotonic(), time.process_time()
     torch.set_num_threads(1)
@@ -85,7 +85,7 @@ def _adapt(job: Job, setting: Setting, size: Base, folders: Folders) -> Row:
 
 
 def _best(run_dir: Path) -> Path:
-    """Of the two checkpoints that are kept, the one of least held-out loss."""
+    """The checkpoint with the lowest held-out loss of the two that are kept."""
     found = sorted((run_dir / "checkpoints").glob("step-*"))
     return min(found, key=lambda folder: read_manifest(folder)["heldout_loss"])
 

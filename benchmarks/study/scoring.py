@@ -58,7 +58,7 @@ class Scorer:
             ids_BT = torch.zeros(len(chosen), max(len(texts[i]) for i in chosen), dtype=torch.long)
             for row, i in enumerate(chosen):
                 ids_BT[row, : len(texts[i])] = torch.from_numpy(texts[i].astype(np.int64))
-            # padding stands behind the text, where a causal model does not see it
+            # padding follows the text, where a causal model does not see it
             logits_BTV = self._lm(input_ids=ids_BT, use_cache=False).logits[:, :-1].float()
             targets_BT = ids_BT[:, 1:]
             nll_BT = cross_entropy(logits_BTV.mT, targets_BT, reduction="none").numpy()
@@ -72,7 +72,7 @@ class Scorer:
 def heldout_pieces(
     corpus: Path, *, sequence_tokens: int, limit: int | None = None
 ) -> list[NDArray[Any]]:
-    """Documents of the validation split, cut as the pack cuts them; one token is nothing to score.
+    """Documents of the validation split, cut as the pack cuts them; single tokens are skipped.
 
     Args:
         limit: of samples; None takes all.
@@ -110,7 +110,7 @@ def completed_share(
 
 
 def memorised(scorer: Scorer, canaries: Sequence[Canary], tokenizer: Tokenizer) -> dict[str, float]:
-    """How well the secrets of canaries are known.
+    """How well the secrets of canaries are memorised.
 
     `exact` is the share that greedy decoding writes out after the prefix. `exposure_bits` is the
     mean of log2(rivals + 1) - log2(rank of the secret among its rivals, by likelihood): about 1.4

@@ -1,4 +1,4 @@
-"""What a study consists of: models, domains, slices, epochs and seeds, full or in miniature."""
+"""The settings of a study: models, domains, slices, epochs and seeds, full or miniature."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Size:
 
 @dataclass(frozen=True)
 class ReadyModel:
-    """A base that others have pretrained, as a Python package carries it; its tokenizer is used."""
+    """A base pretrained by others and shipped in a Python package, with its tokenizer."""
 
     name: str
     package: str
@@ -78,8 +78,8 @@ class Setting:
     base_batch_tokens: int = 1024
     batch_tokens: int = 1024
     lr_of_domain: dict[str, float] = field(default_factory=lambda: {"code": 3e-4, "prose": 1e-3})
-    """Of 1e-4, 3e-4, 1e-3 and 2e-3 those with which plain training of the 1M base came to the least
-    best loss on the tuning slice."""
+    """Of 1e-4, 3e-4, 1e-3 and 2e-3 those with which plain training of the 1M base reached the
+    lowest best loss on the tuning slice."""
     tries_of_arm: int = 3
 
     @property
@@ -101,7 +101,7 @@ class Setting:
         """The same with some sizes and domains and fewer tries; None leaves them as they are.
 
         Raises:
-            ValueError: for a name that there is not, or a number of tries below 1.
+            ValueError: for an unknown name, or a number of tries below 1.
         """
         _refuse_unknown("--sizes", sizes, [size.name for size in self.sizes])
         _refuse_unknown("--domains", domains, self.domains)
@@ -115,7 +115,7 @@ class Setting:
         )
 
     def identity(self, domain: str) -> str:
-        """Of all that the runs of a domain share: with another one, runs are not comparable."""
+        """Of everything a domain's runs share: runs that differ in it are not comparable."""
         of_grid = ("name", "sizes", "domains", "seeds", "tries_of_arm", "lr_of_domain")
         shared = {key: value for key, value in asdict(self).items() if key not in of_grid}
         shared["lr"] = self.lr_of_domain[domain]

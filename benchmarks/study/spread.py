@@ -1,4 +1,4 @@
-"""How varied the inputs are that an arm drops, beside how much its final loss gains by it."""
+"""How varied an arm's dropped inputs are, against the gain in its final loss."""
 
 from __future__ import annotations
 

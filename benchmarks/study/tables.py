@@ -23,10 +23,10 @@ from training.reports.intervals import Interval
 
 LEGEND = """\
 Losses are nats a token on held-out text of the domain. `final` is after the last epoch, `best` the
-least of all evaluations. ± is the half of a 95% interval of Student's t over seeds; a seed has a
-slice of its own; the held-out text and the base model are the same for all, so that intervals do
-not say how another text would do. Differences are paired by seed and bold where the interval
-excludes 0; of many such intervals some do so by chance.
+lowest of all evaluations. ± is half of a 95% interval of Student's t over seeds. Each seed has its
+own slice; the held-out text and the base model are the same for all, so the intervals do not cover
+other texts. Differences are paired by seed and bold where the interval excludes 0; of many such
+intervals some do so by chance.
 """
 
 
@@ -99,7 +99,7 @@ def bands_table(place: Place) -> str:
 
 
 def knowledge_table(place: Place) -> str:
-    """What the last weights forgot, complete and know by heart; the base model for comparison."""
+    """What the last weights forgot, complete and memorised, compared with the base model."""
     some = next(iter(next(iter(place.arms.values())).rows.values()))
     kinds = list(some["final"]["completed"])
     measures: list[tuple[str, Measure, int]] = [
@@ -121,7 +121,7 @@ def knowledge_table(place: Place) -> str:
 def tuning_table(place: Place) -> str:
     """Final held-out loss of every try on the tuning slice."""
     if not place.tuning:
-        return "None: each arm has the likeliest of its settings.\n"
+        return "None: each arm uses the likeliest of its settings.\n"
     rows = []
     for runs in place.tuning.values():
         best = min(final_loss(row) for row in runs)
@@ -135,7 +135,7 @@ def tuning_table(place: Place) -> str:
 
 
 def number(interval: Interval, *, digits: int = 3) -> str:
-    """Mean ± half of the interval; the mean alone where there is one run."""
+    """Mean ± half of the interval; only the mean for a single run."""
     if interval.half is None:
         return f"{interval.mean:.{digits}f}"
     return f"{interval.mean:.{digits}f} ± {interval.half:.{digits}f}"

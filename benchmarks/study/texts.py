@@ -1,4 +1,4 @@
-"""Texts at hand without a download: general ones, and two domains that are not among them."""
+"""Local texts that need no download: general ones, and two separate domains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST_CHARS = 400
 
 
 def general_texts(source: str, *, num_chars: int) -> list[str]:
-    """Pieces of one source in a random order that is always the same, until it is enough.
+    """Pieces of one source in a fixed random order, up to a number of characters.
 
     Raises:
         ValueError: when the source is not on this machine, or too small.
@@ -39,7 +39,7 @@ def general_texts(source: str, *, num_chars: int) -> list[str]:
 
 
 def domain_texts(domain: str) -> list[str]:
-    """Documents of a domain in a random order that is always the same; a file or chapter gives one.
+    """Documents of a domain in a fixed random order, one per file or chapter.
 
     Raises:
         ValueError: when the domain's source is not on this machine.
@@ -57,7 +57,7 @@ def _excerpt(text: str) -> str:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Whole lines, up to a number of characters; a short rest is left out."""
+    """Whole lines, up to a number of characters; a short remainder is dropped."""
     lines: list[str] = []
     total = 0
     for line in text.splitlines(keepends=True):
@@ -96,7 +96,7 @@ def _project() -> Iterator[str]:
 
 
 def _source(path: Path, *, root: Path) -> Iterator[str]:
-    """A file's text, unless it is a test or none."""
+    """A file's text, unless it is a test or unreadable."""
     inside = path.relative_to(root).parts
     if any(part.startswith(("test", "_test", "idle_test")) for part in inside):
         return
@@ -109,12 +109,12 @@ def _source(path: Path, *, root: Path) -> Iterator[str]:
 
 
 def _dictionary() -> Iterator[str]:
-    """Articles of the dictionary, many to a text."""
+    """Dictionary articles, many per text."""
     if not _DICTIONARY.exists():
         raise ValueError(f"texts: {_DICTIONARY} is missing; run: apt-get install dict-gcide")
     with gzip.open(_DICTIONARY, "rt", encoding="utf-8", errors="replace") as file:
         text = file.read()
-    # every sense names its edition: too easy to be learnt from
+    # every sense names its edition: too easy to learn from
     yield re.sub(r"\n *\[1913 Webster\]\n", "\n", text)
 
 

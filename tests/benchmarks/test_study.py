@@ -160,7 +160,7 @@ def test_an_arm_that_waits_for_a_setting_nobody_tunes_is_refused():
     setting = replace(MINIATURE, tries_of_arm=3)
     arms = {arm.name: arm for arm in ARMS}
     tuned, opposite = arms["entrodrop_input"], arms["high_input"]
-    with pytest.raises(ValueError, match="high_input: it takes the setting of entrodrop_input"):
+    with pytest.raises(ValueError, match="high_input: it uses the setting of entrodrop_input"):
         refuse_untuned(setting, [], arms=[opposite])
     refuse_untuned(setting, [], arms=[opposite, tuned])
     rows = [row(tuned.name, TUNING_SEED, [9.0, 1.0], **one) for one in tuned.tries]
@@ -185,10 +185,10 @@ def test_results_of_another_base_model_or_setting_are_refused():
     place = {"key": "tiny/code/none/-/1", "size": "tiny", "domain": "code"}
     rows = [place | {"base": "aa", "setting": own}]
     refuse_other_studies(rows, bases={"tiny": "aa", "other": "bb"}, settings={"code": own})
-    with pytest.raises(ValueError, match="is of base model aa, at hand is bb"):
+    with pytest.raises(ValueError, match="is of base model aa, current is bb"):
         refuse_other_studies(rows, bases={"tiny": "bb"}, settings={"code": own})
     longer = replace(MINIATURE, epochs=4).identity("code")
-    with pytest.raises(ValueError, match=f"is of setting {own}, at hand is {longer}"):
+    with pytest.raises(ValueError, match=f"is of setting {own}, current is {longer}"):
         refuse_other_studies(rows, bases={"tiny": "aa"}, settings={"code": longer})
     with pytest.raises(ValueError, match="is of setting None"):  # a file of before there were any
         refuse_other_studies([place | {"base": "aa"}], bases={"tiny": "aa"}, settings={"code": own})

@@ -149,7 +149,7 @@ def test_scores_that_are_there_already_are_refused_on_every_rank(
     run_ranks(score_corpus, options, world_size=1)
     messages = run_ranks(message_of_refusal, options, world_size=2, timeout_seconds=60)
     assert len(messages) == 2
-    assert all("exists already" in message for message in messages)
+    assert all("already exists" in message for message in messages)
 
 
 def message_of_refusal(options: ScoreOptions) -> str:
