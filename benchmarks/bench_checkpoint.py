@@ -5,7 +5,7 @@
 Each saves the same engine in turn, into a folder that is emptied before. Ours write the same files,
 flush them to disk, hash each, and publish them by a rename; DeepSpeed's leaves them to the page
 cache. In the background ours copies them to memory first, and a thread writes them while training
-continues. `--folder` should lie on the disk that runs are kept on.
+continues. `--folder` should be on the disk that holds the runs.
 """
 
 from __future__ import annotations

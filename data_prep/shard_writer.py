@@ -87,7 +87,7 @@ class ShardWriter:
             if last == row and self._at.num_documents:
                 closed += self.close()
                 continue
-            last = max(last, row + 1)  # a document larger than a shard has one of its own
+            last = max(last, row + 1)  # a document larger than a shard gets its own
             self._write(documents, rows=slice(row, last), ends=ends[row:last] - base, base=base)
             row = last
         return closed

@@ -28,7 +28,7 @@ def make_canaries(
     """The same for the same seed.
 
     Args:
-        is_usable: whether a line may stand in a slice, for example because the build will not hold
+        is_usable: whether a line may be in a slice, for example because the build will not hold
             it out.
     """
     draws = random.Random(f"canaries {seed}")

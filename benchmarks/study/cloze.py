@@ -25,7 +25,7 @@ class Blank(NamedTuple):
 
 
 def find_blanks(tokens: Sequence[str], *, domain: str) -> list[Blank]:
-    """Words whose first token begins with them, white space aside.
+    """Words whose first token begins with them, ignoring white space.
 
     Args:
         tokens: the strings of a text's tokens; together they are the text.

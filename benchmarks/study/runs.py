@@ -91,7 +91,7 @@ def _best(run_dir: Path) -> Path:
 
 
 def _curve(metrics: list[Row]) -> dict[str, Any]:
-    """Held-out losses over epochs, whole and by band, from before the first step on."""
+    """Held-out losses over epochs, overall and by band, from before the first step on."""
     rows = [row for row in metrics if row["kind"] == "evaluation"]
     return {
         "epoch": [round(row["epoch"], 3) for row in rows],

@@ -99,7 +99,7 @@ def completed_share(
     token_texts: Sequence[str],
     domain: str,
 ) -> dict[str, float]:
-    """By kind of word, the share that greedy decoding writes whole, given the true text before."""
+    """By kind of word, the share that greedy decoding completes, given the true text before it."""
     counts: dict[str, list[int]] = {}
     for ids, score in zip(pieces, scores, strict=True):
         for blank in find_blanks([token_texts[i] for i in ids.tolist()], domain=domain):

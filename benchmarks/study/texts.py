@@ -51,7 +51,7 @@ def domain_texts(domain: str) -> list[str]:
 
 
 def _excerpt(text: str) -> str:
-    """Whole lines from a quarter of the text on: the beginnings of files are much alike."""
+    """Whole lines from a quarter of the text on: the beginnings of files are very similar."""
     start = text.find("\n", len(text) // 4) + 1
     return text[start : start + _DOCUMENT_CHARS].rpartition("\n")[0]
 

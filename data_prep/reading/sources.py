@@ -136,7 +136,7 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile]
 
 
 def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[InputFile]:
-    # Not at the top: datasets' own layout is known to its reader, which needs nothing heavy here.
+    # Imported here: the reader knows datasets' own layout, and these checks load nothing heavy.
     from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
 
     if is_saved_dataset(folder):

@@ -23,7 +23,7 @@ ASSISTANT = "assistant"
 # Others count if the template names them. A template may build '<|' + role + '|>', and a role
 # called "end" would then end a turn.
 _ROLES = ("system", "developer", "user", ASSISTANT, "tool", "function")
-_HALF_PAIR = re.compile(r"[\ud800-\udfff]")  # JSON may contain one, and no tokenizer accepts it
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")  # JSON may hold one; no tokenizer accepts it
 _MARKS_TARGETS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Llama 3's templates print today's date unless they are given one; this is their fallback.
 _DATE = "26 Jul 2024"
@@ -92,7 +92,7 @@ class ChatEncoder:
                 kind = type(content).__name__
                 raise ValueError(f"message {number}: content must be text, found {kind}")
             for text in (content or "", *_strings(message)):
-                if _HALF_PAIR.search(text):
+                if _LONE_SURROGATE.search(text):
                     raise ValueError(f"message {number}: contains a lone surrogate")
                 if found_token := self._control.search(text) or self._normalised_control(text):
                     raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks that two libraries split words alike, for every character in telling contexts.
+"""Checks that two libraries split words alike, for every character in revealing contexts.
 
 The patterns refer to letters, numbers, white space, line ends and, in any case, a few
 contractions. Libraries ship Unicode tables of different versions, so the classes are compared.

@@ -71,7 +71,7 @@ def train_on_inputs(
         if not sample.num_texts:
             raise ValueError("the inputs have no text to train a tokenizer on")
         tokenizer = load_tokenizer(folder)
-        bytes_per_token = _check_decoding(tokenizer, texts=sample.to_try)
+        bytes_per_token = _check_decoding(tokenizer, texts=sample.to_check)
         for name in (HF_NAME, SENTENCEPIECE_NAME, SETTINGS_NAME):
             if (folder / name).is_file():
                 (folder / name).rename(staging / name)
@@ -108,7 +108,7 @@ class _Sample:
         self._texts = texts
         self._max_bytes = max_bytes
         self._total_bytes = total_bytes
-        self._tried: list[tuple[int, str]] = []  # a heap of the largest hashes
+        self._kept: list[tuple[int, str]] = []  # a heap of the largest hashes
         self.num_texts = 0
         self.num_bytes = 0
         self.num_bytes_read = 0
@@ -119,9 +119,9 @@ class _Sample:
             text = content.decode()
             self.num_texts += 1
             self.num_bytes += len(content)
-            heapq.heappush(self._tried, (place, text[:_TRIED_CHARS]))
-            if len(self._tried) > _NUM_TRIED:
-                heapq.heappop(self._tried)
+            heapq.heappush(self._kept, (place, text[:_TRIED_CHARS]))
+            if len(self._kept) > _NUM_TRIED:
+                heapq.heappop(self._kept)
             yield text
 
     def _placed(self) -> Iterator[tuple[int, bytes]]:
@@ -147,8 +147,8 @@ class _Sample:
         return ((-place, content) for place, content in held)
 
     @property
-    def to_try(self) -> list[str]:
-        return [text for _, text in sorted(self._tried)]
+    def to_check(self) -> list[str]:
+        return [text for _, text in sorted(self._kept)]
 
 
 def _check_decoding(tokenizer: Tokenizer, *, texts: Sequence[str]) -> float:

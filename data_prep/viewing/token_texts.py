@@ -28,7 +28,7 @@ def texts_of(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     so_far: list[str] = []  # text of the pending tokens, up to each
     for token in ids.tolist():
         pending.append(token)
-        so_far.append(_behind(before, pending, tokenizer))
+        so_far.append(_text_after(before, pending, tokenizer))
         # A partial character can only be at the end.
         is_partial = so_far[-1].endswith("\ufffd")
         if is_partial and len(pending) < _MOST_TOKENS_OF_A_CHARACTER:
@@ -80,7 +80,7 @@ def _bytes_of_name(name: str, *, is_byte_level: bool) -> bytes:
     return bytes.fromhex(name[3:5]) if is_byte else b""
 
 
-def _behind(before: list[int], ids: list[int], tokenizer: Tokenizer) -> str:
+def _text_after(before: list[int], ids: list[int], tokenizer: Tokenizer) -> str:
     if not before:
         return tokenizer.decode(ids)
     head, whole = tokenizer.decode(before), tokenizer.decode(before + ids)
