@@ -29,6 +29,7 @@ from training.checkpoints.save import CheckpointSave
 from training.data.stream import SampleStream
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import build_engine
+from training.model.inputs import NO_REGULARISATION
 from training.ranks.dist import init_layout
 from training.run.step import train_step
 
@@ -43,7 +44,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         model__config__vocab_size=options.vocab,
     )
     config = resolve_model_config(recipe.model, vocab_size=options.vocab, dtype=torch.float32)
-    engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
+    engine = build_engine(
+        recipe, config, layout=layout, num_micro_steps=1, regularisation=NO_REGULARISATION
+    )
     stream = SampleStream(
         pack=UnevenPack(),  # type: ignore[arg-type]
         split="train",

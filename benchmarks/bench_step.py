@@ -42,6 +42,7 @@ from tests.distributed import run_ranks
 from tests.training.layouts import make_regulariser
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import build_engine
+from training.model.inputs import NO_REGULARISATION
 from training.ranks.dist import Layout, init_layout
 from training.run.step import train_step
 
@@ -57,7 +58,11 @@ class Bench:
         self.stream = make_stream(options, recipe, layout)
         config = resolve_model_config(recipe.model, vocab_size=options.vocab, dtype=torch.float32)
         self.engine = build_engine(
-            recipe, config, layout=layout, num_micro_steps=self.stream.num_micro_steps
+            recipe,
+            config,
+            layout=layout,
+            num_micro_steps=self.stream.num_micro_steps,
+            regularisation=NO_REGULARISATION,
         )
         cache = filled_cache(self.stream.pack, layout)
         # kept over the rounds: a lagged threshold is that of the mode's step before

@@ -82,6 +82,8 @@ class StepProgress:
             if done == self._done:
                 self._bar.refresh()
             self._bar.update(done - self._done)
+            if done < self._done:
+                self._bar.refresh()
         elif total and (always or now - self._last_line >= self._seconds_between_lines):
             self._last_line = now
             self._print_line(done, total, numbers or {}, seconds=now - self._began)
@@ -97,6 +99,6 @@ class StepProgress:
         left = "?"
         if done > self._first:
             left = tqdm.format_interval(seconds / (done - self._first) * (total - done))
-        share = f"{self._what}: step {done}/{total} ({100 * done / total:.0f}%)"
+        share = f"{self._what}: step {done}/{total} ({100 * done // total}%)"
         shown = [f"{name} {value}" for name, value in numbers.items()]
         print("  ".join([share, *shown, f"ETA {left}"]), file=sys.stderr, flush=True)

@@ -27,6 +27,7 @@ from training.config.sections import Model
 from training.data.stream import SampleStream
 from training.model.attention import ATTENTION_NAME
 from training.model.engine import Engine, build_engine
+from training.model.inputs import NO_REGULARISATION
 
 VOCAB_SIZE = 257
 _HIDDEN, _INTERMEDIATE, _LAYERS = 64, 96, 2
@@ -172,7 +173,11 @@ def tiny_engine(
         config = tiny_config(context.recipe, dtype=dtype)
         config.initializer_range = _CLEAR_RANGE
         engine = build_engine(
-            recipe, config, layout=context.layout, num_micro_steps=num_micro_steps
+            recipe,
+            config,
+            layout=context.layout,
+            num_micro_steps=num_micro_steps,
+            regularisation=NO_REGULARISATION,
         )
     try:
         yield recipe, engine

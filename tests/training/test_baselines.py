@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.distributed import run_ranks
 from tests.training.layouts import SEQUENCE_TOKENS, VOCAB_SIZE, UnevenPack, tiny_recipe
+from tests.training.short_runs import short_recipe
 from training.config.recipe import Recipe
 from training.data.stream import MicroBatch, SampleStream, piece_lengths
-from training.model.causal_lm import CausalLMWithEntropy
+from training.model.causal_lm import CausalLMWithEntropy, resolve_model_config
+from training.model.engine import build_engine
 from training.model.inputs import ModelInputs, ModelRegularisation
-from training.ranks.dist import Layout
+from training.ranks.dist import Layout, init_layout
 from training.regularisers.base import RunParts, SavedThreshold, Step, StepDropout
 from training.regularisers.baselines import RandomTokenDropout, Rho1
 from training.regularisers.entrodrop import EntroDrop
@@ -134,6 +138,63 @@ def test_weight_decay_as_the_regulariser_takes_the_place_of_the_optimizers() -> 
     recipe = tiny_recipe(regulariser="weight_decay", baseline__weight_decay=3.0)
     assert model_regularisation(recipe).weight_decay == 3.0
     assert model_regularisation(tiny_recipe(baseline__weight_decay=3.0)).weight_decay is None
+
+
+def built_with(recipe: Recipe) -> tuple[Any, ...]:
+    """What model and optimizer of an engine have of a recipe's regularisers."""
+    config = resolve_model_config(recipe.model, vocab_size=VOCAB_SIZE, dtype=torch.float32)
+    engine = build_engine(
+        recipe,
+        config,
+        layout=init_layout(sp_size=1),
+        num_micro_steps=1,
+        regularisation=model_regularisation(recipe),
+    )
+    model = engine.model
+    decays = [group["weight_decay"] for group in engine.ds.optimizer.param_groups]
+    smoothing = model.lm.get_output_embeddings().label_smoothing
+    return smoothing, model.hidden_dropout.rate, model.replaces_by_mean, decays
+
+
+def test_model_and_optimizer_are_built_with_the_regularisers_of_the_recipe() -> None:
+    recipe = tiny_recipe(
+        regulariser="hidden_dropout",
+        extra_regulariser="weight_decay",
+        baseline={"hidden_dropout": 0.25, "weight_decay": 3.0},
+    )
+    assert run_ranks(built_with, recipe, world_size=1) == [(0.0, 0.25, False, [3.0, 0.0])]
+    recipe = tiny_recipe(
+        dropout__replace="mean",
+        extra_regulariser="label_smoothing",
+        baseline={"label_smoothing": 0.2},
+    )
+    assert run_ranks(built_with, recipe, world_size=1) == [(0.2, 0.0, True, [0.1, 0.0])]
+
+
+def test_a_run_builds_its_engine_with_them(tmp_path: Path, small_corpus: Path) -> None:
+    recipe = short_recipe(
+        small_corpus,
+        tmp_path / "run",
+        regulariser="label_smoothing",
+        train__sequence_parallel_size=1,
+    )
+    (found,) = run_ranks(regularisation_of_run, recipe, world_size=1)
+    assert found == ModelRegularisation(label_smoothing=recipe.baseline.label_smoothing)
+
+
+def regularisation_of_run(recipe: Recipe) -> ModelRegularisation | None:
+    from training.run import run as run_module
+
+    given: list[ModelRegularisation | None] = []
+
+    def build_engine(*args: Any, regularisation: ModelRegularisation | None, **_: Any) -> None:
+        given.append(regularisation)
+        raise ValueError("enough was seen")
+
+    run_module.build_engine = build_engine  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="enough was seen"):
+        run_module.train(recipe)
+    return given[0]
 
 
 def test_a_usual_regulariser_is_added_to_token_dropout() -> None:

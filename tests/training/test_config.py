@@ -98,10 +98,23 @@ def test_an_extra_regulariser_needs_another_one(tmp_path, regulariser):
         )
 
 
-def test_an_old_name_of_a_key_works_and_is_told_once(tmp_path, capsys):
-    recipe = load_recipe(write(tmp_path, GOOD), ["beside=neftune"])
-    assert recipe == load_recipe(write(tmp_path, GOOD), ["extra_regulariser=neftune"])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("beside is now called extra_regulariser")
+def test_an_old_name_of_a_key_works_and_is_reported_once(tmp_path, capsys):
+    expected = load_recipe(write(tmp_path, GOOD), ["extra_regulariser=neftune"])
+    for text, overrides in (
+        (GOOD, ["beside=neftune"]),
+        (GOOD + "beside: neftune\n", []),
+        (GOOD + "beside: weight_decay\n", ["extra_regulariser=neftune"]),
+        (GOOD + "extra_regulariser: weight_decay\n", ["beside=neftune"]),
+    ):
+        assert load_recipe(write(tmp_path, text), overrides) == expected
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.endswith("beside is now called extra_regulariser")
     with pytest.raises(ValueError, match="beside is the old name of extra_regulariser: set only"):
-        load_recipe(write(tmp_path, GOOD), ["beside=neftune", "extra_regulariser=neftune"])
+        load_recipe(write(tmp_path, GOOD + "beside: neftune\nextra_regulariser: neftune\n"))
+
+
+def test_the_recipe_that_a_run_kept_is_read_without_a_word_of_its_old_names(tmp_path, capsys):
+    kept = tmp_path / "recipe.resolved.yaml"
+    kept.write_text(GOOD + "beside: weight_decay\n")
+    assert load_recipe(kept).extra_regulariser == "weight_decay"
+    assert capsys.readouterr().err == ""

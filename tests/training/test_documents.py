@@ -15,7 +15,7 @@ from training.data.documents import find_documents
 from training.data.stream import MicroBatch
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import Engine, build_engine
-from training.model.inputs import ModelInputs
+from training.model.inputs import NO_REGULARISATION, ModelInputs
 from training.ranks.dist import Layout, init_layout
 
 # documents of 7, 11, 1, 9 and 4 tokens; the second lies on both sides of the border at 16
@@ -64,7 +64,9 @@ def logits_of_rank(sp_size: int, model: dict[str, Any]) -> dict[str, torch.Tenso
     layout = init_layout(sp_size=sp_size)
     recipe = tiny_recipe(train__sequence_parallel_size=sp_size, **model)
     config = resolve_model_config(recipe.model, vocab_size=VOCAB_SIZE, dtype=torch.float32)
-    engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
+    engine = build_engine(
+        recipe, config, layout=layout, num_micro_steps=1, regularisation=NO_REGULARISATION
+    )
     return {
         f"{kind}_{state}": logits(
             engine, packed_row(layout, changed=state == "after", one_document=kind == "leaking")
@@ -109,7 +111,9 @@ def compare_with_transformers() -> None:
     layout = init_layout(sp_size=1)
     recipe = tiny_recipe()
     config = resolve_model_config(recipe.model, vocab_size=VOCAB_SIZE, dtype=torch.float32)
-    engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
+    engine = build_engine(
+        recipe, config, layout=layout, num_micro_steps=1, regularisation=NO_REGULARISATION
+    )
     batch = packed_row(layout, changed=False)
     packed = logits(engine, batch)
     weights = {}

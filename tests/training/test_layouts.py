@@ -164,7 +164,13 @@ def make_engine(recipe: Recipe, layout: Any) -> tuple[Any, SampleStream]:
         dp_size=layout.dp_size,
     )
     config = resolve_model_config(recipe.model, vocab_size=101, dtype=torch.float32)
-    engine = build_engine(recipe, config, layout=layout, num_micro_steps=micro_steps)
+    engine = build_engine(
+        recipe,
+        config,
+        layout=layout,
+        num_micro_steps=micro_steps,
+        regularisation=model_regularisation(recipe),
+    )
     stream = SampleStream(
         pack=pack,
         split="train",

@@ -238,3 +238,14 @@ def test_smoothing_is_the_mean_of_the_finite_values_in_the_window() -> None:
     assert result[200] == pytest.approx(sum(window) / len(window))
     assert result[0] == pytest.approx(2.0)
     assert all(map(math.isnan, smoothed([math.nan] * 300)))
+
+
+def test_runs_from_before_a_key_was_renamed_are_in_the_group_of_those_after(tmp_path: Path) -> None:
+    runs = [
+        write_run(
+            tmp_path / f"run-{key}", heldout=[3.0, 2.0], recipe={"seed": seed, key: "neftune"}
+        )
+        for seed, key in enumerate(("beside", "extra_regulariser"))
+    ]
+    (group,) = group_runs(load_runs(runs))
+    assert [run.seed for run in group.runs] == [0, 1]

@@ -264,7 +264,7 @@ def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
 
     layout = init_layout(sp_size=1)
     config = resolve_model_config(recipe.model, vocab_size=512, dtype=torch.float32)
-    engine = build_engine(recipe, config, layout=layout, num_micro_steps=1, trains=False)
+    engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
     newest = newest_complete(Path(recipe.run_dir) / "checkpoints")
     trained = trained_weights(newest, dtype=torch.float32)
     for name, parameter in engine.model.lm.named_parameters():

@@ -215,7 +215,7 @@ def test_the_verb_scores_under_a_launcher_and_refuses_what_does_not_fit(
     assert "scores     " in done.stdout
     assert len(all_scores(corpus)) > 3
     for wrong, message in (
-        (flags, "exists already"),
+        (flags, "already exists"),
         ((*flags, "--name", "../x"), "--name '../x': use at most 64 letters, digits"),
         (("--seq-len", "63"), "not packed for 63 tokens; run"),
     ):

@@ -21,7 +21,7 @@ from training.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
-from training.config.load import load_recipe
+from training.config.load import KEPT_RECIPE, load_recipe
 from training.config.recipe import Recipe
 from training.model.causal_lm import warn_of_remote_code
 
@@ -89,7 +89,7 @@ def load_run_recipe(run_dir: Path) -> Recipe:
     Raises:
         ValueError: when the folder holds no run, or the recipe cannot be read.
     """
-    path = run_dir / "recipe.resolved.yaml"
+    path = run_dir / KEPT_RECIPE
     if not path.exists():
         raise ValueError(f"{run_dir} is not a run folder: {path.name} is missing")
     return load_recipe(path)

@@ -53,7 +53,7 @@ def refuse_differences(
     Raises:
         ValueError: with a line for each difference.
     """
-    recipe, _ = with_new_names(saved["recipe"])
+    recipe = with_new_names(saved["recipe"])
     differences = {
         name: line
         for name, line in compare_identity(saved | {"recipe": recipe}, current).items()

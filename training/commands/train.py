@@ -35,6 +35,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from training.config.load import load_recipe
+    from training.config.renamed import new_name
     from training.ranks.rank_logs import print_to_file
 
     recipe = load_recipe(options.recipe, options.overrides)
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from training.run.run import train
 
     # a checkpoint stores the recipe's names as recipe.optimizer.lr
-    accepted = [*options.accept_changes, *(f"recipe.{field}" for field in options.accept_changes)]
+    accepted = [new_name(field) for field in options.accept_changes]
+    accepted += [f"recipe.{field}" for field in accepted]
     train(recipe, accepted=accepted)
     return 0

@@ -14,7 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.hints import did_you_mean
 from training.config.recipe import Recipe
-from training.config.renamed import RENAMED, with_new_names
+from training.config.renamed import RENAMED, new_name, with_new_names
+
+KEPT_RECIPE = "recipe.resolved.yaml"
+"""In a run folder: the recipe with every default written out."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -54,20 +57,23 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     raw = _parse_yaml(text, what=f"recipe {path}")
     if not isinstance(raw, dict):
         raise ValueError(f"recipe {path}: expected keys and values, found {type(raw).__name__}")
+    used = {name for name in RENAMED if raw.get(name) is not None}
+    try:
+        raw = with_new_names(raw)
+    except ValueError as error:
+        raise ValueError(f"recipe {path}: {error}") from None
     for override in overrides or []:
+        used |= RENAMED.keys() & {override.partition("=")[0]}
         _apply_override(raw, override)
+    # not of the recipe that a run keeps: its keys were the names of its time
+    if Path(path).name != KEPT_RECIPE and os.environ.get("RANK", "0") == "0":
+        for name in sorted(used):
+            print(f"{path}: {name} is now called {RENAMED[name]}", file=sys.stderr)
     return parse_recipe(raw, origin=str(path))
 
 
 def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
     """Turn plain data into a `Recipe`; a `ValueError` lists every mistake, with similar names."""
-    try:
-        raw, old_names = with_new_names(raw)
-    except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from None
-    if os.environ.get("RANK", "0") == "0":
-        for name in old_names:
-            print(f"{origin}: {name} is now called {RENAMED[name]}", file=sys.stderr)
     mistakes = _mistakes_of_keys(Recipe, raw, prefix="")
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
@@ -97,7 +103,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ValueError(f"override {override!r} is not of the form a.b=c, as in train.epochs=3")
-    *parents, last = key.split(".")
+    *parents, last = new_name(key).split(".")
     node = raw
     for parent in parents:
         if not isinstance(node.get(parent), dict):

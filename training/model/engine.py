@@ -108,16 +108,15 @@ def build_engine(
     *,
     layout: Layout,
     num_micro_steps: int,
-    regularisation: ModelRegularisation = NO_REGULARISATION,
-    trains: bool = True,
+    regularisation: ModelRegularisation | None = None,
     loads_universal: bool = False,
     watchdog: Watchdog | None = None,
 ) -> Engine:
     """Model, Ulysses and ZeRO-3; every rank calls it together.
 
     Args:
-        regularisation: in training alone.
-        trains: False leaves the optimizer and its memory out, for evaluation.
+        regularisation: of the model in training. None leaves the optimizer and its memory out,
+            for evaluation.
         loads_universal: the checkpoint to load is of another number of ranks.
         watchdog: is notified of every forward, backward and update.
     """
@@ -126,16 +125,13 @@ def build_engine(
     )
     if loads_universal:
         ds_config["checkpoint"] = {"load_universal": True}
-    weight_decay = regularisation.weight_decay
-    if weight_decay is None:
-        weight_decay = recipe.optimizer.weight_decay
     model = build_model(
         recipe.model,
         model_config,
         ds_config=ds_config,
         seed=recipe.seed,
         z_loss=recipe.train.z_loss,
-        regularisation=regularisation,
+        regularisation=regularisation or NO_REGULARISATION,
     )
     mpu = shard_attention(
         model.lm,
@@ -146,11 +142,17 @@ def build_engine(
     # Hooks around each layer, not around each of its parts: saves half of the host's time per step.
     for layer in decoder_layers(model.lm):
         set_z3_leaf_module(layer, True)
-    if not trains:
+    groups = None
+    if regularisation is None:
         ds_config.pop("optimizer")
+    else:
+        own_decay = regularisation.weight_decay
+        groups = _parameter_groups(
+            model, recipe.optimizer.weight_decay if own_decay is None else own_decay
+        )
     ds_engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=(_parameter_groups(model, weight_decay) if trains else None),
+        model_parameters=groups,
         config=ds_config,
         mpu=mpu,
     )

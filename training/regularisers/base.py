@@ -138,7 +138,7 @@ class Regulariser:
 
 
 class Together(Regulariser):
-    """A regulariser with an extra one, which may change inputs but drops no targets."""
+    """A regulariser with an extra one, of which only `in_model` and `change_inputs` count."""
 
     def __init__(self, first: Regulariser, extra: Regulariser) -> None:
         self._first, self._extra = first, extra

@@ -5,7 +5,7 @@ B rows, S tokens of this rank's sequence shard, P = S + 1 with the token after i
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from training.regularisers.base import Regulariser, Step, StepDropout
 from training.regularisers.replacement import masked_input
 
 
-class TokenDropout(Regulariser):
+class TokenDropout(Regulariser, ABC):
     """Tokens drop: their embedding is replaced, their loss is left out, or both."""
 
     def __init__(

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from training.config.load import KEPT_RECIPE
 from training.metrics.file import METRICS_FILE, read_metrics
 from training.metrics.overfit_warning import OverfitWatch
 from training.metrics.task_results import read_results
@@ -167,7 +168,7 @@ def _load_run(run_dir: Path, *, name: str) -> RunCurves:
     if not steps:
         raise ValueError(f"{path} holds no training step yet; train the run first")
     facts = next((row for row in rows if row["kind"] == "run"), {})
-    recipe = run_dir / "recipe.resolved.yaml"
+    recipe = run_dir / KEPT_RECIPE
     recipe_yaml = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
     watch = OverfitWatch()
     said = [(row, watch.saw(row)) for row in rows]

@@ -12,7 +12,7 @@ from typing import Any
 from common.durable import atomic_write
 from data_prep.shards import open_corpus
 from training.checkpoints.manifest import find_corruption_together
-from training.config.load import load_recipe
+from training.config.load import KEPT_RECIPE, load_recipe
 from training.model.causal_lm import resolve_model_config, warn_of_remote_code
 from training.model.checks import check_heads, check_window
 from training.model.ds_config import training_dtype
@@ -39,7 +39,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: when there is no export, it is damaged, or there is no held-out data.
     """
-    kept = run_dir / "recipe.resolved.yaml"
+    kept = run_dir / KEPT_RECIPE
     recipe = load_recipe(kept, overrides)
     sp_size = recipe.train.sequence_parallel_size
     if not any(override.startswith(f"{_SP_KEY}=") for override in overrides):
@@ -65,7 +65,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     )
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
-    engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1, trains=False)
+    engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1)
     frozen = run_dir / "heldout_bands"
     bands = load_bands(frozen) if frozen.exists() else None
     if bands and bands.pack != pack.fingerprint:

@@ -18,7 +18,7 @@ from training.checkpoints.manifest import newest_verified, read_manifest
 from training.checkpoints.progress import Progress
 from training.checkpoints.reshard import is_of_other_ranks
 from training.checkpoints.saver import Saver
-from training.config.load import dump_recipe
+from training.config.load import KEPT_RECIPE, dump_recipe
 from training.config.recipe import Recipe
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
@@ -154,7 +154,7 @@ def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig)
     With them export and evaluate need neither the recipe file nor the hub.
     """
     try:
-        atomic_write(run_dir / "recipe.resolved.yaml", dump_recipe(recipe))
+        atomic_write(run_dir / KEPT_RECIPE, dump_recipe(recipe))
         model_config.save_pretrained(run_dir / "model")
     except OSError as error:
         return f"run_dir {run_dir}: {error.strerror}"

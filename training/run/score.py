@@ -110,7 +110,7 @@ def score_corpus(options: ScoreOptions) -> Path:
                 error = str(mistake)
         raise_together(error)  # else the other ranks would wait for the first
         num_done = broadcast_from_rank0(writer.num_done if writer else 0)
-        engine = build_engine(recipe, config, layout=layout, num_micro_steps=1, trains=False)
+        engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
         _score_splits(engine, pack, options, writer=writer, num_done=num_done)
     dist.barrier()
     return options.corpus / f"scores-{options.name}"

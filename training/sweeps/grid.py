@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from training.config.load import dump_recipe, load_recipe
+from training.config.load import KEPT_RECIPE, dump_recipe, load_recipe
 from training.config.recipe import Recipe
 from training.reports.groups import flat_settings
 
@@ -114,7 +114,7 @@ def plan_runs(
 
 def find_other_recipe(run: PlannedRun) -> str | None:
     """What differs between the run that the folder holds and the one planned; None for nothing."""
-    path = run.run_dir / "recipe.resolved.yaml"
+    path = run.run_dir / KEPT_RECIPE
     if not path.exists():
         return None
     try:

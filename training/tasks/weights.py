@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.checkpoints.manifest import MANIFEST, find_corruption, newest_complete, read_manifest
+from training.config.load import KEPT_RECIPE
 
 _FACTS = ("step", "tokens", "heldout_loss")
 _BEST, _NEWEST = "best", "newest"
@@ -42,7 +43,7 @@ def find_weights(target: Path, *, checkpoint: str | None) -> Weights:
         ValueError: for a folder that is neither, a run without a complete checkpoint, or a damaged
             export.
     """
-    if (target / "recipe.resolved.yaml").exists():
+    if (target / KEPT_RECIPE).exists():
         return _of_run(target, checkpoint or _NEWEST)
     if not (target / "config.json").exists():
         raise ValueError(f"{target} is neither a run folder nor a Hugging Face folder")
@@ -53,7 +54,7 @@ def find_weights(target: Path, *, checkpoint: str | None) -> Weights:
 
 def _of_export(folder: Path) -> Weights:
     parent = folder.absolute().parent
-    run_dir = parent if (parent / "recipe.resolved.yaml").exists() else None
+    run_dir = parent if (parent / KEPT_RECIPE).exists() else None
     if not (folder / MANIFEST).exists():
         return Weights(folder, run_dir)
     if (broken := find_corruption(folder, hashes=True)) is not None:
