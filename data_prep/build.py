@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.build_record import recorded_domains, shards_in_order, write_inputs
 from data_prep.durable import (
     clear_staged,
-    describe_file,
     refuse_existing,
     staged_folder,
     write_durable,
@@ -29,19 +28,16 @@ from data_prep.journal import (
     plan_of_last_run,
     write_plan,
 )
-from data_prep.ledger import SPLITS, Ledger, SplitLedger, Tally, ledger_of
-from data_prep.manifest import MANIFEST_NAME, Domain, Manifest, Shard, SplitRule, TokenizerRecord
+from data_prep.manifest import MANIFEST_NAME, Manifest, SplitRule, TokenizerRecord
 from data_prep.reading.documents import Fields, OnError
 from data_prep.reading.folders import Globs
 from data_prep.reading.sources import DomainInput, find_domains, modified_ns, split_name
 from data_prep.reading.texts import iter_texts
-from data_prep.record import FileRecord, files_sha256, record_text
+from data_prep.record import files_sha256, record_text
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
 from data_prep.tokenizing.tokenizer import kind_of, load_once
 from data_prep.tokenizing.training import Algorithm, train_tokenizer
 from data_prep.write_corpus import write_corpus
-
-INPUTS_NAME = "inputs.jsonl"
 
 
 @dataclass(frozen=True)
@@ -205,9 +201,9 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
         token_dtype="uint16" if settings.dtype.itemsize == 2 else "uint32",
         special_ids=specials,
         split=SplitRule(val_frac=float(options.val_frac), hash=SPLIT_HASH),
-        domains=_domains(domains, journal=journal),
-        inputs=_write_inputs(staging, domains=domains),
-        shards=_in_order(journal.shards, domains=domains),
+        domains=recorded_domains(domains, journal=journal),
+        inputs=write_inputs(staging, domains=domains),
+        shards=shards_in_order(journal.shards, domains=domains),
     )
 
 
@@ -247,61 +243,6 @@ def _split_on(eos: int | None, *, domains: Sequence[DomainInput]) -> list[Domain
         else domain
         for domain in domains
     ]
-
-
-def _domains(domains: Sequence[DomainInput], *, journal: Journal) -> tuple[Domain, ...]:
-    tallies = journal.position.tallies
-    ledgers = {
-        domain.name: _ledger(
-            tallies.get(domain.name, Tally()),
-            shards=[shard for shard in journal.shards if shard.domain == domain.name],
-        )
-        for domain in domains
-    }
-    if not any(ledger.by_split["train"].num_documents for ledger in ledgers.values()):
-        parts = {
-            "read": sum(ledger.num_documents_in for ledger in ledgers.values()),
-            "empty": sum(ledger.num_documents_empty for ledger in ledgers.values()),
-            "bad": sum(ledger.num_documents_bad for ledger in ledgers.values()),
-            "held out": sum(ledger.num_documents_kept for ledger in ledgers.values()),
-        }
-        counts = ", ".join(f"{count} {what}" for what, count in parts.items())
-        raise ValueError(f"no documents left to train on: {counts}")
-    return tuple(
-        Domain(
-            name=domain.name,
-            fields=domain.fields.as_dict(),
-            sources=domain.sources,
-            ledger=ledgers[domain.name],
-        )
-        for domain in domains
-    )
-
-
-def _ledger(tally: Tally, *, shards: Sequence[Shard]) -> Ledger:
-    by_split = {
-        split: SplitLedger(
-            num_documents=sum(s.num_documents for s in shards if s.split == split),
-            num_tokens=sum(s.num_tokens for s in shards if s.split == split),
-        )
-        for split in SPLITS
-    }
-    return ledger_of(tally, by_split=by_split)
-
-
-def _in_order(shards: Sequence[Shard], *, domains: Sequence[DomainInput]) -> tuple[Shard, ...]:
-    places = {domain.name: i for i, domain in enumerate(domains)}
-    return tuple(sorted(shards, key=lambda s: (SPLITS.index(s.split), places[s.domain], s.name)))
-
-
-def _write_inputs(staging: Path, *, domains: Sequence[DomainInput]) -> FileRecord:
-    path = staging / INPUTS_NAME
-    with path.open("w", encoding="utf-8", errors="surrogateescape") as lines:
-        for domain in domains:
-            for file in domain.files:
-                record = {"path": file.path, "num_bytes": file.num_bytes, "kind": file.kind}
-                lines.write(json.dumps(record, ensure_ascii=True) + "\n")
-    return describe_file(path)
 
 
 def _refuse_changed(domains: Sequence[DomainInput]) -> None:
