@@ -76,6 +76,16 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     for key in ("logit_scale", "logits_scaling"):
         if getattr(config, key, None) not in (None, 1, 1.0):
             raise ValueError(f"model: {key} other than 1 is not supported")
+    if getattr(config, "output_router_logits", False):
+        raise ValueError(
+            "model: output_router_logits: true asks for a router loss, which is not supported; set "
+            "it to false to train without"
+        )
+    if quantized := getattr(config, "quantization_config", None):
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ValueError(
+            f"model: its weights are quantized ({kind}); training needs them in bf16 or fp32"
+        )
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
         raise ValueError(f"model: layers {sorted(layer_types)}; only full_attention is supported")

@@ -17,7 +17,8 @@ from training.model.attention import shard_attention
 from training.model.causal_lm import CausalLMWithEntropy, build_model, decoder_layers
 from training.model.ds_config import join_ds_config
 from training.model.inputs import NO_REGULARISATION, ModelInputs, ModelRegularisation, Scored
-from training.ranks.dist import Layout
+from training.model.weights import find_non_finite
+from training.ranks.dist import Layout, raise_together
 from training.ranks.watchdog import Watchdog
 
 
@@ -133,6 +134,8 @@ def build_engine(
         z_loss=recipe.train.z_loss,
         regularisation=regularisation or NO_REGULARISATION,
     )
+    if recipe.model.pretrained is not None:
+        raise_together(find_non_finite(model))
     mpu = shard_attention(
         model.lm,
         sp_size=layout.sp_size,

@@ -17,7 +17,8 @@ from training.model.causal_lm import resolve_model_config, warn_of_remote_code
 from training.model.checks import check_heads, check_window
 from training.model.ds_config import training_dtype
 from training.model.engine import build_engine
-from training.ranks.dist import init_layout
+from training.model.weights import find_other_weights
+from training.ranks.dist import init_layout, raise_together
 from training.run.evaluation import evaluate, heldout_stream, load_bands
 
 _SP_KEY = "train.sequence_parallel_size"
@@ -65,6 +66,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     )
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
+    raise_together(find_other_weights(recipe.model, model_config) if layout.is_main else None)
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1)
     frozen = run_dir / "heldout_bands"
     bands = load_bands(frozen) if frozen.exists() else None

@@ -24,6 +24,7 @@ from training.model.checks import check_heads, check_window
 from training.model.ds_config import training_dtype
 from training.model.engine import Engine, build_engine
 from training.model.inputs import ModelInputs
+from training.model.weights import find_other_weights
 from training.ranks.dist import (
     Layout,
     broadcast_from_rank0,
@@ -93,6 +94,7 @@ def score_corpus(options: ScoreOptions) -> Path:
     )
     check_heads(config, sp_size=layout.sp_size)
     check_window(config, sequence_tokens=options.sequence_tokens)
+    raise_together(find_other_weights(recipe.model, config) if layout.is_main else None)
     writing = open_scores_writer(
         corpus,
         name=options.name,

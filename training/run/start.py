@@ -12,6 +12,7 @@ from training.config.recipe import Recipe
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads, check_window
 from training.model.ds_config import join_ds_config, training_dtype
+from training.model.weights import find_other_weights
 from training.ranks.dist import Layout, raise_together
 from training.regularisers.entropy_source import open_scores
 from training.regularisers.replacement import check_mask_token
@@ -50,6 +51,8 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
+    if layout.is_main and (mistake := find_other_weights(recipe.model, model_config)):
+        raise ValueError(mistake)
     check_mask_token(recipe.dropout, vocab_size=model_config.get_text_config().vocab_size)
     if recipe.data.verify == "hashes":
         check_contents(pack, scores=scores, rank=layout.rank, world_size=layout.world_size)
