@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
 from transformers import PretrainedConfig
 
 from data_prep.shards import Corpus, open_corpus
@@ -18,9 +17,9 @@ from training.config.recipe import Recipe
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads
 from training.model.ds_config import training_dtype
+from training.model.tokenizers import TOKENIZER_FILE, find_other_ids, local_tokenizer
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
-_TOKENIZER = "tokenizer.json"
 _IGNORED_PARTS = ("padding", "truncation")
 """Keys of tokenizer.json: set by whoever used it last, irrelevant for ids."""
 
@@ -118,13 +117,17 @@ def measure_tokenizer(context: Context) -> dict[str, Any]:
     corpus = open_corpus(recipe.data.corpus)
     if recipe.model.pretrained is None:
         return {"how": "from scratch: the corpus's tokenizer is the model's", "same": None}
-    own = _local_tokenizer(recipe.model.pretrained)
+    own = local_tokenizer(recipe.model.pretrained)
     if own is None:
-        return {"how": f"no {_TOKENIZER} of {recipe.model.pretrained} on this host", "same": None}
-    kept = corpus.tokenizer_dir / _TOKENIZER
+        return {
+            "how": f"no {TOKENIZER_FILE} of {recipe.model.pretrained} on this host",
+            "same": None,
+        }
+    kept = corpus.tokenizer_dir / TOKENIZER_FILE
     if not kept.is_file():
         return {"how": f"the corpus was made with sentencepiece, not with {own}", "same": False}
-    _refuse_other_ids(kept, own)
+    if mistake := find_other_ids(kept, own):
+        raise ValueError(mistake)
     theirs, ours = (_meaning(path) for path in (own, kept))
     parts = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     eos = model_config(recipe, corpus).get_text_config().eos_token_id
@@ -136,31 +139,6 @@ def measure_tokenizer(context: Context) -> dict[str, Any]:
         "parts": parts,
         "eos": None if end is None or not known or end in known else [end, known],
     }
-
-
-def _local_tokenizer(name: str) -> Path | None:
-    """In a folder, or in the hub's cache; nothing is downloaded."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        found = cached_file(name, _TOKENIZER, local_files_only=True)
-    except OSError:
-        return None
-    return Path(found) if found else None
-
-
-def _refuse_other_ids(kept: Path, own: Path) -> None:
-    """One id with another meaning is enough: its embedding would be wrong."""
-    ours, theirs = (Tokenizer.from_file(str(path)).get_vocab() for path in (kept, own))
-    known = {number: token for token, number in theirs.items()}
-    for token, number in sorted(ours.items(), key=lambda item: item[1]):
-        if known.get(number) != token:
-            there = repr(known[number]) if number in known else "nothing"
-            raise ValueError(
-                f"the corpus was tokenised by another tokenizer than the model's: id {number} is "
-                f"{token!r} in the corpus and {there} in {own}; build the corpus with "
-                "--tokenizer of this model"
-            )
 
 
 def _meaning(path: Path) -> dict[str, Any]:

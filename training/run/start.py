@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from data_prep.shards import Mixture, PackIndex, Scores, check_contents, open_corpus
+from data_prep.shards import Corpus, Mixture, PackIndex, Scores, check_contents, open_corpus
 from training.config.recipe import Recipe
+from training.config.sections import Model
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads, check_window
 from training.model.ds_config import join_ds_config, training_dtype
+from training.model.tokenizers import TOKENIZER_FILE, find_other_ids, local_tokenizer
 from training.model.weights import find_other_weights
 from training.ranks.dist import Layout, raise_together
 from training.regularisers.entropy_source import open_scores
@@ -51,12 +53,23 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
-    if layout.is_main and (mistake := find_other_weights(recipe.model, model_config)):
-        raise ValueError(mistake)
+    if layout.is_main and recipe.model.pretrained is not None:
+        _compare_with_folder(recipe.model, corpus, model_config)
     check_mask_token(recipe.dropout, vocab_size=model_config.get_text_config().vocab_size)
     if recipe.data.verify == "hashes":
         check_contents(pack, scores=scores, rank=layout.rank, world_size=layout.world_size)
     return Start(pack, mixture, scores, plan, dtype, model_config)
+
+
+def _compare_with_folder(model: Model, corpus: Corpus, config: PretrainedConfig) -> None:
+    """Refuse a folder whose weights or tokenizer are not those of model and corpus."""
+    mistake = find_other_weights(model, config)
+    own = local_tokenizer(str(model.pretrained))
+    kept = corpus.tokenizer_dir / TOKENIZER_FILE
+    if mistake is None and own is not None and kept.is_file():
+        mistake = find_other_ids(kept, own)
+    if mistake is not None:
+        raise ValueError(mistake)
 
 
 def check_start_together(recipe: Recipe, layout: Layout) -> Start:
