@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ def check_window(config: PretrainedConfig, *, sequence_tokens: int) -> None:
             f"model: sliding_window {window} is not supported for samples of {sequence_tokens} "
             f"tokens; it works with data.sequence_tokens up to {window}, or with sliding_window: "
             "null"
+        )
+
+
+def warn_of_positions(config: PretrainedConfig, *, sequence_tokens: int) -> None:
+    """One line on stderr when samples are longer than what the model was trained for."""
+    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if known is not None and known < sequence_tokens:
+        print(
+            f"WARNING: data.sequence_tokens {sequence_tokens} exceeds the model's "
+            f"max_position_embeddings {known}: it has never seen such positions",
+            file=sys.stderr,
+            flush=True,
         )
 
 

@@ -11,7 +11,7 @@ from data_prep.shards import Corpus, Mixture, PackIndex, Scores, check_contents,
 from training.config.recipe import Recipe
 from training.config.sections import Model
 from training.model.causal_lm import resolve_model_config
-from training.model.checks import check_heads, check_window
+from training.model.checks import check_heads, check_window, warn_of_positions
 from training.model.ds_config import join_ds_config, training_dtype
 from training.model.tokenizers import TOKENIZER_FILE, find_other_ids, local_tokenizer
 from training.model.weights import find_other_weights
@@ -53,7 +53,8 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
-    if layout.is_main and recipe.model.pretrained is not None:
+    if layout.is_main:
+        warn_of_positions(model_config, sequence_tokens=recipe.data.sequence_tokens)
         _compare_with_folder(recipe.model, corpus, model_config)
     check_mask_token(recipe.dropout, vocab_size=model_config.get_text_config().vocab_size)
     if recipe.data.verify == "hashes":
@@ -63,8 +64,10 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
 
 def _compare_with_folder(model: Model, corpus: Corpus, config: PretrainedConfig) -> None:
     """Refuse a folder whose weights or tokenizer are not those of model and corpus."""
+    if model.pretrained is None:
+        return
     mistake = find_other_weights(model, config)
-    own = local_tokenizer(str(model.pretrained))
+    own = local_tokenizer(model.pretrained)
     kept = corpus.tokenizer_dir / TOKENIZER_FILE
     if mistake is None and own is not None and kept.is_file():
         mistake = find_other_ids(kept, own)
