@@ -138,7 +138,11 @@ def tasks_dir(model: Path) -> Path:
     plain, folder = Plain(model), model.parent / "tasks"
     folder.mkdir()
     continued = [plain.continued(prompt) for prompt in PROMPTS]
-    told = [text if i % 2 else "something else" for i, text in enumerate(continued)]
+    said = [text if i % 2 else "something else" for i, text in enumerate(continued)]
+    greedy = [
+        greedy_document(plain, prompt) if i % 2 else {"text": prompt, "target": "something else"}
+        for i, prompt in enumerate(PROMPTS)
+    ]
     write_task(
         folder,
         "our_choice",
@@ -151,7 +155,7 @@ def tasks_dir(model: Path) -> Path:
     write_task(
         folder,
         "our_cloze",
-        [{"text": a, "target": b} for a, b in zip(PROMPTS, told, strict=True)],
+        greedy,
         output_type="loglikelihood",
         doc_to_target="{{target}}",
         metrics=["acc", "perplexity"],
@@ -167,7 +171,7 @@ def tasks_dir(model: Path) -> Path:
     write_task(
         folder,
         "our_answers",
-        [{"text": a, "target": b} for a, b in zip(PROMPTS, told, strict=True)],
+        [{"text": a, "target": b} for a, b in zip(PROMPTS, said, strict=True)],
         output_type="generate_until",
         doc_to_target="{{target}}",
         metrics=["exact_match"],
@@ -178,6 +182,16 @@ def tasks_dir(model: Path) -> Path:
         },
     )
     return folder
+
+
+def greedy_document(plain: Plain, prompt: str) -> dict[str, str]:
+    """The beginning of a prompt, and what the model says next, in the tokens of the whole text."""
+    for cut in range(len(prompt), 1, -1):
+        said = plain.continued(prompt[:cut])
+        for end in range(len(said), 0, -1):
+            if plain.score(prompt[:cut], said[:end])[1]:
+                return {"text": prompt[:cut], "target": said[:end]}
+    raise AssertionError(f"nothing that is said of {prompt!r} has the tokens that were drawn")
 
 
 def write_task(
@@ -254,6 +268,7 @@ def test_every_kind_of_task_gives_the_numbers_of_plain_transformers(model, tasks
     num_bytes = sum(len(page.encode()) for page in pages)
     assert found["our_pages"]["bits_per_byte,none"] == pytest.approx(bits / num_bytes, rel=1e-5)
 
+    rows = [json.loads(line) for line in (tasks_dir / "our_answers.jsonl").open()]
     right = [plain.continued(row["text"]) == row["target"] for row in rows]
     assert 0 < sum(right) < 5
     assert found["our_answers"]["exact_match,none"] == pytest.approx(sum(right) / 5)

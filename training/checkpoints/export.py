@@ -23,6 +23,7 @@ from training.checkpoints.manifest import (
 )
 from training.config.load import KEPT_RECIPE, load_recipe
 from training.config.recipe import Recipe
+from training.config.sections import Model
 from training.model.causal_lm import warn_of_remote_code
 
 _WRAPPER_PREFIX = "lm."
@@ -68,7 +69,7 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     model.save_pretrained(staging)
     _export_tokenizer(recipe.data.corpus, staging)
     del model
-    _compare(staging, trained, trust_remote_code=recipe.model.trust_remote_code)
+    _compare(staging, trained, recipe.model)
     _mark(staging, chosen)
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
@@ -128,9 +129,9 @@ def _mark(folder: Path, checkpoint: Path) -> None:
     write_manifest(folder, content, files=files)
 
 
-def _compare(folder: Path, trained: dict[str, Tensor], *, trust_remote_code: bool) -> None:
+def _compare(folder: Path, trained: dict[str, Tensor], model: Model) -> None:
     again = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", trust_remote_code=trust_remote_code
+        folder, dtype="auto", trust_remote_code=model.trust_remote_code
     ).state_dict()
     different = [
         name
