@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Sequence
 
+from common.exits import exit_code_of
 from common.verbs import add_verbs
 from data_prep.executor import abort_mpi, mpi_rank, serve_as_mpi_worker
 
@@ -21,8 +21,6 @@ accounts for every document and every token.
   python -m data_prep inspect data/docs --seq-len 2048 --sample 0
   python -m data_prep verify  data/docs --deep
 """
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 VERBS = (
     "train-tokenizer",
@@ -43,26 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a user error."""
     options = make_parser().parse_args(arguments)
     shares_work = _shares_work(options)
-    try:
+
+    def run() -> int:
         # score runs a model on all ranks, through torch
         if mpi_rank() > 0 and options.verb != "score":
             if shares_work:
                 serve_as_mpi_worker()
             return 0
-        return options.run(options)
-    except BrokenPipeError:  # for example `inspect ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        if shares_work:
-            abort_mpi(2)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; no partial output was published", file=sys.stderr)
-        if shares_work:
-            abort_mpi(130)
-        return 130
+        return int(options.run(options))
+
+    code = exit_code_of(run, interrupted="stopped; no partial output was published")
+    if shares_work and code not in (0, 1):
+        abort_mpi(code)
+    return code
 
 
 def _shares_work(options: argparse.Namespace) -> bool:
@@ -70,15 +61,6 @@ def _shares_work(options: argparse.Namespace) -> bool:
     if options.verb == "dedup":
         return bool(options.near)
     return options.verb in ("build", "import-megatron", "decontaminate")
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        return (
-            f"no disk space left ({error}). Finished work is kept: free some space and run the "
-            "same command again"
-        )
-    return str(error)
 
 
 def make_parser() -> argparse.ArgumentParser:

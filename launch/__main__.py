@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from common.exits import exit_code_of
 from common.verbs import add_verbs
 from training.config.arguments import parse_arguments
 
@@ -14,11 +15,7 @@ VERBS = ("plan", "preflight")
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user error is one message and exit code 2."""
     options = parse_arguments(build_parser(), argv)
-    try:
-        return int(options.run(options))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code_of(lambda: int(options.run(options)))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 
+from common.exits import exit_code_of
 from common.verbs import add_verbs
 from training.config.arguments import parse_arguments
 from training.ranks.launcher_env import set_rank_variables
@@ -26,20 +27,18 @@ VERBS = ("train", "evaluate", "export", "report", "sweep", "preview")
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user error is one message and exit code 2."""
     options = parse_arguments(build_parser(), argv)
-    if options.verb in ("train", "evaluate"):
-        try:
-            set_rank_variables()
-        except ValueError as error:  # the rank is not known, so every process prints it
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    try:
-        code: int = options.run(options)
+    has_ranks = options.verb in ("train", "evaluate")
+    # the rank is not known before, so every process says what is wrong with it
+    if has_ranks and (code := exit_code_of(_set_ranks)):
         return code
-    except (ValueError, OSError) as error:
-        # most errors are the same on all ranks; with one log file per rank, each prints its own
-        if os.environ.get("RANK", "0") == "0" or getattr(options, "rank_logs", False):
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+    # most errors are the same on all ranks; with one log file per rank, each prints its own
+    speaks = os.environ.get("RANK", "0") == "0" or getattr(options, "rank_logs", False)
+    return exit_code_of(lambda: int(options.run(options)), speaks=speaks)
+
+
+def _set_ranks() -> int:
+    set_rank_variables()
+    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,152 @@
+"""Every verb ends with its result, or with one sentence and a code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+import data_prep.__main__
+import launch.__main__
+import training.__main__
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS: dict[str, Any] = {
+    "data_prep": data_prep.__main__,
+    "training": training.__main__,
+    "launch": launch.__main__,
+}
+# enough for each verb's parser to be content
+ARGUMENTS = {
+    "train-tokenizer": ["--input", "x", "--algorithm", "bpe", "--vocab-size", "9", "--out", "o"],
+    "build": ["--input", "x", "--tokenizer", "t", "--out", "o"],
+    "dedup": ["x"],
+    "decontaminate": ["x", "--against", "y"],
+    "pack": ["x", "--seq-len", "8"],
+    "score": ["x", "--model", "m", "--seq-len", "8"],
+    "stats": ["x"],
+    "inspect": ["x"],
+    "verify": ["x"],
+    "import-megatron": ["x", "--tokenizer", "t", "--out", "o"],
+    "export-megatron": ["x", "--out", "o"],
+    "preview": ["x", "--scores", "s", "--out", "o"],
+    "report": ["x"],
+    "plan": ["x", "--gpus", "1", "--gpu-gib", "1"],
+}
+VERBS = [(name, verb) for name, module in COMMANDS.items() for verb in module.VERBS]
+MISTAKES: list[tuple[BaseException, int, str]] = [
+    (ValueError("the value is wrong"), 2, "error: the value is wrong"),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 2, "error: [Errno 2] No"),
+    (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "error: [Errno 13] Perm"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "error: no disk space left"),
+    (ConnectionResetError(errno.ECONNRESET, "reset"), 2, "error: [Errno 104] reset"),
+    (SafetensorError("header too small"), 2, "error: header too small"),
+    (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: CUDA out of memory; `python -m l"),
+    (
+        torch.distributed.DistNetworkError("port: 29500, EADDRINUSE"),
+        2,
+        "error: port: 29500, EADDRINUSE; is MASTER_ADDR right, and MASTER_PORT free?",
+    ),
+    (KeyboardInterrupt(), 130, ""),
+]
+
+
+def run_main(name: str, verb: str, raises: Callable[[Any], int], patch: pytest.MonkeyPatch) -> int:
+    command = importlib.import_module(f"{name}.commands.{verb.replace('-', '_')}")
+    patch.setattr(command, "run", raises)
+    code = COMMANDS[name].main([verb, *ARGUMENTS.get(verb, ["x"])])
+    assert isinstance(code, int)
+    return code
+
+
+@pytest.mark.parametrize(("name", "verb"), VERBS)
+def test_a_mistake_of_any_kind_is_one_line_and_a_code(name, verb, monkeypatch, capsys):
+    for mistake, expected_code, words in MISTAKES:
+
+        def fail(options: Any, error: BaseException = mistake) -> int:
+            raise error
+
+        assert run_main(name, verb, fail, monkeypatch) == expected_code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(words)
+
+
+@pytest.mark.parametrize(("name", "verb"), VERBS)
+def test_a_fault_of_ours_keeps_its_traceback_and_a_result_its_code(name, verb, monkeypatch):
+    def fail(options: Any) -> int:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        run_main(name, verb, fail, monkeypatch)
+    assert run_main(name, verb, lambda options: 1, monkeypatch) == 1
+
+
+def test_a_pipe_to_another_process_that_breaks_is_an_error(monkeypatch, capsys):
+    def fail(options: Any) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    assert run_main("training", "train", fail, monkeypatch) == 2
+    assert "Broken pipe" in capsys.readouterr().err
+
+
+def test_nobody_who_reads_the_output_is_no_error():
+    """As in `... | head`, which has seen enough."""
+    program = (
+        "import sys\n"
+        "from common.exits import exit_code_of\n"
+        "def run():\n"
+        "    for _ in range(10**5): print('a line')\n"
+        "    return 1\n"
+        "sys.exit(exit_code_of(run))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "export", "report"])
+def test_ctrl_c_before_the_work_begins_is_one_line(verb, tmp_path):
+    """While it reads a recipe or a run's files: here a pipe that nobody writes to."""
+    names = {"train": "recipe.yaml", "report": "metrics.jsonl"}
+    path = tmp_path / names.get(verb, "recipe.resolved.yaml")
+    os.mkfifo(path)
+    argument = path if verb == "train" else tmp_path
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training", verb, str(argument)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    writer = open_for_writing(path, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    os.close(writer)
+    assert (process.returncode, said) == (130, "interrupted\n")
+
+
+def open_for_writing(path: Path, reader: subprocess.Popen[str]) -> int:
+    """Once the process has opened the pipe; it then waits for what will not come."""
+    while True:
+        assert reader.poll() is None
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO
+        time.sleep(0.1)
