@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 import data_prep.__main__
 import launch.__main__
 import training.__main__
+from tests.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS: dict[str, Any] = {
@@ -129,10 +130,12 @@ def test_ctrl_c_before_the_work_begins_is_one_line(verb, tmp_path):
     os.mkfifo(path)
     argument = path if verb == "train" else tmp_path
     process = subprocess.Popen(
-        [sys.executable, "-m", "training", verb, str(argument)],
+        [warm_python(), "-m", "training", verb, str(argument)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        # a job in the background of a shell ignores Ctrl-C, and so would the process
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     writer = open_for_writing(path, process)
     process.send_signal(signal.SIGINT)

@@ -169,9 +169,13 @@ def _receive(client: socket.socket) -> dict[str, Any]:
     for descriptor, wanted in zip(moved, request["descriptors"], strict=True):
         os.dup2(descriptor, wanted, inheritable=True)
         os.close(descriptor)
-    for number in request["ignored"]:
-        if number not in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these by itself
+    # Python ignores these two by itself; a shell's job in the background ignores SIGINT
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if number in request["ignored"]:
             signal.signal(number, signal.SIG_IGN)
+        elif signal.getsignal(number) == signal.SIG_IGN:
+            is_ctrl_c = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_ctrl_c else signal.SIG_DFL)
     os.umask(request["umask"])
     os.sched_setaffinity(0, request["cores"])
     os.chdir(request["folder"])
