@@ -89,7 +89,17 @@ def test_other_weights_are_named(tmp_path, edit, words):
     message = found_in(write_folder(tmp_path, edit))
     assert message is not None
     assert all(word in message for word in words), message
-    assert message.endswith("training would start from random ones")
+    assert message.endswith("is the folder another model's, or incomplete?")
+
+
+def test_weights_of_the_hub_that_are_not_here_yet_are_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = resolve_model_config(
+        Model(pretrained=str(write_folder(tmp_path / "other", unchanged))),
+        vocab_size=512,
+        dtype=torch.float32,
+    )
+    assert find_other_weights(Model(pretrained="nobody/has-this"), config) is None
 
 
 def test_a_start_from_other_weights_is_refused(tmp_path, small_corpus):

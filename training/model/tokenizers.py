@@ -49,8 +49,7 @@ def find_other_ids(corpus_file: Path, model_file: Path) -> str | None:
         here, there = (t.encode(text, add_special_tokens=False).ids for t in (ours, theirs))
         if here != there:
             return (
-                "the corpus's tokenizer gives other ids than the model's: "
-                f"{text!r} has {len(here)} tokens in the corpus and {len(there)} with "
-                f"{model_file}, or others; {remedy}"
+                f"the corpus's tokenizer gives other ids than the model's {model_file} for "
+                f"{text!r} ({len(here)} and {len(there)} tokens); {remedy}"
             )
     return None

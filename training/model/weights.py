@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,25 +25,30 @@ def find_other_weights(model: Model, config: PretrainedConfig) -> str | None:
     is kept: the model that is loaded for this has no memory.
 
     Returns:
-        What is missing, left over or of another shape, in a sentence; None where all fits, and
-        for a model from scratch.
+        What is missing, left over or of another shape, in a sentence; None where all fits, for a
+        model from scratch, and for one of the hub that is not here yet: the other ranks would wait
+        for the download.
     """
     if model.pretrained is None:
         return None
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # it may outlive the engine that it was made for
+    is_folder = Path(model.pretrained).is_dir()
     with _quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 model.pretrained,
                 config=copy.deepcopy(config),
                 trust_remote_code=model.trust_remote_code,
+                local_files_only=not is_folder,
                 device_map="meta",
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
         except Exception as error:  # of many kinds: safetensors, torch, quantizers
+            if isinstance(error, OSError) and not is_folder:
+                return None
             return f"model.pretrained {model.pretrained}: {' '.join(str(error).split())}"
     found = loaded[1]
     shapes = [
@@ -62,7 +68,7 @@ def find_other_weights(model: Model, config: PretrainedConfig) -> str | None:
         return None
     return (
         f"model.pretrained {model.pretrained}: its weights are not those of this model "
-        f"({'; '.join(parts)}); training would start from random ones"
+        f"({'; '.join(parts)}); is the folder another model's, or incomplete?"
     )
 
 
