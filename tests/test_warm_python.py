@@ -33,6 +33,14 @@ def test_arguments_environment_folder_and_input_arrive(tmp_path: Path) -> None:
     assert run("-m", "module", cwd=tmp_path).stdout == f"__main__ {tmp_path}/module.py\n"
 
 
+def test_what_it_spawns_does_not_load_what_the_server_has() -> None:
+    code = (
+        "import multiprocessing, sys; context = multiprocessing.get_context('spawn'); "
+        'pool = context.Pool(1); print(pool.apply(eval, (\'"torch" in __import__("sys").modules\',)))'
+    )
+    assert run("-c", code).stdout == "False\n"
+
+
 def test_open_files_arrive_under_their_numbers() -> None:
     reads, writes = os.pipe()
     done = run("-c", f"import os; os.write({writes}, b'through')", pass_fds=[writes])

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import types
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -250,7 +251,9 @@ def _run(request: dict[str, Any]) -> None:
         what, *rest = rest
         sys.argv = [first, *rest]
         if first == "-c":
-            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+            # the server's own would be imported again by each process that this one spawns
+            main = sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(compile(what, "<string>", "exec"), main.__dict__)
             return
         _forget(what)
         runpy.run_module(what, run_name="__main__", alter_sys=True)

@@ -22,8 +22,11 @@ _SURROGATES = range(0xD800, 0xE000)
 # Unassigned or uniform: private use, and planes without a character.
 _SPARSE_PLANES = (*range(4, 14), 15, 16)
 _SPARSE_STEP = 251
+# The others have letters and what is neither letter nor number, no white space and no case.
+_MANY_CLASSES = {0, 1}
 # A merge of the first character with what follows shows that both are in one word.
-_CONTEXTS = ("a{}\n", "1{}\n", "!{}\n", " {}\n", "\n{}\n", "a{}a\n", "\n{}\n\n")
+_CLASS_CONTEXTS = ("a{}\n", "1{}\n", "!{}\n")
+_CONTEXTS = (*_CLASS_CONTEXTS, " {}\n", "\n{}\n", "a{}a\n", "\n{}\n\n")
 _CONTRACTIONS = ("'{}a\n", "'{}ea\n", "'{}la\n", "'r{}a\n", "'v{}a\n", "'l{}a\n")
 
 
@@ -71,7 +74,8 @@ def probe_settings(pattern: str) -> dict[str, Any]:
 
 def _probes(planes: Iterable[int]) -> Iterator[str]:
     for contexts, points in (
-        (_CONTEXTS, list(_points(planes))),
+        (_CONTEXTS, list(_points(set(planes) & _MANY_CLASSES))),
+        (_CLASS_CONTEXTS, list(_points(set(planes) - _MANY_CLASSES))),
         (_CONTRACTIONS, list(range(0x3000))),
     ):
         for start in range(0, len(points), _CHUNK):

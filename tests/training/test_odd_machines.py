@@ -13,6 +13,7 @@ import pytest
 
 from tests.distributed import run_ranks
 from tests.training.short_runs import NUM_STEPS, metrics, short_recipe, train_on_rank
+from tests.warm_python import warm_python
 from training.config.load import dump_recipe
 from training.config.recipe import Recipe
 from training.ranks.run_state import read_run_state
@@ -38,13 +39,25 @@ fcntl.ioctl(socket.socket(), SIOCSIFFLAGS, struct.pack('16sh', b'lo', IFF_UP))
 " """
 
 
-def run_apart(script: str, *folders: Path) -> subprocess.CompletedProcess[str]:
+def run_apart(
+    script: str, *folders: Path, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """A script without any network but loopback, where the folders cannot be written."""
     mounts = [f"mount --bind {path} {path}; mount -o remount,ro,bind {path}" for path in folders]
     lines = ["set -e", _LOOPBACK_UP, *mounts, f"cd {ROOT}", script]
     return subprocess.run(
-        ["unshare", "--net", "--mount", "bash", "-c", "\n".join(lines)],
-        env=os.environ | {"PYTHON": sys.executable, "HOME": "/proc/none", "OMP_NUM_THREADS": "1"},
+        [
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "bash",
+            "-c",
+            "\n".join(lines),
+        ],
+        env=os.environ | {"PYTHON": python, "HOME": "/proc/none", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -68,7 +81,9 @@ def test_a_run_folder_that_cannot_be_written_is_refused_by_name(small_corpus, tm
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(short_recipe(small_corpus, locked / "run")))
     done = run_apart(
-        f"$PYTHON -m training train {recipe} train.sequence_parallel_size=1", locked, small_corpus
+        f"$PYTHON -m training train {recipe} train.sequence_parallel_size=1",
+        *(locked, small_corpus),
+        python=warm_python(),
     )
     assert done.returncode == 2
     assert f"error: run_dir {locked / 'run'}: Read-only file system" in done.stderr
