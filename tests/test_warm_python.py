@@ -35,8 +35,8 @@ def test_arguments_environment_folder_and_input_arrive(tmp_path: Path) -> None:
 
 def test_what_it_spawns_does_not_load_what_the_server_has() -> None:
     code = (
-        "import multiprocessing, sys; context = multiprocessing.get_context('spawn'); "
-        'pool = context.Pool(1); print(pool.apply(eval, (\'"torch" in __import__("sys").modules\',)))'
+        "import multiprocessing; pool = multiprocessing.get_context('spawn').Pool(1); "
+        'print(pool.apply(eval, (\'"torch" in __import__("sys").modules\',)))'
     )
     assert run("-c", code).stdout == "False\n"
 
