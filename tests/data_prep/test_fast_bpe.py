@@ -115,10 +115,10 @@ def test_both_libraries_know_every_character_alike(pattern):
     """What VERIFIED_VERSIONS claims of the installed versions, over Unicode.
 
     Every pattern asks each library's one table of letters, numbers and white space: the planes of
-    rare ideographs are gone through with one of them. `make test-all` takes all, and the planes
+    rare characters are gone through with one of them. `make test-all` takes all, and the planes
     without a character.
     """
-    planes = (0, 1, 2, 3, 14) if pattern == GPT2_PATTERN else (0, 1)
+    planes = (0, 1, 2, 3, 14) if pattern == GPT2_PATTERN else (0,)
     if grids.WHOLE:
         planes = range(17)
     assert first_difference(pattern, planes=planes) is None

@@ -64,7 +64,7 @@ def test_every_kind_of_kill_point_resumes_to_the_same_bytes(
     """Before and after every fsync, rename and removal, and in the middle of every write."""
     (tmp_path / "killed").mkdir()
     # of about 400 events
-    first, step = ("1", "1") if grids.WHOLE else ("3", "13")
+    first, step = ("1", "1") if grids.WHOLE else ("3", "17")
     driver = [
         str(Path(__file__).with_name("kill_driver.py")),
         str(tmp_path / "killed"),

@@ -123,7 +123,8 @@ def test_lines_come_once_each_however_the_bytes_are_cut(
 
     whole = read(0)
     assert [text for _, text in whole if text] == list(tricky)
-    for part in list(cut_files([file], fields=TEXT))[:50]:
+    parts = list(cut_files([file], fields=TEXT))
+    for part in parts[:: -(-len(parts) // 12)]:
         assert read(part.end) == [pair for pair in whole if pair[0] >= part.end]
 
 
