@@ -27,27 +27,19 @@ TEXT
 # shellcheck source=launch/job.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/job.sh"
 
-recipe="" hostfile="" port=${MASTER_PORT:-29500} dry_run="" overrides=()
-while (($#)); do
+hostfile="" port=${MASTER_PORT:-29500}
+own_option() {
     case $1 in
-        -h | --help) usage && exit 0 ;;
-        --hostfile) hostfile=${2:?--hostfile needs a file} && shift ;;
-        --master-port) port=${2:?--master-port needs a number} && shift ;;
-        --dry-run) dry_run=1 ;;
-        -*) fail "unknown option $1; see launch/deepspeed.sh --help" ;;
-        *=*) overrides+=("$1") ;;
-        *)
-            [[ -z $recipe ]] || fail "two recipes given: $recipe and $1"
-            recipe=$1
-            ;;
+        --hostfile) take_value hostfile "$@" ;;
+        --master-port) take_value port "$@" ;;
+        *) return 1 ;;
     esac
-    shift
-done
-[[ -n $recipe ]] || { usage >&2 && exit 2; }
+}
+read_arguments "$@"
 # Without one DeepSpeed would train on this host alone, with only a warning.
 [[ -n $hostfile ]] || fail "--hostfile is missing; on this machine alone: launch/local.sh"
 
-read_recipe "$recipe" "${overrides[@]}"
+read_recipe "$RECIPE" "${OVERRIDES[@]}"
 read_hostfile "$hostfile"
 ((${#HOSTS[@]} > 1)) || fail "$hostfile names only ${HOSTS[0]}; use launch/local.sh there"
 check_num_processes "$NUM_SLOTS"
@@ -59,8 +51,8 @@ done < <(forwarded_variables)
 
 command=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$(realpath -- "$hostfile")"
     --no_ssh_check ${MASTER_ADDR:+--master_addr "$MASTER_ADDR"} --master_port "$port"
-    --module training train --rank-logs "$(realpath -- "$recipe")" "${overrides[@]}")
-if [[ -n $dry_run ]]; then
+    --module training train --rank-logs "$(realpath -- "$RECIPE")" "${OVERRIDES[@]}")
+if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0
 fi

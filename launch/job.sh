@@ -1,4 +1,4 @@
-# Sourced by launchers: reading the recipe, stopping, and the verdict.
+# Sourced by launchers: reading arguments and recipe, stopping, and the verdict.
 # shellcheck shell=bash
 # shellcheck source=launch/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -6,6 +6,36 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 fail() {
     echo "error: $1" >&2
     exit 2
+}
+
+# read_arguments ARGUMENT ...: sets RECIPE, DRY_RUN and OVERRIDES. The script's own options are read
+# by its own_option, which takes "$@" and returns 1 for one that it does not know.
+read_arguments() {
+    RECIPE="" DRY_RUN="" OVERRIDES=()
+    while (($#)); do
+        WORDS=1
+        case $1 in
+            -h | --help) usage && exit 0 ;;
+            --dry-run) DRY_RUN=1 ;;
+            -*) own_option "$@" || fail "unknown option $1; see launch/${0##*/} --help" ;;
+            *=*) OVERRIDES+=("$1") ;;
+            *)
+                [[ -z $RECIPE ]] || fail "two recipes given: $RECIPE and $1"
+                RECIPE=$1
+                ;;
+        esac
+        shift "$WORDS"
+    done
+    [[ -n $RECIPE ]] || { usage >&2 && exit 2; }
+    # shellcheck disable=SC2034 # for the caller
+    readonly RECIPE DRY_RUN OVERRIDES
+}
+
+# take_value VARIABLE OPTION [VALUE ...]: sets it, and counts the value as read.
+take_value() {
+    [[ -n ${3:-} ]] || fail "$2 needs a value; see launch/${0##*/} --help"
+    printf -v "$1" %s "$3"
+    WORDS=2
 }
 
 # read_recipe RECIPE [a.b=c ...]: sets RUN_DIR and SEQUENCE_PARALLEL_SIZE, or exits with the error.

@@ -27,24 +27,16 @@ TEXT
 # shellcheck source=launch/job.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/job.sh"
 
-recipe="" num_processes="" dry_run="" overrides=()
-while (($#)); do
+num_processes=""
+own_option() {
     case $1 in
-        -h | --help) usage && exit 0 ;;
-        -n) num_processes=${2:?-n needs a number} && shift ;;
+        -n) take_value num_processes "$@" ;;
         --cpu) export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu && NUM_GPUS=0 ;;
-        --dry-run) dry_run=1 ;;
-        -*) fail "unknown option $1; see launch/local.sh --help" ;;
-        *=*) overrides+=("$1") ;;
-        *)
-            [[ -z $recipe ]] || fail "two recipes given: $recipe and $1"
-            recipe=$1
-            ;;
+        *) return 1 ;;
     esac
-    shift
-done
-[[ -n $recipe ]] || { usage >&2 && exit 2; }
-read_recipe "$recipe" "${overrides[@]}"
+}
+read_arguments "$@"
+read_recipe "$RECIPE" "${OVERRIDES[@]}"
 
 if [[ -z $num_processes ]]; then
     num_processes=$((NUM_GPUS > 0 ? NUM_GPUS : SEQUENCE_PARALLEL_SIZE))
@@ -63,8 +55,8 @@ fi
 
 command=("$PYTHON" -m launch.torchrun --standalone --local-addr=127.0.0.1
     "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
-    "--nproc-per-node=$num_processes" -m training train --rank-logs "$recipe" "${overrides[@]}")
-if [[ -n $dry_run ]]; then
+    "--nproc-per-node=$num_processes" -m training train --rank-logs "$RECIPE" "${OVERRIDES[@]}")
+if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0
 fi

@@ -29,25 +29,17 @@ TEXT
 # shellcheck source=launch/job.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/job.sh"
 
-recipe="" hostfile="" num_processes="" dry_run="" overrides=()
-while (($#)); do
+hostfile="" num_processes=""
+own_option() {
     case $1 in
-        -h | --help) usage && exit 0 ;;
-        -n) num_processes=${2:?-n needs a number} && shift ;;
-        --hostfile) hostfile=${2:?--hostfile needs a file} && shift ;;
-        --dry-run) dry_run=1 ;;
-        -*) fail "unknown option $1; see launch/mpirun.sh --help" ;;
-        *=*) overrides+=("$1") ;;
-        *)
-            [[ -z $recipe ]] || fail "two recipes given: $recipe and $1"
-            recipe=$1
-            ;;
+        -n) take_value num_processes "$@" ;;
+        --hostfile) take_value hostfile "$@" ;;
+        *) return 1 ;;
     esac
-    shift
-done
-[[ -n $recipe ]] || { usage >&2 && exit 2; }
+}
+read_arguments "$@"
 
-read_recipe "$recipe" "${overrides[@]}"
+read_recipe "$RECIPE" "${OVERRIDES[@]}"
 placement=()
 if [[ -n $hostfile ]]; then
     read_hostfile "$hostfile"
@@ -83,9 +75,9 @@ command=("$MPIRUN" -np "$num_processes" "${placement[@]}" --bind-to none)
 while read -r name; do
     command+=(-x "$name")
 done < <(forwarded_variables)
-command+=("$PYTHON" -m training train --rank-logs "$(realpath -- "$recipe")"
-    "${overrides[@]}")
-if [[ -n $dry_run ]]; then
+command+=("$PYTHON" -m training train --rank-logs "$(realpath -- "$RECIPE")"
+    "${OVERRIDES[@]}")
+if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0
 fi

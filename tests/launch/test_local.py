@@ -76,13 +76,14 @@ def test_overrides_with_spaces_and_quotes_arrive_whole(tmp_path: Path) -> None:
         ([RECIPE, "-n", "3"], "not a multiple of train.sequence_parallel_size 2"),
         ([RECIPE, "-n", "two"], "not a number of processes"),
         ([RECIPE, "--fast"], "unknown option --fast"),
+        ([RECIPE, "-n"], "-n needs a value"),
         ([RECIPE, "other.yaml"], "two recipes"),
     ],
 )
 def test_mistakes_are_one_message_before_anything_starts(
     arguments: list[str], message: str
 ) -> None:
-    shown = local_sh(*arguments, "--dry-run")
+    shown = local_sh("--dry-run", *arguments)
     assert shown.returncode == 2
     assert message in shown.stderr
     assert "Traceback" not in shown.stderr
