@@ -74,7 +74,7 @@ def _remove(folder: str) -> None:
 # tests (`--durations=0`) are those of one file.
 _LONG_FILES = (
     "training/test_layouts.py",
-    "training/test_sweep.py",
+    "training/test_sweep_jobs.py",
     "training/test_run.py",
     "data_prep/test_kill.py",
     "data_prep/test_fast_bpe.py",
@@ -94,6 +94,7 @@ _LONG_FILES = (
     "training/test_reshard.py",
     "training/test_entropy_source.py",
     "training/test_checkpoint.py",
+    "training/test_failed_saves.py",
     "launch/test_quickstart.py",
     "training/test_score.py",
     "benchmarks/test_bench_step.py",

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
 from data_prep.__main__ import main
 from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
+from data_prep.reading import token_files
+from data_prep.tokenizing.chat import ChatEncoder
 from data_prep.tokenizing.training import train_tokenizer
+from tests.data_prep.chat_templates import CHATML, QWEN, SPECIALS, MakeFolder
 from tests.mpi import find_mpirun
 
 ROOT = Path(__file__).parents[2]
@@ -160,3 +164,41 @@ def tree() -> Callable[[Path], dict[str, bytes]]:
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory: pytest.TempPathFactory, bpe_folder: Path) -> MakeFolder:
+    """The small BPE with tokens of chat models, and a template."""
+
+    def make(template: str | None, *, in_settings: bool = False, **config: Any) -> Path:
+        folder = tmp_path_factory.mktemp("chat")
+        backend = Tokenizer.from_file(str(bpe_folder / "tokenizer.json"))
+        backend.add_special_tokens(SPECIALS)
+        backend.add_tokens(["<think>", "</think>", "<tool_call>", "</tool_call>", "<turn>"])
+        backend.enable_truncation(8)  # what a careless save leaves behind
+        backend.save(str(folder / "tokenizer.json"))
+        config = {"bos_token": "<|begin_of_text|>", "eos_token": "<eos>", **config}
+        if template is not None and in_settings:
+            config["chat_template"] = template
+        elif template is not None:
+            (folder / "chat_template.jinja").write_text(template)
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chatml(make_folder: MakeFolder) -> ChatEncoder:
+    return ChatEncoder(make_folder(CHATML))
+
+
+@pytest.fixture(scope="session")
+def qwen(make_folder: MakeFolder) -> ChatEncoder:
+    return ChatEncoder(make_folder(QWEN))
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of 16 bytes, so that documents cross their borders."""
+    monkeypatch.setattr(token_files, "PART_BYTES", 16)

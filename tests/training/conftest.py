@@ -32,3 +32,15 @@ def scored_copy(corpus_copy: Path) -> Path:
         seq_len=SEQUENCE_TOKENS,
     )
     return corpus_copy
+
+
+@pytest.fixture(scope="session")
+def saved_run(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps on 2 ranks with checkpoints at 6 and 8, never disturbed."""
+    from tests.distributed import run_ranks
+    from tests.training.test_run import recipe_of, train_on_rank
+
+    run_dir = tmp_path_factory.mktemp("checkpoints") / "whole"
+    recipe = recipe_of(small_corpus, run_dir, entropy__source="cache")
+    run_ranks(train_on_rank, recipe, world_size=2)
+    return run_dir
