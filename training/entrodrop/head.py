@@ -29,6 +29,7 @@ def linear_cross_entropy_with_entropy(
     chunk_tokens: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each target and entropy of each prediction, in nats.
 
@@ -42,6 +43,7 @@ def linear_cross_entropy_with_entropy(
             `torch.nn.functional.cross_entropy`; nll is then the smoothed loss.
         z_loss: coefficient of `(ln sum e^logits)^2`, which is added to nll (Chowdhery et al.:
             PaLM, 2022, section 5).
+        softcap: c of logits c tanh(x / c) (Gemma 2, 2024, section 2); 0 for plain ones.
 
     Returns:
         nll fp32 `[N]`, 0 where ignored, differentiable with any upstream gradient per token;
@@ -50,7 +52,8 @@ def linear_cross_entropy_with_entropy(
     Two passes: the backward pass computes the logits again, and leaves out rows whose upstream
     gradient is zero. Memory beyond the inputs: the logits of a chunk, and the gradients.
     """
-    terms = _Terms(ignore_index, _chunk(chunk_tokens, hidden, weight), label_smoothing, z_loss)
+    chunk_tokens = _chunk(chunk_tokens, hidden, weight)
+    terms = _Terms(ignore_index, chunk_tokens, label_smoothing, z_loss, softcap)
     nll, entropy = _TwoPasses.apply(hidden, weight, targets, terms)
     return nll, entropy
 
@@ -65,12 +68,14 @@ def weighted_linear_cross_entropy(
     chunk_tokens: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same in one pass, for token weights known in advance: gradients come with the loss.
 
     Args:
         token_weights: fp32 `[N]`, the factor of each token's nll in the loss.
-        hidden, weight, targets, ignore_index, chunk_tokens, label_smoothing, z_loss: as above.
+        hidden, weight, targets, ignore_index, chunk_tokens, label_smoothing, z_loss, softcap: as
+            above.
 
     Returns:
         loss fp32, `sum(token_weights * nll)`, the only one that is differentiable; nll and
@@ -79,7 +84,8 @@ def weighted_linear_cross_entropy(
     Logits are computed once: three matrix products where two passes take four. From forward to
     backward it holds the gradients of `hidden` and `weight`, in their own dtypes.
     """
-    terms = _Terms(ignore_index, _chunk(chunk_tokens, hidden, weight), label_smoothing, z_loss)
+    chunk_tokens = _chunk(chunk_tokens, hidden, weight)
+    terms = _Terms(ignore_index, chunk_tokens, label_smoothing, z_loss, softcap)
     loss, nll, entropy = _OnePass.apply(hidden, weight, targets, token_weights, terms)
     return loss, nll, entropy
 
@@ -91,6 +97,7 @@ class _Terms(NamedTuple):
     chunk_tokens: int
     label_smoothing: float
     z_loss: float
+    softcap: float
 
 
 def _chunk(chunk_tokens: int | None, hidden_ND: Tensor, weight_VD: Tensor) -> int:
@@ -108,7 +115,7 @@ class _TwoPasses(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], terms.chunk_tokens):
             rows = slice(start, start + terms.chunk_tokens)
             logits_CV = logits_of(hidden_ND[rows])
-            _keep(statistics_N, rows, _statistics(logits_CV, targets_N[rows]))
+            _keep(statistics_N, rows, _statistics(logits_CV, targets_N[rows], terms))
         is_ignored_N = targets_N == terms.ignore_index
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, is_ignored_N, *statistics_N)
         ctx.terms = terms
@@ -154,14 +161,14 @@ class _OnePass(torch.autograd.Function):
         for rows_C in is_weighted_N.nonzero()[:, 0].split(terms.chunk_tokens):
             hidden_CD, targets_C = hidden_ND[rows_C], targets_N[rows_C]
             logits_CV = logits_of(hidden_CD)
-            statistics_C = _statistics(logits_CV, targets_C)
+            statistics_C = _statistics(logits_CV, targets_C, terms)
             _keep(statistics_N, rows_C, statistics_C)
             _logits_to_gradient_(logits_CV, targets_C, statistics_C, token_weights_N[rows_C], terms)
             grad_hidden_ND[rows_C] = logits_CV @ weight_VD
             grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
         for rows_C in (~is_weighted_N).nonzero()[:, 0].split(terms.chunk_tokens):
             logits_CV = logits_of(hidden_ND[rows_C])
-            _keep(statistics_N, rows_C, _statistics(logits_CV, targets_N[rows_C]))
+            _keep(statistics_N, rows_C, _statistics(logits_CV, targets_N[rows_C], terms))
         nll_N = _nll(statistics_N, terms).masked_fill_(is_ignored_N, 0.0)
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         ctx.mark_non_differentiable(nll_N, statistics_N.entropy)
@@ -205,8 +212,10 @@ def _nll(statistics: RowStatistics, terms: _Terms) -> Tensor:
     return nll
 
 
-def _statistics(logits_CV: Tensor, targets_C: Tensor) -> RowStatistics:
-    statistics: RowStatistics = _rows_on(logits_CV).row_statistics(logits_CV, targets_C.clamp(0))
+def _statistics(logits_CV: Tensor, targets_C: Tensor, terms: _Terms) -> RowStatistics:
+    statistics: RowStatistics = _rows_on(logits_CV).row_statistics(
+        logits_CV, targets_C.clamp(0), softcap=terms.softcap
+    )
     return statistics
 
 
@@ -217,7 +226,7 @@ def _logits_to_gradient_(
     upstream_C: Tensor,
     terms: _Terms,
 ) -> None:
-    """d nll / d logits = (p (1 + 2 b ln sum e^z) - (1 - a) onehot - a / V) * upstream, in place."""
+    """d nll / d z = (p (1 + 2 b ln sum e^z) - (1 - a) onehot - a / V) * upstream, in place."""
     smoothing = terms.label_smoothing
     log_sum_C = statistics_C.largest + statistics_C.log_total
     _rows_on(logits_CV).row_gradient_(
@@ -227,6 +236,7 @@ def _logits_to_gradient_(
         prob_scale_C=upstream_C * (1.0 + 2.0 * terms.z_loss * log_sum_C),
         target_scale_C=upstream_C * (1.0 - smoothing),
         uniform_C=upstream_C * (smoothing / logits_CV.shape[1]),
+        softcap=terms.softcap,
     )
 
 

@@ -1,6 +1,7 @@
 """Statistics and gradient of rows of logits, by torch; `softmax_rows_triton` does the same on CUDA.
 
-C rows of a chunk, V vocabulary.
+C rows of a chunk, V vocabulary. With a softcap c the logits are z = c tanh(x / c) of the matrix
+product's x, as in Gemma 2 (arXiv 2408.00118, section 2); without one, c = 0, they are x itself.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ class RowStatistics(NamedTuple):
     """- ln p, the mean over the vocabulary."""
 
 
-def row_statistics(logits_CV: Tensor, targets_C: Tensor) -> RowStatistics:
+def row_statistics(logits_CV: Tensor, targets_C: Tensor, *, softcap: float = 0.0) -> RowStatistics:
     """H = ln s - sum(y e^y) / s, with y = z - max z and s = sum e^y.
 
     Args:
-        logits_CV: any floating dtype; not changed.
+        logits_CV: x, of any floating dtype; not changed.
         targets_C: int64, each in [0, V).
+        softcap: c, or 0 for none.
     """
     blocks = [
-        _block_statistics(logits, targets)
+        _block_statistics(logits, targets, softcap)
         for logits, targets in _blocks_of_rows(logits_CV, targets_C)
     ]
     return RowStatistics(*(torch.cat(column) for column in zip(*blocks, strict=True)))
@@ -51,27 +53,44 @@ def row_gradient_(
     prob_scale_C: Tensor,
     target_scale_C: Tensor,
     uniform_C: Tensor,
+    softcap: float = 0.0,
 ) -> None:
-    """Replace z by `softmax(z) * prob_scale - onehot(target) * target_scale - uniform`, in place.
+    """Replace x by `(softmax(z) * prob_scale - onehot(target) * target_scale - uniform) dz/dx`.
 
     Args:
-        logits_CV: any floating dtype; computed in fp32, rounded once.
+        logits_CV: x, changed in place; any floating dtype; computed in fp32, rounded once.
         targets_C: int64, each in [0, V).
         statistics: of the same logits; only `largest` and `log_total` are read.
         prob_scale_C, target_scale_C, uniform_C: fp32.
+        softcap: c, or 0 for none: dz/dx = 1 - (z / c)^2, or 1.
     """
     factor_C = prob_scale_C * torch.exp(-statistics.log_total)
     columns = (statistics.largest, factor_C, target_scale_C, uniform_C)
     for logits, targets, *scales in _blocks_of_rows(logits_CV, targets_C, *columns):
         largest, factor, target_scale, uniform = (scale[:, None] for scale in scales)
         gradient = logits if logits.dtype == torch.float32 else logits.float()
+        slope = _cap_(gradient, softcap)
         gradient.sub_(largest).exp_().mul_(factor).sub_(uniform)
         gradient.scatter_add_(1, targets[:, None], -target_scale)
+        if slope is not None:
+            gradient.mul_(slope)
         if gradient is not logits:
             logits.copy_(gradient)
 
 
-def _block_statistics(logits: Tensor, targets: Tensor) -> RowStatistics:
+def _cap_(logits: Tensor, softcap: float) -> Tensor | None:
+    """Replace x by z; returns dz/dx, None where it is 1."""
+    if not softcap:
+        return None
+    share = logits.div_(softcap).tanh_()
+    slope = 1.0 - share.square()
+    logits.mul_(softcap)
+    return slope
+
+
+def _block_statistics(logits: Tensor, targets: Tensor, softcap: float) -> RowStatistics:
+    if softcap:
+        logits = torch.tanh(logits.float() / softcap).mul_(softcap)
     logits = logits.float()
     largest = logits.amax(dim=1, keepdim=True)
     shifted = logits - largest

@@ -17,7 +17,7 @@ _BLOCK_COLUMNS = 4096
 _NUM_WARPS = 8
 
 
-def row_statistics(logits_CV: Tensor, targets_C: Tensor) -> RowStatistics:
+def row_statistics(logits_CV: Tensor, targets_C: Tensor, *, softcap: float = 0.0) -> RowStatistics:
     """See `softmax_rows.row_statistics`."""
     num_rows, vocab_size = logits_CV.shape
     statistics_5C = torch.empty(5, num_rows, dtype=torch.float32, device=logits_CV.device)
@@ -29,6 +29,8 @@ def row_statistics(logits_CV: Tensor, targets_C: Tensor) -> RowStatistics:
             statistics_5C,
             num_rows,
             vocab_size,
+            softcap,
+            HAS_SOFTCAP=bool(softcap),
             BLOCK=min(_BLOCK_COLUMNS, triton.next_power_of_2(vocab_size)),
             num_warps=_NUM_WARPS,
         )
@@ -43,6 +45,7 @@ def row_gradient_(
     prob_scale_C: Tensor,
     target_scale_C: Tensor,
     uniform_C: Tensor,
+    softcap: float = 0.0,
 ) -> None:
     """See `softmax_rows.row_gradient_`."""
     num_rows, vocab_size = logits_CV.shape
@@ -57,18 +60,43 @@ def row_gradient_(
             target_scale_C.contiguous(),
             uniform_C.contiguous(),
             vocab_size,
+            softcap,
+            HAS_SOFTCAP=bool(softcap),
             BLOCK=min(_BLOCK_COLUMNS, triton.next_power_of_2(vocab_size)),
             num_warps=_NUM_WARPS,
         )
 
 
 @triton.jit
+def _tanh(x):
+    # of |x|, where e^(-2 |x|) cannot overflow
+    small = tl.exp(-2.0 * tl.abs(x))
+    size = (1.0 - small) / (1.0 + small)
+    return tl.where(x < 0, -size, size)
+
+
+@triton.jit
+def _capped(x, softcap, HAS_SOFTCAP: tl.constexpr):
+    if HAS_SOFTCAP:
+        x = softcap * _tanh(x / softcap)
+    return x
+
+
+@triton.jit
 def _statistics_kernel(
-    logits_ptr, stride, targets_ptr, out_ptr, num_rows, vocab_size, BLOCK: tl.constexpr
+    logits_ptr,
+    stride,
+    targets_ptr,
+    out_ptr,
+    num_rows,
+    vocab_size,
+    softcap,
+    HAS_SOFTCAP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
-    first = tl.load(row_ptr).to(tl.float32)
+    first = _capped(tl.load(row_ptr).to(tl.float32), softcap, HAS_SOFTCAP)
     # y = z - largest. When a larger one comes, with d = old - new: y becomes y + d, so that
     # sum e^y -> e^d sum e^y  and  sum y e^y -> e^d (sum y e^y + d sum e^y).
     largest = first
@@ -78,7 +106,9 @@ def _statistics_kernel(
     for start in range(0, vocab_size, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         is_inside = columns < vocab_size
-        logits = tl.load(row_ptr + columns, mask=is_inside, other=float("-inf")).to(tl.float32)
+        logits = tl.load(row_ptr + columns, mask=is_inside, other=0.0).to(tl.float32)
+        logits = _capped(logits, softcap, HAS_SOFTCAP)
+        logits = tl.where(is_inside, logits, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(logits, axis=0))
         moved = largest - new_largest
         scale = tl.exp(moved)
@@ -91,6 +121,7 @@ def _statistics_kernel(
         largest = new_largest
     log_total = tl.log(total)
     target_logit = tl.load(row_ptr + tl.load(targets_ptr + row)).to(tl.float32)
+    target_logit = _capped(target_logit, softcap, HAS_SOFTCAP)
     mean_logit = first + from_first / vocab_size
     tl.store(out_ptr + row, largest)
     tl.store(out_ptr + num_rows + row, log_total)
@@ -109,6 +140,8 @@ def _gradient_kernel(
     target_scale_ptr,
     uniform_ptr,
     vocab_size,
+    softcap,
+    HAS_SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -122,6 +155,10 @@ def _gradient_kernel(
         columns = start + tl.arange(0, BLOCK)
         is_inside = columns < vocab_size
         logits = tl.load(row_ptr + columns, mask=is_inside, other=0.0).to(tl.float32)
-        gradient = tl.exp(logits - largest) * factor - uniform
+        capped = _capped(logits, softcap, HAS_SOFTCAP)
+        gradient = tl.exp(capped - largest) * factor - uniform
         gradient = tl.where(columns == target, gradient - target_scale, gradient)
+        if HAS_SOFTCAP:
+            share = capped / softcap
+            gradient = gradient * (1.0 - share * share)
         tl.store(row_ptr + columns, gradient.to(logits_ptr.dtype.element_ty), mask=is_inside)

@@ -91,11 +91,17 @@ def test_a_second_backward_of_one_pass_is_refused():
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 8, None])
-@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.1, 0.0), (0.9, 0.0), (0.0, 1e-2), (0.1, 0.1)])
-def test_label_smoothing_and_z_loss_are_those_of_torch(smoothing, z_loss, chunk_tokens):
+@pytest.mark.parametrize(
+    ("smoothing", "z_loss", "softcap"),
+    [(0.1, 0.0, 0.0), (0.9, 0.0, 0.0), (0.0, 1e-2, 0.0), (0.1, 0.1, 0.0), (0.1, 0.1, 1.5)],
+)
+def test_terms_of_the_loss_are_those_of_torch(smoothing, z_loss, softcap, chunk_tokens):
     hidden, weight, targets, upstream = make_inputs(torch.float32)
-    terms = {"chunk_tokens": chunk_tokens, "label_smoothing": smoothing, "z_loss": z_loss}
+    terms = {"label_smoothing": smoothing, "z_loss": z_loss, "softcap": softcap}
+    terms["chunk_tokens"] = chunk_tokens
     logits = hidden @ weight.T
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
     expected_nll = cross_entropy(
         logits, targets, ignore_index=IGNORE, reduction="none", label_smoothing=smoothing
     )
@@ -111,7 +117,8 @@ def test_label_smoothing_and_z_loss_are_those_of_torch(smoothing, z_loss, chunk_
     for value in (nll, nll_once):
         assert relative_difference(value, expected_nll) < 1e-6
     for value in (entropy, entropy_once):
-        assert relative_difference(value, plain_head(hidden, weight, targets)[1]) < 1e-6
+        log_probs = logits.log_softmax(1)
+        assert relative_difference(value, -(log_probs.exp() * log_probs).sum(1)) < 1e-6
     for gradients in (found, found_once):
         for gradient, reference in zip(gradients, expected, strict=True):
             assert relative_difference(gradient, reference) < 1e-5

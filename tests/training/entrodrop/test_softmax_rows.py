@@ -65,20 +65,33 @@ def test_statistics_are_those_of_double_precision(rows, vocab_size, dtype):
     assert (found.entropy >= 0).all()
 
 
+def capped(logits: Tensor, softcap: float) -> Tensor:
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+@pytest.mark.parametrize("softcap", [0.5, 30.0])
+def test_statistics_are_of_capped_logits(rows, softcap):
+    logits, targets = make_logits(300, torch.float32)
+    found = rows.row_statistics(logits, targets, softcap=softcap)
+    for name, expected in exact(capped(logits.double(), softcap), targets).items():
+        assert torch.allclose(getattr(found, name).double(), expected, rtol=1e-5, atol=5e-6), name
+
+
+@pytest.mark.parametrize("softcap", [0.0, 30.0])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("vocab_size", VOCABULARIES)
-def test_gradient_is_that_of_autograd(rows, vocab_size, dtype, bound):
+def test_gradient_is_that_of_autograd(rows, vocab_size, dtype, bound, softcap):
     """Of a loss with all its terms: smoothing 0.1 and z-loss 0.01, each row with its weight."""
     logits, targets = make_logits(vocab_size, dtype)
     upstream = torch.tensor([1.0, -0.5, 2.0, 0.0, 3.0], device=DEVICE)
     exact_logits = logits.double().requires_grad_()
-    log_sum = torch.logsumexp(exact_logits, dim=1)
+    log_sum = torch.logsumexp(capped(exact_logits, softcap), dim=1)
     loss = torch.nn.functional.cross_entropy(
-        exact_logits, targets, reduction="none", label_smoothing=0.1
+        capped(exact_logits, softcap), targets, reduction="none", label_smoothing=0.1
     )
     loss = loss + 0.01 * log_sum.square()
     (expected,) = torch.autograd.grad((loss * upstream).sum(), exact_logits)
-    statistics = rows.row_statistics(logits, targets)
+    statistics = rows.row_statistics(logits, targets, softcap=softcap)
     assert isinstance(statistics, RowStatistics)
     rows.row_gradient_(
         logits,
@@ -87,6 +100,7 @@ def test_gradient_is_that_of_autograd(rows, vocab_size, dtype, bound):
         prob_scale_C=upstream * (1.0 + 0.02 * log_sum.detach().float()),
         target_scale_C=upstream * 0.9,
         uniform_C=upstream * (0.1 / vocab_size),
+        softcap=softcap,
     )
     assert logits.dtype == dtype
     difference = (logits.double() - expected).norm()
