@@ -25,6 +25,7 @@ def linear_cross_entropy_with_entropy(
     weight: Tensor,
     targets: Tensor,
     *,
+    bias: Tensor | None = None,
     ignore_index: int = -100,
     chunk_tokens: int | None = None,
     label_smoothing: float = 0.0,
@@ -37,6 +38,7 @@ def linear_cross_entropy_with_entropy(
         hidden: `[N, D]`, fp32, bf16 or fp16.
         weight: `[V, D]` of the same dtype.
         targets: int64 `[N]`; `ignore_index` marks positions without a target.
+        bias: `[V]` of the same dtype, or None.
         chunk_tokens: tokens whose logits are held at a time; by default as many as fit into
             128 MiB of fp32.
         label_smoothing: share of each target that is spread over the vocabulary, as in
@@ -54,7 +56,7 @@ def linear_cross_entropy_with_entropy(
     """
     chunk_tokens = _chunk(chunk_tokens, hidden, weight)
     terms = _Terms(ignore_index, chunk_tokens, label_smoothing, z_loss, softcap)
-    nll, entropy = _TwoPasses.apply(hidden, weight, targets, terms)
+    nll, entropy = _TwoPasses.apply(hidden, weight, bias, targets, terms)
     return nll, entropy
 
 
@@ -64,6 +66,7 @@ def weighted_linear_cross_entropy(
     targets: Tensor,
     token_weights: Tensor,
     *,
+    bias: Tensor | None = None,
     ignore_index: int = -100,
     chunk_tokens: int | None = None,
     label_smoothing: float = 0.0,
@@ -74,8 +77,8 @@ def weighted_linear_cross_entropy(
 
     Args:
         token_weights: fp32 `[N]`, the factor of each token's nll in the loss.
-        hidden, weight, targets, ignore_index, chunk_tokens, label_smoothing, z_loss, softcap: as
-            above.
+        hidden, weight, targets, bias, ignore_index, chunk_tokens, label_smoothing, z_loss, softcap:
+            as above.
 
     Returns:
         loss fp32, `sum(token_weights * nll)`, the only one that is differentiable; nll and
@@ -86,7 +89,7 @@ def weighted_linear_cross_entropy(
     """
     chunk_tokens = _chunk(chunk_tokens, hidden, weight)
     terms = _Terms(ignore_index, chunk_tokens, label_smoothing, z_loss, softcap)
-    loss, nll, entropy = _OnePass.apply(hidden, weight, targets, token_weights, terms)
+    loss, nll, entropy = _OnePass.apply(hidden, weight, bias, targets, token_weights, terms)
     return loss, nll, entropy
 
 
@@ -108,27 +111,32 @@ def _chunk(chunk_tokens: int | None, hidden_ND: Tensor, weight_VD: Tensor) -> in
 class _TwoPasses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, terms: _Terms
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        terms: _Terms,
     ) -> tuple[Tensor, Tensor]:
         statistics_N = _empty_statistics(hidden_ND)
-        logits_of = _Logits(weight_VD, terms)
+        logits_of = _Logits(weight_VD, bias_V, terms)
         for start in range(0, hidden_ND.shape[0], terms.chunk_tokens):
             rows = slice(start, start + terms.chunk_tokens)
             logits_CV = logits_of(hidden_ND[rows])
             _keep(statistics_N, rows, _statistics(logits_CV, targets_N[rows], terms))
         is_ignored_N = targets_N == terms.ignore_index
-        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, is_ignored_N, *statistics_N)
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, is_ignored_N, *statistics_N)
         ctx.terms = terms
         ctx.mark_non_differentiable(statistics_N.entropy)
         return _nll(statistics_N, terms).masked_fill_(is_ignored_N, 0.0), statistics_N.entropy
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, targets_N, is_ignored_N, *statistics = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, targets_N, is_ignored_N, *statistics = ctx.saved_tensors
         statistics_N = RowStatistics(*statistics)
         upstream_N = upstream[0].masked_fill(is_ignored_N, 0.0)
-        grad_hidden_ND, grad_weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
-        logits_of = _Logits(weight_VD, ctx.terms)
+        gradients = _Gradients(hidden_ND, weight_VD, bias_V)
+        logits_of = _Logits(weight_VD, bias_V, ctx.terms)
         rows_M = upstream_N.nonzero()[:, 0]  # depends on this rank's rows alone; nothing collective
         for rows_C in rows_M.split(ctx.terms.chunk_tokens):
             hidden_CD = hidden_ND[rows_C]
@@ -137,9 +145,8 @@ class _TwoPasses(torch.autograd.Function):
             _logits_to_gradient_(
                 logits_CV, targets_N[rows_C], statistics_C, upstream_N[rows_C], ctx.terms
             )
-            grad_hidden_ND[rows_C] = logits_CV @ weight_VD
-            grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
-        return grad_hidden_ND, grad_weight_VD, None, None
+            gradients.add(rows_C, logits_CV, hidden_CD)
+        return gradients.hidden_ND, gradients.weight_VD, gradients.bias_V, None, None
 
 
 class _OnePass(torch.autograd.Function):
@@ -148,6 +155,7 @@ class _OnePass(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
+        bias_V: Tensor | None,
         targets_N: Tensor,
         token_weights_N: Tensor,
         terms: _Terms,
@@ -155,8 +163,8 @@ class _OnePass(torch.autograd.Function):
         statistics_N = _empty_statistics(hidden_ND)
         is_ignored_N = targets_N == terms.ignore_index
         token_weights_N = token_weights_N.float().masked_fill(is_ignored_N, 0.0)
-        grad_hidden_ND, grad_weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
-        logits_of = _Logits(weight_VD, terms)
+        gradients = _Gradients(hidden_ND, weight_VD, bias_V)
+        logits_of = _Logits(weight_VD, bias_V, terms)
         is_weighted_N = token_weights_N != 0.0
         for rows_C in is_weighted_N.nonzero()[:, 0].split(terms.chunk_tokens):
             hidden_CD, targets_C = hidden_ND[rows_C], targets_N[rows_C]
@@ -164,32 +172,50 @@ class _OnePass(torch.autograd.Function):
             statistics_C = _statistics(logits_CV, targets_C, terms)
             _keep(statistics_N, rows_C, statistics_C)
             _logits_to_gradient_(logits_CV, targets_C, statistics_C, token_weights_N[rows_C], terms)
-            grad_hidden_ND[rows_C] = logits_CV @ weight_VD
-            grad_weight_VD.addmm_(logits_CV.T, hidden_CD)
+            gradients.add(rows_C, logits_CV, hidden_CD)
         for rows_C in (~is_weighted_N).nonzero()[:, 0].split(terms.chunk_tokens):
             logits_CV = logits_of(hidden_ND[rows_C])
             _keep(statistics_N, rows_C, _statistics(logits_CV, targets_N[rows_C], terms))
         nll_N = _nll(statistics_N, terms).masked_fill_(is_ignored_N, 0.0)
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.save_for_backward(gradients.hidden_ND, gradients.weight_VD, gradients.bias_V)
         ctx.mark_non_differentiable(nll_N, statistics_N.entropy)
         return token_weights_N @ nll_N, nll_N, statistics_N.entropy
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
         # In place: a copy would double them. torch therefore refuses a second backward.
-        return grad_hidden_ND.mul_(upstream[0]), grad_weight_VD.mul_(upstream[0]), None, None, None
+        scaled = (None if grad is None else grad.mul_(upstream[0]) for grad in ctx.saved_tensors)
+        return *scaled, None, None, None
 
 
 class _Logits:
     """Computes the logits chunk by chunk into the same memory."""
 
-    def __init__(self, weight_VD: Tensor, terms: _Terms) -> None:
-        self._weight_VD = weight_VD
+    def __init__(self, weight_VD: Tensor, bias_V: Tensor | None, terms: _Terms) -> None:
+        self._weight_VD, self._bias_V = weight_VD, bias_V
         self._buffer_CV = weight_VD.new_empty(terms.chunk_tokens, weight_VD.shape[0])
 
     def __call__(self, hidden_CD: Tensor) -> Tensor:
-        return torch.mm(hidden_CD, self._weight_VD.T, out=self._buffer_CV[: hidden_CD.shape[0]])
+        out = self._buffer_CV[: hidden_CD.shape[0]]
+        if self._bias_V is None:
+            return torch.mm(hidden_CD, self._weight_VD.T, out=out)
+        return torch.addmm(self._bias_V, hidden_CD, self._weight_VD.T, out=out)
+
+
+class _Gradients:
+    """Of the head's inputs, added up chunk by chunk."""
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+        self._weight_VD = weight_VD
+        self.hidden_ND, self.weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
+        self.bias_V = None if bias_V is None else torch.zeros_like(bias_V)
+
+    def add(self, rows_C: Tensor, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
+        """`gradient_CV`: of the logits of `rows_C`."""
+        self.hidden_ND[rows_C] = gradient_CV @ self._weight_VD
+        self.weight_VD.addmm_(gradient_CV.T, hidden_CD)
+        if self.bias_V is not None:
+            self.bias_V += gradient_CV.sum(dim=0)
 
 
 def _empty_statistics(hidden_ND: Tensor) -> RowStatistics:

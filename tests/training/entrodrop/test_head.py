@@ -124,6 +124,26 @@ def test_terms_of_the_loss_are_those_of_torch(smoothing, z_loss, softcap, chunk_
             assert relative_difference(gradient, reference) < 1e-5
 
 
+@pytest.mark.parametrize("chunk_tokens", [8, None])
+def test_a_bias_of_the_output_layer_is_that_of_torch(chunk_tokens):
+    hidden, weight, targets, upstream = make_inputs(torch.float32)
+    bias = torch.linspace(-1, 1, 211).requires_grad_()
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    expected_nll = cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
+    inputs = (hidden, weight, bias)
+    expected = torch.autograd.grad((expected_nll * upstream).sum(), inputs)
+    terms = {"bias": bias, "chunk_tokens": chunk_tokens}
+    nll, _ = linear_cross_entropy_with_entropy(hidden, weight, targets, **terms)
+    found = torch.autograd.grad((nll * upstream).sum(), inputs)
+    loss, nll_once, _ = weighted_linear_cross_entropy(hidden, weight, targets, upstream, **terms)
+    found_once = torch.autograd.grad(loss, inputs)
+    for value in (nll, nll_once):
+        assert relative_difference(value, expected_nll) < 1e-6
+    for gradients in (found, found_once):
+        for gradient, reference in zip(gradients, expected, strict=True):
+            assert relative_difference(gradient, reference) < 1e-5
+
+
 def test_ignored_targets_have_no_loss_and_no_gradient():
     hidden, weight, targets, _ = make_inputs(torch.float32)
     nll, entropy = linear_cross_entropy_with_entropy(hidden, weight, targets)
