@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.mpi import hide_mpi
+from tests.warm_python import warm_python
 from training.ranks import launcher_env
 from training.ranks.launcher_env import set_rank_variables
 
@@ -90,6 +93,58 @@ def test_ranks_of_an_mpirun_whose_mpi_cannot_be_loaded_are_told_how_to_get_one(
     assert {"library": "(cannot load MPI library)", "mpi4py": "mpi4py"}[lacks] in told
     assert "openmpi-bin" in told and f"{sys.executable} -m pip install" in told
     assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is set to 4, but not RANK and LOCAL_RANK and MASTER_"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE is set to '', which is not a number"),
+        ({"OMPI_COMM_WORLD_SIZE": "two"}, "OMPI_COMM_WORLD_SIZE is set to 'two', which is not a"),
+        ({"SLURM_STEP_NUM_TASKS": "1(x2)"}, "SLURM_STEP_NUM_TASKS is set to '1(x2)', which is not"),
+        (
+            TORCHRUN | {"RANK": "8"},
+            "RANK is set to 8, but WORLD_SIZE to 8: ranks count from 0 to 7",
+        ),
+        (TORCHRUN | {"MASTER_PORT": "any"}, "MASTER_PORT is set to 'any', which is not a number"),
+    ],
+)
+def test_what_an_earlier_job_has_left_in_the_shell_is_refused_by_its_name(
+    environment: dict[str, str], left: dict[str, str], told: str
+) -> None:
+    environment.update(left)
+    with pytest.raises(ValueError) as caught:
+        set_rank_variables()
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"PMIX_RANK": "0", "PMIX_NAMESPACE": "job", "PMI_RANK": "0"},
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMI_SIZE": "1"},
+        {"WORLD_SIZE": "1", "LOCAL_RANK": "3", "MASTER_ADDR": "gone", "MASTER_PORT": "29500"},
+        {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+    ],
+)
+def test_what_an_earlier_job_has_left_is_no_other_process(left: dict[str, str]) -> None:
+    """A start without a launcher is one process, whatever port and rank a shell still holds."""
+    program = (
+        "from training.ranks.dist import init_layout\n"
+        "import torch.distributed as dist\n"
+        "layout = init_layout(sp_size=1)\n"
+        "print(layout.rank, layout.world_size, dist.get_world_size(), layout.device)\n"
+    )
+    started = subprocess.run(
+        [warm_python(), "-c", program],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **left},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert started.stdout == "0 1 1 cpu\n"
 
 
 @pytest.mark.parametrize("missing", [["LOCAL_RANK"], ["MASTER_ADDR", "MASTER_PORT"]])

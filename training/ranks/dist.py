@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.ranks.launcher_env import set_rank_variables
+from training.ranks.launcher_env import set_rank_variables, whole_number
+from training.ranks.lost_gpus import refuse_lost_gpus
 
 T = TypeVar("T")
 
@@ -48,11 +49,14 @@ def init_layout(*, sp_size: int) -> Layout:
     """Join the process group that the launcher describes, or start one of a single process.
 
     Raises:
-        ValueError: when the number of processes is not a multiple of `sp_size`, or several cannot
-            know their ranks.
+        ValueError: when the number of processes is not a multiple of `sp_size`, several cannot
+            know their ranks, or a GPU of the machine cannot be used.
     """
     set_rank_variables()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if "RANK" not in os.environ:  # what else a shell holds is of another job
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = "0"  # any free one
+    world_size, local_rank = whole_number("WORLD_SIZE"), whole_number("LOCAL_RANK")
     if world_size % sp_size:
         raise ValueError(
             f"train.sequence_parallel_size {sp_size} does not divide the number of processes "
@@ -61,15 +65,17 @@ def init_layout(*, sp_size: int) -> Layout:
         )
     has_gpu = torch.cuda.is_available()
     if not has_gpu:
+        refuse_lost_gpus()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    elif local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"LOCAL_RANK is {local_rank}, but this process sees {torch.cuda.device_count()} GPUs: "
+            "start at most one process for each GPU of a machine, and let each see all of them"
+        )
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        if "RANK" not in os.environ:
-            os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-            os.environ["MASTER_PORT"] = "0"  # any free one
         _start_deepspeed(has_gpu=has_gpu)
         # A rank that refuses the recipe at once must not exit before the others have met it: they
         # would report a broken connection instead of the mistake.
@@ -83,6 +89,11 @@ def sum_over_ranks(values: Tensor) -> list[Any]:
         dist.all_reduce(values)
     total: list[Any] = values.tolist()
     return total
+
+
+def mean_of(total: float, count: float) -> float | None:
+    """None for no values at all: a mean of 0 would pass for a measurement."""
+    return total / count if count else None
 
 
 def broadcast_from_rank0(value: T) -> T:

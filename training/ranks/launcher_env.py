@@ -25,18 +25,19 @@ def set_rank_variables() -> None:
     launcher OMP_NUM_THREADS is set as well, where the user did not; call it before torch is loaded.
 
     Raises:
-        ValueError: when a launcher has set only some of them; under srun without MASTER_ADDR and
-            MASTER_PORT, which Slurm does not set; under an mpirun whose MPI cannot be loaded, or
-            that mpi4py does not belong to.
+        ValueError: when a launcher has set only some of them, or to what is no rank; under srun
+            without MASTER_ADDR and MASTER_PORT, which Slurm does not set; under an mpirun whose MPI
+            cannot be loaded, or that mpi4py does not belong to.
     """
     _share_cores()
     if "RANK" in os.environ:
-        _refuse_lonely_rank()
+        _refuse_parts("RANK", beside=_BESIDE_RANK)
+        _refuse_no_place()
         return
     mpi_size = _mpi_size()
     if mpi_size > 1:
         _ask_mpi(mpi_size)
-    elif _number(_SLURM_NAMES["WORLD_SIZE"]) > 1:
+    elif whole_number(_SLURM_NAMES["WORLD_SIZE"]) > 1:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise ValueError(
@@ -45,23 +46,53 @@ def set_rank_variables() -> None:
                 "launch/slurm/train.sbatch sets them"
             )
         os.environ.update({name: os.environ[slurm] for name, slurm in _SLURM_NAMES.items()})
+    elif whole_number("WORLD_SIZE") > 1:
+        _refuse_parts("WORLD_SIZE", beside=("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def whole_number(name: str) -> int:
+    """The value of an environment variable: a number of processes, or a rank.
+
+    Where it is not set, that of a process without others.
+
+    Raises:
+        ValueError: for anything but a number.
+    """
+    alone = 0 if name.endswith("RANK") else 1
+    value = os.environ.get(name, str(alone))
+    if not value.isdecimal():
+        raise ValueError(
+            f"{name} is set to {value!r}, which is not a number: a launcher sets it; without a "
+            f"launcher unset {name}"
+        )
+    return int(value)
 
 
 def _share_cores() -> None:
     """Only here are the cores of this host known; torchrun and Slurm have done so already."""
-    num_local = max(map(_number, _LOCAL_SIZES))
+    num_local = max(map(whole_number, _LOCAL_SIZES))
     if num_local > 1:
         threads = max(len(os.sched_getaffinity(0)) // num_local, 1)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
-def _refuse_lonely_rank() -> None:
+def _refuse_parts(name: str, *, beside: tuple[str, ...]) -> None:
     """DeepSpeed would ask MPI, and where that sees one process, each would train alone."""
-    missing = [name for name in _BESIDE_RANK if name not in os.environ]
+    missing = [other for other in beside if other not in os.environ]
     if missing:
         raise ValueError(
-            f"RANK is set to {os.environ['RANK']}, but not {' and '.join(missing)}: a launcher "
-            "sets all of them, as torchrun does; without a launcher unset RANK"
+            f"{name} is set to {os.environ[name]}, but not {' and '.join(missing)}: a launcher "
+            f"sets all of them, as torchrun does; without a launcher unset {name}"
+        )
+
+
+def _refuse_no_place() -> None:
+    """torch would wait for ranks that are not there, or say that a text is no number."""
+    rank, world_size, *_ = map(whole_number, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"))
+    if rank >= world_size:
+        raise ValueError(
+            f"RANK is set to {rank}, but WORLD_SIZE to {world_size}: ranks count from 0 to "
+            f"{world_size - 1}; without a launcher unset both"
         )
 
 
@@ -71,11 +102,7 @@ def _mpi_size() -> int:
     Slurm's pmi2 plug-in sets PMI_SIZE as well, and there importing mpi4py would abort the process.
     """
     by_srun = "SLURM_PROCID" in os.environ and "MPI_LOCALNRANKS" not in os.environ
-    return max(_number("OMPI_COMM_WORLD_SIZE"), 1 if by_srun else _number("PMI_SIZE"))
-
-
-def _number(name: str) -> int:
-    return int(os.environ.get(name, "1"))
+    return max(whole_number("OMPI_COMM_WORLD_SIZE"), 1 if by_srun else whole_number("PMI_SIZE"))
 
 
 def _ask_mpi(expected_size: int) -> None:
