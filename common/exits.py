@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import sys
+import time
 from collections.abc import Callable
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -16,47 +18,63 @@ _OF_LIBRARIES = {
     "DistStoreError": "; is MASTER_ADDR right, and did all processes start?",
     "OutOfMemoryError": "; `python -m launch plan RECIPE` says what fits",
 }
+_SECONDS_TO_BE_ENDED = 3.0
+"""How long a launcher may take to end the other ranks when one has failed."""
 
 
-def exit_code_of(
-    run: Callable[[], int], *, speaks: bool = True, interrupted: str = "interrupted"
-) -> int:
+def exit_code_of(run: Callable[[], int], *, rank: int = 0, interrupted: str = "interrupted") -> int:
     """Run a verb and print what went wrong, if it is the user's or the machine's to mend.
 
     Args:
-        speaks: False where another rank says the same.
+        rank: of several that usually fail together; then the first alone says why. Another one says
+            it as well if its launcher has not ended it by then: it may be the only one to know.
         interrupted: what to say after Ctrl-C.
 
     Returns:
         What `run` returns; 2 for an error, 130 after Ctrl-C. A fault of ours is raised.
     """
+    _escape_what_stdout_lacks()
     try:
         return run()
     except KeyboardInterrupt:
-        message, code = interrupted, 130
+        if rank == 0:
+            print(interrupted, file=sys.stderr, flush=True)
+        return 130
     except Exception as error:
-        name = type(error).__name__
         if isinstance(error, BrokenPipeError) and _is_stdout_closed():  # as in `inspect ... | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        if isinstance(error, ValueError | OSError):
-            message, code = f"error: {_sentence(error)}", 2
-        elif name in _OF_LIBRARIES:  # not raised on all ranks together
-            message, code, speaks = f"error: {_sentence(error)}{_OF_LIBRARIES[name]}", 2, True
-        else:
+        sentence = _sentence(error)
+        if sentence is None:
             raise
-    if speaks:
-        print(message, file=sys.stderr, flush=True)
-    return code
+    if rank > 0:
+        time.sleep(_SECONDS_TO_BE_ENDED)
+        sentence = f"rank {rank}: {sentence}"
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return 2
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception) -> str | None:
+    """None for a fault of ours."""
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return (
             f"no disk space left ({error}). Finished work is kept: free some space and run the "
             "same command again"
         )
-    return str(error)
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return f"{error}: this shell allows few of them; raise the limit, as in `ulimit -n 4096`"
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"not enough memory{f' ({error})' if str(error) else ''}"
+    name = type(error).__name__
+    return f"{error}{_OF_LIBRARIES[name]}" if name in _OF_LIBRARIES else None
+
+
+def _escape_what_stdout_lacks() -> None:
+    """A name or a text that its encoding cannot show is no error; stderr does so by itself."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _is_stdout_closed() -> bool:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 import data_prep.__main__
 import launch.__main__
 import training.__main__
+from common.exits import exit_code_of
 from tests.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +53,12 @@ MISTAKES: list[tuple[BaseException, int, str]] = [
     (PermissionError(errno.EACCES, "Permission denied", "x"), 2, "error: [Errno 13] Perm"),
     (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "error: no disk space left"),
     (ConnectionResetError(errno.ECONNRESET, "reset"), 2, "error: [Errno 104] reset"),
+    (
+        OSError(errno.EMFILE, "Too many open files"),
+        2,
+        "error: [Errno 24] Too many open files: this",
+    ),
+    (MemoryError("Unable to allocate 9 TiB"), 2, "error: not enough memory (Unable to allocate 9"),
     (SafetensorError("header too small"), 2, "error: header too small"),
     (torch.OutOfMemoryError("CUDA out of memory"), 2, "error: CUDA out of memory; `python -m l"),
     (
@@ -120,6 +127,44 @@ def test_nobody_who_reads_the_output_is_no_error():
         assert process.stderr is not None
         assert process.stderr.read() == b""
         assert process.wait(60) == 0
+
+
+def test_a_rank_that_alone_knows_what_is_wrong_says_it(monkeypatch, capsys):
+    """Where all fail, its launcher ends it before: torchrun, mpirun and srun end the others."""
+    waited: list[float] = []
+    monkeypatch.setattr("common.exits.time.sleep", waited.append)
+
+    def fail() -> int:
+        raise OSError(errno.EIO, "Input/output error", "shard-00001.tokens")
+
+    assert exit_code_of(fail, rank=0) == 2
+    said = "[Errno 5] Input/output error: 'shard-00001.tokens'\n"
+    assert (waited, capsys.readouterr().err) == ([], f"error: {said}")
+    assert exit_code_of(fail, rank=3) == 2
+    assert waited[0] >= 1
+    assert capsys.readouterr().err == f"error: rank 3: {said}"
+
+
+@pytest.mark.parametrize(
+    "encoding", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}]
+)
+def test_what_a_terminal_cannot_show_is_escaped(encoding):
+    """As \u00b1 in the tables of a report, and the texts of a corpus."""
+    program = (
+        "import sys\n"
+        "from common.exits import exit_code_of\n"
+        "print_it = lambda: print('3.2 \\u00b1 0.1 \\u6c34 \\udcff') or 0\n"
+        "sys.exit(exit_code_of(print_it))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONCOERCECLOCALE": "0"} | encoding,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"3.2 \\xb1 0.1 \\u6c34 \\udcff\n"
+    assert done.stderr == b""
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "export", "report"])

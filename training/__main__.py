@@ -9,7 +9,7 @@ import sys
 from common.exits import exit_code_of
 from common.verbs import add_verbs
 from training.config.arguments import parse_arguments
-from training.ranks.launcher_env import set_rank_variables
+from training.ranks.launcher_env import set_rank_variables, whole_number
 
 _EPILOG = """\
 examples:
@@ -32,8 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     if has_ranks and (code := exit_code_of(_set_ranks)):
         return code
     # most errors are the same on all ranks; with one log file per rank, each prints its own
-    speaks = os.environ.get("RANK", "0") == "0" or getattr(options, "rank_logs", False)
-    return exit_code_of(lambda: int(options.run(options)), speaks=speaks)
+    has_log = getattr(options, "rank_logs", False)
+    rank = 0 if has_log or not has_ranks else whole_number("RANK")
+    return exit_code_of(lambda: int(options.run(options)), rank=rank)
 
 
 def _set_ranks() -> int:

@@ -45,23 +45,32 @@ def _take(run_dir: Path) -> tuple[int | None, str | None]:
         with TemporaryFile(dir=run_dir):
             pass
         descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        holder = _wait_for(descriptor, run_dir)
+        if holder is None:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{socket.gethostname()} process {os.getpid()}".encode(), 0)
     except OSError as error:
         return None, f"run_dir {run_dir}: {error.strerror}"
+    if holder is not None:
+        os.close(descriptor)
+        return None, (
+            f"run_dir {run_dir} is in use by another start ({holder}); end that one, or choose "
+            "another run_dir"
+        )
+    return descriptor, None
+
+
+def _wait_for(descriptor: int, run_dir: Path) -> str | None:
+    """Take the lock; who holds it, if it stays another's."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     has_printed = False
     while not try_lock(descriptor):
         holder = os.pread(descriptor, 1000, 0).decode(errors="replace")
         host = holder.partition(" ")[0]
         if host == socket.gethostname() or time.monotonic() > deadline:
-            os.close(descriptor)
-            return None, (
-                f"run_dir {run_dir} is in use by another start ({holder}); end that one, or "
-                "choose another run_dir"
-            )
+            return holder
         if not has_printed:
             print(f"{run_dir} is still locked ({holder}); waiting", file=sys.stderr, flush=True)
             has_printed = True
         time.sleep(1)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{socket.gethostname()} process {os.getpid()}".encode(), 0)
-    return descriptor, None
+    return None
