@@ -57,6 +57,22 @@ def test_a_validation_split_that_is_all_masked_is_refused(small_corpus, tmp_path
     assert check(made, evaluation__every_steps=None).plan.targets_per_epoch > 0
 
 
+def test_held_out_samples_of_which_none_has_a_target_are_refused(small_corpus, tmp_path):
+    """Their loss would be 0, whatever the rest of the split holds."""
+    rows = [{"ids": [5 + i % 500] * 100, "mask": [int(i % 6 == 0)] * 100} for i in range(60)]
+    tokenizer = small_corpus / "tokenizer"
+    made = build_ids(tmp_path / "made", rows, tokenizer=tokenizer, val_frac=0.5)
+    samples = open_corpus(made).open_pack(SEQUENCE_TOKENS)
+    has_target = [
+        bool(samples.sample(i, "val").in_loss.any()) for i in range(samples.num_samples("val"))
+    ]
+    first = has_target.index(True)
+    assert first > 0
+    told = refused(lambda: check(made, evaluation__max_samples=first))
+    assert f"evaluation.max_samples {first}: the first {first} of {len(has_target)}" in told
+    assert check(made, evaluation__max_samples=first + 1)
+
+
 def test_a_document_longer_than_a_sample_is_trained_on_in_pieces(small_corpus, tmp_path):
     ids = [5 + i % 500 for i in range(3 * SEQUENCE_TOKENS + 7)]
     made = build_ids(

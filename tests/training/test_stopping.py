@@ -65,6 +65,17 @@ def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> di
     return {"saved": saved, "restored": restored, "num_backwards": num_backwards}
 
 
+def test_a_resume_that_is_to_stop_before_where_it_is_has_stopped(small_corpus, tmp_path):
+    """Not one that runs, or was killed (Lightning issue 1922, prime-rl 3352)."""
+    alone = {"train__sequence_parallel_size": 1, "evaluation__every_steps": None}
+    for stop in (2, 1):
+        recipe = short_recipe(small_corpus, tmp_path / "run", train__stop_after_steps=stop, **alone)
+        run_ranks(train_on_rank, recipe, world_size=1)
+    state = read_run_state(tmp_path / "run")
+    assert (state.state, state.step) == ("stopped", 2)
+    assert (state.reason, state.num_starts) == ("train.stop_after_steps", 2)
+
+
 def signal_numbers() -> tuple[signal.Signals, ...]:
     return signal.SIGTERM, signal.SIGINT, signal.SIGUSR1
 

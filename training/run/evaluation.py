@@ -6,6 +6,7 @@ B rows, S tokens of this rank's sequence shard, T tokens of a sample.
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.checksum import record_file
 from common.durable import atomic_write
 from data_prep.shards import PackIndex
 from training.config.recipe import Recipe
-from training.data.stream import MicroBatch, SampleStream
+from training.data.stream import IGNORE, MicroBatch, SampleStream, next_token_targets
 from training.entrodrop.quantile import global_quantile
 from training.model.engine import Engine
 from training.model.inputs import ModelInputs
-from training.ranks.dist import Layout, sum_over_ranks
+from training.ranks.dist import Layout, mean_of, sum_over_ranks
 
 _NO_BAND = 255
 
@@ -58,7 +60,7 @@ def heldout_stream(pack: PackIndex, recipe: Recipe, layout: Layout) -> SampleStr
     """The validation samples in the order of the pack, one micro-step at a time.
 
     Raises:
-        ValueError: when the split is empty, or has only masked tokens.
+        ValueError: when the split is empty, or what is taken of it has only masked tokens.
     """
     available = pack.num_samples("val")
     if available == 0 or pack.num_targets("val") == 0:
@@ -67,14 +69,34 @@ def heldout_stream(pack: PackIndex, recipe: Recipe, layout: Layout) -> SampleStr
             f"data.corpus {recipe.data.corpus}: the validation split {found}; build it with a "
             "larger --val-frac, or set evaluation.every_steps: null to train without it"
         )
+    taken = min(available, recipe.evaluation.max_samples or available)
+    if taken < available and not any(_has_target(pack, sample) for sample in range(taken)):
+        raise ValueError(
+            f"evaluation.max_samples {taken}: the first {taken} of {available} validation samples "
+            "have no target tokens; take more, or null for all"
+        )
     return SampleStream(
         pack=pack,
         split="val",
         layout=layout,
-        total_samples=min(available, recipe.evaluation.max_samples or available),
+        total_samples=taken,
         samples_per_step=recipe.train.micro_batch_samples * layout.dp_size,
         micro_batch_samples=recipe.train.micro_batch_samples,
     )
+
+
+def _has_target(pack: PackIndex, sample: int) -> bool:
+    return bool((next_token_targets(pack.sample(sample, "val")) != IGNORE).any())
+
+
+def domains_left_out(pack: PackIndex, *, num_samples: int) -> list[str]:
+    """Domains with held-out samples, of which none is among the first `num_samples`."""
+    left_out, first = [], 0
+    for domain in pack.manifest.splits["val"].domains:
+        if domain.num_samples and first >= num_samples:
+            left_out.append(domain.name)
+        first += domain.num_samples
+    return left_out
 
 
 def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[str, Any]:
@@ -105,18 +127,18 @@ def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[
                 sums[3 + num_bands :] += torch.bincount(band, minlength=num_bands)
     nll_sum, entropy_sum, num_targets, *rest = sum_over_ranks(sums)
     result: dict[str, Any] = {
-        "loss": nll_sum / max(num_targets, 1),
-        "entropy_nats": entropy_sum / max(num_targets, 1),
+        "loss": mean_of(nll_sum, num_targets),
+        "entropy_nats": mean_of(entropy_sum, num_targets),
         "num_targets": int(num_targets),
     }
     if bands:
-        edges = (0.0, *bands.edges_nats, float(np.log(engine.model.lm.config.vocab_size)))
+        edges = (0.0, *bands.edges_nats, math.log(engine.vocab_size))
         result["bands"] = [
             {
                 "band": band + 1,
                 "from_nats": edges[band],
                 "to_nats": edges[band + 1],
-                "loss": rest[band] / max(rest[num_bands + band], 1),
+                "loss": mean_of(rest[band], rest[num_bands + band]),
                 "num_targets": int(rest[num_bands + band]),
             }
             for band in range(num_bands)
@@ -124,16 +146,12 @@ def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[
     return result | {"seconds": time.monotonic() - began}
 
 
-def freeze_bands(
-    engine: Engine, stream: SampleStream, *, num_bands: int, folder: Path, reuse: bool
-) -> Bands:
+def freeze_bands(engine: Engine, stream: SampleStream, *, num_bands: int, folder: Path) -> Bands:
     """Sort the held-out targets into bands of equal size by the model's current entropies.
 
     Done once, before the first step; a resumed run reads the result. Ranks write disjoint
     parts of one file, which becomes visible under its name when all have finished.
     """
-    if reuse:
-        return load_bands(folder)
     shape = (stream.total_samples, stream.pack.seq_len)
     path, partial = folder / "heldout_bands.u8", folder / "heldout_bands.u8.partial"
     if engine.layout.is_main:
@@ -166,6 +184,7 @@ def freeze_bands(
     if engine.layout.is_main:
         partial.replace(path)
         described = {"edges_nats": edges, "shape": shape, "pack": stream.pack.fingerprint}
+        described["sha256"] = record_file(path).sha256
         atomic_write(folder / "heldout_bands.json", json.dumps(described))
     dist.barrier()
     return Bands(edges, path, shape, stream.pack.fingerprint)
@@ -178,21 +197,20 @@ def load_bands(folder: Path) -> Bands:
         ValueError: when they are missing or damaged: the losses by band would no longer be
             comparable.
     """
-    described = folder / "heldout_bands.json"
+    described, path = folder / "heldout_bands.json", folder / "heldout_bands.u8"
+    remedy = "the run cannot continue without it"
     try:
         content = json.loads(described.read_text(encoding="utf-8"))
         edges, shape = tuple(content["edges_nats"]), tuple(content["shape"])
         pack = content["pack"]
+        found = record_file(path).sha256
     except OSError as error:
-        raise ValueError(
-            f"{described}: {error.strerror}; the run cannot continue without it"
-        ) from None
+        raise ValueError(f"{error.filename}: {error.strerror}; {remedy}") from None
     except KeyError as error:
-        raise ValueError(
-            f"{described}: damaged: {error} is missing; the run cannot continue without it"
-        ) from None
+        raise ValueError(f"{described}: damaged: {error} is missing; {remedy}") from None
     except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{described}: damaged: {error}; the run cannot continue without it"
-        ) from None
-    return Bands(edges, folder / "heldout_bands.u8", shape, pack)
+        raise ValueError(f"{described}: damaged: {error}; {remedy}") from None
+    expected = content.get("sha256", found)  # runs of before it was recorded
+    if found != expected:
+        raise ValueError(f"{path}: damaged: expected sha256 {expected}, found {found}; {remedy}")
+    return Bands(edges, path, shape, pack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,13 @@ from training.ranks.stopping import StopRequests
 from training.regularisers.base import Regulariser, RunParts
 from training.regularisers.table import build_regulariser
 from training.run.bad_step import BadStepReport
-from training.run.evaluation import Bands, evaluate, freeze_bands, heldout_stream
+from training.run.evaluation import (
+    Bands,
+    evaluate,
+    freeze_bands,
+    heldout_stream,
+    load_bands,
+)
 from training.run.loss_guard import Action, LossGuard
 from training.run.plan import Plan
 from training.run.schedule import learning_rate
@@ -91,15 +98,7 @@ def run_steps(run: Run, progress: Progress) -> None:
     heldout, bands = None, None
     if recipe.evaluation.every_steps is not None:
         heldout = heldout_stream(run.parts.pack, recipe, run.engine.layout)
-        # a run that began without evaluations has no bands, and gets none midway
-        if progress.step == 0 or broadcast_from_rank0(run.metrics.is_evaluated(0)):
-            bands = freeze_bands(
-                run.engine,
-                heldout,
-                num_bands=recipe.evaluation.num_bands,
-                folder=Path(recipe.run_dir) / "heldout_bands",
-                reuse=progress.step > 0,
-            )
+        bands = _bands(run, heldout, progress)
         if progress.step == 0 or _owes_evaluation(run, progress.step):
             progress = _evaluate(run, heldout, bands, progress)
     evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
@@ -137,8 +136,28 @@ def run_steps(run: Run, progress: Progress) -> None:
             run.saver.save(progress)
     if progress.step == plan.total_steps:
         run.record.complete()
-    elif progress.step == last_step:
+    elif progress.step >= last_step:  # beyond it where a resume is told to stop earlier
         run.record.stopped(progress.step, stop or "train.stop_after_steps")
+
+
+def _bands(run: Run, heldout: SampleStream, progress: Progress) -> Bands | None:
+    """Those of the run's first start; none where it began without evaluations.
+
+    Nor on another corpus than they were made of, which a resume may accept.
+    """
+    folder = Path(run.recipe.run_dir) / "heldout_bands"
+    if progress.step == 0:
+        num_bands = run.recipe.evaluation.num_bands
+        return freeze_bands(run.engine, heldout, num_bands=num_bands, folder=folder)
+    # the rows may be lost, as may the folder: either says that there are bands
+    if not broadcast_from_rank0(folder.exists() or run.metrics.is_evaluated(0)):
+        return None
+    bands = load_bands(folder)
+    if bands.pack == heldout.pack.fingerprint:
+        return bands
+    if run.engine.layout.is_main:
+        print(f"{folder}: made of another corpus; no more held-out losses by band", file=sys.stderr)
+    return None
 
 
 def _one_step(

@@ -11,7 +11,7 @@ import torch
 from training.data.epoch_digest import visits_digest
 from training.data.stream import MicroBatch, SampleStream
 from training.model.engine import Engine
-from training.ranks.dist import sum_over_ranks
+from training.ranks.dist import mean_of, sum_over_ranks
 from training.regularisers.base import Regulariser, Step
 from training.run.bad_step import BadStepReport, RowLosses, make_report
 from training.run.forward import Forward, forward_micro_batch
@@ -86,7 +86,8 @@ def train_step(
             sketch.add(batch, forward, micro_step=micro_step)
         is_last = micro_step == len(batches) - 1
         if is_last and guard and guard.decides_before_update and not skip_update:
-            bad = guard.examine_loss(sums.over_ranks().loss)
+            loss = sums.over_ranks().loss
+            bad = None if loss is None else guard.examine_loss(loss)
         makes_no_update = is_last and (skip_update or bad is not None)
         # DeepSpeed makes no update, on any rank, from a non-finite gradient.
         loss_sum = forward.loss_sum * math.nan if makes_no_update else forward.loss_sum
@@ -94,7 +95,7 @@ def train_step(
     engine.watchdog.enter("sums")
     regulariser.end_step(this_step)
     totals = sums.over_ranks()
-    if guard and not skip_update and totals.num_in_loss:
+    if guard and not skip_update and totals.loss is not None:
         bad = bad or guard.examine(loss=totals.loss, grad_norm=grad_norm or 0.0)
     report = None
     if bad:
@@ -102,15 +103,15 @@ def train_step(
         report = make_report(bad, rows, rerun=rerun)
     row = {
         "loss": totals.loss,
-        "objective": totals.loss_sum / divisor,
+        "objective": None if totals.loss is None else totals.loss_sum / divisor,
         "lr": lr,
         "grad_norm": grad_norm if engine.updated else None,
         "updated": engine.updated,
         "gamma": dropout.gamma,
         "drop_rate_asked": dropout.rate_asked,
-        "drop_rate_realised": totals.num_dropped / max(num_targets, 1),
+        "drop_rate_realised": mean_of(totals.num_dropped, num_targets),
         "entropy_threshold_nats": dropout.threshold_nats,
-        "mean_entropy_nats": totals.entropy_sum / max(num_targets, 1),
+        "mean_entropy_nats": mean_of(totals.entropy_sum, num_targets),
     }
     return StepResult(row, num_tokens, digests, alone_seconds, report)
 
@@ -124,8 +125,8 @@ class _Totals(NamedTuple):
     num_dropped: float
 
     @property
-    def loss(self) -> float:
-        return self.loss_sum / max(self.num_in_loss, 1)
+    def loss(self) -> float | None:
+        return mean_of(self.loss_sum, self.num_in_loss)
 
 
 class _Sums:
