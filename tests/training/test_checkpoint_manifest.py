@@ -14,6 +14,7 @@ from common.checksum import FileRecord, record_file
 from training.checkpoints.manifest import (
     MANIFEST,
     find_corruption,
+    other_versions,
     parse_manifest,
     read_manifest,
     write_manifest,
@@ -110,3 +111,15 @@ def test_a_folder_of_the_format_before_is_still_read(tmp_path):
     assert all(content == manifest for content in accepted)
     write_manifest(tmp_path, read_manifest(tmp_path), files={"weights.pt": file})
     assert read_manifest(tmp_path)["format"] == 3
+
+
+def test_packages_that_were_others_are_named(tmp_path):
+    write_manifest(tmp_path, CONTENT, files={})
+    manifest = read_manifest(tmp_path)
+    assert other_versions(manifest) == []
+    now = manifest["versions"]["torch"]
+    manifest["versions"] |= {"torch": "1.0"}
+    del manifest["versions"]["deepspeed"]
+    first, second = other_versions(manifest)
+    assert first == f"torch 1.0, now {now}"
+    assert second.startswith("deepspeed None, now ")

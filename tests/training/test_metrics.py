@@ -86,6 +86,30 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     assert written["lr"] == 1e-3
 
 
+def test_a_step_without_a_number_shows_none(tmp_path: Path, capsys: Any) -> None:
+    """Neither on the screen nor in TensorBoard."""
+    row = step_row(1, loss=None, objective=None, drop_rate_realised=None, mean_entropy_nats=None)
+    with MetricsWriter(tmp_path, total_steps=1, start_step=0, enabled=True) as metrics:
+        metrics.log_step(row)
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert shown == "training: step 1/1 (100%)  loss ?  ETA 00:00"
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert "train/loss" not in tags
+    assert "entropy/mean_nats" not in tags
+    assert "train/learning_rate" in tags
+
+
+def test_rows_that_are_gone_before_a_resume_are_told(tmp_path: Path, capsys: Any) -> None:
+    write_steps(tmp_path, start=0, stop=3)
+    (tmp_path / "metrics.jsonl").unlink()
+    capsys.readouterr()
+    write_steps(tmp_path, start=3, stop=4)
+    told = f"WARNING: {tmp_path / 'metrics.jsonl'} is gone, and the rows up to step 3"
+    assert told in capsys.readouterr().err.splitlines()
+
+
 def test_resume_cuts_the_rows_of_steps_that_are_trained_again(tmp_path: Path) -> None:
     write_steps(tmp_path, start=0, stop=7)
     write_steps(tmp_path, start=4, stop=10)

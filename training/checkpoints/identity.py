@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, PretrainedConfig
 
 from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
@@ -19,6 +20,8 @@ _MEANINGS = {
     "pack": " (fingerprint of the packed corpus: token ids, tokenizer, packing, weights)",
     "scores": " (fingerprint of entropy.scores)",
 }
+_ABOUT_THE_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version")
+"""Of a model's configuration; the dtype is compared on its own."""
 _FREE_IN_TRAIN = ("stop_after_steps", "sequence_parallel_size", "micro_batch_samples")
 
 
@@ -57,7 +60,7 @@ def refuse_differences(
     differences = {
         name: line
         for name, line in compare_identity(saved | {"recipe": recipe}, current).items()
-        if not any(f"{name}.".startswith(f"{given}.") for given in accepted)
+        if not _is_accepted(name, accepted)
     }
     if differences:
         raise ValueError(
@@ -66,6 +69,45 @@ def refuse_differences(
             + "\nSet them back, choose another run_dir (or resume=never with an empty one), or "
             + f"resume with the change: --accept-changes {' '.join(differences)}"
         )
+
+
+def find_other_model(
+    kept: Path, config: PretrainedConfig, *, trusts_code: bool, accepted: Collection[str]
+) -> str | None:
+    """What differs between the configuration that a run has kept and the model's of now.
+
+    The weights are the checkpoint's, so another `rope_theta` in the base model's folder, or in a
+    newer revision of the hub's, would make another model of them. Keys that only one of the two
+    has are those of another version of transformers.
+
+    Args:
+        kept: folder of the configuration in the run folder.
+        accepted: as in `refuse_differences`, for example model.rope_parameters.
+
+    Returns:
+        The message for all ranks to raise; None when nothing differs, or nothing was kept.
+    """
+    if not (kept / "config.json").is_file():
+        return None
+    before = AutoConfig.from_pretrained(kept, trust_remote_code=trusts_code).to_dict()
+    after = config.to_dict()
+    saved, current = (
+        {
+            key: value
+            for key, value in one.items()
+            if key in before.keys() & after.keys() and key not in _ABOUT_THE_FILE
+        }
+        for one in (before, after)
+    )
+    differences = compare_identity({"model": saved}, {"model": current})
+    left = [name for name in differences if not _is_accepted(name, accepted)]
+    if not left:
+        return None
+    return (
+        f"the model's configuration is not the one that {kept.parent} was trained with:\n"
+        + "\n".join(f"  - {differences[name]}" for name in left)
+        + f"\nSet it back, or resume with the change: --accept-changes {' '.join(left)}"
+    )
 
 
 def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
@@ -78,6 +120,10 @@ def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> dict[str
         for name in sorted(names)
         if saved_leaves.get(name) != current_leaves.get(name)
     }
+
+
+def _is_accepted(name: str, accepted: Collection[str]) -> bool:
+    return any(f"{name}.".startswith(f"{given}.") for given in accepted)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -82,6 +82,15 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     return content
 
 
+def other_versions(manifest: Mapping[str, Any]) -> list[str]:
+    """Which packages were others when it was written: "torch 2.12.0, now 2.13.0"."""
+    return [
+        f"{name} {manifest['versions'].get(name)}, now {now}"
+        for name, now in _versions().items()
+        if manifest["versions"].get(name) != now
+    ]
+
+
 def find_corruption(folder: Path, *, hashes: bool = False) -> str | None:
     """What is wrong with a checkpoint or an export, or None when it is intact.
 

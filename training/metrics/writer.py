@@ -92,6 +92,8 @@ class MetricsWriter:
 
     def _open_after(self, step: int) -> None:
         path = self._run_dir / METRICS_FILE
+        if step > 0 and not path.exists():
+            print(f"WARNING: {path} is gone, and the rows up to step {step}", file=sys.stderr)
         cut_after(path, step=step)
         self._overfit = OverfitWatch()
         self._evaluated: set[int] = set()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from common.durable import atomic_write
 from data_prep.shards import Mixture, describe
-from training.checkpoints.identity import refuse_differences, run_identity
+from training.checkpoints.identity import find_other_model, refuse_differences, run_identity
 from training.checkpoints.load import load_checkpoint
 from training.checkpoints.manifest import newest_verified, read_manifest
 from training.checkpoints.progress import Progress
@@ -22,7 +24,7 @@ from training.config.load import KEPT_RECIPE, dump_recipe
 from training.config.recipe import Recipe
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
-from training.model.engine import build_engine
+from training.model.engine import Engine, build_engine
 from training.ranks.dist import Layout, init_layout, raise_together
 from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
@@ -33,7 +35,9 @@ from training.regularisers.entropy_cache import EntropyCache
 from training.regularisers.entropy_source import open_cache
 from training.regularisers.table import model_regularisation
 from training.run.loop import Run, run_steps
+from training.run.schedule import warmup_steps
 from training.run.start import Start, check_start_together
+from training.run.surprises import surprises
 
 
 def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
@@ -63,6 +67,15 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
         if newest:
             saved = read_manifest(newest)["identity"]
             refuse_differences(newest, saved, identity, accepted=accepted)
+            other_model = None
+            if layout.is_main:
+                other_model = find_other_model(
+                    run_dir / "model",
+                    start.model_config,
+                    trusts_code=recipe.model.trust_remote_code,
+                    accepted=accepted,
+                )
+            raise_together(other_model)
         _run(recipe, layout, start, identity, newest, accepted)
     return run_dir
 
@@ -95,13 +108,15 @@ def _run(
             progress = load_checkpoint(
                 engine, newest, identity=identity, accepted=accepted, cache=cache
             )
-        facts = asdict(plan) | {"parameters": engine.num_parameters, "pack": pack.fingerprint}
+        facts = _facts(recipe, start, engine)
         # not earlier: a start that is refused leaves an existing run unchanged
         raise_together(
             _describe_run(run_dir, recipe, start.model_config) if layout.is_main else None
         )
         if layout.is_main:
             _print_start(recipe, facts, start.mixture, progress)
+            for surprise in surprises(recipe, start, newest):
+                print(f"WARNING: {surprise}", file=sys.stderr, flush=True)
         record = RunRecord(run_dir, rank=layout.rank, total_steps=plan.total_steps)
         raise_together(record.begin(progress.step))
         # record within requests: an error is noted before a launcher's SIGTERM can end the process
@@ -137,6 +152,17 @@ def _run(
             )
             run_steps(run, progress)
             dist.barrier()
+
+
+def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:
+    """What is derived of a run, to be printed at its start and kept with it."""
+    device, total_steps = engine.layout.device, start.plan.total_steps
+    return asdict(start.plan) | {
+        "warmup_steps": warmup_steps(total_steps, recipe.schedule.warmup_frac),
+        "parameters": engine.num_parameters,
+        "pack": start.pack.fingerprint,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
 
 
 def _clear(cache: EntropyCache) -> str | None:

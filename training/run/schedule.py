@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 
 
+def warmup_steps(total_steps: int, warmup_frac: float) -> int:
+    """Steps of the linear rise."""
+    return round(warmup_frac * total_steps)
+
+
 def learning_rate(
     step: int,
     *,
@@ -24,9 +29,9 @@ def learning_rate(
         decay_frac: wsd only, share of the steps with the linear fall.
         final_lr_frac: rate of the last step / peak, for cosine and wsd.
     """
-    warmup_steps = round(warmup_frac * total_steps)
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
+    rise = warmup_steps(total_steps, warmup_frac)
+    if step < rise:
+        return peak * (step + 1) / (rise + 1)
     if kind == "constant":
         return peak
     if kind == "wsd":
@@ -35,7 +40,7 @@ def learning_rate(
         fallen = (into_decay + 1) / decay_steps if into_decay >= 0 and decay_steps else 0.0
         return peak * (1.0 - fallen * (1.0 - final_lr_frac))
     if kind == "cosine":
-        share = (step - warmup_steps) / max(total_steps - 1 - warmup_steps, 1)
+        share = (step - rise) / max(total_steps - 1 - rise, 1)
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
         return peak * (final_lr_frac + (1.0 - final_lr_frac) * cosine)
     raise ValueError(f"schedule.kind {kind!r}; valid: cosine, wsd, constant")

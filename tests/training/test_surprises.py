@@ -1,0 +1,59 @@
+"""What a start says of settings that do something else than they seem to."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.build import BuildOptions, build
+from data_prep.packing.pack import pack
+from data_prep.shards import open_corpus
+from tests.training.refusals import CPU
+from tests.training.short_runs import SEQUENCE_TOKENS, short_recipe
+from training.ranks.dist import Layout
+from training.run.start import check_start
+from training.run.surprises import surprises
+
+
+@pytest.fixture(scope="module")
+def two_domains(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("domains") / "corpus"
+    source = Path(logging.__file__).parent
+    build(
+        BuildOptions(
+            inputs=(f"first={source}", f"second={source.parent / 'email'}"),
+            out=folder,
+            tokenizer=str(small_corpus / "tokenizer"),
+            val_frac=0.5,
+            num_workers=1,
+        )
+    )
+    pack(folder, seq_len=SEQUENCE_TOKENS)
+    return folder
+
+
+def said(corpus: Path, **changes: Any) -> list[str]:
+    recipe = short_recipe(corpus, Path("unused"), train__sequence_parallel_size=1, **changes)
+    return surprises(recipe, check_start(recipe, Layout(0, 1, 1, CPU)), None)
+
+
+def test_steps_that_the_epochs_do_not_reach_are_told(small_corpus):
+    """Elsewhere max_steps decides how often the data comes (unsloth issue 594)."""
+    assert said(small_corpus) == []
+    (told,) = said(small_corpus, train__max_steps=10**6, train__epochs=2)
+    assert told.startswith("train.max_steps 1000000 is not reached: train.epochs 2 ends the run")
+
+
+def test_a_domain_without_a_held_out_sample_among_the_first_is_told(two_domains):
+    """The split is grouped by domain (lighteval pull request 1323)."""
+    first, second = (
+        open_corpus(two_domains).open_pack(SEQUENCE_TOKENS).manifest.splits["val"].domains
+    )
+    assert first.num_samples and second.num_samples
+    (told,) = said(two_domains, evaluation__max_samples=first.num_samples)
+    assert "domain second is not among the first" in told
+    assert said(two_domains, evaluation__max_samples=first.num_samples + 1) == []
+    assert said(two_domains, evaluation={"every_steps": None, "max_samples": 1}) == []

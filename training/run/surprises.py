@@ -1,0 +1,36 @@
+"""What a user may not expect of a start that nothing speaks against, in sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.checkpoints.manifest import other_versions, read_manifest
+from training.config.recipe import Recipe
+from training.run.evaluation import domains_left_out
+from training.run.start import Start
+
+
+def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
+    """For rank 0 to print.
+
+    Args:
+        newest: the checkpoint that the run resumes from, if any.
+    """
+    found = []
+    total_steps, wanted = start.plan.total_steps, recipe.train.max_steps
+    if wanted is not None and wanted > total_steps:
+        found.append(
+            f"train.max_steps {wanted} is not reached: train.epochs {recipe.train.epochs:g} ends "
+            f"the run after {total_steps} steps"
+        )
+    taken = recipe.evaluation.max_samples
+    if recipe.evaluation.every_steps is not None and taken is not None:
+        found += [
+            f"evaluation.max_samples {taken}: domain {name} is not among the first {taken} "
+            "validation samples"
+            for name in domains_left_out(start.pack, num_samples=taken)
+        ]
+    if newest is not None:
+        others = other_versions(read_manifest(newest))
+        found += [f"{newest} was saved with {other}" for other in others]
+    return found
