@@ -60,6 +60,12 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
             "entropy.source=cache entropy.measure=nll extra_regulariser=label_smoothing",
             "nll of the training forward would be that of smoothed targets",
         ),
+        ("run_dir=~/runs/x", "run_dir: ~ and \\$ are not expanded here; write the path out"),
+        ("data.corpus=${SCRATCH}/x", "data.corpus: ~ and \\$ are not expanded here"),
+        (
+            "model.config=null model.pretrained=~/llama",
+            "model.pretrained: ~ and \\$ are not expanded here",
+        ),
         ("seed", "not of the form a.b=c"),
         ("seed=[", "override 'seed=\\['"),
     ],

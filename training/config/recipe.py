@@ -17,8 +17,8 @@ from training.config.sections import (
     Evaluation,
     ExtraRegulariserName,
     Guard,
+    Location,
     Model,
-    Name,
     Optimizer,
     RegulariserName,
     Schedule,
@@ -31,12 +31,12 @@ from training.config.sections import (
 class Recipe:
     """A run: everything that decides what is learnt."""
 
-    run_dir: Name
+    run_dir: Location
     """Folder of the run: metrics, checkpoints, export, report."""
     model: Model
     data: Data
     train: Train
-    deepspeed: Name = "ds_configs/zero3.json"
+    deepspeed: Location = "ds_configs/zero3.json"
     """DeepSpeed JSON: memory and communication, nothing that decides what is learnt."""
     seed: Annotated[int, Field(ge=0, lt=10**18)] = 1234
     resume: Literal["auto", "never"] = "auto"

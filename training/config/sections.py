@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -12,14 +12,24 @@ STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
+
+
+def _as_it_is(path: str) -> str:
+    """Only a shell expands these: the run would be in a folder that is called ~."""
+    if path.startswith("~") or "$" in path:
+        raise ValueError(f"~ and $ are not expanded here; write the path out (is {path!r})")
+    return path
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_as_it_is)]
+"""A file or folder, or a name of the Hugging Face hub."""
 
 
 @dataclass(config=STRICT)
 class Model:
     """Which causal LM to train: exactly one of `pretrained` and `config`."""
 
-    pretrained: str | None = None
+    pretrained: Location | None = None
     """Hugging Face name or folder whose weights are adapted."""
     config: dict[str, Any] | None = None
     """A Hugging Face configuration (`model_type` and its keys) for weights from scratch."""
@@ -57,7 +67,7 @@ class DomainWeight:
 class Data:
     """Which packed corpus to train on."""
 
-    corpus: Name
+    corpus: Location
     """Folder written by `python -m data_prep build`."""
     sequence_tokens: Annotated[int, Field(ge=2)]
     """Tokens in a sample; `python -m data_prep pack CORPUS --seq-len` makes its index."""
