@@ -313,6 +313,49 @@ def test_bands_that_are_damaged_are_refused_by_name(tmp_path, content):
         load_bands(tmp_path)
 
 
+def test_bands_whose_targets_have_changed_are_refused_by_name(finished, tmp_path):
+    folder = tmp_path / "bands"
+    shutil.copytree(finished / "heldout_bands", folder)
+    kept = load_bands(folder)
+    content = bytearray(kept.path.read_bytes())
+    content[5] ^= 1
+    kept.path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{kept.path}: damaged: expected sha256"):
+        load_bands(folder)
+    kept.path.unlink()
+    with pytest.raises(ValueError, match=f"{kept.path}: No such file"):
+        load_bands(folder)
+
+
+def test_bands_without_a_target_have_no_loss(small_corpus, tmp_path):
+    """63 targets in 64 bands; a loss of 0 would be the best of all."""
+    run_dir = tmp_path / "run"
+    evaluation = {"every_steps": 100, "max_samples": 1, "num_bands": 64}
+    changes = {"evaluation": evaluation, "train__max_steps": 1, "checkpoint__every_steps": None}
+    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **changes), world_size=2)
+    for row in metrics(run_dir, "evaluation"):
+        losses = {bool(band["num_targets"]): band["loss"] for band in row["bands"]}
+        assert losses[False] is None
+        assert losses[True] > 0
+
+
+def test_a_resume_without_its_rows_or_on_another_corpus_keeps_or_ends_the_bands(
+    corpus_copy, tmp_path
+):
+    run_dir = tmp_path / "run"
+
+    def train(*accepted: str, stop: int | None) -> dict[str, Any]:
+        recipe = recipe_of(corpus_copy, run_dir, train__stop_after_steps=stop)
+        run_ranks(train_with_changes, recipe, list(accepted), world_size=2)
+        return metrics(run_dir, "evaluation")[-1]
+
+    assert "bands" in train(stop=3)
+    (run_dir / "metrics.jsonl").unlink()
+    assert "bands" in train(stop=6)
+    pack(corpus_copy, seq_len=SEQUENCE_TOKENS, policy="concat", overwrite=True)
+    assert "bands" not in train("pack", stop=None)
+
+
 def test_evaluate_finds_the_losses_of_the_last_evaluation(finished, exported):
     """The export on one process, against the training engine on two that share sequences."""
     training("evaluate", str(finished))
@@ -444,6 +487,45 @@ def test_evaluation_of_other_held_out_data_than_the_bands_is_refused(finished, e
             "evaluation.max_samples=3",
         )
     assert "holds bands of 6 samples of 64 tokens" in caught.value.stderr
+
+
+def test_an_export_that_the_run_has_left_behind_is_told(finished, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    shutil.rmtree(run_dir / "export", ignore_errors=True)
+    older = run_dir / "checkpoints" / "step-00000006"
+    training("export", str(run_dir), "--checkpoint", str(older))
+    done = training("evaluate", str(run_dir))
+    told = f"WARNING: {run_dir}/export is of step 6, the newest checkpoint of step 8"
+    assert told in done.stderr
+    assert json.loads((run_dir / "evaluation.json").read_text())["step"] == 6
+    training("export", str(run_dir))
+    done = training("evaluate", str(run_dir))
+    assert "WARNING" not in done.stderr
+    assert json.loads(done.stdout)["step"] == 8
+
+
+def test_a_base_model_whose_configuration_changes_during_the_run_is_refused(
+    finished, exported, small_corpus, tmp_path
+):
+    """The weights are the checkpoint's: with another rope_theta they are those of no model."""
+    base, run_dir = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(exported, base)
+
+    def recipe(stop: int | None) -> Recipe:
+        changes = {"model": {"pretrained": str(base)}, "train__stop_after_steps": stop}
+        return recipe_of(small_corpus, run_dir, **changes)
+
+    run_ranks(train_on_rank, recipe(3), world_size=2)
+    config = json.loads((base / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] *= 50
+    config["transformers_version"] = "4.0"
+    (base / "config.json").write_text(json.dumps(config))
+    for message in run_ranks(message_of_error, recipe(None), world_size=2):
+        assert f"configuration is not the one that {run_dir} was trained with" in message
+        assert "model.rope_parameters.rope_theta: was 10000.0, is 500000.0" in message
+    run_ranks(train_with_changes, recipe(6), ["model.rope_parameters"], world_size=2)
+    run_ranks(train_with_changes, recipe(None), [], world_size=2)  # now it is that of the run
 
 
 def test_other_data_is_evaluated_without_the_bands_of_the_runs_own(

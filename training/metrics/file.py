@@ -15,7 +15,7 @@ METRICS_FILE = "metrics.jsonl"
 
 def to_line(row: dict[str, Any]) -> str:
     """One line of JSON; NaN and infinities become null, since JSON cannot represent them."""
-    return json.dumps(_finite(row), allow_nan=False) + "\n"
+    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
 class MetricsFile:
@@ -86,11 +86,12 @@ def cut_after(path: Path, *, step: int) -> None:
     atomic_write(path, "".join(map(to_line, kept)))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same without NaN and infinities, which become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -5,20 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from common.durable import atomic_write
 from data_prep.shards import open_corpus
-from training.checkpoints.manifest import find_corruption_together
+from training.checkpoints.manifest import (
+    find_corruption_together,
+    newest_complete,
+    read_manifest,
+)
 from training.config.load import KEPT_RECIPE, load_recipe
+from training.metrics.file import finite
 from training.model.causal_lm import resolve_model_config, warn_of_remote_code
 from training.model.checks import check_heads, check_window
 from training.model.ds_config import training_dtype
 from training.model.engine import build_engine
 from training.model.weights import find_other_weights
 from training.ranks.dist import init_layout, raise_together
+from training.ranks.launcher_env import whole_number
 from training.run.evaluation import evaluate, heldout_stream, load_bands
 
 _SP_KEY = "train.sequence_parallel_size"
@@ -44,7 +50,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     recipe = load_recipe(kept, overrides)
     sp_size = recipe.train.sequence_parallel_size
     if not any(override.startswith(f"{_SP_KEY}=") for override in overrides):
-        sp_size = math.gcd(sp_size, int(os.environ.get("WORLD_SIZE", "1")))
+        sp_size = math.gcd(sp_size, whole_number("WORLD_SIZE"))
     exported = run_dir / "export"
     if not (exported / "config.json").exists():
         raise ValueError(f"{exported} is missing; run: python -m training export {run_dir}")
@@ -58,6 +64,9 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         raise ValueError(
             f"the export is damaged: {broken}; run: python -m training export {run_dir}"
         )
+    step = read_manifest(exported)["step"]
+    if layout.is_main:
+        _warn_of_newer(run_dir, step=step)
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     stream = heldout_stream(pack, recipe, layout)
@@ -72,8 +81,24 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     bands = load_bands(frozen) if frozen.exists() else None
     if bands and bands.pack != pack.fingerprint:
         bands = None
-    result: dict[str, Any] = {"corpus": recipe.data.corpus, "pack": pack.fingerprint}
-    result |= evaluate(engine, stream, bands)
+    result: dict[str, Any] = {
+        "step": step,
+        "corpus": recipe.data.corpus,
+        "pack": pack.fingerprint,
+    }
+    result = finite(result | evaluate(engine, stream, bands))
     if layout.is_main and recipe.data == load_recipe(kept, []).data:
         atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _warn_of_newer(run_dir: Path, *, step: int) -> None:
+    """One line on stderr when the run has gone on since its export."""
+    newest = newest_complete(run_dir / "checkpoints")
+    if newest is not None and (newer := read_manifest(newest)["step"]) != step:
+        print(
+            f"WARNING: {run_dir / 'export'} is of step {step}, the newest checkpoint of step "
+            f"{newer}; to evaluate that one: python -m training export {run_dir}",
+            file=sys.stderr,
+            flush=True,
+        )
