@@ -142,6 +142,7 @@ def results_of(model: Path, tasks_dir: Path, *, num_ranks: int) -> dict[str, Any
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("our_answers") == 1  # one table, whatever the ranks
+    assert json.loads(out.read_text())["num_requests_cut"] == 0
     return json.loads(out.read_text())
 
 
@@ -266,3 +267,57 @@ def test_a_task_without_its_data_is_one_line_and_no_traceback(model, tmp_path):
     assert "error: task far_away: Couldn't reach 'nobody/absent'" in ended.stderr
     assert "is downloaded" in ended.stderr
     assert not (tmp_path / "out.json").exists()
+
+
+def test_requests_longer_than_the_model_are_counted_and_told(model, tmp_path):
+    """The harness drops their beginning, here the question itself (its issues 1426 and 3421)."""
+    texts = ["one name = ", "if not self. " * 90, "for key in " * 90]
+    write_task(
+        tmp_path,
+        "long_cloze",
+        [{"text": text, "target": "value"} for text in texts],
+        output_type="loglikelihood",
+        doc_to_target="{{target}}",
+        metrics=["acc"],
+    )
+    write_task(
+        tmp_path,
+        "long_answers",
+        [{"text": text, "target": "value"} for text in texts],
+        output_type="generate_until",
+        doc_to_target="{{target}}",
+        metrics=["exact_match"],
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 5, "do_sample": False},
+    )
+    out = tmp_path / "out.json"
+    ended = evaluate(
+        *[str(model), "--tasks", "long_cloze,long_answers", "--tasks-dir", str(tmp_path)],
+        *["--out", str(out)],
+        home=model.parent,
+        num_ranks=2,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(out.read_text())["num_requests_cut"] == 4
+    assert "WARNING: 4 requests are longer than the 128 tokens that the model takes" in ended.stderr
+
+
+def test_a_task_that_generates_more_than_the_model_takes_is_one_sentence(model, tmp_path):
+    write_task(
+        tmp_path,
+        "too_much",
+        [{"text": "one", "target": "value"}],
+        output_type="generate_until",
+        doc_to_target="{{target}}",
+        metrics=["exact_match"],
+        generation_kwargs={"until": ["\n"], "max_gen_toks": 128, "do_sample": False},
+    )
+    ended = evaluate(
+        *[str(model), "--tasks", "too_much", "--tasks-dir", str(tmp_path)],
+        *["--out", str(tmp_path / "out.json")],
+        home=model.parent,
+    )
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert (
+        "error: lm-evaluation-harness: Invalid configuration: requested max tokens" in ended.stderr
+    )

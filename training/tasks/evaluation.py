@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,9 @@ import torch.distributed as dist
 
 from common.durable import atomic_write
 from training.metrics.task_results import TASKS_FOLDER, result_name
-from training.ranks.dist import broadcast_from_rank0, raise_together
+from training.ranks.dist import broadcast_from_rank0, raise_together, sum_over_ranks
+from training.ranks.launcher_env import whole_number
+from training.ranks.lost_gpus import refuse_lost_gpus
 from training.tasks.harness import (
     load_tasks,
     open_task_list,
@@ -98,9 +101,13 @@ def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | Non
         lm = _together(lambda: _load_model(weights.folder, options))
     began = time.monotonic()
     answers = _ask(lm, loaded, manager, options)
+    (num_cut,) = sum_over_ranks(torch.tensor([lm.num_cut]))
     if not is_main:
         return None
+    if num_cut:
+        _warn_of_cut(num_cut, max_tokens=lm.max_length)
     result = _describe(target, options, weights, lm) | _summary(answers)
+    result["num_requests_cut"] = num_cut
     result |= {"versions": _versions(), "seconds": time.monotonic() - began}
     atomic_write(out, json.dumps(result, indent=1) + "\n")
     if weights.run_dir and (options.num_fewshot, options.limit) == (None, None):
@@ -164,8 +171,12 @@ def _load_model(folder: Path, options: TaskOptions) -> WholeModel:
 
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        # without a launcher, what a shell holds is of another job
+        local_rank = whole_number("LOCAL_RANK") if "RANK" in os.environ else 0
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    else:
+        refuse_lost_gpus()
     return WholeModel(folder, device=device, batch_size=options.batch_size)
 
 
@@ -174,16 +185,32 @@ def _ask(
 ) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    answers: dict[str, Any] | None = simple_evaluate(
-        model=lm,
-        tasks=list(loaded),
-        task_manager=manager,
-        num_fewshot=options.num_fewshot,
-        limit=options.limit,
-        bootstrap_iters=1000,
-        confirm_run_unsafe_code=True,  # `permit_code` has asked
-    )
+    try:
+        answers: dict[str, Any] | None = simple_evaluate(
+            model=lm,
+            tasks=list(loaded),
+            task_manager=manager,
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            bootstrap_iters=1000,
+            confirm_run_unsafe_code=True,  # `permit_code` has asked
+        )
+    except AssertionError as error:
+        if not str(error):
+            raise
+        # its way to refuse a task that needs more tokens than the model takes
+        raise ValueError(f"lm-evaluation-harness: {error}") from None
     return answers or {}
+
+
+def _warn_of_cut(num_cut: int, *, max_tokens: int) -> None:
+    print(
+        f"WARNING: {num_cut} requests are longer than the {max_tokens} tokens that the model "
+        "takes: the harness has dropped their beginning, few-shot examples or the question "
+        "itself; scores with and without such requests are not comparable",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _describe(

@@ -53,6 +53,21 @@ class WholeModel(HFLM):
         logger.setLevel(level)
         self._rank = dist.get_rank()
         self._world_size = dist.get_world_size()
+        self.num_cut = 0
+        """Requests of this rank whose beginning the harness has dropped: they were too long."""
+
+    def _loglikelihood_tokens(self, requests: Any, **options: Any) -> Any:
+        longest = self.max_length + 1  # the last token is no input
+        self.num_cut += sum(len(context) + len(rest) > longest for _, context, rest in requests)
+        return super()._loglikelihood_tokens(requests, **options)
+
+    def tok_batch_encode(
+        self, strings: list[str], *, left_truncate_len: int | None = None, **options: Any
+    ) -> Any:
+        if left_truncate_len is not None:
+            longest = left_truncate_len
+            self.num_cut += sum(len(self.tok_encode(string)) > longest for string in strings)
+        return super().tok_batch_encode(strings, left_truncate_len=left_truncate_len, **options)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """This rank's numbers for everyone's: the harness pads ranks by them."""
