@@ -39,6 +39,10 @@ VERBS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a user error."""
+    return exit_code_of(lambda: _run(arguments))  # Ctrl-C may come while the verbs are loaded, too
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = make_parser().parse_args(arguments)
     shares_work = _shares_work(options)
 

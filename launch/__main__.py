@@ -14,8 +14,12 @@ VERBS = ("plan", "preflight")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user error is one message and exit code 2."""
+    return exit_code_of(lambda: _run(argv))  # Ctrl-C may come while the verbs are loaded, too
+
+
+def _run(argv: list[str] | None) -> int:
     options = parse_arguments(build_parser(), argv)
-    return exit_code_of(lambda: int(options.run(options)))
+    return int(options.run(options))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -167,6 +167,16 @@ def test_what_a_terminal_cannot_show_is_escaped(encoding):
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_while_the_verbs_are_loaded_is_one_line(name, monkeypatch, capsys):
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS[name], "add_verbs", interrupted)
+    assert COMMANDS[name].main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 @pytest.mark.parametrize("verb", ["train", "evaluate", "export", "report"])
 def test_ctrl_c_before_the_work_begins_is_one_line(verb, tmp_path):
     """While it reads a recipe or a run's files: here a pipe that nobody writes to."""

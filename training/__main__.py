@@ -26,6 +26,10 @@ VERBS = ("train", "evaluate", "export", "report", "sweep", "preview")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user error is one message and exit code 2."""
+    return exit_code_of(lambda: _run(argv))  # Ctrl-C may come while the verbs are loaded, too
+
+
+def _run(argv: list[str] | None) -> int:
     options = parse_arguments(build_parser(), argv)
     has_ranks = options.verb in ("train", "evaluate")
     # the rank is not known before, so every process says what is wrong with it
