@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.mpi import hide_mpi
+from tests.training.short_runs import short_recipe
 from tests.warm_python import warm_python
+from training.config.load import dump_recipe
 from training.ranks import launcher_env
 from training.ranks.launcher_env import set_rank_variables
 
@@ -145,6 +148,30 @@ def test_what_an_earlier_job_has_left_is_no_other_process(left: dict[str, str]) 
         timeout=100,
     )
     assert started.stdout == "0 1 1 cpu\n"
+
+
+def test_a_port_that_is_taken_matters_to_ranks_alone_and_is_one_sentence(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    alone = {"train__sequence_parallel_size": 1}
+    recipe.write_text(dump_recipe(short_recipe(tmp_path / "absent", tmp_path / "run", **alone)))
+    with socket.create_server(("", 0)) as holder:
+        port = str(holder.getsockname()[1])
+        ours = {name: value for name, value in TORCHRUN.items() if name != "WORLD_SIZE"}
+        told = {}
+        for name, left in (("alone", {}), ("rank", ours | {"WORLD_SIZE": "1"})):
+            started = subprocess.run(
+                [warm_python(), "-m", "training", "train", str(recipe)],
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, **left, "MASTER_PORT": port},
+                capture_output=True,
+                text=True,
+                timeout=100,
+            )
+            assert started.returncode == 2
+            (told[name],) = started.stderr.splitlines()
+    assert told["alone"].startswith(f"error: {tmp_path / 'absent'}")  # it went on to the corpus
+    assert f"port: {port}" in told["rank"]
+    assert told["rank"].endswith("; is MASTER_ADDR right, and MASTER_PORT free?")
 
 
 @pytest.mark.parametrize("missing", [["LOCAL_RANK"], ["MASTER_ADDR", "MASTER_PORT"]])
