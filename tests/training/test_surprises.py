@@ -47,6 +47,14 @@ def test_steps_that_the_epochs_do_not_reach_are_told(small_corpus):
     assert told.startswith("train.max_steps 1000000 is not reached: train.epochs 2 ends the run")
 
 
+def test_a_domain_whose_weight_rounds_to_nothing_is_told(two_domains):
+    """A weight above 0 is meant (Megatron-Bridge pull request 5438)."""
+    taken = {"evaluation__max_samples": None}
+    (told,) = said(two_domains, data__mixture={"second": {"epochs": 1e-5}}, **taken)
+    assert told.startswith("data.mixture: second rounds to none of its ")
+    assert said(two_domains, data__mixture={"second": {"epochs": 0}}, **taken) == []
+
+
 def test_a_domain_without_a_held_out_sample_among_the_first_is_told(two_domains):
     """The split is grouped by domain (lighteval pull request 1323)."""
     first, second = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from data_prep.packing.pack import pack
+from data_prep.shards import open_corpus
 from tests.training.sweep_runs import (
     planned,
     write_recipe,
@@ -115,6 +118,22 @@ def test_a_folder_of_other_settings_is_refused(small_corpus: Path, tmp_path: Pat
     (run.run_dir / "recipe.resolved.yaml").write_text(dump_recipe(other))
     with pytest.raises(ValueError, match=r"optimizer\.lr was 0\.5, is 0\.01"):
         run_sweep(SweepOptions(recipe=recipe, overrides=[], varied=[], seeds="1"))
+
+
+def test_a_complete_run_on_a_corpus_that_was_built_again_is_refused(
+    corpus_copy: Path, tmp_path: Path
+) -> None:
+    """Its numbers would be those of the sweep (axolotl issue 1265)."""
+    recipe = write_recipe(corpus_copy, tmp_path)
+    (run,) = planned(recipe, seeds="1")
+    run.run_dir.mkdir(parents=True)
+    facts = {"kind": "run", "step": 0, "pack": open_corpus(corpus_copy).open_pack(64).fingerprint}
+    (run.run_dir / "metrics.jsonl").write_text(json.dumps(facts) + "\n")
+    options = SweepOptions(recipe=recipe, overrides=[], varied=[], seeds="1", is_dry=True)
+    assert run_sweep(options) == 0
+    pack(corpus_copy, seq_len=64, policy="concat", overwrite=True)
+    with pytest.raises(ValueError, match="holds a run on a corpus that was built or packed other"):
+        run_sweep(options)
 
 
 def test_a_dry_sweep_tells_new_runs_from_those_that_cannot_be_read(

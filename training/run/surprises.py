@@ -30,6 +30,14 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
             "validation samples"
             for name in domains_left_out(start.pack, num_samples=taken)
         ]
+    weights = recipe.data.mixture or start.pack.manifest.weights
+    found += [
+        f"data.mixture: {share.name} rounds to none of its {len(share.samples)} samples an epoch"
+        for share in start.mixture
+        if share.name in weights
+        and (weights[share.name].epochs or weights[share.name].proportion)
+        and not share.samples_per_epoch
+    ]
     if newest is not None:
         others = other_versions(read_manifest(newest))
         found += [f"{newest} was saved with {other}" for other in others]

@@ -13,6 +13,7 @@ import yaml
 
 from training.config.load import KEPT_RECIPE, dump_recipe, load_recipe
 from training.config.recipe import Recipe
+from training.metrics.file import METRICS_FILE, read_metrics
 from training.reports.groups import flat_settings
 
 _NOT_TO_VARY = ("run_dir", "resume")
@@ -134,6 +135,25 @@ def find_other_recipe(run: PlannedRun) -> str | None:
     return (
         f"{run.run_dir} holds a run with other settings ({'; '.join(changed)}); "
         "choose another run_dir, or move that folder away"
+    )
+
+
+def find_other_corpus(run: PlannedRun, *, pack: str) -> str | None:
+    """Whether the run that the folder holds had other samples; None for the same, or for no run.
+
+    Its recipe names the corpus only by its folder, which may have been built again.
+
+    Args:
+        pack: fingerprint of the samples of now.
+    """
+    path = run.run_dir / METRICS_FILE
+    rows = read_metrics(path) if path.exists() else []
+    before = next((row.get("pack") for row in rows if row["kind"] == "run"), None)
+    if before in (None, pack):
+        return None
+    return (
+        f"{run.run_dir} holds a run on a corpus that was built or packed otherwise (pack was "
+        f"{str(before)[:16]}, is {pack[:16]}); choose another run_dir, or move that folder away"
     )
 
 

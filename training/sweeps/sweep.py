@@ -18,7 +18,14 @@ from training.ranks.dist import Layout
 from training.ranks.run_state import RUN_STATE_FILE
 from training.reports.report import comparison_text, write_report
 from training.run.start import check_start
-from training.sweeps.grid import Mistakes, PlannedRun, find_other_recipe, parse_axes, plan_runs
+from training.sweeps.grid import (
+    Mistakes,
+    PlannedRun,
+    find_other_corpus,
+    find_other_recipe,
+    parse_axes,
+    plan_runs,
+)
 from training.sweeps.jobs import LocalRuns, Outcome, local_command, state_of, steps_done
 from training.sweeps.slurm import check_place, queued_job, slurm_command, submit
 
@@ -100,9 +107,13 @@ def _check(runs: list[PlannedRun], options: SweepOptions, mistakes: Mistakes) ->
             device=torch.device("cpu"),
         )
         try:
-            total_steps[run.name] = check_start(recipe, layout).plan.total_steps
+            start = check_start(recipe, layout)
+            other = find_other_corpus(run, pack=start.pack.fingerprint)
+            total_steps[run.name] = start.plan.total_steps
         except (ValueError, OSError) as error:
-            mistakes.add(run.name, str(error))
+            other = str(error)
+        if other:
+            mistakes.add(run.name, other)
     return total_steps
 
 
