@@ -25,6 +25,10 @@ SENTENCEPIECE_NAME = "tokenizer.model"
 # tables of the installed pair. Any other pair is compared on first use.
 VERIFIED_VERSIONS = frozenset({("0.23.3", "0.14.0"), ("0.23.1", "0.12.0")})
 _NUM_FIRST = 4
+_CONVERT = (
+    "convert the tokenizer with transformers: "
+    "AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
+)
 
 
 Kind = Literal["huggingface", "sentencepiece"]
@@ -63,10 +67,7 @@ def kind_of(folder: Path) -> Kind:
         return "huggingface"
     if (folder / SENTENCEPIECE_NAME).is_file():
         return "sentencepiece"
-    raise ValueError(
-        f"{folder}: no {HF_NAME} and no {SENTENCEPIECE_NAME}; convert the tokenizer with "
-        "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
-    )
+    raise ValueError(f"{folder}: no {HF_NAME} and no {SENTENCEPIECE_NAME}; {_CONVERT}")
 
 
 @lru_cache(maxsize=1)
@@ -159,14 +160,49 @@ class SentencePieceTokenizer:
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{path}: not a sentencepiece model: {error}") from None
         self.vocab_size = self._backend.vocab_size()
-        bos, eos = _known(self._backend.bos_id()), _known(self._backend.eos_id())
-        adds_bos = _read_json(folder / "tokenizer_config.json").get("add_bos_token") is True
-        self.special_ids = SpecialIds(
-            bos=bos,
-            eos=eos,
-            pad=_known(self._backend.pad_id()),
-            document_prefix=(bos,) if adds_bos and bos is not None else (),
+        settings = _settings(folder)
+        self._refuse_added_tokens(folder, settings=settings)
+        bos, eos, pad = (
+            self._special_id(settings.get(f"{role}_token"), own=own(), folder=folder)
+            for role, own in (
+                ("bos", self._backend.bos_id),
+                ("eos", self._backend.eos_id),
+                ("pad", self._backend.pad_id),
+            )
         )
+        adds_bos = settings.get("add_bos_token") is True
+        prefix = (bos,) if adds_bos and bos is not None else ()
+        self.special_ids = SpecialIds(bos=bos, eos=eos, pad=pad, document_prefix=prefix)
+
+    def _refuse_added_tokens(self, folder: Path, *, settings: dict[str, Any]) -> None:
+        """transformers would give ids that this library does not have."""
+        added = _read_json(folder / "added_tokens.json")
+        for number, entry in settings.get("added_tokens_decoder", {}).items():
+            added.setdefault(entry["content"], int(number))
+        for token, number in added.items():
+            if self._piece_id(token) != number:
+                raise ValueError(
+                    f"{folder}: adds the token {token!r} with the id {number}, which "
+                    f"{SENTENCEPIECE_NAME} does not have; {_CONVERT}"
+                )
+
+    def _special_id(self, name: Any, *, own: int, folder: Path) -> int | None:
+        """As transformers has it: the settings' token, else the model's own."""
+        content = name.get("content") if isinstance(name, dict) else name
+        if not isinstance(content, str):
+            return own if own >= 0 else None  # sentencepiece returns -1 for a missing token
+        found = self._piece_id(content)
+        if found is None:
+            raise ValueError(
+                f"{folder}: its settings name the token {content!r}, which {SENTENCEPIECE_NAME} "
+                f"does not have; {_CONVERT}"
+            )
+        return found
+
+    def _piece_id(self, token: str) -> int | None:
+        """sentencepiece itself returns the id of <unk> for an unknown piece."""
+        found = int(self._backend.piece_to_id(token))
+        return found if self._backend.id_to_piece(found) == token else None
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, with no special token added."""
@@ -186,14 +222,9 @@ class SentencePieceTokenizer:
         return "".join([*parts, self._backend.decode(run)])
 
 
-def _known(token: int) -> int | None:
-    return token if token >= 0 else None  # sentencepiece returns -1 for a missing token
-
-
 def _special_ids(backend: tokenizers.Tokenizer, *, folder: Path) -> SpecialIds:
     """BOS, EOS and padding as the folder's settings name them, and the prefix of a text."""
-    settings = _read_json(folder / "tokenizer_config.json")
-    names = {**_read_json(folder / "special_tokens_map.json"), **settings}
+    names = _settings(folder)
     ids = {role: _token_id(backend, names.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
     return SpecialIds(
         bos=ids["bos"],
@@ -201,6 +232,11 @@ def _special_ids(backend: tokenizers.Tokenizer, *, folder: Path) -> SpecialIds:
         pad=ids["pad"],
         document_prefix=_template_prefix(backend),
     )
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    older = _read_json(folder / "special_tokens_map.json")
+    return {**older, **_read_json(folder / "tokenizer_config.json")}
 
 
 def _template_prefix(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
