@@ -16,6 +16,9 @@ from data_prep.record import Count, FileName, FileRecord, Record, Sha256, load_r
 
 DOMAIN_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 DomainName = Annotated[str, Field(pattern=DOMAIN_PATTERN)]
+TokenizerFileName = Annotated[
+    str, Field(pattern=r"^(additional_chat_templates/)?[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}$")
+]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 MANIFEST_NAME = "manifest.json"
@@ -23,11 +26,17 @@ OFFSET_BYTES = 8
 ORIGIN_BYTES = 16  # number of the input file, place in it: two int64
 
 
+class TokenizerFile(FileRecord):
+    """A file of the tokenizer, by its name in the tokenizer's folder."""
+
+    name: TokenizerFileName
+
+
 class TokenizerRecord(Record):
     kind: Literal["huggingface", "sentencepiece"]
     source: str
     sha256: Sha256
-    files: tuple[FileRecord, ...]
+    files: tuple[TokenizerFile, ...]
 
 
 class SpecialIds(Record):

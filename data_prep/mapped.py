@@ -17,7 +17,7 @@ def checked_path(folder: Path, record: FileRecord) -> Path:
     and a map that reaches past the end kills the process with SIGBUS.
     """
     path = folder / record.name
-    if path.resolve().parent != folder.resolve():
+    if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{path}: points outside its folder; only files inside it are read")
     if not path.is_file():
         raise ValueError(f"{path}: missing; expected {record.num_bytes} bytes")

@@ -6,8 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
-from data_prep.durable import describe_file
-from data_prep.record import FileRecord
+from common.checksum import record_file
+from data_prep.manifest import TokenizerFile
 from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME
 
 SETTINGS_NAME = "tokenizer_config.json"
@@ -21,6 +21,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 
 
@@ -49,14 +50,25 @@ def copy_tokenizer(name_or_path: str, *, to: Path) -> None:
         (to / SETTINGS_NAME).write_text(json.dumps(settings) + "\n")
 
 
-def describe_tokenizer_files(folder: Path) -> tuple[FileRecord, ...]:
-    return tuple(describe_file(path) for path in sorted(folder.iterdir()))
+def describe_tokenizer_files(folder: Path) -> tuple[TokenizerFile, ...]:
+    """Names within the folder, sizes and checksums."""
+    return tuple(
+        TokenizerFile(
+            name=path.relative_to(folder).as_posix(),
+            num_bytes=(found := record_file(path)).num_bytes,
+            sha256=found.sha256,
+        )
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
 
 
 def _copy_folder(folder: Path, *, to: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, to / name)
+    for pattern in _TOKENIZER_FILES:
+        for path in filter(Path.is_file, folder.glob(pattern)):
+            target = to / path.relative_to(folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def _download(name: str) -> Path:
