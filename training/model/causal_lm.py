@@ -225,6 +225,8 @@ def build_model(
     del keep_alive
     if getattr(lm.get_output_embeddings(), "bias", None) is not None:
         raise ValueError("model: an output layer with a bias is not supported")
+    # rows are packed, without padding; torch would not train the row of that id, often the end's
+    lm.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
     if model.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     return CausalLMWithEntropy(lm, regularisation, z_loss=z_loss, seed=seed)
