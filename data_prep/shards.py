@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.manifest import pack_folder
 from data_prep.packing.mixture import Mixture, describe
 from data_prep.scores import Scores, ScoresWriter, open_scores_writer, score_names
+
+if TYPE_CHECKING:
+    from data_prep.tokenizing.tokenizer import Tokenizer
 
 __all__ = [
     "Corpus",
@@ -110,6 +114,13 @@ class Corpus:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return open_corpus, (str(self.folder),)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """What made its ids, in the library that made them."""
+        from data_prep.tokenizing.tokenizer import load_tokenizer  # few readers need its libraries
+
+        return load_tokenizer(self.tokenizer_dir, fast=False)
 
     def num_documents(self, split: Split = "train") -> int:
         return self._first_document[_known(split)][-1]

@@ -17,7 +17,12 @@ from training.config.recipe import Recipe
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads
 from training.model.ds_config import training_dtype
-from training.model.tokenizers import TOKENIZER_FILE, find_other_ids, local_tokenizer
+from training.model.tokenizers import (
+    TOKENIZER_FILE,
+    find_other_ids,
+    find_pair,
+    local_tokenizer,
+)
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _IGNORED_PARTS = ("padding", "truncation")
@@ -117,15 +122,10 @@ def measure_tokenizer(context: Context) -> dict[str, Any]:
     corpus = open_corpus(recipe.data.corpus)
     if recipe.model.pretrained is None:
         return {"how": "from scratch: the corpus's tokenizer is the model's", "same": None}
-    own = local_tokenizer(recipe.model.pretrained)
-    if own is None:
-        return {
-            "how": f"no {TOKENIZER_FILE} of {recipe.model.pretrained} on this host",
-            "same": None,
-        }
-    kept = corpus.tokenizer_dir / TOKENIZER_FILE
-    if not kept.is_file():
-        return {"how": f"the corpus was made with sentencepiece, not with {own}", "same": False}
+    pair = find_pair(corpus.tokenizer_dir, recipe.model.pretrained)
+    if pair is None:
+        return _not_compared(recipe.model.pretrained)
+    kept, own = pair
     if mistake := find_other_ids(kept, own):
         raise ValueError(mistake)
     theirs, ours = (_meaning(path) for path in (own, kept))
@@ -141,7 +141,16 @@ def measure_tokenizer(context: Context) -> dict[str, Any]:
     }
 
 
+def _not_compared(pretrained: str) -> dict[str, Any]:
+    own = local_tokenizer(pretrained)
+    if own is None:
+        return {"how": f"no {TOKENIZER_FILE} of {pretrained} on this host", "same": None}
+    return {"how": f"the corpus was made with sentencepiece, not with {own}", "same": False}
+
+
 def _meaning(path: Path) -> dict[str, Any]:
+    if path.suffix != ".json":
+        return {path.name: path.read_bytes()}
     content = json.loads(path.read_text(encoding="utf-8"))
     return {key: value for key, value in content.items() if key not in _IGNORED_PARTS}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +46,18 @@ def saved_run(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     recipe = recipe_of(small_corpus, run_dir, entropy__source="cache")
     run_ranks(train_on_rank, recipe, world_size=2)
     return run_dir
+
+
+@pytest.fixture
+def imported_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Code of models is imported from a folder of the test's own, and forgotten afterwards.
+
+    Ranks inherit this process's path, but not the folder where transformers keeps such code.
+    """
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]

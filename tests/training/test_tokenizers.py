@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.training.model_folders import LLAMA2, train_sentencepiece
 from tests.training.refusals import check, refused
 from tests.training.test_weights import unchanged, write_folder
-from training.model.tokenizers import find_other_ids
+from training.model.tokenizers import find_other_ids, find_pair
 
 Content = dict[str, Any]
 
@@ -79,3 +80,23 @@ def test_a_start_on_a_corpus_of_another_tokenizer_is_refused(small_corpus, tmp_p
     changed(small_corpus, folder, swap_two_ids)
     message = refused(lambda: check(small_corpus, model={"pretrained": str(folder)}))
     assert "the corpus was tokenised by another tokenizer than the model's: id 300 is " in message
+
+
+def test_sentencepiece_models_are_compared_too(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        train_sentencepiece(folder, **LLAMA2)
+    pair = find_pair(ours, str(theirs))
+    assert pair == (ours / "tokenizer.model", theirs / "tokenizer.model")
+    assert find_other_ids(*pair) is None
+    train_sentencepiece(theirs, **LLAMA2, split_digits=True)
+    message = find_other_ids(*pair)
+    assert message is not None
+    assert message.endswith("build the corpus with --tokenizer of this model")
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(small_corpus, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    kept = small_corpus / "tokenizer" / "tokenizer.json"
+    message = refused(lambda: find_other_ids(kept, tmp_path / "tokenizer.json"))
+    assert message.startswith(f"{tmp_path}/tokenizer.json: not a tokenizer: ")

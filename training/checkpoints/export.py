@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import shutil
-from contextlib import redirect_stdout
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from common.checksum import record_file
 from data_prep.shards import open_corpus
+from training.checkpoints.corpus_samples import CorpusSamples, load_samples
 from training.checkpoints.files import ENGINE_TAG, only_data
 from training.checkpoints.manifest import (
     MANIFEST,
@@ -21,10 +25,20 @@ from training.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from training.checkpoints.model_folder import (
+    MODEL_FOLDER,
+    SAMPLES,
+    find_base,
+    make_model_folder,
+    read_folder,
+)
 from training.config.load import KEPT_RECIPE, load_recipe
 from training.config.recipe import Recipe
 from training.config.sections import Model
 from training.model.causal_lm import warn_of_remote_code
+from training.model.plain_losses import find_other_losses
+from training.model.skeleton import build_skeleton
+from training.model.tokenizer_check import find_other_tokens, load_tokenizer
 
 _WRAPPER_PREFIX = "lm."
 
@@ -32,7 +46,8 @@ _WRAPPER_PREFIX = "lm."
 def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | None = None) -> Path:
     """Write the weights of a checkpoint as safetensors, with configuration and tokenizer.
 
-    One process on the CPU, with memory for all weights in fp32; no GPU.
+    One process on the CPU, with memory for all weights in fp32, or for two copies in their own
+    dtype; no GPU.
 
     Args:
         run_dir: folder of a run.
@@ -44,7 +59,8 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
 
     Raises:
         ValueError: when there is no complete checkpoint, when `out` is not an export, or when the
-            reloaded weights differ from the trained ones; nothing is left under `out` then.
+            reloaded weights, losses or tokens differ from those of the training; nothing is left
+            under `out` then.
     """
     out = out or run_dir / "export"
     _refuse_foreign(out)
@@ -55,24 +71,16 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
         raise ValueError(f"{run_dir}/checkpoints holds no complete checkpoint; train first")
     if checkpoint and (broken := find_corruption(checkpoint, hashes=True)) is not None:
         raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
-    staging = out.with_name(f".staging-{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-
-    config = AutoConfig.from_pretrained(
-        run_dir / "model", trust_remote_code=recipe.model.trust_remote_code
-    )
-    trained = trained_weights(chosen, dtype=config.dtype)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=config.dtype, trust_remote_code=recipe.model.trust_remote_code
-    )
-    model.load_state_dict(trained)
-    model.save_pretrained(staging)
-    _export_tokenizer(recipe.data.corpus, staging)
-    del model
-    _compare(staging, trained, recipe.model)
-    _mark(staging, chosen)
-    shutil.rmtree(out, ignore_errors=True)
-    staging.rename(out)
+    files = _model_files(run_dir, recipe)
+    samples = load_samples(files.pop(SAMPLES))
+    with _staged(out) as staging:
+        _write_files(files, staging)
+        lm = _write_weights(staging, chosen, recipe.model)
+        _write_files(files, staging)  # transformers writes some of them anew
+        mistake = _find_mistake(staging, lm, recipe.model, samples)
+        if mistake is not None:
+            raise ValueError(f"export: {mistake}; nothing was exported")
+        _mark(staging, chosen)
     return out
 
 
@@ -106,18 +114,83 @@ def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor
     # it reports its shards on stdout, where only the folder should appear
     with only_data(checkpoint), redirect_stdout(io.StringIO()):
         masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE_TAG)
+    # one by one: the masters need not all live beside what is made of them
     return {
-        name.removeprefix(_WRAPPER_PREFIX): weight.to(dtype) for name, weight in masters.items()
+        name.removeprefix(_WRAPPER_PREFIX): masters.pop(name).to(dtype) for name in list(masters)
     }
 
 
-def _export_tokenizer(corpus: str, folder: Path) -> None:
-    source = open_corpus(corpus).tokenizer_dir
-    if list(source.glob("*.model")):  # a sentencepiece model is used as it is
-        shutil.copytree(source, folder, dirs_exist_ok=True)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        tokenizer.save_pretrained(folder)
+def _model_files(run_dir: Path, recipe: Recipe) -> dict[str, bytes]:
+    """As the run keeps them; made from the corpus for a run whose start did not keep them."""
+    folder = run_dir / MODEL_FOLDER
+    if (folder / SAMPLES).is_file():
+        return read_folder(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
+    try:
+        base = find_base(recipe.model)
+    except ValueError as error:
+        base = None
+        print(
+            f"WARNING: {error}; the export lacks its generation settings and chat templates",
+            file=sys.stderr,
+            flush=True,
+        )
+    return make_model_folder(recipe.model, config, open_corpus(recipe.data.corpus), base=base)
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` at the end, or is removed."""
+    staging = out.with_name(f".staging-{out.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        shutil.rmtree(out, ignore_errors=True)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_files(files: dict[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def _write_weights(folder: Path, checkpoint: Path, model: Model) -> PreTrainedModel:
+    """Save the weights next to the configuration, and load them again.
+
+    Raises:
+        ValueError: when they cannot be written, or are others when they are loaded.
+    """
+    lm = build_skeleton(folder, model)
+    trained = trained_weights(checkpoint, dtype=lm.dtype)
+    lm.load_state_dict(trained, assign=True)
+    lm.tie_weights()
+    lm.generation_config = GenerationConfig()  # ours is written later, in the base's words
+    try:
+        lm.save_pretrained(folder)
+    except SafetensorError as error:  # not an OSError, even when a disk is full
+        raise ValueError(
+            f"{folder}: {error}; nothing was exported. Free some space, or choose another --out"
+        ) from None
+    del lm
+    again = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", trust_remote_code=model.trust_remote_code
+    )
+    _compare(again, trained)
+    return again
+
+
+def _find_mistake(
+    folder: Path, lm: PreTrainedModel, model: Model, samples: CorpusSamples
+) -> str | None:
+    """In the tokens, or in the losses, which use up `lm`."""
+    tokenizer = load_tokenizer(folder, model)
+    if (mistake := find_other_tokens(tokenizer, samples.tokens)) is not None:
+        return f"the tokenizer is not the corpus's: {mistake}"
+    return find_other_losses(lm, samples.documents)
 
 
 def _mark(folder: Path, checkpoint: Path) -> None:
@@ -129,10 +202,8 @@ def _mark(folder: Path, checkpoint: Path) -> None:
     write_manifest(folder, content, files=files)
 
 
-def _compare(folder: Path, trained: dict[str, Tensor], model: Model) -> None:
-    again = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", trust_remote_code=model.trust_remote_code
-    ).state_dict()
+def _compare(lm: PreTrainedModel, trained: dict[str, Tensor]) -> None:
+    again = lm.state_dict()
     different = [
         name
         for name in trained.keys() | again.keys()
@@ -142,7 +213,6 @@ def _compare(folder: Path, trained: dict[str, Tensor], model: Model) -> None:
         or not torch.equal(again[name], trained[name])
     ]
     if different:
-        shutil.rmtree(folder)
         raise ValueError(
             f"export: {len(different)} reloaded weights differ from the trained ones, among them "
             f"{sorted(different)[:3]}; nothing was exported"

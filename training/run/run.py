@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import PretrainedConfig
 
 from common.durable import atomic_write
 from data_prep.shards import Mixture, describe
 from training.checkpoints.identity import find_other_model, refuse_differences, run_identity
 from training.checkpoints.load import load_checkpoint
 from training.checkpoints.manifest import newest_verified, read_manifest
+from training.checkpoints.model_folder import MODEL_FOLDER
 from training.checkpoints.progress import Progress
 from training.checkpoints.reshard import is_of_other_ranks
 from training.checkpoints.saver import Saver
@@ -111,7 +111,7 @@ def _run(
         facts = _facts(recipe, start, engine)
         # not earlier: a start that is refused leaves an existing run unchanged
         raise_together(
-            _describe_run(run_dir, recipe, start.model_config) if layout.is_main else None
+            _describe_run(run_dir, recipe, start.model_files) if layout.is_main else None
         )
         if layout.is_main:
             _print_start(recipe, facts, start.mixture, progress)
@@ -174,14 +174,15 @@ def _clear(cache: EntropyCache) -> str | None:
     return None
 
 
-def _describe_run(run_dir: Path, recipe: Recipe, model_config: PretrainedConfig) -> str | None:
-    """Save the resolved recipe and the model's configuration; returns an error message, if any.
+def _describe_run(run_dir: Path, recipe: Recipe, model_files: dict[str, bytes]) -> str | None:
+    """Save the resolved recipe and what goes with the weights; returns an error message, if any.
 
-    With them export and evaluate need neither the recipe file nor the hub.
+    With them export and evaluate need neither the recipe file nor the hub, nor the corpus.
     """
     try:
         atomic_write(run_dir / KEPT_RECIPE, dump_recipe(recipe))
-        model_config.save_pretrained(run_dir / "model")
+        for name, content in model_files.items():
+            atomic_write(run_dir / MODEL_FOLDER / name, content)
     except OSError as error:
         return f"run_dir {run_dir}: {error.strerror}"
     return None

@@ -8,12 +8,13 @@ import torch
 from transformers import PretrainedConfig
 
 from data_prep.shards import Corpus, Mixture, PackIndex, Scores, check_contents, open_corpus
+from training.checkpoints.model_folder import find_base, make_model_folder
 from training.config.recipe import Recipe
 from training.config.sections import Model
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads, check_window, warn_of_positions
 from training.model.ds_config import join_ds_config, training_dtype
-from training.model.tokenizers import TOKENIZER_FILE, find_other_ids, local_tokenizer
+from training.model.tokenizers import find_other_ids, find_pair
 from training.model.weights import find_other_weights
 from training.ranks.dist import Layout, raise_together
 from training.regularisers.entropy_source import open_scores
@@ -32,6 +33,8 @@ class Start:
     plan: Plan
     dtype: torch.dtype
     model_config: PretrainedConfig
+    model_files: dict[str, bytes]
+    """What the run keeps of its model, on rank 0: contents by name."""
 
 
 def check_start(recipe: Recipe, layout: Layout) -> Start:
@@ -53,13 +56,17 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
     check_heads(model_config, sp_size=layout.sp_size)
     check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
+    model_files: dict[str, bytes] = {}
     if layout.is_main:
         warn_of_positions(model_config, sequence_tokens=recipe.data.sequence_tokens)
         _compare_with_folder(recipe.model, corpus, model_config)
+        model_files = make_model_folder(
+            recipe.model, model_config, corpus, base=find_base(recipe.model)
+        )
     check_mask_token(recipe.dropout, vocab_size=model_config.get_text_config().vocab_size)
     if recipe.data.verify == "hashes":
         check_contents(pack, scores=scores, rank=layout.rank, world_size=layout.world_size)
-    return Start(pack, mixture, scores, plan, dtype, model_config)
+    return Start(pack, mixture, scores, plan, dtype, model_config, model_files)
 
 
 def _compare_with_folder(model: Model, corpus: Corpus, config: PretrainedConfig) -> None:
@@ -67,10 +74,9 @@ def _compare_with_folder(model: Model, corpus: Corpus, config: PretrainedConfig)
     if model.pretrained is None:
         return
     mistake = find_other_weights(model, config)
-    own = local_tokenizer(model.pretrained)
-    kept = corpus.tokenizer_dir / TOKENIZER_FILE
-    if mistake is None and own is not None and kept.is_file():
-        mistake = find_other_ids(kept, own)
+    pair = find_pair(corpus.tokenizer_dir, model.pretrained)
+    if mistake is None and pair is not None:
+        mistake = find_other_ids(*pair)
     if mistake is not None:
         raise ValueError(mistake)
 

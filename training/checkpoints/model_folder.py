@@ -1,0 +1,168 @@
+"""What a run keeps of its model: every file of the export but the weights, tried at the start."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoConfig, PretrainedConfig
+
+from data_prep.shards import Corpus
+from training.checkpoints.corpus_samples import dump_samples, sample_corpus
+from training.checkpoints.tokenizer_files import SETTINGS, write_tokenizer
+from training.config.sections import Model
+from training.model.skeleton import build_skeleton
+from training.model.special_ids import SPECIAL_KEYS, special_ids
+
+MODEL_FOLDER = "model"
+SAMPLES = "corpus_samples.json"
+"""Of the corpus that is trained on; the only file there that an export does not have."""
+_SCRATCH = "entrodrop_model"
+"""transformers names modules after their folder: the code must not be taken for the base's."""
+_GENERATION = "generation_config.json"
+_CODE = "*.py"
+_TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
+_NOT_COMPARED = ("_name_or_path", "transformers_version")
+
+
+def make_model_folder(
+    model: Model, config: PretrainedConfig, corpus: Corpus, *, base: Path | None
+) -> dict[str, bytes]:
+    """Write what an export needs to a temporary folder, and load each part from there.
+
+    Args:
+        config: of the model that is trained; not changed.
+        base: where the files are that came with the weights; None without such.
+
+    Returns:
+        Contents of the files by their names in the folder.
+
+    Raises:
+        ValueError: when a model so trained could not be exported.
+    """
+    samples = sample_corpus(corpus)
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / _SCRATCH
+        folder.mkdir()
+        if base is not None:
+            names = [_GENERATION, *([_CODE] if model.trust_remote_code else [])]
+            names += [] if _has_template_in_settings(corpus.tokenizer_dir) else _TEMPLATES
+            _copy_base(base, folder, names=names)
+        _save_config(config, folder, own_source=model.pretrained)
+        tokenizer = write_tokenizer(
+            folder, corpus.tokenizer_dir, model=model, expected=samples.tokens
+        )
+        _finish_configs(folder, model=model, tokenizer=tokenizer)
+        (folder / SAMPLES).write_bytes(dump_samples(samples))
+        return read_folder(folder)
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Contents of all files by their names in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def find_base(model: Model) -> Path | None:
+    """The folder of the weights, or the hub's snapshot with its small files; None from scratch.
+
+    Raises:
+        ValueError: when it is not there, and cannot be downloaded.
+    """
+    if model.pretrained is None:
+        return None
+    if Path(model.pretrained).is_dir():
+        return Path(model.pretrained)
+    from huggingface_hub import snapshot_download
+
+    names = ["config.json", _GENERATION, *_TEMPLATES, *([_CODE] if model.trust_remote_code else [])]
+    try:
+        return Path(snapshot_download(model.pretrained, allow_patterns=names))
+    except (ValueError, OSError) as error:  # a name of no repository, or no network
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model.pretrained {model.pretrained}: not there: {reason}") from None
+
+
+def _copy_base(base: Path, folder: Path, *, names: Sequence[str]) -> None:
+    """What the corpus's tokenizer has too, is copied over it later."""
+    for name in names:
+        for path in base.rglob(name) if name == _CODE else base.glob(name):
+            target = folder / path.relative_to(base)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _has_template_in_settings(tokenizer: Path) -> bool:
+    """A file of templates, as the base may have, would replace it."""
+    settings = tokenizer / SETTINGS
+    is_there = settings.is_file() and "chat_template" in _read_object(settings)
+    return is_there and not (tokenizer / _TEMPLATES[0]).is_file()
+
+
+def _save_config(config: PretrainedConfig, folder: Path, *, own_source: str | None) -> None:
+    """With references to code that is now in the folder itself."""
+    config = copy.deepcopy(config)
+    for name, source in (getattr(config, "auto_map", None) or {}).items():
+        if isinstance(source, str) and own_source is not None:
+            config.auto_map[name] = source.removeprefix(f"{own_source}--")
+    config.save_pretrained(folder)
+
+
+def _finish_configs(folder: Path, *, model: Model, tokenizer: Any) -> None:
+    """Build the model from what is there, and let both configurations say what ends a text.
+
+    Raises:
+        ValueError: when transformers cannot build it, or a key is lost on the way.
+    """
+    built = build_skeleton(folder, model)
+    config = built.config
+    # of a model from scratch, ids that its recipe does not name are defaults of its class
+    own = config.to_dict() if model.config is None else model.config
+    generation = _generation_of(built, folder / _GENERATION, own=own)
+    generation |= special_ids(tokenizer, generation)
+    content = {key: value for key, value in generation.items() if value is not None}
+    (folder / _GENERATION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for key, value in special_ids(tokenizer, own).items():
+        # a few classes demand a number where this tokenizer has no such token
+        with suppress(StrictDataclassFieldValidationError):
+            setattr(config, key, value)
+    config.architectures = [type(built).__name__]
+    config.save_pretrained(folder)
+    again = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+    if lost := _differences(config, again):
+        raise ValueError(f"model: transformers does not keep {', '.join(lost)} in config.json")
+
+
+def _generation_of(built: Any, path: Path, *, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's own file as it is, or what transformers makes of the configuration."""
+    if path.is_file():
+        return _read_object(path)
+    made = built.generation_config.to_diff_dict() if built.can_generate() else {}
+    public = {key: value for key, value in made.items() if not key.startswith("_")}
+    return public | {key: own.get(key) for key in SPECIAL_KEYS}
+
+
+def _differences(config: PretrainedConfig, again: PretrainedConfig) -> list[str]:
+    ours, theirs = config.to_dict(), again.to_dict()
+    return [
+        f"{key} {ours.get(key)!r} (read back as {theirs.get(key)!r})"
+        for key in sorted(ours.keys() | theirs.keys())
+        if key not in _NOT_COMPARED and ours.get(key) != theirs.get(key)
+    ]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"model: {path.name}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"model: {path.name}: expected an object, found {type(content).__name__}")
+    return content

@@ -1,0 +1,66 @@
+"""The tokenizer of an export: the corpus's files, as transformers gives the corpus's ids."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from training.config.sections import Model
+from training.model.tokenizer_check import ExpectedTokens, find_other_tokens, load_tokenizer
+
+SETTINGS = "tokenizer_config.json"
+_PLAIN_CLASS = "PreTrainedTokenizerFast"
+"""Does what the files say, for tokenizer.json and sentencepiece models alike; a class named after
+a model has rules of its own."""
+
+
+def write_tokenizer(folder: Path, source: Path, *, model: Model, expected: ExpectedTokens) -> Any:
+    """Copy the files of a tokenizer, byte for byte, next to a model's configuration.
+
+    If transformers makes other ids of them, by the rules of the class that they name, or that
+    belongs to the model, the plain class is named in `tokenizer_config.json`.
+
+    Args:
+        folder: has a `config.json` already, from which transformers may take the class.
+
+    Returns:
+        The tokenizer, as transformers loads it from there.
+
+    Raises:
+        ValueError: when neither gives the ids of the corpus.
+    """
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    tokenizer, _ = _load(folder, model=model, expected=expected)
+    if tokenizer is not None:
+        return tokenizer
+    _set_plain_class(folder, expected=expected)
+    tokenizer, mistake = _load(folder, model=model, expected=expected)
+    if tokenizer is not None:
+        return tokenizer
+    raise ValueError(
+        f"data.corpus: transformers does not use the tokenizer {source} as the corpus does, so an "
+        f"exported model would not work: {mistake}. Save it with transformers "
+        "(AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)), and build the corpus with "
+        "--tokenizer FOLDER"
+    )
+
+
+def _load(folder: Path, *, model: Model, expected: ExpectedTokens) -> tuple[Any, str | None]:
+    """The tokenizer, if it gives the ids of the corpus, or else what it does."""
+    try:
+        tokenizer = load_tokenizer(folder, model)
+    except ValueError as error:
+        return None, str(error)
+    mistake = find_other_tokens(tokenizer, expected)
+    return (None if mistake else tokenizer), mistake
+
+
+def _set_plain_class(folder: Path, *, expected: ExpectedTokens) -> None:
+    path = folder / SETTINGS
+    settings = json.loads(path.read_bytes()) if path.is_file() else {}
+    for role, (token, _) in expected.specials.items():
+        settings.setdefault(f"{role}_token", token)
+    settings["tokenizer_class"] = _PLAIN_CLASS
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
