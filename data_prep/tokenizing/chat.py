@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from data_prep.tokenizing.tokenizer import HF_NAME
+from data_prep.tokenizing.round_trip import HuggingFaceRoundTrip
+from data_prep.tokenizing.settings import HF_NAME
 
 Messages = list[dict[str, Any]]
 Span = tuple[int, int]  # of characters
@@ -49,6 +51,8 @@ class ChatEncoder:
                 )
             self._constants["date_string"] = _DATE
         self._backend = _exact_backend(self._tokenizer)
+        settings = json.loads(self._backend.to_str())
+        self.round_trip = HuggingFaceRoundTrip(self._backend, settings=settings)
         names = self._control_tokens()
         longest_first = sorted(names, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -58,6 +62,14 @@ class ChatEncoder:
 
     def encode(self, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
         """Ids [T] uint32 and mask [T] uint8, 1 where the assistant speaks or ends its turn.
+
+        Raises:
+            ValueError: what is wrong with this conversation.
+        """
+        return self.encode_with_text(messages)[:2]
+
+    def encode_with_text(self, messages: Messages) -> tuple[np.ndarray, np.ndarray, str]:
+        """As `encode`, and the text of the template that the ids encode.
 
         Raises:
             ValueError: what is wrong with this conversation.
@@ -74,7 +86,7 @@ class ChatEncoder:
         mask = _mask(offsets_T2, spans=spans, with_partial=self._has_marks)
         if not mask.any():
             raise ValueError("the chat template leaves no assistant token to train on")
-        return ids, mask
+        return ids, mask, text
 
     def _check(self, messages: Messages) -> None:
         roles = [message.get("role") for message in messages]

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from common.checksum import record_file
 from data_prep.manifest import TokenizerFile
-from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME
+from data_prep.tokenizing.settings import HF_NAME, SENTENCEPIECE_NAME, SETTINGS_NAME
 
-SETTINGS_NAME = "tokenizer_config.json"
 # What transformers reads to load a tokenizer; weights and model settings are not copied.
 _TOKENIZER_FILES = (
     HF_NAME,
@@ -31,12 +30,12 @@ def copy_tokenizer(name_or_path: str, *, to: Path) -> None:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         _copy_folder(path, to=to)
-    elif path.is_file() and path.suffix == ".model":
-        shutil.copyfile(path, to / SENTENCEPIECE_NAME)
-    elif path.is_file() and path.suffix == ".json":
-        # A tokenizer.json does not name EOS; the settings next to it do.
+    elif path.is_file() and path.suffix in (".json", ".model"):
+        # A tokenizer.json does not name EOS, and a .model not all of them; the settings next to
+        # it do.
         _copy_folder(path.parent, to=to)
-        shutil.copyfile(path, to / HF_NAME)
+        (to / HF_NAME).unlink(missing_ok=True)
+        shutil.copyfile(path, to / (HF_NAME if path.suffix == ".json" else SENTENCEPIECE_NAME))
     elif path.exists():
         raise ValueError(
             f"--tokenizer {name_or_path}: expected a folder, a tokenizer.json or a sentencepiece "

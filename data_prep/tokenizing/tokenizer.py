@@ -10,25 +10,22 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import sentencepiece
 import tiktoken
 import tokenizers
 
 from data_prep.manifest import SpecialIds
 from data_prep.tokenizing.long_text import is_safe_to_cut, pieces_of_long_text
+from data_prep.tokenizing.round_trip import HuggingFaceRoundTrip
+from data_prep.tokenizing.sentencepiece_file import SentencePieceTokenizer
+from data_prep.tokenizing.settings import HF_NAME, SENTENCEPIECE_NAME, special_names
+from data_prep.tokenizing.spelling import RoundTrip
 from data_prep.tokenizing.split_check import first_difference
 from data_prep.tokenizing.tiktoken_path import NotTheSame, TiktokenPath
 
-HF_NAME = "tokenizer.json"
-SENTENCEPIECE_NAME = "tokenizer.model"
 # Versions of tokenizers and tiktoken, the pinned and the oldest pair: tests compare the character
 # tables of the installed pair. Any other pair is compared on first use.
 VERIFIED_VERSIONS = frozenset({("0.23.3", "0.14.0"), ("0.23.1", "0.12.0")})
 _NUM_FIRST = 4
-_CONVERT = (
-    "convert the tokenizer with transformers: "
-    "AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
-)
 
 
 Kind = Literal["huggingface", "sentencepiece"]
@@ -44,6 +41,9 @@ class Tokenizer(Protocol):
 
     @property
     def kind(self) -> Kind: ...
+
+    @property
+    def round_trip(self) -> RoundTrip: ...
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
@@ -67,7 +67,10 @@ def kind_of(folder: Path) -> Kind:
         return "huggingface"
     if (folder / SENTENCEPIECE_NAME).is_file():
         return "sentencepiece"
-    raise ValueError(f"{folder}: no {HF_NAME} and no {SENTENCEPIECE_NAME}; {_CONVERT}")
+    raise ValueError(
+        f"{folder}: no {HF_NAME} and no {SENTENCEPIECE_NAME}; convert the tokenizer with "
+        "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -92,12 +95,22 @@ class HuggingFaceTokenizer:
         self._backend.no_padding()
         # A literal "<eos>" in a document is five characters of text, not its end.
         self._backend.encode_special_tokens = True
+        if getattr(self._backend.model, "dropout", None):
+            self._backend.model.dropout = None  # else the same text has other ids each time
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        try:
+            self._backend.encode("\U0010fffd")  # no vocabulary has it
+        except Exception as error:  # the library raises a bare Exception
+            raise ValueError(
+                f"{path}: cannot encode every text ({error}): its unknown token must be in its "
+                "vocabulary"
+            ) from None
         self.special_ids = _special_ids(self._backend, folder=folder)
         settings = json.loads(self._backend.to_str())
         self.cuts_long_text = is_safe_to_cut(settings)
         self._path, self.how = _fast_path(settings) if fast else (None, "the Hugging Face library")
         self._num_checked = 0
+        self.round_trip = HuggingFaceRoundTrip(self._backend, settings=settings)
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, with no special token added."""
@@ -146,97 +159,21 @@ def _fast_path(settings: dict[str, Any]) -> tuple[TiktokenPath | None, str]:
     return path, "tiktoken, proven equivalent to the Hugging Face library and checked on a sample"
 
 
-class SentencePieceTokenizer:
-    """A sentencepiece `.model` through its own library."""
-
-    how = "sentencepiece"
-    kind: Kind = "sentencepiece"
-    cuts_long_text = False
-
-    def __init__(self, folder: Path) -> None:
-        path = folder / SENTENCEPIECE_NAME
-        try:
-            self._backend = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{path}: not a sentencepiece model: {error}") from None
-        self.vocab_size = self._backend.vocab_size()
-        settings = _settings(folder)
-        self._refuse_added_tokens(folder, settings=settings)
-        bos, eos, pad = (
-            self._special_id(settings.get(f"{role}_token"), own=own(), folder=folder)
-            for role, own in (
-                ("bos", self._backend.bos_id),
-                ("eos", self._backend.eos_id),
-                ("pad", self._backend.pad_id),
-            )
-        )
-        adds_bos = settings.get("add_bos_token") is True
-        prefix = (bos,) if adds_bos and bos is not None else ()
-        self.special_ids = SpecialIds(bos=bos, eos=eos, pad=pad, document_prefix=prefix)
-
-    def _refuse_added_tokens(self, folder: Path, *, settings: dict[str, Any]) -> None:
-        """transformers would give ids that this library does not have."""
-        added = _read_json(folder / "added_tokens.json")
-        for number, entry in settings.get("added_tokens_decoder", {}).items():
-            added.setdefault(entry["content"], int(number))
-        for token, number in added.items():
-            if self._piece_id(token) != number:
-                raise ValueError(
-                    f"{folder}: adds the token {token!r} with the id {number}, which "
-                    f"{SENTENCEPIECE_NAME} does not have; {_CONVERT}"
-                )
-
-    def _special_id(self, name: Any, *, own: int, folder: Path) -> int | None:
-        """As transformers has it: the settings' token, else the model's own."""
-        content = name.get("content") if isinstance(name, dict) else name
-        if not isinstance(content, str):
-            return own if own >= 0 else None  # sentencepiece returns -1 for a missing token
-        found = self._piece_id(content)
-        if found is None:
-            raise ValueError(
-                f"{folder}: its settings name the token {content!r}, which {SENTENCEPIECE_NAME} "
-                f"does not have; {_CONVERT}"
-            )
-        return found
-
-    def _piece_id(self, token: str) -> int | None:
-        """sentencepiece itself returns the id of <unk> for an unknown piece."""
-        found = int(self._backend.piece_to_id(token))
-        return found if self._backend.id_to_piece(found) == token else None
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, with no special token added."""
-        encoded = self._backend.encode(list(texts), out_type=int, num_threads=1)
-        return [np.array(ids, dtype=np.uint32) for ids in encoded]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; control tokens appear by name, where the library drops them."""
-        parts: list[str] = []
-        run: list[int] = []
-        for token in ids:
-            if self._backend.is_control(token):
-                parts += [self._backend.decode(run), self._backend.id_to_piece(token)]
-                run = []
-            else:
-                run.append(token)
-        return "".join([*parts, self._backend.decode(run)])
-
-
 def _special_ids(backend: tokenizers.Tokenizer, *, folder: Path) -> SpecialIds:
     """BOS, EOS and padding as the folder's settings name them, and the prefix of a text."""
-    names = _settings(folder)
-    ids = {role: _token_id(backend, names.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
-    return SpecialIds(
-        bos=ids["bos"],
-        eos=ids["eos"],
-        pad=ids["pad"],
-        document_prefix=_template_prefix(backend),
-    )
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    older = _read_json(folder / "special_tokens_map.json")
-    return {**older, **_read_json(folder / "tokenizer_config.json")}
+    names = special_names(folder)
+    ids = {
+        role: backend.token_to_id(names[f"{role}_token"]) if f"{role}_token" in names else None
+        for role in ("bos", "eos", "pad")
+    }
+    if ids["eos"] is None and "eos_token" in names:
+        raise ValueError(
+            f"{folder}: names the EOS {names['eos_token']!r}, which {HF_NAME} does not have; save "
+            "the tokenizer with transformers: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+        )
+    prefix = _template_prefix(backend)
+    return SpecialIds(bos=ids["bos"], eos=ids["eos"], pad=ids["pad"], document_prefix=prefix)
 
 
 def _template_prefix(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
@@ -250,20 +187,3 @@ def _template_prefix(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
         if plain and full[start : start + len(plain)] == plain:
             return tuple(full[:start])
     return ()
-
-
-def _token_id(backend: tokenizers.Tokenizer, name: Any) -> int | None:
-    content = name.get("content") if isinstance(name, dict) else name
-    return backend.token_to_id(content) if isinstance(content, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
-    return content

@@ -13,8 +13,7 @@ from typing import Literal
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_prep.tokenizing.files import SETTINGS_NAME
-from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME
+from data_prep.tokenizing.settings import HF_NAME, SENTENCEPIECE_NAME, SETTINGS_NAME
 
 Algorithm = Literal["bpe", "unigram"]
 EOS = "<eos>"

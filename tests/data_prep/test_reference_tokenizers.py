@@ -146,11 +146,17 @@ def test_huggingface_families_equal_transformers(
     backend = FAMILIES[family](corpus)
     PreTrainedTokenizerFast(tokenizer_object=backend, **NAMES[family]).save_pretrained(tmp_path)
     reference = AutoTokenizer.from_pretrained(str(tmp_path))
+    unknown = backend.token_to_id("[UNK]" if family == "bert" else "<unk>")
     ours = load_tokenizer(tmp_path)
     assert ours.how.startswith("tiktoken") == (family in ("gpt2", "llama3", "qwen2"))
     for text in (*tricky, *HARD):
         expected = reference(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        assert ours.encode([text])[0].tolist() == expected, text[:80]
+        (ids,) = ours.encode([text])
+        assert ids.tolist() == expected, text[:80]
+        # Nothing is suspected to be lost but what is: characters that are unknown.
+        is_whole = ours.round_trip.loss(text, ids) is None
+        assert is_whole == (unknown not in expected), text[:80]
+        assert ours.round_trip.is_suspect(text, ids) == (not is_whole)
     # What its template puts before a text is what a build puts before a document.
     with_specials = reference("plain", add_special_tokens=True).input_ids
     alone = reference("plain", add_special_tokens=False).input_ids
@@ -216,8 +222,11 @@ def test_sentencepiece_families_equal_their_library(
     reference = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
     ours = load_tokenizer(tmp_path)
     for text in (*tricky, *HARD):
-        assert ours.encode([text])[0].tolist() == reference.encode(text), text[:80]
-        assert not {reference.bos_id(), reference.eos_id()} & set(ours.encode([text])[0].tolist())
+        (ids,) = ours.encode([text])
+        assert ids.tolist() == reference.encode(text), text[:80]
+        assert not {reference.bos_id(), reference.eos_id()} & set(ids.tolist())
+        is_whole = ours.round_trip.loss(text, ids) is None
+        assert is_whole == (reference.unk_id() not in ids), text[:80]
     expected = {
         "bos": reference.bos_id(),
         "eos": reference.eos_id(),
