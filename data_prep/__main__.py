@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ VERBS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a user error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may hold bytes that are not UTF-8; printing it must not end the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
     return exit_code_of(lambda: _run(arguments))  # Ctrl-C may come while the verbs are loaded, too
 
 

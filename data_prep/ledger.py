@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from data_prep.record import Count, Record, must_agree
+from data_prep.record import Count, Printable, Record, must_agree
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -23,7 +23,7 @@ class Tally(Record):
     num_special_tokens: Count = 0
     num_tokens_left_out: Count = 0
     bad_by_reason: dict[str, Count] = Field(default_factory=dict)
-    first_bad: tuple[str, ...] = ()
+    first_bad: tuple[Printable, ...] = ()
 
 
 class SplitLedger(Record):
@@ -44,7 +44,7 @@ class Ledger(Record):
     num_tokens_kept: Count
     by_split: dict[Split, SplitLedger]
     bad_by_reason: dict[str, Count]
-    first_bad: tuple[str, ...]
+    first_bad: tuple[Printable, ...]
 
     def check(self) -> None:
         """Raise when documents or tokens do not add up."""

@@ -12,7 +12,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from data_prep.ledger import SPLITS, Ledger, Split, SplitLedger, sum_ledgers
-from data_prep.record import Count, FileName, FileRecord, Record, Sha256, load_record, must_agree
+from data_prep.record import (
+    Count,
+    FileName,
+    FileRecord,
+    Printable,
+    Record,
+    Sha256,
+    load_record,
+    must_agree,
+)
 
 DOMAIN_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 DomainName = Annotated[str, Field(pattern=DOMAIN_PATTERN)]
@@ -34,7 +43,7 @@ class TokenizerFile(FileRecord):
 
 class TokenizerRecord(Record):
     kind: Literal["huggingface", "sentencepiece"]
-    source: str
+    source: Printable
     sha256: Sha256
     files: tuple[TokenizerFile, ...]
 
@@ -52,11 +61,15 @@ class SpecialIds(Record):
 class Source(Record):
     """One --input: a file, a folder or the name of a dataset."""
 
-    path: str
+    path: Printable
     num_files: Count
     num_bytes: Count
 
 
+    files_left_out: dict[str, Count] = Field(default_factory=dict)
+    """Files of a folder that are not read, by reason."""
+    folders_left_out: dict[str, Count] = Field(default_factory=dict)
+    """Folders in it that are not entered, by reason."""
 class SplitRule(Record):
     val_frac: Annotated[float, Field(ge=0.0, lt=1.0)]
     hash: str

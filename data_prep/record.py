@@ -8,7 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+
+def printable_path(text: str) -> str:
+    r"""A path in which bytes that are not UTF-8 are spelt out, as \xe9: JSON cannot hold them."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
 
 RecordT = TypeVar("RecordT", bound="Record")
 _OWN_HASH = "sha256_of_the_rest"
@@ -16,6 +22,9 @@ _OWN_HASH = "sha256_of_the_rest"
 # A bare file name: no folder, no "..", nothing hidden. So a corpus from someone else cannot
 # make its reader open another file.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}$")]
+Printable = Annotated[
+    str, BeforeValidator(lambda text: printable_path(text) if isinstance(text, str) else text)
+]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -21,6 +21,7 @@ from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.manifest import pack_folder
 from data_prep.packing.mixture import Mixture, describe
+from data_prep.record import printable_path
 from data_prep.scores import Scores, ScoresWriter, open_scores_writer, score_names
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Origin:
     """First byte of its line (after decompression), or its row from 0; 0 for a whole file."""
 
     def __str__(self) -> str:
-        return f"{self.path}@{self.place}"
+        return f"{printable_path(self.path)}@{self.place}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from data_prep.journal import Journal, Position
 from data_prep.ledger import SPLITS, Split, Tally
 from data_prep.manifest import Shard
 from data_prep.reading.documents import OnError
-from data_prep.reading.formats import cut_files, name_place
+from data_prep.reading.formats import cut_files, describe_fault
 from data_prep.reading.sources import DomainInput
 from data_prep.shard_writer import ShardWriter
 
@@ -114,8 +114,8 @@ class _DomainWriter:
         """Write a task's results; a bad document raises before any of them is written."""
         if encoded.bad and self._on_error == "fail":
             part, bad = encoded.bad[0]
-            where = name_place(part.file, bad.place)
-            raise ValueError(f"{bad.sentence(where)}; fix it, or add --on-error skip to skip it")
+            what = describe_fault(part.file, bad)
+            raise ValueError(f"{what}; fix it, or add --on-error skip to skip it")
         self._is_whole = False
         is_wanted: dict[Split, np.ndarray] = {"train": ~encoded.is_val, "val": encoded.is_val}
         for split, writer in self._writers.items():
@@ -171,7 +171,7 @@ def _added(tally: Tally, encoded: Encoded) -> Tally:
     reasons.update(bad.reason for _, bad in encoded.bad)
     listed = list(tally.first_bad)
     for part, bad in encoded.bad[: NUM_BAD_LISTED - len(listed)]:
-        listed.append(bad.sentence(name_place(part.file, bad.place)))
+        listed.append(describe_fault(part.file, bad))
     return Tally(
         num_documents=tally.num_documents + encoded.num_read,
         num_empty=tally.num_empty + encoded.num_empty,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ from data_prep.cleaning.near import hash_ngrams
 from data_prep.executor import WorkerPool
 from data_prep.reading.documents import BadInput, Document, Fields
 from data_prep.reading.folders import Globs
-from data_prep.reading.formats import cut_files, name_place, read_part
-from data_prep.reading.sources import find_domains
+from data_prep.reading.formats import cut_files, describe_fault, name_place, read_part
+from data_prep.reading.sources import DomainInput, find_domains
 from data_prep.shards import Corpus, open_corpus
 from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
@@ -29,6 +30,8 @@ _WORD = re.compile(r"\w+")
 _TASK_DOCUMENTS = 256
 # Shorter texts are too common to be evidence: "yes", "the answer is 4".
 MIN_WORDS = 8
+# Of several fields one may be missing from a record; anything else is a benchmark half read.
+_WITHOUT_TEXT = ("missing key", "missing column", "not text")
 
 
 @dataclass
@@ -41,11 +44,26 @@ class Benchmark:
     places: list[str] = field(default_factory=list)
     words: list[list[str]] = field(default_factory=list)
     num_too_short: int = 0
+    num_without_text: int = 0
+    """Records in which a field is missing or is not text."""
+    num_files: int = 0
+    files_left_out: Counter[str] = field(default_factory=Counter)
+    """Files of folders that are not read, by reason."""
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     owners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
     """Indices of each n-gram's text and first word."""
     lengths: tuple[int, ...] = ()
     """N-gram lengths in words: n, and the lengths of shorter texts."""
+
+    def counts(self) -> dict[str, object]:
+        """What was read of the files, and what was not."""
+        return {
+            "files": self.num_files,
+            "files_left_out": dict(self.files_left_out),
+            "texts": len(self.words),
+            "texts_too_short": self.num_too_short,
+            "records_without_text": self.num_without_text,
+        }
 
 
 class Match(NamedTuple):
@@ -83,20 +101,31 @@ def words_of(text: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def read_benchmark(against: Against) -> Benchmark:
-    """Read all texts of the given files."""
+    """Read all texts of the given files.
+
+    Raises:
+        ValueError: for a record that cannot be read, or when no text is long enough.
+    """
     keys, n = against.keys, against.n
     found = Benchmark()
     owners, hashes = [], []
-    for place, text in _texts(against.paths, keys=keys):
-        words = words_of(text)
-        if len(words) < MIN_WORDS:
-            found.num_too_short += 1
-            continue
-        of_text = _hash_words(words, n=n)
-        owners.append(np.stack([np.full(len(of_text), len(found.words)), np.arange(len(of_text))]))
-        hashes.append(of_text)
-        found.places.append(place)
-        found.words.append(words)
+    for key in keys:
+        fields = Fields(text=key)
+        domains = find_domains(against.paths, globs=Globs(), fields_of={}, default=fields)
+        sources = [source for domain in domains for source in domain.sources]
+        found.num_files = sum(source.num_files for source in sources)
+        found.files_left_out = sum((Counter(s.files_left_out) for s in sources), Counter())
+        for place, text in _texts(domains, key=key, found=found):
+            words = words_of(text)
+            if len(words) < MIN_WORDS:
+                found.num_too_short += 1
+                continue
+            of_text = _hash_words(words, n=n)
+            owner = np.full(len(of_text), len(found.words))
+            owners.append(np.stack([owner, np.arange(len(of_text))]))
+            hashes.append(of_text)
+            found.places.append(place)
+            found.words.append(words)
     if not hashes:
         raise ValueError(
             f"--against: no text of {MIN_WORDS} or more words under {' or '.join(keys)}; "
@@ -110,20 +139,24 @@ def read_benchmark(against: Against) -> Benchmark:
     return found
 
 
-def _texts(paths: Sequence[str], *, keys: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for key in keys:
-        fields, num_found, first_bad = Fields(text=key), 0, ""
-        for domain in find_domains(paths, globs=Globs(), fields_of={}, default=fields):
-            for part in cut_files(domain.files, fields=fields):
-                for item in read_part(part, fields=fields):
-                    where = name_place(part.file, item.place)
-                    if isinstance(item, BadInput):
-                        first_bad = first_bad or item.sentence(where)
-                    elif isinstance(item, Document) and isinstance(item.content, str):
-                        num_found += 1
-                        yield where, item.content
-        if not num_found:
-            raise ValueError(f"--against: no text under {key!r}: {first_bad or 'no record'}")
+def _texts(
+    domains: Sequence[DomainInput], *, key: str, found: Benchmark
+) -> Iterator[tuple[str, str]]:
+    """Place and text of every record with the field; the others are counted in `found`."""
+    num_texts, first_bad = 0, ""
+    for domain in domains:
+        for part in cut_files(domain.files, fields=domain.fields):
+            for item in read_part(part, fields=domain.fields):
+                if isinstance(item, BadInput):
+                    if not item.reason.startswith(_WITHOUT_TEXT):
+                        raise ValueError(f"--against: {describe_fault(part.file, item)}")
+                    first_bad = first_bad or describe_fault(part.file, item)
+                    found.num_without_text += 1
+                elif isinstance(item, Document) and isinstance(item.content, str):
+                    num_texts += 1
+                    yield name_place(part.file, item.place), item.content
+    if not num_texts:
+        raise ValueError(f"--against: no text under {key!r}: {first_bad or 'no record'}")
 
 
 def find_contamination(

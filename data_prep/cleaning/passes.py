@@ -21,6 +21,7 @@ from data_prep.cleaning.removals import (
 )
 from data_prep.durable import refuse_existing
 from data_prep.executor import num_usable_cores, open_pool
+from data_prep.record import printable_path
 from data_prep.shards import Corpus, open_corpus
 
 
@@ -134,12 +135,11 @@ def decontaminate(
         name=name,
         kind="decontaminate",
         parameters={
-            "against": what.paths,
+            "against": [printable_path(path) for path in what.paths],
             "text_keys": what.keys,
             "ngram": ngram,
             "min_matches": min_matches,
-            "texts": len(benchmark.words),
-            "texts_too_short": benchmark.num_too_short,
+            **benchmark.counts(),
         },
         documents=by_split(corpus, removed),
         reasons=reasons_by_split(corpus, removed, reason),

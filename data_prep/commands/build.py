@@ -16,11 +16,12 @@ SUMMARY = "raw text to shards"
 DESCRIPTION = """\
 Read documents, tokenise them on all cores and write a corpus folder.
 
-Inputs: .jsonl and .ndjson (one document per line), .parquet and .arrow (one per row), .txt and .md
-(one per file), text and JSONL also as .gz or .zst; folders saved by `datasets`; hub datasets as
-hf:NAME@CONFIG:SPLIT, streamed; or a folder, without its hidden, binary and .gitignore'd files.
-Token ids also as .npy, or as Megatron's .idx with .bin. NAME=PATH puts an input into a named
-domain, which pack and training can weight.
+Inputs: .jsonl and .ndjson (one document per line), .json (an array of objects, one object, or one
+per line), .parquet and .arrow (one per row), .txt and .md (one per file), text and JSON also as
+.gz, .zst, .bz2 or .xz; folders saved by `datasets`; hub datasets as hf:NAME@CONFIG:SPLIT, streamed;
+or a folder, without its hidden, binary and .gitignore'd files. Links in it are followed, and what
+is left out is counted by reason at the end. Token ids also as .npy, or as Megatron's .idx with
+.bin. NAME=PATH puts an input into a named domain, which pack and training can weight.
 
 The bytes written do not depend on --workers. The folder appears under its name only when it is
 complete; a build that was stopped or killed resumes when the same command is run again.

@@ -44,6 +44,11 @@ def add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         help="in folders, also read what a .gitignore excludes",
     )
     reading.add_argument(
+        "--json-as-text",
+        action="store_true",
+        help="read .json files as text, as in a source tree; else they hold records",
+    )
+    reading.add_argument(
         "--on-error",
         choices=["fail", "skip"],
         default="fail",
@@ -56,6 +61,7 @@ def globs_from(options: argparse.Namespace) -> Globs:
         include=tuple(options.include),
         exclude=tuple(options.exclude),
         heed_ignore_files=options.heed_ignore_files,
+        json_as_text=options.json_as_text,
     )
 
 

@@ -47,6 +47,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from data_prep.reading.sources import find_domains
     from data_prep.tokenizing.train_on_inputs import train_on_inputs
+    from data_prep.viewing.summary import files_read
 
     if options.max_mb < 1:
         raise ValueError(f"--max-mb {options.max_mb}: must be at least 1")
@@ -65,6 +66,9 @@ def run(options: argparse.Namespace) -> int:
     )
     share = "all" if trained.share == 1 else f"{trained.share:.1%}"
     print(f"tokenizer  {options.out}, {trained.tokenizer.vocab_size:,} ids")
+    print(f"files      {files_read(s for domain in domains for s in domain.sources)}")
+    for reason, count in trained.skipped.items():
+        print(f"bad        {count:,} x {reason}")
     print(
         f"texts      {trained.num_texts:,} with {trained.num_bytes / 1e6:,.1f} MB, {share} of the "
         f"inputs, {trained.seconds:.1f} s"

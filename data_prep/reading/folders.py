@@ -1,4 +1,4 @@
-"""Selects the files of a folder to read: ignore files, globs and binary suffixes."""
+"""Walks a folder: what of it is read, and why the rest is not."""
 
 from __future__ import annotations
 
@@ -10,18 +10,31 @@ from pathlib import Path
 
 import pathspec
 
-# In a folder every file is text except these suffixes; hidden names are skipped too.
+from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
+from data_prep.reading.compressed import COMPRESSION_SUFFIXES
+
+# In a folder every file is text except these suffixes; hidden names are left out too.
 IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 IGNORE_FILE = ".gitignore"
 _BINARY = """
-    a bin bmp class dll docx dylib exe gif gz ico jar jpeg jpg lock mo mp3 mp4 npz o otf pdf
-    pickle pkl png pptx pt pyc pyd pyo safetensors so sqlite svg tar ttf wasm wav webp whl woff
-    woff2 xlsx xz zip zst
+    a avi bin bmp class dll docx dylib exe gif ico jar jpeg jpg lock mo mov mp3 mp4 npz o otf pdf
+    pickle pkl png pptx pt pyc pyd pyo safetensors so sqlite svg ttf wasm wav webp whl woff woff2
+    xlsx
 """
+_ARCHIVES = "7z br lz4 lzma rar tar tbz tbz2 tgz txz z zip"
+_TABLES = "csv tsv"
+# A file may lie compressed in a folder if it would be read by this suffix without.
 _COMPRESSED = tuple(
-    f".{inner}.{outer}" for inner in ("txt", "md", "jsonl", "ndjson") for outer in ("gz", "zst")
+    f".{inner}{outer}"
+    for inner in ("txt", "md", "json", "jsonl", "ndjson")
+    for outer in COMPRESSION_SUFFIXES
 )
-IGNORED_SUFFIXES = frozenset(f".{name}" for name in _BINARY.split())
+_WHY_NOT = {
+    **{f".{name}": "not text" for name in _BINARY.split()},
+    **{f".{name}": "not supported" for name in _ARCHIVES.split()},
+    **{f".{name}": "a table" for name in _TABLES.split()},
+    **dict.fromkeys(COMPRESSION_SUFFIXES, "compressed, not text or JSON"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,24 +47,46 @@ class Globs:
     exclude: tuple[str, ...] = ()
     heed_ignore_files: bool = True
     """Skip what a .gitignore on the way down excludes, as git would."""
+    json_as_text: bool = False
+    """A .json file is a text, as in a source tree; else it holds records."""
 
-    def keep_folder(self, relative: str) -> bool:
+    def why_not_folder(self, relative: str) -> str:
+        """Why a folder is not entered; "" if it is."""
         name = relative.rsplit("/", 1)[-1]
-        ignored = name.startswith(".") or name in IGNORED_FOLDERS
-        return not ignored and not _matches(relative, patterns=self.exclude)
-
-    def keep_file(self, relative: str) -> bool:
         if _matches(relative, patterns=self.exclude):
-            return False
-        if self.include:
-            return _matches(relative, patterns=self.include)
-        name = relative.rsplit("/", 1)[-1].lower()
-        is_text = Path(name).suffix not in IGNORED_SUFFIXES or name.endswith(_COMPRESSED)
-        return not name.startswith(".") and is_text
+            return "by --exclude"
+        if name in IGNORED_FOLDERS:
+            return name
+        return "hidden" if name.startswith(".") else ""
 
-    def names(self, file_name: str) -> bool:
+    def why_not_file(self, relative: str) -> str:
+        """Why a file is not read; "" if it is."""
+        if _matches(relative, patterns=self.exclude):
+            return "by --exclude"
+        if self.include:
+            return "" if self.names(relative) else "not in --include"
+        name = relative.rsplit("/", 1)[-1].lower()
+        if name.startswith("."):
+            return "hidden"
+        suffix = Path(name).suffix
+        if name.endswith(_COMPRESSED) or suffix not in _WHY_NOT:
+            return ""
+        return f"{suffix} ({_WHY_NOT[suffix]})"
+
+    def names(self, relative: str) -> bool:
         """Whether `include` names this very file."""
-        return _matches(file_name, patterns=self.include)
+        return _matches(relative, patterns=self.include)
+
+
+@dataclass(frozen=True)
+class Met:
+    """A file or folder met on a walk."""
+
+    path: Path
+    why_not: str = ""
+    """Why it is left out; "" if it is read."""
+    is_folder: bool = False
+    """Left out with all that it holds, or read whole by a library."""
 
 
 def _matches(relative: str, *, patterns: Sequence[str]) -> bool:
@@ -59,28 +94,87 @@ def _matches(relative: str, *, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(relative if "/" in p else name, p) for p in patterns)
 
 
-def walk_folder(root: Path, *, globs: Globs) -> Iterator[Path]:
-    """The files to read, folders and names sorted."""
-    ignore_of: dict[str, list[tuple[str, pathspec.GitIgnoreSpec]]] = {}
-    for folder, folder_names, file_names in os.walk(root, onerror=_fail):
-        inside = Path(folder).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
+class _Walk:
+    """One walk of a folder, each real folder once, whatever links lead to it."""
+
+    def __init__(self, root: Path, *, globs: Globs) -> None:
+        self._root = root
+        self._globs = globs
+        self._entered: set[tuple[int, int]] = set()
+        self._ignore_of: dict[str, list[tuple[str, pathspec.GitIgnoreSpec]]] = {}
+
+    def __iter__(self) -> Iterator[Met]:
+        if _is_one_dataset(self._root):
+            yield Met(self._root, is_folder=True)
+            return
+        self._why_not_entered(self._root)
+        for folder, folder_names, file_names in os.walk(
+            self._root, onerror=_fail, followlinks=True
+        ):
+            inside = Path(folder).relative_to(self._root).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            ignores = self._ignores(folder, prefix=prefix, file_names=file_names)
+            met = [self._met_folder(folder, prefix + n, ignores) for n in sorted(folder_names)]
+            datasets = [m for m in met if not m.why_not and _is_one_dataset(m.path)]
+            # In place: os.walk descends in this order and into nothing else.
+            folder_names[:] = [m.path.name for m in met if not m.why_not and m not in datasets]
+            yield from (m for m in met if m.why_not or m in datasets)
+            for name in sorted(file_names):
+                yield self._met_file(folder, prefix + name, ignores)
+
+    def _ignores(
+        self, folder: str, *, prefix: str, file_names: list[str]
+    ) -> list[tuple[str, pathspec.GitIgnoreSpec]]:
         parent = prefix.rstrip("/").rpartition("/")[0]
-        ignores = list(ignore_of.get(parent, [])) if prefix else []
-        if globs.heed_ignore_files and IGNORE_FILE in file_names:
+        ignores = list(self._ignore_of.get(parent, [])) if prefix else []
+        if self._globs.heed_ignore_files and IGNORE_FILE in file_names:
             ignores.append((prefix, _ignore_file(Path(folder, IGNORE_FILE))))
-        ignore_of[prefix.rstrip("/")] = ignores
-        # Sorted in place: os.walk descends in this order and into nothing else.
-        folder_names[:] = sorted(
-            name
-            for name in folder_names
-            if globs.keep_folder(prefix + name) and not _ignored(f"{prefix}{name}/", ignores)
+        self._ignore_of[prefix.rstrip("/")] = ignores
+        return ignores
+
+    def _met_folder(
+        self, folder: str, relative: str, ignores: list[tuple[str, pathspec.GitIgnoreSpec]]
+    ) -> Met:
+        path = Path(folder, relative.rsplit("/", 1)[-1])
+        why_not = self._globs.why_not_folder(relative)
+        if not why_not and _ignored(f"{relative}/", ignores):
+            why_not = f"by {IGNORE_FILE}"
+        return Met(path, why_not or self._why_not_entered(path), is_folder=True)
+
+    def _met_file(
+        self, folder: str, relative: str, ignores: list[tuple[str, pathspec.GitIgnoreSpec]]
+    ) -> Met:
+        path = Path(folder, relative.rsplit("/", 1)[-1])
+        why_not = self._globs.why_not_file(relative)
+        if not why_not and _ignored(relative, ignores):
+            why_not = f"by {IGNORE_FILE}"
+        if not why_not and not path.is_file():
+            why_not = "broken link" if path.is_symlink() else "not a regular file"
+        return Met(path, why_not)
+
+    def _why_not_entered(self, path: Path) -> str:
+        """A link may lead back to where the walk has been, or in a circle."""
+        status = path.stat()
+        if (status.st_dev, status.st_ino) in self._entered:
+            is_link = path.is_symlink()
+            return "link to a folder already read" if is_link else "already read through a link"
+        self._entered.add((status.st_dev, status.st_ino))
+        return ""
+
+
+def walk_folder(root: Path, *, globs: Globs) -> Iterator[Met]:
+    """Files, saved datasets and what is left out, folders and names sorted; links are followed."""
+    return iter(_Walk(root, globs=globs))
+
+
+def _is_one_dataset(folder: Path) -> bool:
+    """Whether `datasets` reads the folder whole; one with several splits is refused."""
+    if splits := splits_of_saved_dict(folder):
+        raise ValueError(
+            f"--input {folder}: holds the splits {', '.join(splits)}; choose one, such as "
+            f"{folder}/{splits[0]}"
         )
-        for name in sorted(file_names):
-            path = Path(folder, name)
-            relative = prefix + name
-            if globs.keep_file(relative) and not _ignored(relative, ignores) and path.is_file():
-                yield path
+    return is_saved_dataset(folder)
 
 
 def _ignore_file(path: Path) -> pathspec.GitIgnoreSpec:

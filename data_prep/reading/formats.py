@@ -6,10 +6,19 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from data_prep.reading.documents import Fields
-from data_prep.reading.lines import PlainLines, StreamedLines, decompressed
+from data_prep.reading.compressed import decompressed
+from data_prep.reading.documents import BadInput, Fields
+from data_prep.reading.json_file import JsonRecords
+from data_prep.reading.lines import PlainLines, StreamedLines
 from data_prep.reading.parts import Format, InputFile, Item, Kind, Part
 from data_prep.reading.text_files import TextFiles
+from data_prep.record import printable_path
+
+_OF_JSON = ("missing key", "broken JSON", "not a record")
+_JSON_FORMS = (
+    ".json files hold an array of objects, one object, or one object per line; --json-as-text "
+    "reads them as text, --exclude leaves them out"
+)
 
 
 @lru_cache
@@ -19,6 +28,8 @@ def format_of(kind: Kind) -> Format:
         return PlainLines()
     if kind == "stream":
         return StreamedLines()
+    if kind == "json":
+        return JsonRecords()
     if kind == "text":
         return TextFiles()
     if kind == "parquet":
@@ -48,19 +59,28 @@ def read_part(part: Part, *, fields: Fields) -> Iterator[Item]:
     return format_of(part.file.kind).read(part, fields=fields)
 
 
+def describe_fault(file: InputFile, fault: BadInput) -> str:
+    """What is wrong with a document, where, and what else its file may be."""
+    sentence = fault.sentence(name_place(file, fault.place))
+    if ".json" in Path(file.path).suffixes and fault.reason.startswith(_OF_JSON):
+        return f"{sentence}; {_JSON_FORMS}"
+    return sentence
+
+
 def name_place(file: InputFile, place: int) -> str:
     """A human-readable place, counted from 1: `docs.jsonl:17`, `docs.parquet:row 17`.
 
     Lines are counted only here: their numbers are needed only for errors.
     """
+    path = printable_path(file.path)
     if file.kind == "text":
-        return file.path
+        return path
     if file.kind not in ("lines", "stream"):
-        return f"{file.path}:row {place + 1}"
+        return f"{path}:row {place + 1}"
     line, left = 1, place
     with Path(file.path).open("rb") as raw:
         stream = decompressed(Path(file.path), raw)
         while left and (piece := stream.read(min(left, 1 << 20))):
             line += piece.count(b"\n")
             left -= len(piece)
-    return f"{file.path}:{line}"
+    return f"{path}:{line}"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
-import zstandard
-
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
 from data_prep.reading.documents import (
     BadInput,
     Document,
@@ -19,9 +16,6 @@ from data_prep.reading.documents import (
     invalid_utf8,
 )
 from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
-from data_prep.reading.zstd_file import open_zstd
-
-BROKEN_COMPRESSION = (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError)
 
 
 class PlainLines:
@@ -87,13 +81,6 @@ def _lines_from(stream: IO[bytes], *, start: int, end: int) -> Iterator[tuple[in
     while place < end and (line := stream.readline()):
         yield place, line
         place += len(line)
-
-
-def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb"))
-    return open_zstd(raw) if suffix == ".zst" else raw
 
 
 def broken_compression(error: Exception, *, place: int) -> BadInput:

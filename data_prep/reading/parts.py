@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 from data_prep.reading.documents import BadInput, Document, Fields
 
-Kind = Literal["lines", "stream", "text", "parquet", "arrow", "hub", "npy", "megatron"]
+Kind = Literal["lines", "stream", "json", "text", "parquet", "arrow", "hub", "npy", "megatron"]
 Item = Document | BadInput
 PART_BYTES = 1 << 20
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.manifest import DOMAIN_PATTERN, Source
+from data_prep.reading.compressed import COMPRESSION_SUFFIXES
 from data_prep.reading.documents import DocumentKind, Fields
-from data_prep.reading.folders import Globs, walk_folder
+from data_prep.reading.folders import Globs, Met, walk_folder
+from data_prep.reading.json_file import holds_lines
 from data_prep.reading.parts import InputFile, Kind
 
 HUB_PREFIX = "hf:"
 DEFAULT_DOMAIN = "main"
-COMPRESSION_SUFFIXES = (".gz", ".zst")
 KIND_OF_SUFFIX: dict[str, Kind] = {
     ".jsonl": "lines",
     ".ndjson": "lines",
+    ".json": "json",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".npy": "npy",
@@ -26,7 +29,7 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
     ".md": "text",
 }
 _IDS_ONLY: frozenset[Kind] = frozenset({"npy", "megatron"})
-_RECORDS: frozenset[Kind] = frozenset({"lines", "stream", "parquet", "arrow"})
+_RECORDS: frozenset[Kind] = frozenset({"lines", "stream", "json", "parquet", "arrow"})
 # Other files in a folder cannot hold the requested kind.
 _KINDS_OF_A_FOLDER: dict[DocumentKind, frozenset[Kind]] = {
     "text": _RECORDS | {"text"},
@@ -72,16 +75,10 @@ def find_domains(
         files: list[InputFile] = []
         sources: list[Source] = []
         for path in own:
-            found = [
-                replace(file, number=number + i)
-                for i, file in enumerate(_files_of(path, globs=globs, fields=fields))
-            ]
-            if not found:
-                raise ValueError(f"--input {path}: contains no file to read{_why(fields)}")
+            found, source = _read_input(path, globs=globs, fields=fields, first_number=number)
             number += len(found)
             files += found
-            num_bytes = sum(file.num_bytes for file in found)
-            sources.append(Source(path=path, num_files=len(found), num_bytes=num_bytes))
+            sources.append(source)
         domains.append(DomainInput(name, fields, tuple(files), tuple(sources)))
     return domains
 
@@ -98,10 +95,33 @@ def split_name(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _why(fields: Fields) -> str:
-    if fields.kind != "text":
-        return f": {fields.kind} is read from {_known(ids=fields.kind == 'ids')}"
-    return " after --include, --exclude and ignore files"
+def _read_input(
+    path: str, *, globs: Globs, fields: Fields, first_number: int
+) -> tuple[list[InputFile], Source]:
+    """The files of one input, and the record of what is read and what is left out."""
+    found: list[InputFile] = []
+    files_left_out: Counter[str] = Counter()
+    folders_left_out: Counter[str] = Counter()
+    for item in _files_of(path, globs=globs, fields=fields):
+        if isinstance(item, InputFile):
+            found.append(replace(item, number=first_number + len(found)))
+        else:
+            (folders_left_out if item.is_folder else files_left_out)[item.why_not] += 1
+    source = Source(
+        path=path,
+        num_files=len(found),
+        num_bytes=sum(file.num_bytes for file in found),
+        files_left_out=dict(sorted(files_left_out.items())),
+        folders_left_out=dict(sorted(folders_left_out.items())),
+    )
+    if not found:
+        left_out = [*source.files_left_out, *(f"folder {why}" for why in source.folders_left_out)]
+        why = f"; left out: {', '.join(left_out)}" if left_out else ""
+        raise ValueError(
+            f"--input {path}: contains no file to read{why}; {fields.kind} is read from "
+            f"{_known(ids=fields.kind == 'ids')}"
+        )
+    return found, source
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -109,11 +129,11 @@ def kind_of(path: Path) -> Kind | None:
     suffix = path.suffix.lower()
     if suffix in COMPRESSION_SUFFIXES:
         inner = KIND_OF_SUFFIX.get(Path(path.stem).suffix.lower())
-        return "stream" if inner == "lines" else inner if inner == "text" else None
+        return "stream" if inner == "lines" else inner if inner in ("json", "text") else None
     return KIND_OF_SUFFIX.get(suffix)
 
 
-def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile]:
+def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
     if text.startswith(HUB_PREFIX):
         yield InputFile(text, "hub", 0)
         return
@@ -129,37 +149,50 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile]
     if kind is None and not globs.names(path.name):
         raise ValueError(
             f"--input {path}: unknown suffix {path.suffix!r}; known: {_known(ids=True)} (text "
-            f"and JSONL also with .gz or .zst). To read it as text add --include {path.name!r}, "
-            "or give its folder"
+            f"and JSON also with {', '.join(COMPRESSION_SUFFIXES)}). To read it as text add "
+            f"--include {path.name!r}, or give its folder"
         )
-    yield _input_file(path, kind=kind or "text", fields=fields)
-
-
-def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[InputFile]:
-    # Imported here: the reader knows datasets' own layout, and these checks load nothing heavy.
-    from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
-
-    if is_saved_dataset(folder):
-        num_bytes = sum(file.stat().st_size for file in folder.glob("*.arrow"))
-        changed = modified_ns(str(folder), kind="arrow")
-        yield InputFile(str(folder), "arrow", num_bytes, changed)
-    elif splits := splits_of_saved_dict(folder):
-        raise ValueError(
-            f"--input {folder}: holds the splits {', '.join(splits)}; choose one, such as "
-            f"{folder}/{splits[0]}"
-        )
-    else:
-        for path in walk_folder(folder, globs=globs):
-            kind = kind_of(path) or "text"
-            if kind in _KINDS_OF_A_FOLDER[fields.kind]:
-                yield _input_file(path, kind=kind, fields=fields)
-
-
-def _input_file(path: Path, *, kind: Kind, fields: Fields) -> InputFile:
+    kind = _by_content(path, kind=kind or "text", globs=globs)
     if kind in _IDS_ONLY and fields.kind != "ids":
         raise ValueError(f"--input {path}: holds ids, not text; add --ids-key input_ids")
     if kind == "text" and fields.kind != "text":
         raise ValueError(f"--input {path}: holds text, not records with {fields.as_dict()}")
+    yield _input_file(path, kind=kind)
+
+
+def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
+    for met in walk_folder(folder, globs=globs):
+        path = met.path
+        if met.is_folder and not met.why_not:
+            num_bytes = sum(file.stat().st_size for file in path.glob("*.arrow"))
+            changed = modified_ns(str(path), kind="arrow")
+            yield InputFile(str(path), "arrow", num_bytes, changed)
+        elif met.why_not:
+            # The .bin of a pair is read with its .idx.
+            is_of_pair = path.suffix == ".bin" and path.with_suffix(".idx").is_file()
+            if not (is_of_pair and fields.kind == "ids"):
+                yield met
+        else:
+            kind = _by_content(path, kind=kind_of(path) or "text", globs=globs)
+            if kind in _KINDS_OF_A_FOLDER[fields.kind]:
+                yield _input_file(path, kind=kind)
+            else:
+                what = "ids" if kind in _IDS_ONLY else "text"
+                yield Met(path, f"{path.suffix or 'no suffix'} (holds {what})")
+
+
+def _by_content(path: Path, *, kind: Kind, globs: Globs) -> Kind:
+    """What a .json file holds: text if told so, records line by line, or other JSON."""
+    if kind != "json":
+        return kind
+    if globs.json_as_text:
+        return "text"
+    if not holds_lines(path):
+        return "json"
+    return "stream" if path.suffix.lower() in COMPRESSION_SUFFIXES else "lines"
+
+
+def _input_file(path: Path, *, kind: Kind) -> InputFile:
     num_bytes = path.stat().st_size
     if kind == "megatron" and path.with_suffix(".bin").is_file():
         num_bytes += path.with_suffix(".bin").stat().st_size

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
 from data_prep.reading.documents import Fields, text_document
-from data_prep.reading.lines import BROKEN_COMPRESSION, broken_compression, decompressed
+from data_prep.reading.lines import broken_compression
 from data_prep.reading.parts import InputFile, Item, Part
 
 

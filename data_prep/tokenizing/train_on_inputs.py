@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import heapq
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.durable import refuse_existing, staged_folder
+from data_prep.reading.compressed import COMPRESSION_SUFFIXES
 from data_prep.reading.documents import OnError
-from data_prep.reading.sources import COMPRESSION_SUFFIXES, DomainInput
+from data_prep.reading.sources import DomainInput
 from data_prep.reading.texts import iter_texts
-from data_prep.tokenizing.files import SETTINGS_NAME
-from data_prep.tokenizing.tokenizer import HF_NAME, SENTENCEPIECE_NAME, Tokenizer, load_tokenizer
+from data_prep.tokenizing.settings import HF_NAME, SENTENCEPIECE_NAME, SETTINGS_NAME
+from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 from data_prep.tokenizing.training import Algorithm, train_tokenizer
 
 _NUM_TRIED = 256
@@ -34,6 +36,8 @@ class Trained:
     bytes_per_token: float
     """On texts spread over the inputs, all seen in training."""
     seconds: float
+    skipped: dict[str, int]
+    """Bad documents that were skipped, by reason."""
 
 
 def train_on_inputs(
@@ -63,7 +67,8 @@ def train_on_inputs(
                 f"{domain.name}: a tokenizer is trained on text, not {domain.fields.kind}"
             )
     began = time.monotonic()
-    texts = iter_texts(domains, on_error=on_error)
+    skipped: Counter[str] = Counter()
+    texts = iter_texts(domains, on_error=on_error, skipped=skipped)
     sample = _Sample(texts, max_bytes=max_bytes, total_bytes=_bytes_of_text(domains))
     with staged_folder(out) as staging:
         folder = staging / "made"
@@ -83,6 +88,7 @@ def train_on_inputs(
         share=sample.num_bytes / sample.num_bytes_read,
         bytes_per_token=bytes_per_token,
         seconds=time.monotonic() - began,
+        skipped=dict(sorted(skipped.items())),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_prep.ledger import SPLITS
-from data_prep.manifest import Manifest
+from data_prep.manifest import Manifest, Source
 from data_prep.packing.index import PackIndex
 from data_prep.packing.manifest import DomainPack
 from data_prep.packing.mixture import describe
@@ -18,10 +19,12 @@ _COMMAND = "python -m data_prep"
 def build_summary(manifest: Manifest, *, folder: Path) -> str:
     ledger = manifest.ledger
     tokenizer = manifest.tokenizer
+    sources = [source for domain in manifest.domains for source in domain.sources]
     lines = [
         f"corpus     {folder}",
         f"tokenizer  {tokenizer.source} ({tokenizer.kind}), {manifest.vocab_size:,} ids as "
         f"{manifest.token_dtype}, kept in {folder / 'tokenizer'}",
+        f"files      {files_read(sources)}",
         f"documents  {ledger.num_documents_in:,} read = {ledger.num_documents_kept:,} kept + "
         f"{ledger.num_documents_empty:,} empty + {ledger.num_documents_bad:,} bad",
         f"tokens     {ledger.num_tokens_in:,} from documents + {ledger.num_tokens_special:,} "
@@ -39,6 +42,24 @@ def build_summary(manifest: Manifest, *, folder: Path) -> str:
     lines += _remarks(manifest)
     lines.append(f"next       {_COMMAND} pack {folder} --seq-len 2048")
     return "\n".join(lines)
+
+
+def files_read(sources: Iterable[Source]) -> str:
+    """What is read of the inputs: `read 10 of 14 files: 3 .tar (not supported), 1 hidden`."""
+    num_read = 0
+    files: Counter[str] = Counter()
+    folders: Counter[str] = Counter()
+    for source in sources:
+        num_read += source.num_files
+        files.update(source.files_left_out)
+        folders.update(source.folders_left_out)
+    parts = [f"{count:,} {why}" for why, count in files.most_common()]
+    parts += [
+        f"{count:,} {'folder' if count == 1 else 'folders'} {why}"
+        for why, count in folders.most_common()
+    ]
+    total = num_read + files.total()
+    return f"read {num_read:,} of {total:,} files{': ' if parts else ''}{', '.join(parts)}"
 
 
 def _by_domain(manifest: Manifest) -> list[str]:

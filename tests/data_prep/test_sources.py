@@ -236,7 +236,8 @@ def test_ignore_files_hide_what_git_would_hide(tmp_path: Path) -> None:
     (tmp_path / "src" / ".gitignore").write_text("gen/\n!keep.log\n")
 
     def found(**globs: object) -> list[str]:
-        paths = walk_folder(tmp_path, globs=Globs(**globs))  # type: ignore[arg-type]
+        met = walk_folder(tmp_path, globs=Globs(**globs))  # type: ignore[arg-type]
+        paths = [one.path for one in met if not one.why_not]
         return sorted(path.relative_to(tmp_path).as_posix() for path in paths)
 
     assert found() == ["a.py", "src/a.py", "src/keep.log"]

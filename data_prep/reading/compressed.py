@@ -1,0 +1,81 @@
+"""Compressed files as readable streams that detect truncation: .gz, .zst, .bz2, .xz."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, cast
+
+import zstandard
+
+# Small: highly repetitive text may grow ten-thousand-fold when it is decompressed.
+_READ_BYTES = 1 << 14
+
+
+class BrokenFrame(ValueError):
+    """Data that its decompressor rejects."""
+
+
+BROKEN_COMPRESSION = (EOFError, gzip.BadGzipFile, zlib.error, BrokenFrame)
+_NEW_FRAME: dict[str, Callable[[], Any]] = {
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": lzma.LZMADecompressor,
+}
+COMPRESSION_SUFFIXES = (".gz", *_NEW_FRAME)
+
+
+def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    """The content of an open file, decompressed if its suffix says so."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb"))
+    if suffix in _NEW_FRAME:
+        frames = _Frames(raw, new_frame=_NEW_FRAME[suffix])
+        return io.BufferedReader(frames, buffer_size=1 << 18)
+    return raw
+
+
+class _Frames(io.RawIOBase):
+    """Frames one after another; the libraries' own readers end silently inside one or behind it."""
+
+    def __init__(self, raw: IO[bytes], *, new_frame: Callable[[], Any]) -> None:
+        self._raw = raw
+        self._new_frame = new_frame
+        self._frame = new_frame()
+        self._inside_frame = False
+        self._compressed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._ready:
+            compressed = self._compressed or self._raw.read(_READ_BYTES)
+            self._compressed = b""
+            if not compressed:
+                if self._inside_frame:
+                    raise EOFError("the file ends inside a compressed frame; it is truncated")
+                return 0
+            self._inside_frame = True
+            self._ready = memoryview(self._decompress(compressed))
+            if self._frame.eof:
+                self._compressed = self._frame.unused_data
+                self._frame = self._new_frame()
+                self._inside_frame = False
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _decompress(self, compressed: bytes) -> bytes:
+        try:
+            return cast(bytes, self._frame.decompress(compressed))
+        except (OSError, lzma.LZMAError, zstandard.ZstdError) as error:
+            raise BrokenFrame(str(error)) from None

@@ -1,0 +1,163 @@
+"""A .json file of records: an array of objects or a single object, read element by element."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
+from data_prep.reading.documents import BadInput, Document, Fields, document_of
+from data_prep.reading.lines import broken_compression
+from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
+
+_READ_CHARS = 1 << 16
+# Beyond it a record is taken for broken; else a missing bracket would fill the memory.
+_MAX_RECORD_CHARS = 1 << 28
+_BLANKS = " \t\r\n"
+
+
+def holds_lines(path: Path) -> bool:
+    """Whether a .json file holds a record per line: its first line is an object by itself."""
+    with path.open("rb") as raw:
+        try:
+            stream = decompressed(path, raw)
+            # Not the whole line: an array may be one of many GB.
+            while (line := stream.readline(_READ_CHARS)) and not line.strip():
+                pass
+            line = line.removeprefix(codecs.BOM_UTF8).lstrip()
+            if line.startswith(b"{") and not line.endswith(b"\n"):
+                line += stream.readline(_MAX_RECORD_CHARS)
+        except BROKEN_COMPRESSION:
+            return True  # reported when it is read
+    if not line.startswith(b"{"):
+        return not line
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+class JsonRecords:
+    """Cannot be read from the middle, so its records are sent with the part; parts are records."""
+
+    def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
+        place = begin = start
+        records: list[Any] = []
+        num_chars, before = 0, 0
+        keys = fields.as_dict().values()
+        with Path(file.path).open("rb") as raw:
+            stream = _text_of(file, raw)  # held: it closes the file when it is collected
+            try:
+                for number, (record, size) in enumerate(_elements(stream)):
+                    if number < start:
+                        continue
+                    records.append(_only(record, keys=keys))
+                    place, num_chars = number + 1, num_chars + size
+                    if num_chars >= PART_BYTES:
+                        num_bytes, before = raw.tell() - before, raw.tell()
+                        yield Part(file, begin, place, num_bytes=num_bytes, data=records)
+                        begin, records, num_chars = place, [], 0
+                bad = None
+            except BROKEN_COMPRESSION as error:
+                bad = broken_compression(error, place=place)
+            except UnicodeDecodeError as error:
+                bad = BadInput(place, reason="invalid UTF-8", detail=str(error))
+            except (ValueError, RecursionError) as error:
+                bad = BadInput(place, reason="broken JSON", detail=str(error))
+            if records:
+                yield Part(file, begin, place, num_bytes=raw.tell() - before, data=records)
+            if bad:
+                yield Part(file, place, place, data=bad)
+
+    def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
+        if isinstance(part.data, BadInput):
+            yield part.data
+            return
+        for place, record in enumerate(part.data, start=part.start):
+            yield _document(record, place=place, fields=fields)
+
+
+def _text_of(file: InputFile, raw: IO[bytes]) -> IO[str]:
+    return io.TextIOWrapper(decompressed(Path(file.path), raw), encoding="utf-8-sig", newline="")
+
+
+def _only(record: Any, *, keys: Any) -> Any:
+    """The wanted fields of a record, and the names of the others, for error messages."""
+    if not isinstance(record, dict):
+        return record
+    return {key: value if key in keys else None for key, value in record.items()}
+
+
+def _document(record: Any, *, place: int, fields: Fields) -> Document | BadInput:
+    if isinstance(record, dict):
+        return document_of(record, place=place, wanted=fields)
+    detail = f"expected an object, found {type(record).__name__}"
+    return BadInput(place, reason="not a record", detail=detail)
+
+
+def _elements(stream: IO[str]) -> Iterator[tuple[Any, int]]:
+    """Each element of an array, or the one value, with its size in characters."""
+    text = _Text(stream)
+    if text.next_character() != "[":
+        yield text.value()
+    else:
+        text.skip()
+        while text.next_character() != "]":
+            yield text.value()
+            if text.next_character() not in ("]", ","):
+                raise ValueError("expected ',' or ']' after a record")
+            if text.next_character() == ",":
+                text.skip()
+        text.skip()
+    if text.next_character():
+        raise ValueError(f"found {text.next_character()!r} after the end")
+
+
+class _Text:
+    """A window over a stream of text, refilled as needed."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._decoder = json.JSONDecoder()
+        self._window = ""
+        self._at = 0
+        self._is_at_end = False
+
+    def next_character(self) -> str:
+        """The next one that is not blank, without taking it; "" at the end."""
+        while True:
+            while self._at < len(self._window) and self._window[self._at] in _BLANKS:
+                self._at += 1
+            if self._at < len(self._window) or self._is_at_end:
+                return self._window[self._at : self._at + 1]
+            self._refill()
+
+    def skip(self) -> None:
+        self._at += 1
+
+    def value(self) -> tuple[Any, int]:
+        self.next_character()
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._window, self._at)
+            except json.JSONDecodeError as error:
+                if self._is_at_end or len(self._window) - self._at > _MAX_RECORD_CHARS:
+                    raise ValueError(error.msg) from None
+            else:
+                # A number may go on behind the window.
+                if end < len(self._window) or self._is_at_end:
+                    size, self._at = end - self._at, end
+                    return value, size
+            self._refill()
+
+    def _refill(self) -> None:
+        """Read as much again as is left, so that a long record is not tried too often."""
+        left = self._window[self._at :]
+        more = self._stream.read(max(_READ_CHARS, len(left)))
+        self._window, self._at = left + more, 0
+        self._is_at_end = not more
