@@ -29,13 +29,15 @@ from data_prep.journal import (
     write_plan,
 )
 from data_prep.manifest import MANIFEST_NAME, Manifest, SplitRule, TokenizerRecord
-from data_prep.reading.documents import Fields, OnError
+from data_prep.reading.documents import Fields, OnError, OnLoss
 from data_prep.reading.folders import Globs
 from data_prep.reading.sources import DomainInput, find_domains, modified_ns, split_name
 from data_prep.reading.texts import iter_texts
 from data_prep.record import files_sha256, record_text
+from data_prep.round_trip import Check
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
-from data_prep.tokenizing.tokenizer import kind_of, load_once
+from data_prep.tokenizing.spelling import changes_of
+from data_prep.tokenizing.tokenizer import Tokenizer, kind_of, load_once
 from data_prep.tokenizing.training import Algorithm, train_tokenizer
 from data_prep.write_corpus import write_corpus
 
@@ -56,6 +58,10 @@ class BuildOptions:
     globs: Globs = field(default_factory=Globs)
     val_frac: float = 0.01
     on_error: OnError = "fail"
+    on_loss: OnLoss = "fail"
+    """What to do where ids do not spell their text: fail, or count the characters."""
+    checked: Check = "sample"
+    """Which texts are compared with what their ids spell."""
     add_eos: bool = True
     split_on_eos: bool = False
     """A flat .npy of ids holds many documents, each ending in EOS."""
@@ -153,6 +159,7 @@ def _plan(domains: Sequence[DomainInput], *, options: BuildOptions) -> dict[str,
         "eos": options.add_eos,
         "split_on_eos": options.split_on_eos,
         "shard_mib": options.shard_mib,
+        "check": options.checked,
     }
 
 
@@ -175,8 +182,8 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
         load = partial(load_once, folder, record.sha256, fast=options.fast_path)
         pool.warm_up(load)
         tokenizer = load()
-        if any(domain.fields.kind == "text" for domain in domains):
-            print(f"encoding with {tokenizer.how}", file=sys.stderr)
+        changes = changes_of(tokenizer.round_trip.prepared)
+        _announce(tokenizer, domains=domains, changes=changes)
         eos = tokenizer.special_ids.eos
         if options.split_on_eos:
             domains = _split_on(eos, domains=domains)
@@ -188,6 +195,7 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
             val_frac=options.val_frac,
             dtype=np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4"),
             fast=options.fast_path,
+            check=options.checked,
         )
         journal = _write_shards(
             staging, domains=domains, settings=settings, options=options, pool=pool
@@ -196,7 +204,7 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
     specials = tokenizer.special_ids.model_copy(update={"document_suffix": settings.suffix})
     return Manifest(
         schema_version=2,
-        tokenizer=record,
+        tokenizer=record.model_copy(update={"changes": changes}),
         vocab_size=tokenizer.vocab_size,
         token_dtype="uint16" if settings.dtype.itemsize == 2 else "uint32",
         special_ids=specials,
@@ -219,11 +227,19 @@ def _write_shards(
     num_done = sum(tally.num_documents for tally in journal.position.tallies.values())
     if num_done:
         print(f"resuming after {num_done:,} documents of the last run", file=sys.stderr)
+    num_lost = sum(tally.num_chars_lost for tally in journal.position.tallies.values())
+    if num_lost and options.on_loss == "fail":
+        journal.close()
+        raise ValueError(
+            f"the unfinished build has counted {num_lost:,} lost characters; resume it with "
+            "--on-loss count, or start over with --restart"
+        )
     try:
         write_corpus(
             domains,
             settings=settings,
             on_error=options.on_error,
+            on_loss=options.on_loss,
             max_shard_bytes=int(options.shard_mib * 2**20),
             pool=pool,
             journal=journal,
@@ -232,6 +248,19 @@ def _write_shards(
     finally:
         journal.close()
     return journal
+
+
+def _announce(
+    tokenizer: Tokenizer, *, domains: Sequence[DomainInput], changes: Sequence[str]
+) -> None:
+    if any(domain.fields.kind == "text" for domain in domains):
+        print(f"encoding with {tokenizer.how}", file=sys.stderr)
+    if changes and any(domain.fields.kind != "ids" for domain in domains):
+        print(
+            f"note: this tokenizer changes texts before it encodes them: {', '.join(changes)}; "
+            "the corpus holds what is left",
+            file=sys.stderr,
+        )
 
 
 def _split_on(eos: int | None, *, domains: Sequence[DomainInput]) -> list[DomainInput]:

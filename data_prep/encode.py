@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_prep.reading.documents import BadInput, Document, Fields, Messages
 from data_prep.reading.formats import read_part
 from data_prep.reading.parts import Item, Part
+from data_prep.round_trip import Check, LossyDocument, is_in_sample, loss_if_checked
 from data_prep.shard_writer import Documents
+from data_prep.tokenizing.spelling import RoundTrip
 from data_prep.tokenizing.tokenizer import load_once
+
+if TYPE_CHECKING:
+    from data_prep.tokenizing.chat import ChatEncoder
 
 TASK_BYTES = 1 << 19
 TASK_PARTS = 1024
@@ -35,6 +41,7 @@ class EncodeSettings:
     val_frac: float
     dtype: np.dtype
     fast: bool = True
+    check: Check = "sample"
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Encoded:
     num_read: int
     num_empty: int
     num_special_tokens: int
+    num_checked: int
+    lossy: tuple[LossyDocument, ...]
     bad: tuple[tuple[Part, BadInput], ...]
     last: Part
     """The next task begins where this part ends."""
@@ -67,6 +76,8 @@ class _Collected:
     """Documents of a task while they are collected."""
 
     contents: list[str | np.ndarray] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    """What the ids of each encode; "" of a document given as ids."""
     masks: list[np.ndarray | None] = field(default_factory=list)
     origins: list[tuple[int, int]] = field(default_factory=list)
     positions: list[float] = field(default_factory=list)
@@ -99,6 +110,7 @@ def encode_task(task: Task) -> Encoded:
     prefix = np.array(settings.prefix, dtype=np.uint32)
     suffix = np.array(settings.suffix, dtype=np.uint32)
     bodies = [next(encoded) if isinstance(c, str) else c for c in found.contents]
+    num_checked, lossy = _losses(found, bodies=bodies, task=task)
     kept = [row for row, body in enumerate(bodies) if len(body)]
     pieces: list[np.ndarray] = []
     lengths = np.zeros(len(kept), dtype=np.int64)
@@ -126,10 +138,43 @@ def encode_task(task: Task) -> Encoded:
         num_read=found.num_read,
         num_empty=found.num_empty + len(bodies) - len(kept),
         num_special_tokens=len(tokens) - num_from_documents,
+        num_checked=num_checked,
+        lossy=lossy,
         bad=tuple(found.bad),
         last=_without_data(task.parts[-1]),
         num_bytes=sum(part.num_bytes for part in task.parts),
     )
+
+
+def _losses(
+    found: _Collected, *, bodies: Sequence[np.ndarray], task: Task
+) -> tuple[int, tuple[LossyDocument, ...]]:
+    """How many documents are compared with what their ids spell, and those that lose something."""
+    files = {part.file.number: part.file for part in task.parts}
+    num_checked, lossy = 0, []
+    round_trip = _round_trip(task) if any(found.texts) else None
+    for text, ids, (number, place) in zip(found.texts, bodies, found.origins, strict=True):
+        if not text or round_trip is None:
+            continue
+        is_checked, loss = loss_if_checked(
+            text,
+            ids,
+            round_trip=round_trip,
+            is_in_sample=is_in_sample(
+                text, file=files[number], place=place, check=task.settings.check
+            ),
+        )
+        num_checked += is_checked
+        if loss:
+            lossy.append(LossyDocument(files[number], place, loss))
+    return num_checked, tuple(lossy)
+
+
+def _round_trip(task: Task) -> RoundTrip:
+    folder, sha256 = task.settings.tokenizer_folder, task.settings.tokenizer_sha256
+    if task.fields.kind == "text":
+        return load_once(folder, sha256, fast=task.settings.fast).round_trip
+    return _chat_encoder(folder, sha256).round_trip
 
 
 def _collect(task: Task, *, vocab_size: int) -> _Collected:
@@ -148,6 +193,7 @@ def _collect(task: Task, *, vocab_size: int) -> _Collected:
                 # A conversation's words decide its split, whatever the template.
                 key = item.content if isinstance(item, Document) else content
                 found.contents.append(content)
+                found.texts.append(content if isinstance(content, str) else checked.rendered)
                 found.masks.append(checked.mask)
                 found.origins.append((part.file.number, checked.place))
                 found.positions.append(split_position(key))
@@ -170,16 +216,14 @@ def _checked(item: Item, *, settings: EncodeSettings, vocab_size: int) -> Item:
 
 
 def _encoded_conversation(item: Document, *, messages: Messages, settings: EncodeSettings) -> Item:
-    from data_prep.tokenizing.chat import ChatEncoder
-
-    encoder = _chat_encoder(ChatEncoder, settings.tokenizer_folder, settings.tokenizer_sha256)
+    encoder = _chat_encoder(settings.tokenizer_folder, settings.tokenizer_sha256)
     if not messages:
         return Document("", place=item.place)
     try:
-        ids, mask = encoder.encode(messages)
+        ids, mask, text = encoder.encode_with_text(messages)
     except ValueError as error:
         return BadInput(item.place, reason="not a conversation", detail=str(error))
-    return Document(ids, place=item.place, mask=mask)
+    return Document(ids, place=item.place, mask=mask, rendered=text)
 
 
 def _mask(found: _Collected, *, kept: list[int], lengths: np.ndarray) -> np.ndarray:
@@ -221,5 +265,8 @@ def split_position(content: str | np.ndarray | Messages) -> float:
 
 
 @lru_cache(maxsize=1)
-def _chat_encoder(make: type, folder: Path, sha256: str):  # type: ignore[no-untyped-def]
-    return make(folder)
+def _chat_encoder(folder: Path, sha256: str) -> ChatEncoder:
+    # Imported only for conversations: it loads transformers.
+    from data_prep.tokenizing.chat import ChatEncoder
+
+    return ChatEncoder(folder)

@@ -24,6 +24,10 @@ class Tally(Record):
     num_tokens_left_out: Count = 0
     bad_by_reason: dict[str, Count] = Field(default_factory=dict)
     first_bad: tuple[Printable, ...] = ()
+    num_documents_checked: Count = 0
+    num_documents_with_loss: Count = 0
+    num_chars_lost: Count = 0
+    first_losses: tuple[Printable, ...] = ()
 
 
 class SplitLedger(Record):
@@ -45,6 +49,12 @@ class Ledger(Record):
     by_split: dict[Split, SplitLedger]
     bad_by_reason: dict[str, Count]
     first_bad: tuple[Printable, ...]
+    num_documents_checked: Count = 0
+    """Texts compared with what their ids spell."""
+    num_documents_with_loss: Count = 0
+    num_chars_lost: Count = 0
+    """Characters of these texts that no token stands for, with `--on-loss count`."""
+    first_losses: tuple[Printable, ...] = ()
 
     def check(self) -> None:
         """Raise when documents or tokens do not add up."""
@@ -59,6 +69,11 @@ class Ledger(Record):
         must_agree("tokens by split", expected=self.num_tokens_kept, found=found)
         found = sum(self.bad_by_reason.values())
         must_agree("bad documents by reason", expected=self.num_documents_bad, found=found)
+        if not self.num_documents_with_loss <= self.num_documents_checked <= self.num_documents_in:
+            raise ValueError(
+                f"documents that lose characters ({self.num_documents_with_loss}): expected at "
+                f"most those checked ({self.num_documents_checked}), of {self.num_documents_in}"
+            )
         if set(self.by_split) != set(SPLITS):
             raise ValueError(f"by_split: expected {list(SPLITS)}, found {sorted(self.by_split)}")
 
@@ -80,8 +95,13 @@ def sum_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
         )
         for split in SPLITS
     }
-    first_bad = tuple(line for ledger in ledgers for line in ledger.first_bad)
-    return Ledger(**counts, by_split=by_split, bad_by_reason=reasons, first_bad=first_bad)
+    return Ledger(
+        **counts,
+        by_split=by_split,
+        bad_by_reason=reasons,
+        first_bad=tuple(line for ledger in ledgers for line in ledger.first_bad),
+        first_losses=tuple(line for ledger in ledgers for line in ledger.first_losses),
+    )
 
 
 def ledger_of(tally: Tally, *, by_split: dict[Split, SplitLedger]) -> Ledger:
@@ -99,6 +119,10 @@ def ledger_of(tally: Tally, *, by_split: dict[Split, SplitLedger]) -> Ledger:
         by_split=by_split,
         bad_by_reason=dict(sorted(tally.bad_by_reason.items())),
         first_bad=tally.first_bad,
+        num_documents_checked=tally.num_documents_checked,
+        num_documents_with_loss=tally.num_documents_with_loss,
+        num_chars_lost=tally.num_chars_lost,
+        first_losses=tally.first_losses,
     )
     ledger.check()
     return ledger

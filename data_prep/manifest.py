@@ -46,6 +46,8 @@ class TokenizerRecord(Record):
     source: Printable
     sha256: Sha256
     files: tuple[TokenizerFile, ...]
+    changes: tuple[str, ...] = ()
+    """What its normaliser does to a text before it is encoded, in words."""
 
 
 class SpecialIds(Record):
@@ -64,12 +66,12 @@ class Source(Record):
     path: Printable
     num_files: Count
     num_bytes: Count
-
-
     files_left_out: dict[str, Count] = Field(default_factory=dict)
     """Files of a folder that are not read, by reason."""
     folders_left_out: dict[str, Count] = Field(default_factory=dict)
     """Folders in it that are not entered, by reason."""
+
+
 class SplitRule(Record):
     val_frac: Annotated[float, Field(ge=0.0, lt=1.0)]
     hash: str

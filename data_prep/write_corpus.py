@@ -16,7 +16,7 @@ from data_prep.executor import WorkerPool
 from data_prep.journal import Journal, Position
 from data_prep.ledger import SPLITS, Split, Tally
 from data_prep.manifest import Shard
-from data_prep.reading.documents import OnError
+from data_prep.reading.documents import OnError, OnLoss
 from data_prep.reading.formats import cut_files, describe_fault
 from data_prep.reading.sources import DomainInput
 from data_prep.shard_writer import ShardWriter
@@ -31,6 +31,7 @@ def write_corpus(
     *,
     settings: EncodeSettings,
     on_error: OnError,
+    on_loss: OnLoss,
     max_shard_bytes: int,
     pool: WorkerPool,
     journal: Journal,
@@ -51,6 +52,7 @@ def write_corpus(
                 dtype_of=settings,
                 max_shard_bytes=max_shard_bytes,
                 on_error=on_error,
+                on_loss=on_loss,
                 journal=journal,
                 into=into,
             )
@@ -87,11 +89,13 @@ class _DomainWriter:
         dtype_of: EncodeSettings,
         max_shard_bytes: int,
         on_error: OnError,
+        on_loss: OnLoss,
         journal: Journal,
         into: Path,
     ) -> None:
         self._journal = journal
         self._on_error = on_error
+        self._on_loss = on_loss
         self._domain = domain
         self._position = journal.position.model_copy(update={"domain": number})
         self._writers: dict[Split, ShardWriter] = {
@@ -111,11 +115,17 @@ class _DomainWriter:
         self._committed_at = time.monotonic()
 
     def add(self, encoded: Encoded) -> None:
-        """Write a task's results; a bad document raises before any of them is written."""
+        """Write a task's results; a bad or a lossy document raises before any is written."""
         if encoded.bad and self._on_error == "fail":
             part, bad = encoded.bad[0]
             what = describe_fault(part.file, bad)
             raise ValueError(f"{what}; fix it, or add --on-error skip to skip it")
+        if encoded.lossy and self._on_loss == "fail":
+            raise ValueError(
+                f"{encoded.lossy[0].sentence()}; use a tokenizer that can spell any text "
+                "(byte-level BPE, or one with byte fallback), or add --on-loss count to go on and "
+                "count them"
+            )
         self._is_whole = False
         is_wanted: dict[Split, np.ndarray] = {"train": ~encoded.is_val, "val": encoded.is_val}
         for split, writer in self._writers.items():
@@ -172,6 +182,8 @@ def _added(tally: Tally, encoded: Encoded) -> Tally:
     listed = list(tally.first_bad)
     for part, bad in encoded.bad[: NUM_BAD_LISTED - len(listed)]:
         listed.append(describe_fault(part.file, bad))
+    losses = list(tally.first_losses)
+    losses += [lossy.sentence() for lossy in encoded.lossy[: NUM_BAD_LISTED - len(losses)]]
     return Tally(
         num_documents=tally.num_documents + encoded.num_read,
         num_empty=tally.num_empty + encoded.num_empty,
@@ -181,4 +193,8 @@ def _added(tally: Tally, encoded: Encoded) -> Tally:
         + sum(bad.num_tokens for _, bad in encoded.bad),
         bad_by_reason=dict(sorted(reasons.items())),
         first_bad=tuple(listed),
+        num_documents_checked=tally.num_documents_checked + encoded.num_checked,
+        num_documents_with_loss=tally.num_documents_with_loss + len(encoded.lossy),
+        num_chars_lost=tally.num_chars_lost + sum(d.loss.num_chars for d in encoded.lossy),
+        first_losses=tuple(losses),
     )

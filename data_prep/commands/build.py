@@ -23,6 +23,9 @@ or a folder, without its hidden, binary and .gitignore'd files. Links in it are 
 is left out is counted by reason at the end. Token ids also as .npy, or as Megatron's .idx with
 .bin. NAME=PATH puts an input into a named domain, which pack and training can weight.
 
+The ids of a sample of the documents must spell the text that was encoded, and no id may stand for
+an unknown character; otherwise the build stops, or with --on-loss count counts what is lost.
+
 The bytes written do not depend on --workers. The folder appears under its name only when it is
 complete; a build that was stopped or killed resumes when the same command is run again.
 
@@ -67,6 +70,19 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="encode with the tokenizer's own library even where tiktoken is proven equivalent",
     )
     tokens.add_argument(
+        "--on-loss",
+        choices=["fail", "count"],
+        default="fail",
+        help="stop where the tokenizer loses characters (default), or count them and go on",
+    )
+    tokens.add_argument(
+        "--check",
+        dest="checked",
+        choices=["sample", "all"],
+        default="sample",
+        help="compare some documents (default) or all with what their ids spell",
+    )
+    tokens.add_argument(
         "--split-on-eos",
         action="store_true",
         help="a flat .npy of ids holds many documents, each ending in EOS",
@@ -108,6 +124,8 @@ def run(options: argparse.Namespace) -> int:
             globs=globs_from(options),
             val_frac=options.val_frac,
             on_error=options.on_error,
+            on_loss=options.on_loss,
+            checked=options.checked,
             add_eos=options.eos,
             split_on_eos=options.split_on_eos,
             num_workers=options.workers,

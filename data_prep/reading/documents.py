@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 OnError = Literal["fail", "skip"]
+OnLoss = Literal["fail", "count"]
 DocumentKind = Literal["text", "ids", "chat"]
 Messages = list[dict[str, Any]]
 IGNORED_LABEL = -100  # of Hugging Face's collators and of torch's cross-entropy
@@ -23,6 +24,8 @@ class Document:
     """Where in its file: first byte of its line, or row, depending on the format."""
     mask: np.ndarray | None = None
     """[ids] uint8, 1 for a target; with ids only."""
+    rendered: str = ""
+    """The text that the ids of a conversation encode."""
 
 
 class BadInput(ValueError):

@@ -73,13 +73,22 @@ def _by_domain(manifest: Manifest) -> list[str]:
 
 def _remarks(manifest: Manifest) -> list[str]:
     lines = []
-    for reason, count in manifest.ledger.bad_by_reason.items():
+    ledger = manifest.ledger
+    for reason, count in ledger.bad_by_reason.items():
         lines.append(f"bad        {count:,} x {reason}")
-    lines += [f"           {where}" for where in manifest.ledger.first_bad]
+    lines += [f"           {where}" for where in ledger.first_bad]
+    if ledger.num_documents_checked:
+        lines.append(
+            f"checked    {ledger.num_documents_checked:,} documents against what their ids spell: "
+            f"{ledger.num_documents_with_loss:,} lose characters"
+        )
+    if ledger.num_chars_lost:
+        lines.append(f"lost       {ledger.num_chars_lost:,} characters that have no token")
+    lines += [f"           {where}" for where in ledger.first_losses]
     is_text = any("text" in domain.fields for domain in manifest.domains)
     if is_text and not manifest.special_ids.document_suffix:
         lines.append("note       documents do not end with EOS")
-    val = manifest.ledger.by_split["val"]
+    val = ledger.by_split["val"]
     if manifest.split.val_frac and not val.num_documents:
         lines.append(
             "note       no document was assigned to val; with so few documents raise --val-frac"
