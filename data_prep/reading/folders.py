@@ -22,6 +22,7 @@ _BINARY = """
     xlsx
 """
 _ARCHIVES = "7z br lz4 lzma rar tar tbz tbz2 tgz txz z zip"
+ARCHIVE_SUFFIXES = frozenset(f".{name}" for name in _ARCHIVES.split())
 _TABLES = "csv tsv"
 # A file may lie compressed in a folder if it would be read by this suffix without.
 _COMPRESSED = tuple(
@@ -31,7 +32,7 @@ _COMPRESSED = tuple(
 )
 _WHY_NOT = {
     **{f".{name}": "not text" for name in _BINARY.split()},
-    **{f".{name}": "not supported" for name in _ARCHIVES.split()},
+    **dict.fromkeys(ARCHIVE_SUFFIXES, "not supported"),
     **{f".{name}": "a table" for name in _TABLES.split()},
     **dict.fromkeys(COMPRESSION_SUFFIXES, "compressed, not text or JSON"),
 }

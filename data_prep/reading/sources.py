@@ -11,7 +11,7 @@ from pathlib import Path
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
 from data_prep.reading.documents import DocumentKind, Fields
-from data_prep.reading.folders import Globs, Met, walk_folder
+from data_prep.reading.folders import ARCHIVE_SUFFIXES, Globs, Met, walk_folder
 from data_prep.reading.json_file import holds_lines
 from data_prep.reading.parts import InputFile, Kind
 
@@ -145,6 +145,8 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
         path = path.with_suffix(".idx")
     if not path.is_file():
         raise ValueError(f"--input {path}: no such file or folder")
+    if path.suffix.lower() in ARCHIVE_SUFFIXES:
+        raise ValueError(f"--input {path}: {path.suffix} is not supported; unpack it")
     kind = kind_of(path)
     if kind is None and not globs.names(path.name):
         raise ValueError(

@@ -197,6 +197,8 @@ def test_what_include_does_not_name_and_what_holds_no_records_is_counted(tmp_pat
     }
     with pytest.raises(ValueError, match=r"no file to read; left out: \.csv \(a table\)"):
         _read(_files(tmp_path / "tables", "c.csv"))
+    with pytest.raises(ValueError, match=r"c\.tar: \.tar is not supported; unpack it"):
+        _read(_files(tmp_path / "tables", "c.tar") / "c.tar")
 
 
 def test_the_closing_table_and_the_manifest_tell_what_was_read(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sentencepiece
@@ -228,24 +227,6 @@ def test_a_document_of_many_megabytes_encodes_as_if_whole(
     cut = tokenizer.encode([text])[0]
     tokenizer.cuts_long_text = False
     assert cut.tolist() == tokenizer.encode([text])[0].tolist()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("added_tokens.json", {"<|im_end|>": 400}, "adds the token '<|im_end|>' with the id 400"),
-        ("tokenizer_config.json", {"eos_token": "<|im_end|>"}, "settings name the token"),
-    ],
-)
-def test_tokens_that_a_sentencepiece_model_lacks_are_refused(
-    unigram_folder: Path, tmp_path: Path, name: str, content: dict[str, Any], words: str
-) -> None:
-    """transformers would give ids, or an end of documents, that the corpus does not have."""
-    folder = Path(shutil.copytree(unigram_folder, tmp_path / "t"))
-    (folder / name).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="convert the tokenizer with transformers") as caught:
-        load_tokenizer(folder)
-    assert words in str(caught.value)
 
 
 def test_settings_choose_among_the_tokens_of_a_sentencepiece_model(

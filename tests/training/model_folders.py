@@ -35,7 +35,7 @@ def build_corpus(folder: Path, tokenizer: str | Path) -> Corpus:
     inputs.mkdir(parents=True)
     for number, text in enumerate(TEXTS):
         (inputs / f"{number}.txt").write_text(text, newline="")
-    options: dict[str, Any] = {"tokenizer": str(tokenizer)}
+    options: dict[str, Any] = {"tokenizer": str(tokenizer), "on_loss": "count"}
     if tokenizer in ("bpe", "unigram"):
         options = {"train_tokenizer": tokenizer, "train_vocab_size": 600}
     out = folder / "corpus"
