@@ -27,7 +27,7 @@ def find_other_losses(lm: PreTrainedModel, documents: Sequence[Sequence[int]]) -
 
     Args:
         lm: as transformers loads it; becomes fp32 and ours: not to be used afterwards.
-        documents: token ids, some hundred together.
+        documents: token ids, one or two hundred together.
 
     Returns:
         The mean differences of nll and entropy in a sentence; None when they are rounding.
