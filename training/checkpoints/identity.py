@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
 from training.config.renamed import with_new_names
+from training.config.sections import Model
 
 # keys that may change between a save and its resume: none affects what is learnt
 _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
@@ -72,7 +73,7 @@ def refuse_differences(
 
 
 def find_other_model(
-    kept: Path, config: PretrainedConfig, *, trusts_code: bool, accepted: Collection[str]
+    kept: Path, config: PretrainedConfig, *, model: Model, accepted: Collection[str]
 ) -> str | None:
     """What differs between the configuration that a run has kept and the model's of now.
 
@@ -82,6 +83,8 @@ def find_other_model(
 
     Args:
         kept: folder of the configuration in the run folder.
+        config: of the model as it is now.
+        model: whether its code may run.
         accepted: as in `refuse_differences`, for example model.rope_parameters.
 
     Returns:
@@ -89,7 +92,7 @@ def find_other_model(
     """
     if not (kept / "config.json").is_file():
         return None
-    before = AutoConfig.from_pretrained(kept, trust_remote_code=trusts_code).to_dict()
+    before = AutoConfig.from_pretrained(kept, trust_remote_code=model.trust_remote_code).to_dict()
     after = config.to_dict()
     saved, current = (
         {

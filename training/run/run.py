@@ -72,7 +72,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
                 other_model = find_other_model(
                     run_dir / "model",
                     start.model_config,
-                    trusts_code=recipe.model.trust_remote_code,
+                    model=recipe.model,
                     accepted=accepted,
                 )
             raise_together(other_model)
