@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +36,7 @@ from training.regularisers.table import model_regularisation
 from training.run.loop import Run, run_steps
 from training.run.schedule import warmup_steps
 from training.run.start import Start, check_start_together
-from training.run.surprises import surprises
+from training.run.surprises import print_surprises
 
 
 def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
@@ -115,8 +114,7 @@ def _run(
         )
         if layout.is_main:
             _print_start(recipe, facts, start.mixture, progress)
-            for surprise in surprises(recipe, start, newest):
-                print(f"WARNING: {surprise}", file=sys.stderr, flush=True)
+            print_surprises(recipe, start, newest)
         record = RunRecord(run_dir, rank=layout.rank, total_steps=plan.total_steps)
         raise_together(record.begin(progress.step))
         # record within requests: an error is noted before a launcher's SIGTERM can end the process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from training.checkpoints.manifest import other_versions, read_manifest
@@ -10,8 +11,14 @@ from training.run.evaluation import domains_left_out
 from training.run.start import Start
 
 
+def print_surprises(recipe: Recipe, start: Start, newest: Path | None) -> None:
+    """A line on stderr for each; on rank 0."""
+    for surprise in surprises(recipe, start, newest):
+        print(f"WARNING: {surprise}", file=sys.stderr, flush=True)
+
+
 def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
-    """For rank 0 to print.
+    """Every one of them.
 
     Args:
         newest: the checkpoint that the run resumes from, if any.
