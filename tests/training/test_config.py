@@ -28,6 +28,24 @@ def test_scientific_notation_is_a_number(tmp_path):
     assert load_recipe(write(tmp_path, GOOD)).optimizer.lr == 1e-5  # PyYAML reads a string
 
 
+def test_scientific_notation_is_a_number_in_the_models_own_configuration_too(tmp_path):
+    config = (
+        "{model_type: qwen3, rms_norm_eps: 1e-5, rope_parameters: {rope_theta: 1E6, x: -.5e+1}}"
+    )
+    recipe = load_recipe(
+        write(tmp_path, GOOD.replace("{model_type: qwen3}", config)),
+        ["model.config.initializer_range=2e-2", "data.corpus='1e5'", "seed=1e3"],
+    )
+    assert recipe.model.config == {
+        "model_type": "qwen3",
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 1e6, "x": -5.0},
+        "initializer_range": 0.02,
+    }
+    assert (recipe.data.corpus, recipe.seed) == ("1e5", 1000)
+    assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
+
+
 def test_overrides_reach_any_depth_and_create_sections(tmp_path):
     recipe = load_recipe(
         write(tmp_path, GOOD), ["optimizer.lr=2e-4", "dropout.curriculum.kind=linear", "seed=7"]

@@ -20,8 +20,13 @@ KEPT_RECIPE = "recipe.resolved.yaml"
 """In a run folder: the recipe with every default written out."""
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML in which a duplicate key is an error; plain YAML silently takes the last."""
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+"""Numbers of YAML 1.2, JSON and Python that YAML 1.1 reads as text: 1e-5, 1.5e6."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-5 is a number and a duplicate key an error; plain YAML takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -34,6 +39,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise ValueError(f"duplicate key {key!r} (again in line {line})")
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+.0123456789"))
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -96,7 +109,7 @@ def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
     plain = TypeAdapter(Recipe).dump_python(recipe, mode="json")
-    return yaml.safe_dump(plain, sort_keys=False)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False)
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -114,7 +127,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 def _parse_yaml(text: str, *, what: str) -> Any:
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{what}: {error}") from None
     except RecursionError:
