@@ -23,6 +23,7 @@ CHECKS = {
     "tokenizer": "the corpus was tokenised for this model",
     "start": "all that a start of the run would refuse before weights exist",
     "contents": "checksums of corpus and pack",
+    "losses": "those of a tiny model of this family against plain transformers",
     "weights": "a tiny model of this family under ZeRO-3 has the weights that it should",
     "documents": "packed documents do not see each other, by the attention that trains",
     "gradients": "gradients of this layout against plain torch on one process",

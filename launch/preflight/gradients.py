@@ -18,10 +18,11 @@ from transformers import PretrainedConfig
 from launch.preflight.finding import Finding, name_ranks
 from launch.preflight.setting import Context, Setting
 from launch.preflight.tiny import TinyPack, make_pack, make_stream, tiny_config, tiny_engine
-from launch.preflight.weights import gathered_weights, plain_model
+from launch.preflight.weights import gathered_weights
 from training.data.stream import IGNORE
 from training.model.engine import Engine
 from training.model.inputs import ModelInputs
+from training.model.tiny import plain_model
 from training.ranks.dist import sum_over_ranks
 
 _TOLERANCE = 1e-4
@@ -108,7 +109,7 @@ def plain_gradients(
 
     Each document is a row of its own, padded at its end, where causal attention does not look.
     """
-    model = plain_model(config)
+    model = plain_model(context.recipe.model, config)
     model.load_state_dict(weights, strict=False)
     model.train()
     for parameter in model.parameters():

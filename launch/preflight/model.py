@@ -23,6 +23,7 @@ from training.model.tokenizers import (
     find_pair,
     local_tokenizer,
 )
+from training.run.fit import check_vocabulary
 
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _IGNORED_PARTS = ("padding", "truncation")
@@ -46,6 +47,7 @@ def measure(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     corpus = open_corpus(recipe.data.corpus)
     text = model_config(recipe, corpus).get_text_config()
+    check_vocabulary(text, corpus)
     check_heads(text, sp_size=context.setting.sp_size)
     num_files = _check_files(Path(recipe.model.pretrained)) if recipe.model.pretrained else 0
     return {

@@ -5,7 +5,6 @@ T tokens of a whole sequence.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,12 +24,11 @@ from launch.preflight.setting import Context
 from training.config.recipe import Recipe
 from training.config.sections import Model
 from training.data.stream import SampleStream
+from training.model import tiny
 from training.model.attention import ATTENTION_NAME
 from training.model.engine import Engine, build_engine
 from training.model.inputs import NO_REGULARISATION
 
-VOCAB_SIZE = 257
-_HIDDEN, _INTERMEDIATE, _LAYERS = 64, 96, 2
 _SHARD_TOKENS = 48
 _CLEAR_RANGE = 0.3
 """Scale of weights: attention then moves entropies by far more than bf16 rounds them."""
@@ -69,11 +67,11 @@ class TinyPack:
 
     def sample(self, i: int, split: str = "train") -> PackedSample:
         rng = np.random.default_rng((self.seed, i))
-        ids = rng.integers(0, VOCAB_SIZE, self.seq_len)
+        ids = rng.integers(0, tiny.VOCAB_SIZE, self.seq_len)
         in_loss = rng.random(self.seq_len) < 0.9
         if self.changed:
             where = self.changed_document(i)
-            ids[where] = (ids[where] + 1 + rng.integers(0, 100)) % VOCAB_SIZE
+            ids[where] = (ids[where] + 1 + rng.integers(0, 100)) % tiny.VOCAB_SIZE
         return PackedSample(
             ids=ids,
             position_ids=self.position_ids(i),
@@ -104,7 +102,7 @@ def make_stream(context: Context, pack: TinyPack) -> SampleStream:
 
 
 def tiny_config(recipe: Recipe, *, dtype: torch.dtype) -> PretrainedConfig:
-    """The recipe's architecture with its own heads, but narrow and of two layers.
+    """The recipe's architecture with its own heads, but narrow and of few layers.
 
     Raises:
         ValueError: for a model that comes with its own code.
@@ -112,17 +110,9 @@ def tiny_config(recipe: Recipe, *, dtype: torch.dtype) -> PretrainedConfig:
     whole = model_config(recipe)
     if getattr(whole, "auto_map", None):
         raise ValueError("the model's code comes with it (model.trust_remote_code)")
-    config = copy.deepcopy(whole.get_text_config())
-    heads = config.num_attention_heads
-    has_head_size = getattr(config, "head_dim", None) is not None
-    config.hidden_size = _HIDDEN if has_head_size else 8 * heads
-    config.intermediate_size = _INTERMEDIATE
-    config.num_hidden_layers = _LAYERS
-    config.vocab_size = VOCAB_SIZE
-    if getattr(config, "layer_types", None):
-        config.layer_types = ["full_attention"] * _LAYERS
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(config, key, None)
+    config = tiny.tiny_config(
+        recipe.model, whole, sequence_tokens=recipe.data.sequence_tokens
+    ).get_text_config()
     config.dtype = dtype
     return config
 

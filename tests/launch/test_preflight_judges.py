@@ -5,8 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from launch.preflight import bandwidth, devices, disk, limits, names, pairs, paths, versions
+from launch.preflight import (
+    bandwidth,
+    devices,
+    disk,
+    limits,
+    names,
+    pairs,
+    paths,
+    versions,
+    weights,
+)
 from launch.preflight.catalogue import CHECKS as SENTENCES
 from launch.preflight.checks import CHECKS
 from launch.preflight.finding import name_ranks
@@ -222,3 +233,19 @@ def test_a_disk_that_is_slow_for_one_host_or_full_is_told() -> None:
     assert full.verdict == "fail" and "on h2" in full.found
     few, _ = disk.judge_space(setting(), same(room | {"names": 12}))
     assert "12 more files" in few.found
+
+
+def test_weights_of_a_few_random_numbers_raise_no_false_alarm_and_others_do():
+    def draw(*shape: int, scale: float = 0.02, mean: float = 0.0) -> torch.Tensor:
+        return mean + scale * torch.randn(shape, generator=generator)
+
+    generator = torch.Generator().manual_seed(0)
+    for shape in [(1,), (4,), (8,), (64,), (48, 64)]:
+        pairs = [(draw(*shape), draw(*shape)) for _ in range(2000 if len(shape) == 1 else 20)]
+        assert all(weights.is_alike(found, expected) for found, expected in pairs), shape
+    assert weights.is_alike(torch.ones(4), torch.ones(4))
+    assert not weights.is_alike(torch.zeros(4), torch.ones(4))
+    assert not weights.is_alike(torch.zeros(4), draw(4))
+    assert not weights.is_alike(draw(4, scale=200.0), draw(4))
+    assert not weights.is_alike(draw(48, 64, scale=0.03), draw(48, 64))
+    assert not weights.is_alike(draw(48, 64, mean=0.02), draw(48, 64))

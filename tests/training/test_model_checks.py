@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from transformers import AutoConfig
 
-from training.model.checks import check_window, refuse_unsupported, warn_of_positions
+from tests.training.refusals import build_ids, check, refused
+from training.config.sections import Model
+from training.model.causal_lm import resolve_model_config
+from training.model.checks import (
+    check_window,
+    refuse_quantized,
+    refuse_unknown_keys,
+    refuse_unsupported,
+    warn_of_positions,
+)
 
 
 def test_a_window_that_samples_exceed_is_refused() -> None:
@@ -34,3 +46,65 @@ def test_rope_that_depends_on_the_batch_is_refused(rope_type: str) -> None:
     config.rope_parameters = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0}
     with pytest.raises(ValueError, match=f"rope_type '{rope_type}' is not supported"):
         refuse_unsupported(config)
+
+
+def resolve(**config: Any) -> Any:
+    return resolve_model_config(Model(config=config), vocab_size=512, dtype=torch.float32)
+
+
+def test_keys_of_published_configurations_mean_what_they_mean_to_transformers():
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    config = resolve(
+        model_type="llama", rope_theta=5e5, rope_scaling=scaling, torch_dtype="bfloat16"
+    )
+    assert config.rope_parameters == scaling | {"rope_theta": 5e5}
+    assert config.dtype == torch.float32  # that of the DeepSpeed JSON
+    config = resolve(model_type="llama", rope_theta=5e5, partial_rotary_factor=0.5)
+    assert config.rope_parameters["partial_rotary_factor"] == 0.5
+    assert resolve(model_type="qwen2", head_dim=48).head_dim == 48
+    assert resolve(model_type="qwen3_moe", num_experts=24).num_local_experts == 24
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key"),
+    [
+        ("qwen3", "rope_thetta"),
+        ("qwen3", "head_dimm"),
+        ("llama", "experts"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(model_type, key):
+    message = refused(lambda: refuse_unknown_keys({"model_type": model_type, key: 1}))
+    assert f"config.{key} is not a key of {model_type}" in message
+
+
+def test_numbers_in_quantized_weights_are_refused_wherever_the_configuration_says_so():
+    config = AutoConfig.for_model("got_ocr2")
+    refuse_quantized(config)
+    for part in (config, config.get_text_config()):
+        part.quantization_config = {"quant_method": "fp8"}
+        with pytest.raises(ValueError, match=r"quantized \(fp8\)"):
+            refuse_quantized(config)
+        del part.quantization_config
+
+
+def test_layers_of_different_sizes_are_refused():
+    with pytest.raises(ValueError, match="gemma4_text has layers of different sizes"):
+        resolve(model_type="gemma4_text")
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "told"),
+    [
+        (299, "documents use ids up to 299: it was tokenised for another model; build it with"),
+        (300, "documents use no id above 299, but its tokenizer, which an export takes along"),
+    ],
+)
+def test_a_vocabulary_below_the_tokenizers_is_told_with_the_ids_in_use(
+    small_corpus, tmp_path, vocab_size, told
+):
+    rows = [{"ids": [5, 6, i], "mask": [1] * 3} for i in range(300)]
+    made = build_ids(tmp_path / "made", rows, tokenizer=small_corpus / "tokenizer", val_frac=0.3)
+    message = refused(lambda: check(made, model__config__vocab_size=vocab_size))
+    assert f"model vocabulary {vocab_size} is smaller than the corpus's 512" in message
+    assert told in message

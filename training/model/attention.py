@@ -17,6 +17,14 @@ from training.data.documents import DocumentLayout
 
 ATTENTION_NAME = "entrodrop_documents"
 
+_WITHOUT_EFFECT = {
+    "position_ids": "where documents start is in the layout; query and key are already rotated",
+    "is_causal": "this attention is causal; a model that means otherwise says so with False",
+    "use_cache": "there is no cache in training",
+    "output_attentions": "what is returned beside the context, never the context",
+}
+"""Arguments of transformers' attention functions that may have any value, each with the reason."""
+
 
 def document_attention(
     module: nn.Module,
@@ -28,22 +36,42 @@ def document_attention(
     document_layout: DocumentLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    sliding_window: int | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document, in the signature of transformers.
 
     Ulysses drops masks and lets sdpa see across documents; a layout that comes as a keyword
     passes through it untouched.
 
+    Args:
+        sliding_window: how many tokens each sees, itself included; without effect on documents
+            that are not longer.
+        others: whatever else a model hands to its attention.
+
     Returns:
         `[B, T, H, E]` and no attention weights.
+
+    Raises:
+        ValueError: for anything that would change the result and is not implemented here.
     """
     if document_layout is None:
         raise ValueError(
             "no document_layout: this model does not pass keyword arguments on to its attention"
         )
     if dropout:
-        raise ValueError("attention_dropout is not supported; set it to 0 in the model's config")
+        raise ValueError("dropout in attention is not supported; set it to 0 in the model's config")
+    if sliding_window and sliding_window < document_layout.max_tokens:
+        raise ValueError(
+            f"sliding_window {sliding_window} is shorter than a document of "
+            f"{document_layout.max_tokens} tokens; attention here always sees the whole document"
+        )
+    _refuse_other_attention(others | {"attention_mask": attention_mask})
+    if value_BHTE.shape[-1] != query_BHTE.shape[-1]:
+        raise ValueError(
+            f"attention with values of {value_BHTE.shape[-1]} numbers a head and keys of "
+            f"{query_BHTE.shape[-1]} is not supported"
+        )
     batch, num_heads, length, head_size = query_BHTE.shape
     # one stream of tokens: [B, H, T, E] -> [B * T, H, E]
     query, key, value = (
@@ -54,6 +82,21 @@ def document_attention(
     return attend(query, key, value, document_layout, scaling).view(
         batch, length, num_heads, head_size
     ), None
+
+
+def _refuse_other_attention(arguments: dict[str, Any]) -> None:
+    """An argument that is set and that this attention would leave out."""
+    for name, value in arguments.items():
+        if name not in _WITHOUT_EFFECT and not (value is None or _is_off(value)):
+            raise ValueError(
+                f"the model's attention is given {name}, which this attention does not implement"
+            )
+    if arguments.get("is_causal") is False:
+        raise ValueError("attention that is not causal is not supported")
+
+
+def _is_off(value: Any) -> bool:
+    return isinstance(value, (bool, int, float)) and not value
 
 
 def _flash(

@@ -26,6 +26,7 @@ from training.entrodrop.head import (
 from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.checks import (
     refuse_other_shapes,
+    refuse_quantized,
     refuse_unknown_keys,
     refuse_unknown_source,
     refuse_unsupported,
@@ -79,8 +80,9 @@ class CausalLMWithEntropy(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        weight = lm.get_output_embeddings().weight
-        head = EntropyHead(weight, label_smoothing=regularisation.label_smoothing, z_loss=z_loss)
+        head = EntropyHead(
+            _output_weight(lm), label_smoothing=regularisation.label_smoothing, z_loss=z_loss
+        )
         lm.set_output_embeddings(head)
         self.lm = lm
         self.hidden_dropout = HiddenDropout(
@@ -130,6 +132,16 @@ class CausalLMWithEntropy(nn.Module):
         return self.lm.get_output_embeddings()(hidden_BSD, inputs.targets_BS, token_weights_BS)
 
 
+def _output_weight(lm: PreTrainedModel) -> nn.Parameter:
+    """The `[V, D]` of the output layer, which must have nothing else."""
+    output = lm.get_output_embeddings()
+    if not isinstance(output, nn.Linear):
+        raise ValueError(f"an output layer of the kind {type(output).__name__} is not supported")
+    if output.bias is not None:
+        raise ValueError("an output layer with a bias is not supported")
+    return output.weight
+
+
 def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers, whatever the architecture calls them."""
     count = lm.config.get_text_config().num_hidden_layers
@@ -140,15 +152,15 @@ def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
 
 
 def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -> PretrainedConfig:
-    """The Hugging Face configuration of the recipe, checked against the corpus and our head.
+    """The Hugging Face configuration of the recipe.
 
     Args:
         vocab_size: of the corpus; a configuration without one gets it.
         dtype: of the weights in training and export.
 
     Raises:
-        ValueError: for a source that cannot be read, a vocabulary smaller than the corpus's,
-            or an architecture with parts that this engine does not implement.
+        ValueError: for a source that cannot be read, or an architecture with parts that this
+            engine is known not to implement; `training.model.gate` finds the others.
     """
     refuse_unknown_source(model)
     try:
@@ -160,16 +172,12 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
             given = {"vocab_size": vocab_size, **(model.config or {})}
             config = AutoConfig.for_model(**given)
             refuse_unknown_keys(given)
+        text = config.get_text_config()
     except Exception as error:  # transformers raises errors of many kinds for a wrong value
         message = " ".join(str(error).split())
         raise ValueError(f"model: {message}") from None
-    text = config.get_text_config()
     refuse_other_shapes(text)
-    if text.vocab_size < vocab_size:
-        raise ValueError(
-            f"model vocabulary {text.vocab_size} is smaller than the corpus's {vocab_size}: "
-            "the corpus was tokenised for another model"
-        )
+    refuse_quantized(config)
     refuse_unsupported(text)
     config.dtype = dtype
     return config
@@ -223,8 +231,6 @@ def build_model(
     else:
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **common)
     del keep_alive
-    if getattr(lm.get_output_embeddings(), "bias", None) is not None:
-        raise ValueError("model: an output layer with a bias is not supported")
     # rows are packed, without padding; torch would not train the row of that id, often the end's
     lm.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
     if model.activation_checkpointing:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
 
 from common.hints import did_you_mean
 from training.config.layout import check_head_counts
@@ -39,15 +42,41 @@ def refuse_unknown_source(model: Model) -> None:
 
 def refuse_unknown_keys(given: dict[str, Any]) -> None:
     """transformers keeps a misspelt key as an attribute that nothing reads."""
-    known = AutoConfig.for_model(given["model_type"]).to_dict()
-    known |= PretrainedConfig().to_dict()
-    for key in given.keys() - known.keys():
-        hint = did_you_mean(key, known)
-        raise ValueError(f"config.{key} is not a key of {given['model_type']}{hint}")
+    config_class = CONFIG_MAPPING[given["model_type"]]
+    known = {
+        **config_class().to_dict(),
+        **PretrainedConfig().to_dict(),
+        **config_class.attribute_map,
+    }
+    for key in sorted(given.keys() - known.keys()):
+        if not _is_read(key, config_class):
+            hint = did_you_mean(key, known)
+            raise ValueError(f"config.{key} is not a key of {given['model_type']}{hint}")
+
+
+def _is_read(key: str, config_class: type[PretrainedConfig]) -> bool:
+    """Whether transformers takes a key that no class declares: `rope_theta`, qwen2's `head_dim`.
+
+    Published configurations are full of them, and only the code that reads them knows.
+    """
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
+    readers = [config_class, PretrainedConfig, RotaryEmbeddingConfigMixin]
+    readers += [model_class] if model_class else []
+    read = re.compile(
+        rf"""config\.{re.escape(key)}\b|(?:getattr|hasattr)\(\w+, "{re.escape(key)}\""""
+        rf"""|kwargs\.(?:pop|get)\("{re.escape(key)}\""""
+    )
+    sources = {inspect.getsource(sys.modules[reader.__module__]) for reader in readers}
+    return any(read.search(source) for source in sources)
 
 
 def refuse_other_shapes(config: PretrainedConfig) -> None:
     """Not a decoder of our kind, or one that cannot be built: transformers accepts sizes of 0."""
+    if getattr(config, "is_heterogeneous", False):
+        raise ValueError(
+            f"model: {config.model_type} has layers of different sizes (per_layer_config), which "
+            "are not supported"
+        )
     for key in _SIZES:
         if getattr(config, key, None) is None or getattr(config, "is_encoder_decoder", False):
             raise ValueError(
@@ -69,6 +98,16 @@ def refuse_other_shapes(config: PretrainedConfig) -> None:
         raise ValueError(f"model: hidden_act {activation!r} is unknown to transformers{hint}")
 
 
+def refuse_quantized(config: PretrainedConfig) -> None:
+    """Weights that are not numbers to train, of the whole model or of its text part."""
+    for part in (config, config.get_text_config()):
+        if quantized := getattr(part, "quantization_config", None):
+            kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+            raise ValueError(
+                f"model: its weights are quantized ({kind}); training needs them in bf16 or fp32"
+            )
+
+
 def refuse_unsupported(config: PretrainedConfig) -> None:
     """Parts of other architectures that would silently change the numbers."""
     for key in ("final_logit_softcapping", "attn_logit_softcapping"):
@@ -81,11 +120,6 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
         raise ValueError(
             "model: output_router_logits: true asks for a router loss, which is not supported; set "
             "it to false to train without"
-        )
-    if quantized := getattr(config, "quantization_config", None):
-        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise ValueError(
-            f"model: its weights are quantized ({kind}); training needs them in bf16 or fp32"
         )
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:

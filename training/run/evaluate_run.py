@@ -18,14 +18,12 @@ from training.checkpoints.manifest import (
 )
 from training.config.load import KEPT_RECIPE, load_recipe
 from training.metrics.file import finite
-from training.model.causal_lm import resolve_model_config, warn_of_remote_code
-from training.model.checks import check_heads, check_window
-from training.model.ds_config import training_dtype
+from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import build_engine
-from training.model.weights import find_other_weights
 from training.ranks.dist import init_layout, raise_together
 from training.ranks.launcher_env import whole_number
 from training.run.evaluation import evaluate, heldout_stream, load_bands
+from training.run.fit import find_misfit, fitting_config
 
 _SP_KEY = "train.sequence_parallel_size"
 
@@ -70,12 +68,8 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     stream = heldout_stream(pack, recipe, layout)
-    model_config = resolve_model_config(
-        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe.deepspeed)
-    )
-    check_heads(model_config, sp_size=layout.sp_size)
-    check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
-    raise_together(find_other_weights(recipe.model, model_config) if layout.is_main else None)
+    model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
+    raise_together(find_misfit(recipe, corpus, model_config) if layout.is_main else None)
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1)
     frozen = run_dir / "heldout_bands"
     bands = load_bands(frozen) if frozen.exists() else None

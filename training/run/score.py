@@ -19,12 +19,8 @@ from common.progress import progress_bar
 from data_prep.shards import PackIndex, ScoresWriter, open_corpus, open_scores_writer
 from training.config.load import parse_recipe
 from training.data.stream import SampleStream
-from training.model.causal_lm import resolve_model_config
-from training.model.checks import check_heads, check_window
-from training.model.ds_config import training_dtype
 from training.model.engine import Engine, build_engine
 from training.model.inputs import ModelInputs
-from training.model.weights import find_other_weights
 from training.ranks.dist import (
     Layout,
     broadcast_from_rank0,
@@ -32,6 +28,7 @@ from training.ranks.dist import (
     raise_together,
     sum_over_ranks,
 )
+from training.run.fit import find_misfit, fitting_config
 
 COMMIT_SECONDS = 30.0
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -89,12 +86,8 @@ def score_corpus(options: ScoreOptions) -> Path:
     layout = init_layout(sp_size=options.sequence_parallel_size)
     corpus = open_corpus(options.corpus)
     pack = corpus.open_pack(options.sequence_tokens)
-    config = resolve_model_config(
-        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe.deepspeed)
-    )
-    check_heads(config, sp_size=layout.sp_size)
-    check_window(config, sequence_tokens=options.sequence_tokens)
-    raise_together(find_other_weights(recipe.model, config) if layout.is_main else None)
+    config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
+    raise_together(find_misfit(recipe, corpus, config) if layout.is_main else None)
     writing = open_scores_writer(
         corpus,
         name=options.name,

@@ -7,19 +7,16 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from data_prep.shards import Corpus, Mixture, PackIndex, Scores, check_contents, open_corpus
+from data_prep.shards import Mixture, PackIndex, Scores, check_contents, open_corpus
 from training.checkpoints.model_folder import find_base, make_model_folder
 from training.config.recipe import Recipe
-from training.config.sections import Model
-from training.model.causal_lm import resolve_model_config
-from training.model.checks import check_heads, check_window, warn_of_positions
+from training.model.checks import warn_of_positions
 from training.model.ds_config import join_ds_config, training_dtype
-from training.model.tokenizers import find_other_ids, find_pair
-from training.model.weights import find_other_weights
 from training.ranks.dist import Layout, raise_together
 from training.regularisers.entropy_source import open_scores
 from training.regularisers.replacement import check_mask_token
 from training.run.evaluation import heldout_stream
+from training.run.fit import find_misfit, fitting_config
 from training.run.plan import Plan, choose_mixture, derive_plan
 
 
@@ -38,7 +35,7 @@ class Start:
 
 
 def check_start(recipe: Recipe, layout: Layout) -> Start:
-    """Open and compare what a run needs; no weights, and no communication.
+    """Open and compare what a run needs; weights are not loaded, and there is no communication.
 
     Raises:
         ValueError: for the first thing that does not work.
@@ -53,13 +50,12 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     has_gpu = layout.device.type == "cuda"
     join_ds_config(recipe, num_micro_steps=plan.micro_steps, has_gpu=has_gpu)
     dtype = training_dtype(recipe.deepspeed)
-    model_config = resolve_model_config(recipe.model, vocab_size=corpus.vocab_size, dtype=dtype)
-    check_heads(model_config, sp_size=layout.sp_size)
-    check_window(model_config, sequence_tokens=recipe.data.sequence_tokens)
+    model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
     model_files: dict[str, bytes] = {}
     if layout.is_main:
         warn_of_positions(model_config, sequence_tokens=recipe.data.sequence_tokens)
-        _compare_with_folder(recipe.model, corpus, model_config)
+        if mistake := find_misfit(recipe, corpus, model_config):
+            raise ValueError(mistake)
         model_files = make_model_folder(
             recipe.model, model_config, corpus, base=find_base(recipe.model)
         )
@@ -67,18 +63,6 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     if recipe.data.verify == "hashes":
         check_contents(pack, scores=scores, rank=layout.rank, world_size=layout.world_size)
     return Start(pack, mixture, scores, plan, dtype, model_config, model_files)
-
-
-def _compare_with_folder(model: Model, corpus: Corpus, config: PretrainedConfig) -> None:
-    """Refuse a folder whose weights or tokenizer are not those of model and corpus."""
-    if model.pretrained is None:
-        return
-    mistake = find_other_weights(model, config)
-    pair = find_pair(corpus.tokenizer_dir, model.pretrained)
-    if mistake is None and pair is not None:
-        mistake = find_other_ids(*pair)
-    if mistake is not None:
-        raise ValueError(mistake)
 
 
 def check_start_together(recipe: Recipe, layout: Layout) -> Start:

@@ -1,0 +1,257 @@
+"""Every family trains on the numbers of plain transformers, or is refused before its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+import training.model.attention
+from tests.distributed import run_ranks
+from tests.grids import WHOLE
+from tests.training.refusals import check, message_without_a_model
+from tests.training.short_runs import short_recipe
+from training.config.sections import Model
+from training.data.documents import find_documents
+from training.model.attention import ATTENTION_NAME, document_attention
+from training.model.causal_lm import CausalLMWithEntropy, EntropyHead, resolve_model_config
+from training.model.checks import check_window
+from training.model.gate import find_other_numbers
+from training.model.inputs import ModelInputs
+from training.model.tiny import VOCAB_SIZE, plain_model, tiny_config
+
+SEQUENCE_TOKENS = 64
+FULL = {"layer_types": ["full_attention"] * 4, "num_hidden_layers": 4}
+
+
+def gate(model_type: str, **keys: Any) -> str | None:
+    """What it says of a configuration, none being refused by name before."""
+    model = Model(config={"model_type": model_type, **keys})
+    config = AutoConfig.for_model(model_type, **keys)
+    return find_other_numbers(model, config, sequence_tokens=SEQUENCE_TOKENS)
+
+
+TRAINS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+      "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}),
+    ("qwen2", {}),
+    ("qwen3", {"tie_word_embeddings": True}),
+    ("mistral", {"sliding_window": None}),
+    ("mixtral", {}),
+    ("qwen3_moe", {"decoder_sparse_step": 2, "mlp_only_layers": [1]}),
+    ("olmo2", {}),
+    ("helium", {}),
+    ("gemma3_text", {"sliding_window": 4096}),
+    ("glm4_moe", {}),
+    ("smollm3", {"no_rope_layer_interval": 2}),
+    ("granite", {"residual_multiplier": 0.3, "embedding_multiplier": 7.0}),
+    ("phi3", {"partial_rotary_factor": 0.5}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "keys"), TRAINS)
+def test_a_family_with_the_numbers_of_transformers_passes(model_type, keys):
+    assert gate(model_type, **keys) is None
+    compare_losses_and_gradients(model_type, **keys)
+
+
+def compare_losses_and_gradients(model_type: str, **keys: Any) -> None:
+    """The plain reference, on other documents and weights than the gate's own."""
+    torch.manual_seed(7)
+    model = Model(config={"model_type": model_type, **keys})
+    config = tiny_config(
+        model, AutoConfig.for_model(model_type, **keys), sequence_tokens=SEQUENCE_TOKENS
+    )
+    plain, lm = (plain_model(model, config, attention=a) for a in ("eager", ATTENTION_NAME))
+    for weight in plain.parameters():
+        weight.data += torch.randn_like(weight) * 0.1
+    lm.load_state_dict(plain.state_dict())
+    lengths = (3, 20, 1, 6)
+    positions_BT = torch.cat([torch.arange(n) for n in lengths])[None]
+    ids_BT = torch.randint(0, VOCAB_SIZE, positions_BT.shape)
+    targets_BT = torch.randint(0, VOCAB_SIZE, positions_BT.shape)
+    inputs = ModelInputs(
+        ids_BS=ids_BT,
+        position_ids_BS=positions_BT,
+        targets_BS=targets_BT,
+        documents=find_documents(positions_BT, device=torch.device("cpu")),
+    )
+    nll_BT, entropy_BT = CausalLMWithEntropy(lm)(inputs)
+    documents = [each[None] for each in ids_BT[0].split(lengths)]
+    logits_TV = torch.cat([plain(input_ids=ids, use_cache=False).logits[0] for ids in documents])
+    expected_T = F.cross_entropy(logits_TV, targets_BT[0], reduction="none")
+    torch.testing.assert_close(nll_BT[0], expected_T, rtol=1e-5, atol=2e-5)
+    entropy_T = torch.distributions.Categorical(logits=logits_TV).entropy()
+    torch.testing.assert_close(entropy_BT[0], entropy_T, rtol=1e-5, atol=2e-5)
+    nll_BT.sum().backward()
+    expected_T.sum().backward()
+    found = dict(lm.named_parameters())
+    for name, weight in plain.named_parameters():
+        if weight.grad is not None:
+            torch.testing.assert_close(
+                found[name].grad,
+                weight.grad,
+                rtol=1e-3,
+                atol=1e-3,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("flint", FULL, "attention is given s_aux"),
+    ("gpt_oss", FULL, "attention is given s_aux"),
+    ("granite_swa", FULL, "attention is given s_aux"),
+    ("granitemoe_swa", FULL, "attention is given s_aux"),
+    ("inkling_text", FULL, "attention is given position_bias"),
+    ("doge", {}, "attention is given attention_mask"),
+    ("gemma2", {}, "attention is given softcap"),
+    ("deepseek_v3", {}, "values of 128 numbers a head and keys of 192"),
+    ("stablelm", {}, "does not pass keyword arguments on to its attention"),
+    ("gpt_bigcode", {}, "dropout in attention is not supported"),
+    ("phi", {}, "an output layer with a bias is not supported"),
+    ("cohere", {}, "its losses here differ from those of transformers by up to"),
+    ("granite", {"logits_scaling": 4.0}, "its losses here differ from those of transformers"),
+    ("mistral", {"sliding_window": 32}, "sliding_window 5 is shorter than a document"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "keys", "told"), REFUSED)
+def test_a_family_with_other_numbers_is_refused_in_a_sentence(model_type, keys, told):
+    message = gate(model_type, **keys)
+    assert message is not None
+    assert message.startswith(f"model: {model_type} is not supported: ")
+    assert told in message
+    assert "\n" not in message
+
+
+def own_arguments(_: Tensor | None, keywords: dict[str, Any]) -> tuple[Tensor | None, Any]:
+    """Without a mask, and without what this attention does not know: as it was once."""
+    return None, {name: keywords[name] for name in ("document_layout", "scaling")}
+
+
+def twice_as_sharp(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tensor | None, Any]:
+    return mask, keywords | {"scaling": 2 * keywords["scaling"]}
+
+
+def in_one_document(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tensor | None, Any]:
+    layout = keywords["document_layout"]
+    length = layout.boundaries[-1] // 2
+    rows = torch.arange(length).expand(2, length)
+    return mask, keywords | {"document_layout": find_documents(rows, device=torch.device("cpu"))}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "plant"),
+    [
+        ("flint", FULL, own_arguments),
+        ("gpt_oss", FULL, own_arguments),
+        ("granite_swa", FULL, own_arguments),
+        ("granitemoe_swa", FULL, own_arguments),
+        ("inkling_text", FULL, own_arguments),
+        ("doge", {}, own_arguments),
+        ("gemma2", {"final_logit_softcapping": None}, own_arguments),
+        ("mistral", {"sliding_window": 32}, own_arguments),
+        ("llama", {}, twice_as_sharp),
+        ("llama", {}, in_one_document),
+    ],
+)
+def test_attention_that_leaves_something_out_gives_other_losses(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, keys: dict[str, Any], plant: Callable
+) -> None:
+    def planted(*tensors: Any, **keywords: Any) -> Any:
+        *states, mask = (*tensors, keywords.pop("attention_mask", None))[:5]
+        mask, keywords = plant(mask, keywords)
+        return document_attention(*states, mask, **keywords)
+
+    monkeypatch.setattr(training.model.attention, "document_attention", planted)
+    message = gate(model_type, **keys)
+    assert message is not None and "its losses here differ from those of" in message
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_head_with_another_loss_or_entropy_is_found(monkeypatch, part):
+    plain = EntropyHead.forward
+
+    def planted(*arguments: Any) -> Any:
+        scored = list(plain(*arguments))
+        scored[part] = scored[part] * 1.001
+        return tuple(scored)
+
+    monkeypatch.setattr(EntropyHead, "forward", planted)
+    message = gate("llama")
+    assert message is not None and "its losses here differ from those of" in message
+
+
+def test_what_a_gate_draws_leaves_the_runs_own_draws_as_they_were():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    assert gate("llama") is None
+    assert torch.equal(torch.rand(4), expected)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512}
+NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"model_type": "doge", **SMALL, "num_key_value_heads": 2},
+            "model: doge is not supported: the model's attention is given attention_mask",
+        ),
+        (
+            {"model_type": "gpt_bigcode", **SMALL, **NO_DROPOUT, "n_positions": 32},
+            "its positions are learned and end at max_position_embeddings 32; data.sequence_tokens "
+            "is 64, and can be up to 32",
+        ),
+    ],
+)
+def test_a_start_is_refused_before_a_model_or_a_run_folder_exists(
+    small_corpus, tmp_path, config, told
+):
+    recipe = short_recipe(
+        small_corpus, tmp_path / "run", model={"config": config}, train__sequence_parallel_size=1
+    )
+    (message,) = run_ranks(message_without_a_model, recipe, world_size=1)
+    assert told in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_learned_positions_that_suffice_are_no_obstacle(small_corpus):
+    config = {"model_type": "gpt_bigcode", **SMALL, **NO_DROPOUT, "n_positions": 64}
+    check(small_corpus, model={"config": config}, train__sequence_parallel_size=1)
+
+
+def outcome(family: str) -> str | None:
+    """Of a start with nothing but the family's name: a refusal, or None where it trains."""
+    model = Model(config={"model_type": family})
+    try:
+        config = resolve_model_config(model, vocab_size=VOCAB_SIZE, dtype=torch.float32)
+        check_window(config, sequence_tokens=SEQUENCE_TOKENS)
+    except ValueError as error:
+        return str(error)
+    return find_other_numbers(model, config, sequence_tokens=SEQUENCE_TOKENS)
+
+
+SOME = ("gemma4_text", "gpt2", "longcat_flash", "musicgen", "nemotron", "qwen3_5", "zamba2", "glm4")
+FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) if WHOLE else SOME
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_transformers_is_right_or_refused_in_a_sentence(family):
+    """By its own defaults, with which some cannot even be built."""
+    message = outcome(family)
+    if message is None:
+        compare_losses_and_gradients(family)
+    else:
+        assert message.startswith("model: ")
+        assert "\n" not in message

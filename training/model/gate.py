@@ -1,0 +1,194 @@
+"""Whether losses here are those of plain transformers, tried on a tiny model of the same kind.
+
+B rows, T tokens of a row, t tokens of a document, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from training.config.sections import Model
+from training.data.documents import find_documents
+from training.data.stream import IGNORE
+from training.model.attention import ATTENTION_NAME, register_attention
+from training.model.causal_lm import CausalLMWithEntropy
+from training.model.inputs import ModelInputs
+from training.model.tiny import VOCAB_SIZE, plain_model, tiny_config
+
+TOLERANCE_NATS = 1e-4
+"""Rounding moved no family's losses by more than 1e-5 (transformers 5.24)."""
+_ROWS = ((9, 1, 14), (17, 7))
+"""Tokens of the documents of each row."""
+_MATRIX_GAIN, _VECTOR_NOISE = 1.5, 0.3
+_MAX_CHARACTERS = 300
+
+
+def find_other_numbers(
+    model: Model, config: PretrainedConfig, *, sequence_tokens: int
+) -> str | None:
+    """Compare losses and entropies of packed documents with plain transformers; a second or so.
+
+    A tiny model of the configuration, with random numbers in all its weights, is run as it would
+    be trained, and by transformers alone, with eager attention, document by document; both in fp32
+    on the CPU. Needs no weights and no other rank.
+
+    Args:
+        config: of the model as it would be trained.
+        sequence_tokens: of a sample.
+
+    Returns:
+        Why the model cannot be trained here, in a sentence; None where the numbers are the same.
+    """
+    kind = f"model: {config.get_text_config().model_type}"
+    with _aside():
+        try:
+            difference = measure_difference(model, config, sequence_tokens=sequence_tokens)
+        except _NotComparableError as error:
+            return f"{kind} cannot be compared with plain transformers: {error}"
+        except Exception as error:  # of any kind: the forward pass is the model's own code
+            return f"{kind} is not supported: {_one_line(error)}"
+    if difference <= TOLERANCE_NATS:
+        return None
+    return (
+        f"{kind} is not supported: on packed documents its losses here differ from those of "
+        f"transformers by up to {difference:.2g} nats (tried on a tiny model of this configuration)"
+    )
+
+
+def measure_difference(model: Model, config: PretrainedConfig, *, sequence_tokens: int) -> float:
+    """The largest difference of a loss or an entropy, in nats; infinity for NaN."""
+    try:
+        tiny = tiny_config(model, config, sequence_tokens=sequence_tokens)
+        plain = plain_model(model, tiny).eval()
+        _randomise(plain)
+        inputs = _packed_documents()
+        expected = _plain_scores(plain, inputs)
+    except Exception as error:  # of any kind, as above
+        raise _NotComparableError(_one_line(error)) from error
+    register_attention()
+    lm = plain_model(model, tiny, attention=ATTENTION_NAME)
+    lm.load_state_dict(plain.state_dict())
+    ours = CausalLMWithEntropy(lm).eval()
+    with torch.no_grad():
+        found = ours(inputs)
+    _try_training(ours, inputs)
+    _try_last_position(ours, sequence_tokens=sequence_tokens)
+    is_target_BT = inputs.targets_BS != IGNORE
+    differences = torch.stack(
+        [
+            ((found[0] - expected[0]) * is_target_BT).abs().max(),
+            (found[1] - expected[1]).abs().max(),
+        ]
+    )
+    return float(differences.nan_to_num(torch.inf).max())
+
+
+class _NotComparableError(Exception):
+    """Plain transformers has no numbers for a tiny model of the configuration."""
+
+
+def _packed_documents() -> ModelInputs:
+    generator = torch.Generator().manual_seed(0)
+    num_rows, length = len(_ROWS), sum(_ROWS[0])
+    ids_BT = torch.randint(0, VOCAB_SIZE, (num_rows, length), generator=generator)
+    positions_BT = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in _ROWS])
+    targets_BT = F.pad(ids_BT[:, 1:], (0, 1), value=IGNORE)
+    begins_BT = F.pad(positions_BT[:, 1:], (0, 1)) == 0  # the next token is of another document
+    return ModelInputs(
+        ids_BS=ids_BT,
+        position_ids_BS=positions_BT,
+        targets_BS=targets_BT.masked_fill(begins_BT, IGNORE),
+        documents=find_documents(positions_BT, device=torch.device("cpu")),
+    )
+
+
+def _randomise(lm: PreTrainedModel) -> None:
+    """All numbers, so that no norm, bias, sink or cap happens to have no effect."""
+    generator = torch.Generator().manual_seed(1)
+    for weight in lm.state_dict().values():  # also buffers that are saved
+        if not weight.is_floating_point():
+            continue
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.ndim > 1:
+            weight.copy_(noise * _MATRIX_GAIN / weight.shape[-1] ** 0.5)
+        else:
+            weight.add_(noise * _VECTOR_NOISE)
+
+
+@torch.no_grad()
+def _plain_scores(lm: PreTrainedModel, inputs: ModelInputs) -> tuple[Tensor, Tensor]:
+    """nll (0 without a target) and entropy `[B, T]`, each document in a forward of its own."""
+    nll, entropy = [], []
+    ids, targets = inputs.ids_BS.flatten(), inputs.targets_BS.flatten()
+    lengths = [n for row in _ROWS for n in row]
+    for ids_t, targets_t in zip(ids.split(lengths), targets.split(lengths), strict=True):
+        logits_tV = lm(input_ids=ids_t[None], use_cache=False).logits[0].float()
+        logprobs_tV = logits_tV.log_softmax(dim=-1)
+        nll.append(F.nll_loss(logprobs_tV, targets_t, ignore_index=IGNORE, reduction="none"))
+        entropy.append(-(logprobs_tV.exp() * logprobs_tV).sum(dim=-1))
+    shape = inputs.ids_BS.shape
+    return torch.cat(nll).view(shape), torch.cat(entropy).view(shape)
+
+
+def _try_training(ours: CausalLMWithEntropy, inputs: ModelInputs) -> None:
+    """Parts that differ in training, such as dropout, must work here too."""
+    ours.train()
+    nll_BT, _ = ours(inputs)
+    nll_BT.sum().backward()
+    ours.eval()
+
+
+@torch.no_grad()
+def _try_last_position(ours: CausalLMWithEntropy, *, sequence_tokens: int) -> None:
+    """Of the longest document that there may be; positions that are learned end somewhere.
+
+    Raises:
+        ValueError: naming the sample lengths that work.
+    """
+    known = getattr(ours.lm.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(known, int) or known >= sequence_tokens:
+        return
+    positions_BT = torch.tensor([[0, sequence_tokens - 1]])
+    inputs = ModelInputs(
+        ids_BS=torch.zeros_like(positions_BT),
+        position_ids_BS=positions_BT,
+        targets_BS=torch.zeros_like(positions_BT),
+        documents=find_documents(positions_BT, device=torch.device("cpu")),
+    )
+    try:
+        ours(inputs)
+    except Exception:  # of any kind, as above
+        raise ValueError(
+            f"its positions are learned and end at max_position_embeddings {known}; "
+            f"data.sequence_tokens is {sequence_tokens}, and can be up to {known}"
+        ) from None
+
+
+def _largest(differences: Tensor) -> float:
+    return float(differences.abs().nan_to_num(torch.inf).max())
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if not isinstance(error, ValueError):  # its words may say little: KeyError is a name alone
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Leave no trace: random states, DeepSpeed's hold on transformers, lines on the screen."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

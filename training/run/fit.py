@@ -1,0 +1,81 @@
+"""Whether a recipe's model fits engine, corpus and layout, before any weight is loaded."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from data_prep.shards import Corpus
+from training.config.recipe import Recipe
+from training.config.sections import Model
+from training.model.causal_lm import resolve_model_config
+from training.model.checks import check_heads, check_window
+from training.model.ds_config import training_dtype
+from training.model.gate import find_other_numbers
+from training.model.tokenizers import find_other_ids, find_pair
+from training.model.weights import find_other_weights
+
+
+def fitting_config(recipe: Recipe, corpus: Corpus, *, sp_size: int) -> PretrainedConfig:
+    """The model's configuration; every rank calls it.
+
+    Raises:
+        ValueError: for a configuration that cannot be read, or does not fit corpus or layout.
+    """
+    config = resolve_model_config(
+        recipe.model, vocab_size=corpus.vocab_size, dtype=training_dtype(recipe.deepspeed)
+    )
+    check_vocabulary(config, corpus)
+    check_heads(config, sp_size=sp_size)
+    check_window(config, sequence_tokens=recipe.data.sequence_tokens)
+    return config
+
+
+def find_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig) -> str | None:
+    """What takes seconds, so that one rank does it for all.
+
+    Returns:
+        In a sentence: losses other than those of transformers, weights that are not the model's,
+        or a tokenizer that is not the corpus's; None where all fits.
+    """
+    return (
+        find_other_numbers(recipe.model, config, sequence_tokens=recipe.data.sequence_tokens)
+        or find_other_weights(recipe.model, config)
+        or _find_other_tokenizer(recipe.model, corpus)
+    )
+
+
+def _find_other_tokenizer(model: Model, corpus: Corpus) -> str | None:
+    if model.pretrained is None:
+        return None
+    pair = find_pair(corpus.tokenizer_dir, model.pretrained)
+    return None if pair is None else find_other_ids(*pair)
+
+
+def check_vocabulary(config: PretrainedConfig, corpus: Corpus) -> None:
+    """Every id of the corpus's tokenizer must have a row in the model's embedding.
+
+    Raises:
+        ValueError: naming the ids that the documents use, and what to do.
+    """
+    size = config.get_text_config().vocab_size
+    if size >= corpus.vocab_size:
+        return
+    largest = _largest_id(corpus)
+    if largest >= size:
+        raise ValueError(
+            f"model vocabulary {size} is smaller than the corpus's {corpus.vocab_size}, and its "
+            f"documents use ids up to {largest}: it was tokenised for another model; build it with "
+            "--tokenizer of this one"
+        )
+    raise ValueError(
+        f"model vocabulary {size} is smaller than the corpus's {corpus.vocab_size}; its documents "
+        f"use no id above {largest}, but its tokenizer, which an export takes along, could give "
+        f"more. Set model.config.vocab_size to {corpus.vocab_size} or more for a model from "
+        "scratch; else build the corpus with --tokenizer of this model"
+    )
+
+
+def _largest_id(corpus: Corpus) -> int:
+    """Of all documents; -1 without any. Reads every shard."""
+    shards = [*corpus.open_shards("train"), *corpus.open_shards("val")]
+    return max((int(shard.tokens.max()) for shard in shards if len(shard.tokens)), default=-1)
