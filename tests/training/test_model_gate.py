@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import training.model.attention
@@ -49,7 +51,6 @@ TRAINS: list[tuple[str, dict[str, Any]]] = [
     ("olmo2", {}),
     ("helium", {}),
     ("gemma3_text", {"sliding_window": 4096}),
-    ("glm4_moe", {}),
     ("smollm3", {"no_rope_layer_interval": 2}),
     ("granite", {"residual_multiplier": 0.3, "embedding_multiplier": 7.0}),
     ("phi3", {"partial_rotary_factor": 0.5}),
@@ -83,7 +84,8 @@ def compare_losses_and_gradients(model_type: str, **keys: Any) -> None:
         targets_BS=targets_BT,
         documents=find_documents(positions_BT, device=torch.device("cpu")),
     )
-    nll_BT, entropy_BT = CausalLMWithEntropy(lm)(inputs)
+    plain.eval()  # some route at random in training
+    nll_BT, entropy_BT = CausalLMWithEntropy(lm).eval()(inputs)
     documents = [each[None] for each in ids_BT[0].split(lengths)]
     logits_TV = torch.cat([plain(input_ids=ids, use_cache=False).logits[0] for ids in documents])
     expected_T = F.cross_entropy(logits_TV, targets_BT[0], reduction="none")
@@ -115,6 +117,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek_v3", {}, "values of 128 numbers a head and keys of 192"),
     ("stablelm", {}, "does not pass keyword arguments on to its attention"),
     ("gpt_bigcode", {}, "dropout in attention is not supported"),
+    ("mllama", {}, "MllamaForCausalLM has no layers apart from its output layer"),
     ("phi", {}, "an output layer with a bias is not supported"),
     ("cohere", {}, "its losses here differ from those of transformers by up to"),
     ("granite", {"logits_scaling": 4.0}, "its losses here differ from those of transformers"),
@@ -129,6 +132,27 @@ def test_a_family_with_other_numbers_is_refused_in_a_sentence(model_type, keys, 
     assert message.startswith(f"model: {model_type} is not supported: ")
     assert told in message
     assert "\n" not in message
+
+
+def tiny(model_type: str, **keys: Any) -> PretrainedConfig:
+    model = Model(config={"model_type": model_type, **keys})
+    config = AutoConfig.for_model(model_type, **keys)
+    return tiny_config(model, config, sequence_tokens=SEQUENCE_TOKENS)
+
+
+def test_a_tiny_model_has_the_first_layers_up_to_one_of_each_kind():
+    assert tiny("llama", num_hidden_layers=32).num_hidden_layers == 2
+    assert tiny("llama", num_hidden_layers=1).num_hidden_layers == 1
+    gemma = tiny("gemma3_text")
+    assert gemma.layer_types == ["sliding_attention"] * 5 + ["full_attention"]
+    assert tiny("glm4_moe", first_k_dense_replace=3).num_hidden_layers == 4
+    assert tiny("qwen3_moe", mlp_only_layers=[4]).num_hidden_layers == 5
+
+
+def test_a_tiny_models_window_is_exceeded_if_and_only_if_the_models_may_be():
+    assert tiny("mistral", sliding_window=SEQUENCE_TOKENS - 1).sliding_window == 5
+    assert tiny("mistral", sliding_window=SEQUENCE_TOKENS).sliding_window > 1000
+    assert tiny("mistral", sliding_window=None).sliding_window is None
 
 
 def own_arguments(_: Tensor | None, keywords: dict[str, Any]) -> tuple[Tensor | None, Any]:
@@ -221,8 +245,8 @@ def test_a_start_is_refused_before_a_model_or_a_run_folder_exists(
     recipe = short_recipe(
         small_corpus, tmp_path / "run", model={"config": config}, train__sequence_parallel_size=1
     )
-    (message,) = run_ranks(message_without_a_model, recipe, world_size=1)
-    assert told in message
+    messages = run_ranks(message_without_a_model, recipe, world_size=2)
+    assert [told in message for message in messages] == [True, True]
     assert not (tmp_path / "run").exists()
 
 
@@ -255,3 +279,42 @@ def test_every_family_of_transformers_is_right_or_refused_in_a_sentence(family):
     else:
         assert message.startswith("model: ")
         assert "\n" not in message
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.tanh()
+        return output
+"""
+
+
+def test_code_that_comes_with_a_model_is_compared_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config = {"model_type": "own_llama", **SMALL, "num_key_value_heads": 2, "auto_map": names}
+    folder = tmp_path / "own_model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(CODE)
+    model = Model(pretrained=str(folder), trust_remote_code=True)
+    resolved = resolve_model_config(model, vocab_size=512, dtype=torch.float32)
+    message = find_other_numbers(model, resolved, sequence_tokens=SEQUENCE_TOKENS)
+    assert message is not None and "its losses here differ from those of" in message
+
+
+def test_activation_checkpointing_that_a_model_cannot_do_is_found(monkeypatch):
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    model = Model(config={"model_type": "llama"}, activation_checkpointing=True)
+    config = AutoConfig.for_model("llama")
+    message = find_other_numbers(model, config, sequence_tokens=SEQUENCE_TOKENS)
+    assert message is not None and "does not support activation checkpointing" in message

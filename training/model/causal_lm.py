@@ -133,7 +133,9 @@ class CausalLMWithEntropy(nn.Module):
 
 
 def _output_weight(lm: PreTrainedModel) -> nn.Parameter:
-    """The `[V, D]` of the output layer, which must have nothing else."""
+    """The `[V, D]` of the output layer, which must have nothing else and stand apart."""
+    if lm.base_model is lm:
+        raise ValueError(f"{type(lm).__name__} has no layers apart from its output layer")
     output = lm.get_output_embeddings()
     if not isinstance(output, nn.Linear):
         raise ValueError(f"an output layer of the kind {type(output).__name__} is not supported")

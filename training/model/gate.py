@@ -46,7 +46,7 @@ def find_other_numbers(
     Returns:
         Why the model cannot be trained here, in a sentence; None where the numbers are the same.
     """
-    kind = f"model: {config.get_text_config().model_type}"
+    kind = f"model: {config.model_type}"
     with _aside():
         try:
             difference = measure_difference(model, config, sequence_tokens=sequence_tokens)
@@ -75,6 +75,8 @@ def measure_difference(model: Model, config: PretrainedConfig, *, sequence_token
     register_attention()
     lm = plain_model(model, tiny, attention=ATTENTION_NAME)
     lm.load_state_dict(plain.state_dict())
+    if model.activation_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
     ours = CausalLMWithEntropy(lm).eval()
     with torch.no_grad():
         found = ours(inputs)
