@@ -36,7 +36,7 @@ def find_other_losses(lm: PreTrainedModel, documents: Sequence[Sequence[int]]) -
     rows = [torch.tensor(ids) for ids in documents if len(ids) > 1]
     if not rows:
         return None
-    plain = [_plain(lm, row) for row in rows]
+    plain = [plain_scores(lm, row) for row in rows]
     nll_S, entropy_S = (torch.cat([each[i] for each in plain]) for i in (0, 1))
     register_attention()
     lm.set_attn_implementation(ATTENTION_NAME)
@@ -62,7 +62,8 @@ def find_other_losses(lm: PreTrainedModel, documents: Sequence[Sequence[int]]) -
     )
 
 
-def _plain(lm: PreTrainedModel, ids_T: Tensor) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def plain_scores(lm: PreTrainedModel, ids_T: Tensor) -> tuple[Tensor, Tensor]:
     """nll and entropy `[T - 1]` of the tokens after the first."""
     logits_TV = lm(input_ids=ids_T[None], use_cache=False).logits[0, :-1].float()
     log_p_TV = logits_TV.log_softmax(-1)

@@ -62,6 +62,7 @@ def plain_model(
         trust_remote_code=model.trust_remote_code,
     )
     assert isinstance(lm, PreTrainedModel)
+    lm.get_input_embeddings().padding_idx = None  # type: ignore[assignment]  # as in training
     return lm
 
 
