@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -165,9 +165,10 @@ class Manifest(Record):
     def split_shards(self, split: Split) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == split]
 
-    def files(self) -> list[FileRecord]:
+    def files(self, splits: Sequence[Split] = SPLITS) -> list[FileRecord]:
         """All files next to the manifest; the tokenizer's are in their own folder."""
-        return [self.inputs, *(file for shard in self.shards for file in shard.files)]
+        shards = [shard for shard in self.shards if shard.split in splits]
+        return [self.inputs, *(file for shard in shards for file in shard.files)]
 
 
 def _check_shard_bytes(shard: Shard, *, token_bytes: int) -> None:

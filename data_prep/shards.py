@@ -81,15 +81,23 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
 
 
 def check_contents(
-    pack: PackIndex, *, scores: Scores | None = None, rank: int = 0, world_size: int = 1
+    pack: PackIndex,
+    *,
+    scores: Scores | None = None,
+    splits: Sequence[Split] = SPLITS,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> None:
     """Read every byte that training may read, as `verify --deep` does, or a rank's share of it.
+
+    Args:
+        splits: whose shards are read.
 
     Raises:
         ValueError: for the first file that does not match its manifest.
     """
     corpus = pack.corpus
-    files = [(corpus.folder, file) for file in corpus.manifest.files()]
+    files = [(corpus.folder, file) for file in corpus.manifest.files(splits)]
     files += [(corpus.tokenizer_dir, file) for file in corpus.manifest.tokenizer.files]
     files += [(pack.folder, file) for file in pack.files()]
     files += [(scores.folder, file) for file in scores.manifest.files] if scores else []

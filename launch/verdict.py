@@ -27,7 +27,8 @@ def judge(state: RunState | None, run_dir: Path, *, starts_before: int) -> tuple
         return "refused", "The start was refused or died before training; its message is above."
     reached = f"step {state.step} of {state.total_steps}"
     if state.state == "complete":
-        return "complete", f"Complete: {reached}, in {run_dir}."
+        why = f" ({state.reason})" if state.reason else ""
+        return "complete", f"Complete: {reached}, in {run_dir}{why}."
     if state.state == "stopped":
         return "stopped", f"Stopped ({state.reason}) and saved {reached}; start again to resume."
     logs = f"What each rank printed is in {run_dir / FOLDER}."

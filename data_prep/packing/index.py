@@ -78,9 +78,18 @@ class PackIndex:
     def num_tokens(self, split: Split = "train") -> int:
         return self.manifest.splits[split].num_tokens
 
-    def num_targets(self, split: Split = "train") -> int:
-        """Tokens in the loss: neither the first of a piece nor masked out."""
-        return self.manifest.splits[split].num_targets
+    def num_targets(self, split: Split = "train", domain: str | None = None) -> int:
+        """Tokens in the loss: neither the first of a piece nor masked out; of one domain or all."""
+        domains = self.manifest.splits[split].domains
+        return sum(part.num_targets for part in domains if domain in (None, part.name))
+
+    def domain_samples(self, split: Split = "train") -> dict[str, range]:
+        """The numbers of each domain's samples, which are contiguous."""
+        ranges, first = {}, 0
+        for domain in self.manifest.splits[split].domains:
+            ranges[domain.name] = range(first, first + domain.num_samples)
+            first += domain.num_samples
+        return ranges
 
     def mixture(
         self, weights: Mapping[str, Weight] | None = None, split: Split = "train"

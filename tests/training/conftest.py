@@ -14,6 +14,30 @@ from data_prep.shards import open_corpus
 from tests.scores import write_scores
 
 
+@pytest.fixture(scope="session")
+def general_corpus(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other text in two domains, with the tokenizer of `small_corpus` and packed alike."""
+    import email
+    import html
+
+    from data_prep.build import BuildOptions, build
+    from data_prep.packing.pack import pack
+
+    folder = tmp_path_factory.mktemp("general") / "corpus"
+    inputs = tuple(f"{m.__name__}={Path(m.__file__ or '').parent}" for m in (email, html))
+    build(
+        BuildOptions(
+            inputs=inputs,
+            out=folder,
+            tokenizer=str(small_corpus / "tokenizer"),
+            val_frac=0.3,
+            num_workers=1,
+        )
+    )
+    pack(folder, seq_len=64)
+    return folder
+
+
 @pytest.fixture
 def corpus_copy(small_corpus: Path, tmp_path: Path) -> Path:
     """One that a test may break."""

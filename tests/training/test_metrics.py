@@ -164,7 +164,8 @@ def test_tensorboard_shows_the_series_under_their_tags(tmp_path: Path) -> None:
 def test_custom_scalars_name_series_that_are_there(tmp_path: Path) -> None:
     with MetricsWriter(tmp_path, total_steps=10, start_step=0, enabled=True) as metrics:
         metrics.log_step(step_row(1))
-        metrics.log_evaluation(evaluation_row(1))
+        sets = {"general": {"loss": 2.0, "forgetting_nats": 0.5}}
+        metrics.log_evaluation(evaluation_row(1) | {"sets": sets})
         metrics.log_ranks(
             {"step": 1, "late_seconds": 0.1, "late_share": 0.0, "slowest_rank": 1}
             | {"peak_memory_gib": 1.0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,27 @@ _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "wat
 _MEANINGS = {
     "pack": " (fingerprint of the packed corpus: token ids, tokenizer, packing, weights)",
     "scores": " (fingerprint of entropy.scores)",
+    "heldout": " (fingerprint of the packed corpus of evaluation.sets)",
 }
 _ABOUT_THE_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 """Of a model's configuration; the dtype is compared on its own."""
-_FREE_IN_TRAIN = ("stop_after_steps", "sequence_parallel_size", "micro_batch_samples")
+_FREE_IN_TRAIN = ("stop_after_steps", "stop_when", "sequence_parallel_size", "micro_batch_samples")
 
 
 def run_identity(
-    recipe: Recipe, pack: PackIndex, *, dtype: torch.dtype, scores: Scores | None = None
+    recipe: Recipe,
+    pack: PackIndex,
+    *,
+    dtype: torch.dtype,
+    scores: Scores | None = None,
+    heldout: Mapping[str, PackIndex] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint and its resume must share to give the numbers of an uninterrupted run.
 
     The layout is not included: the numbers do not depend on it.
+
+    Args:
+        heldout: by held-out set, the pack that it is taken from.
     """
     kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
     for key in _FREE_IN_TRAIN:
@@ -42,6 +51,11 @@ def run_identity(
         "recipe": kept,
         "pack": pack.fingerprint,
         "scores": scores and scores.fingerprint,
+        "heldout": {
+            name: other.fingerprint
+            for name, other in (heldout or {}).items()
+            if other.fingerprint != pack.fingerprint
+        },
         "dtype": str(dtype),
     }
 

@@ -58,6 +58,11 @@ def load_checkpoint(
         tokens=manifest["tokens"],
         threshold=SavedThreshold(**threshold) if threshold else None,
         heldout_loss=manifest["heldout_loss"],
+        # checkpoints of older versions do not have them
+        evaluated_step=manifest.get("evaluated_step"),
+        best_loss=manifest.get("best_loss"),
+        best_step=manifest.get("best_step"),
+        num_since_best=manifest.get("num_since_best", 0),
         epoch_digest=manifest["epoch_digest"],
         recent_losses=tuple(manifest["recent_losses"]),
         recent_grad_norms=tuple(manifest["recent_grad_norms"]),

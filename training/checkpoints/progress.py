@@ -19,6 +19,14 @@ class Progress:
     """For recipes whose next step drops by an earlier threshold."""
     heldout_loss: float | None = None
     """Of the newest evaluation, in nats per token; decides which checkpoints are the best."""
+    evaluated_step: int | None = None
+    """Step of the newest evaluation."""
+    best_loss: float | None = None
+    """The lowest held-out loss of the evaluations since the first step."""
+    best_step: int | None = None
+    """Its step."""
+    num_since_best: int = 0
+    """Evaluations after it."""
     epoch_digest: int = 0
     """Of the samples of the current epoch so far (`epoch_digest`)."""
     recent_losses: tuple[float, ...] = ()

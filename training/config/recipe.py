@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from training.config.heldout import Evaluation
 from training.config.sections import (
     STRICT,
     Baseline,
@@ -14,7 +15,6 @@ from training.config.sections import (
     Data,
     Dropout,
     Entropy,
-    Evaluation,
     ExtraRegulariserName,
     Guard,
     Location,
@@ -81,6 +81,11 @@ class Recipe:
         return self.regulariser == "rho1"
 
     @property
+    def saves_best(self) -> bool:
+        """Whether an evaluation with the best held-out loss so far is followed by a save."""
+        return self.checkpoint.save_best or self.train.stop_when is not None
+
+    @property
     def measure(self) -> Literal["shannon", "nll"]:
         """What decides which tokens drop."""
         return "nll" if self.regulariser == "rho1" else self.entropy.measure
@@ -139,6 +144,17 @@ class Recipe:
                 f"entropy.measure: nll of the training forward would include train.z_loss "
                 f"{self.train.z_loss}; set measure: shannon, or train.z_loss: 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_kept(self) -> Recipe:
+        if not self.saves_best:
+            return self
+        key = "train.stop_when" if self.train.stop_when else "checkpoint.save_best"
+        if self.evaluation.every_steps is None:
+            raise ValueError(f"{key} needs evaluations: set evaluation.every_steps (is null)")
+        if self.checkpoint.keep_best == 0:
+            raise ValueError(f"{key} needs checkpoint.keep_best of at least 1 (is 0)")
         return self
 
     @model_validator(mode="after")

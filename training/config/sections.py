@@ -80,6 +80,15 @@ class Data:
 
 
 @dataclass(config=STRICT)
+class StopWhen:
+    """When a run that gets worse ends, complete, before its last step."""
+
+    worse_for: Positive
+    """Evaluations in a row without a new best held-out loss (`evaluation.best_by`), counted from
+    the first one after a step."""
+
+
+@dataclass(config=STRICT)
 class Train:
     """How long and in what batches."""
 
@@ -99,6 +108,9 @@ class Train:
     drifting (PaLM: 1e-4). The logged training loss includes it, held-out losses do not."""
     stop_after_steps: Positive | None = None
     """Save and stop after this many steps; a later start resumes. The horizon does not change."""
+    stop_when: StopWhen | None = None
+    """Early stopping: `{worse_for: 3}` ends the run after three evaluations without a new best; it
+    saves each new best. The horizon does not change."""
 
 
 @dataclass(config=STRICT)
@@ -224,18 +236,6 @@ class Baseline:
 
 
 @dataclass(config=STRICT)
-class Evaluation:
-    """Held-out loss, overall and by entropy band."""
-
-    every_steps: Positive | None = 100
-    """null trains without held-out data."""
-    max_samples: Positive | None = None
-    """Use only this many samples, the first of the validation split; null uses all."""
-    num_bands: Annotated[int, Field(ge=1, le=64)] = 4
-    """Bands of equal size, cut by the entropies of the model at step 0 and then frozen."""
-
-
-@dataclass(config=STRICT)
 class Checkpoint:
     """When to save, which checkpoints to keep, and what a failed save means."""
 
@@ -247,6 +247,9 @@ class Checkpoint:
     """How many of the best to keep too, by held-out loss of the newest evaluation before each."""
     keep_every_steps: Positive | None = None
     """Also keep those of steps that are multiples of this."""
+    save_best: bool = False
+    """Also save at every evaluation whose held-out loss is the best so far; a run with
+    train.stop_when does so anyway."""
     in_background: bool = True
     """Training continues while a save is written, from a copy in memory of each process's share of
     weights and optimizer. The last save of a run is always waited for."""

@@ -74,6 +74,8 @@ class SampleStream:
     micro_batch_samples: int
     order: SampleOrder | None = None
     """None keeps the order of the pack, as evaluation does."""
+    first_sample: int = 0
+    """Without an order: where in the pack the samples begin."""
 
     @property
     def num_steps(self) -> int:
@@ -160,7 +162,9 @@ class SampleStream:
             no_targets = np.full(length, IGNORE, dtype=np.int64)
             visit = self.total_samples - number - 1  # below every number of a sample
             return _Row(np.zeros(length, np.int64), np.arange(length), no_targets, 0, visit, -1)
-        sample_id, times_seen = self.order.sample_at(number) if self.order else (number, 0)
+        sample_id, times_seen = self.first_sample + number, 0
+        if self.order:
+            sample_id, times_seen = self.order.sample_at(number)
         sample = self.pack.sample(sample_id, self.split)
         targets = next_token_targets(sample)
         visit = times_seen * num_samples + sample_id

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from common.progress import StepProgress
 from training.metrics.file import METRICS_FILE, MetricsFile, cut_after, read_metrics
+from training.metrics.heldout_rows import results_by_set
 from training.metrics.overfit_warning import OverfitWatch
 from training.metrics.tensorboard_writer import Board
 from training.metrics.tokens import TokenPicture, TokenTexts, add_histogram
@@ -40,6 +41,7 @@ RANK_TAGS = {
 EVALUATION_TAGS = {
     "loss": "heldout/loss",
     "entropy_nats": "heldout/entropy_nats",
+    "forgetting_nats": "heldout/forgetting_nats",
     "seconds": "speed/evaluation_seconds",
 }
 
@@ -48,6 +50,11 @@ CHARTS = {
     "Is it learning?": {
         "training and held-out loss": ["Multiline", ["train/loss", "heldout/loss"]],
         "held-out loss by entropy band": ["Multiline", ["heldout/band_.*"]],
+        "held-out loss by set": ["Multiline", ["heldout/.*/loss"]],
+        "forgetting: loss minus that before the first step": [
+            "Multiline",
+            ["heldout/(.*/)?forgetting_nats"],
+        ],
         "gradient norm": ["Multiline", ["train/gradient_norm"]],
     },
     "What is dropped?": {
@@ -87,7 +94,7 @@ class MetricsWriter:
         # A new run keeps no rows: those before its first checkpoint belong to a start that failed.
         self._open_after(start_step if start_step > 0 else -1)
         self._total_steps = total_steps
-        self._heldout_loss: float | None = None
+        self._heldout: dict[str, Any] = {}
         self._progress = StepProgress(total_steps, what="training", done=start_step)
 
     def _open_after(self, step: int) -> None:
@@ -96,18 +103,18 @@ class MetricsWriter:
             print(f"WARNING: {path} is gone, and the rows up to step {step}", file=sys.stderr)
         cut_after(path, step=step)
         self._overfit = OverfitWatch()
-        self._evaluated: set[int] = set()
+        self._evaluations: dict[int, dict[str, Any]] = {}
         for row in read_metrics(path) if path.exists() else []:
             self._overfit.saw(row)
             if row["kind"] == "evaluation":
-                self._evaluated.add(row["step"])
+                self._evaluations[row["step"]] = row
         self._file = MetricsFile(path)
         self._board = Board(self._run_dir / "tensorboard", purge_step=max(step + 1, 0))
         self._board.show(lambda writer: writer.add_custom_scalars(CHARTS))
 
-    def is_evaluated(self, step: int) -> bool:
-        """Whether there was an evaluation of `step` when the files were opened; on rank 0."""
-        return self._enabled and step in self._evaluated
+    def evaluation(self, step: int) -> dict[str, Any] | None:
+        """The evaluation of `step`, if there was one when the files were opened; on rank 0."""
+        return self._evaluations.get(step) if self._enabled else None
 
     def rewind(self, step: int) -> None:
         """Drop the rows of steps after `step`, which the run repeats."""
@@ -131,8 +138,9 @@ class MetricsWriter:
 
     def _show_step(self, row: dict[str, Any]) -> None:
         numbers = {"loss": _number(row.get("loss"))}
-        if self._heldout_loss is not None:
-            numbers["held-out"] = _number(self._heldout_loss)
+        for name, found in results_by_set(self._heldout).items():
+            if found.get("loss") is not None:
+                numbers[name] = _number(found["loss"]) + _change(found.get("forgetting_nats"))
         if row.get("drop_rate_realised") is not None:
             numbers["dropped"] = f"{100 * row['drop_rate_realised']:.0f}%"
         step, total = row["step"], self._total_steps
@@ -168,15 +176,24 @@ class MetricsWriter:
             tqdm.write(row["text"], file=sys.stderr)
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
-        """Record and show one evaluation; `row` has `step`, keys of `EVALUATION_TAGS`, `bands`."""
+        """Record and show one evaluation.
+
+        Args:
+            row: `step`, keys of `EVALUATION_TAGS` and `bands`; in `sets` the same by name of a set.
+        """
         if self._enabled:
             self._write({"kind": "evaluation"} | row)
-            self._add_scalars(row, EVALUATION_TAGS)
-            for band in row.get("bands", []):
-                tags = {"loss": f"heldout/band_{band['band']}"}
-                self._add_scalars(band | {"step": row["step"]}, tags)
+            self._add_evaluation(row, step=row["step"], prefix="heldout/")
+            for name, found in row.get("sets", {}).items():
+                self._add_evaluation(found, step=row["step"], prefix=f"heldout/{name}/")
             self._board.flush()
-            self._heldout_loss = row.get("loss")
+            self._heldout = row
+
+    def _add_evaluation(self, found: dict[str, Any], *, step: int, prefix: str) -> None:
+        tags = {key: tag.replace("heldout/", prefix) for key, tag in EVALUATION_TAGS.items()}
+        self._add_scalars(found | {"step": step}, tags)
+        for band in found.get("bands", []):
+            self._add_scalars(band | {"step": step}, {"loss": f"{prefix}band_{band['band']}"})
 
     def log_tokens(self, picture: TokenPicture, *, step: int, tokenizer: Path) -> None:
         """Show the entropies of a step's tokens and which tokens of one sample dropped.
@@ -225,6 +242,11 @@ class MetricsWriter:
             value = row.get(key)
             if value is not None and math.isfinite(value):
                 self._board.scalar(tag, value, row["step"])
+
+
+def _change(value: float | None) -> str:
+    """In parentheses, since before the first step; nothing when that is not known."""
+    return "" if value is None or not math.isfinite(value) else f" ({value:+.3f})"
 
 
 def _number(value: float | None) -> str:

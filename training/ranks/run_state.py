@@ -36,8 +36,9 @@ class RunState:
     total_steps: int
     """Optimizer steps of the whole run."""
     reason: str | None
-    """Why it stopped (SIGTERM, SIGINT, SIGUSR1, STOP file, train.stop_after_steps), or the message
-    of the error with its rank; null while running and when complete."""
+    """Why it stopped (SIGTERM, SIGINT, SIGUSR1, STOP file, train.stop_after_steps), why it was
+    complete before its last step (train.stop_when), or the message of the error with its rank; null
+    while running and when all steps are done."""
     updated_at: str
     """UTC, ISO 8601."""
     num_starts: int
@@ -121,9 +122,13 @@ class RunRecord:
         """Record that the run was asked to end and has saved `step`."""
         self._update(state="stopped", step=step, reason=reason)
 
-    def complete(self) -> None:
-        """Record that all steps are done and saved."""
-        self._update(state="complete", step=self._total_steps, reason=None)
+    def complete(self, step: int, reason: str | None = None) -> None:
+        """Record that nothing is left to do and `step` is saved.
+
+        Args:
+            reason: why it is over before its last step.
+        """
+        self._update(state="complete", step=step, reason=reason)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Score an exported run on its validation split, on any number of processes."""
+"""Score an exported run on its held-out sets, on any number of processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from training.checkpoints.manifest import (
     read_manifest,
 )
 from training.config.load import KEPT_RECIPE, load_recipe
+from training.data.stream import SampleStream
 from training.metrics.file import finite
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import build_engine
 from training.ranks.dist import init_layout, raise_together
 from training.ranks.launcher_env import whole_number
-from training.run.evaluation import evaluate, heldout_stream, load_bands
+from training.run.best import evaluation_row
+from training.run.evaluation import Bands, evaluate, load_bands
 from training.run.fit import find_misfit, fitting_config
+from training.run.heldout import bands_folder, heldout_streams
 
 _SP_KEY = "train.sequence_parallel_size"
 
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
-    """Held-out loss of `run_dir/export`, on the run's own held-out data by the bands it froze.
+    """Held-out loss of `run_dir/export`, on the run's own held-out sets by the bands it froze.
 
     Fewer processes than the run had share a sequence as far as they can; the numbers are the same.
 
@@ -67,21 +70,23 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         _warn_of_newer(run_dir, step=step)
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
-    stream = heldout_stream(pack, recipe, layout)
+    streams = heldout_streams(recipe, pack, layout)
     model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
     raise_together(find_misfit(recipe, corpus, model_config) if layout.is_main else None)
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1)
-    frozen = run_dir / "heldout_bands"
-    bands = load_bands(frozen) if frozen.exists() else None
-    if bands and bands.pack != pack.fingerprint:
-        bands = None
     result: dict[str, Any] = {
         "step": step,
         "corpus": recipe.data.corpus,
         "pack": pack.fingerprint,
     }
-    result = finite(result | evaluate(engine, stream, bands))
-    if layout.is_main and recipe.data == load_recipe(kept, []).data:
+    results = {
+        name: evaluate(engine, stream, _bands(bands_folder(run_dir, recipe, name), stream))
+        for name, stream in streams.items()
+    }
+    result = finite(result | evaluation_row(results, recipe.evaluation))
+    own = load_recipe(kept, [])
+    is_own = (recipe.data, recipe.evaluation.sets) == (own.data, own.evaluation.sets)
+    if layout.is_main and is_own:
         atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
 
@@ -96,3 +101,9 @@ def _warn_of_newer(run_dir: Path, *, step: int) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def _bands(folder: Path, stream: SampleStream) -> Bands | None:
+    """Those that the run froze, unless they are of other data."""
+    bands = load_bands(folder) if folder.exists() else None
+    return bands if bands and bands.pack == stream.pack.fingerprint else None

@@ -1,4 +1,4 @@
-"""Held-out loss, overall and by entropy band, the same on every layout and batch size.
+"""Held-out loss of one set, overall and by entropy band, the same on every layout and batch size.
 
 B rows, S tokens of this rank's sequence shard, T tokens of a sample.
 """
@@ -19,13 +19,11 @@ from torch import Tensor
 
 from common.checksum import record_file
 from common.durable import atomic_write
-from data_prep.shards import PackIndex
-from training.config.recipe import Recipe
-from training.data.stream import IGNORE, MicroBatch, SampleStream, next_token_targets
+from training.data.stream import MicroBatch, SampleStream
 from training.entrodrop.quantile import global_quantile
 from training.model.engine import Engine
 from training.model.inputs import ModelInputs
-from training.ranks.dist import Layout, mean_of, sum_over_ranks
+from training.ranks.dist import mean_of, sum_over_ranks
 
 _NO_BAND = 255
 
@@ -51,52 +49,12 @@ class Bands:
         bands = np.memmap(self.path, dtype=np.uint8, mode="r", shape=self.shape)
         shard = self.shape[1] // stream.layout.sp_size
         start = stream.layout.sp_rank * shard
-        rows = [bands[max(sample, 0), start : start + shard] for sample in batch.sample_ids]
+        rows = [
+            bands[max(sample - stream.first_sample, 0), start : start + shard]
+            for sample in batch.sample_ids
+        ]
         band_BS = torch.from_numpy(np.stack(rows).astype(np.int64))
         return band_BS.clamp_(max=self.num_bands - 1).to(batch.ids_BS.device)
-
-
-def heldout_stream(pack: PackIndex, recipe: Recipe, layout: Layout) -> SampleStream:
-    """The validation samples in the order of the pack, one micro-step at a time.
-
-    Raises:
-        ValueError: when the split is empty, or what is taken of it has only masked tokens.
-    """
-    available = pack.num_samples("val")
-    if available == 0 or pack.num_targets("val") == 0:
-        found = "is empty" if available == 0 else "has no target tokens"
-        raise ValueError(
-            f"data.corpus {recipe.data.corpus}: the validation split {found}; build it with a "
-            "larger --val-frac, or set evaluation.every_steps: null to train without it"
-        )
-    taken = min(available, recipe.evaluation.max_samples or available)
-    if taken < available and not any(_has_target(pack, sample) for sample in range(taken)):
-        raise ValueError(
-            f"evaluation.max_samples {taken}: the first {taken} of {available} validation samples "
-            "have no target tokens; take more, or null for all"
-        )
-    return SampleStream(
-        pack=pack,
-        split="val",
-        layout=layout,
-        total_samples=taken,
-        samples_per_step=recipe.train.micro_batch_samples * layout.dp_size,
-        micro_batch_samples=recipe.train.micro_batch_samples,
-    )
-
-
-def _has_target(pack: PackIndex, sample: int) -> bool:
-    return bool((next_token_targets(pack.sample(sample, "val")) != IGNORE).any())
-
-
-def domains_left_out(pack: PackIndex, *, num_samples: int) -> list[str]:
-    """Domains with held-out samples, of which none is among the first `num_samples`."""
-    left_out, first = [], 0
-    for domain in pack.manifest.splits["val"].domains:
-        if domain.num_samples and first >= num_samples:
-            left_out.append(domain.name)
-        first += domain.num_samples
-    return left_out
 
 
 def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[str, Any]:
@@ -178,7 +136,8 @@ def freeze_bands(engine: Engine, stream: SampleStream, *, num_bands: int, folder
     sample_ids = [sample for batch in batches for sample in batch.sample_ids]
     for row, sample in enumerate(sample_ids):
         if sample >= 0:
-            target[sample, start : start + entropy_RS.shape[1]] = bands_RS[row]
+            place = sample - stream.first_sample
+            target[place, start : start + entropy_RS.shape[1]] = bands_RS[row]
     target.flush()
     dist.barrier()
     if engine.layout.is_main:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,8 @@ from training.ranks.stopping import StopRequests
 from training.regularisers.base import Regulariser, RunParts
 from training.regularisers.table import build_regulariser
 from training.run.bad_step import BadStepReport
-from training.run.evaluation import (
-    Bands,
-    evaluate,
-    freeze_bands,
-    heldout_stream,
-    load_bands,
-)
+from training.run.best import is_best_so_far, judged, reason_to_end
+from training.run.heldout import Heldout
 from training.run.loss_guard import Action, LossGuard
 from training.run.plan import Plan
 from training.run.schedule import learning_rate
@@ -54,6 +48,8 @@ class Run:
     record: RunRecord
     requests: StopRequests
     saver: Saver
+    heldout: Mapping[str, SampleStream]
+    """By set; none for a recipe without evaluations."""
 
     @property
     def engine(self) -> Engine:
@@ -95,17 +91,12 @@ def run_steps(run: Run, progress: Progress) -> None:
         micro_batch_samples=recipe.train.micro_batch_samples,
         order=SampleOrder(run.parts.mixture, seed=recipe.seed),
     )
-    heldout, bands = None, None
-    if recipe.evaluation.every_steps is not None:
-        heldout = heldout_stream(run.parts.pack, recipe, run.engine.layout)
-        bands = _bands(run, heldout, progress)
-        if progress.step == 0 or _owes_evaluation(run, progress.step):
-            progress = _evaluate(run, heldout, bands, progress)
+    heldout, progress = _open_heldout(run, progress)
     evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
     last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
     state = _LoopState.at(run, progress)
-    stop = None
-    while progress.step < last_step and not stop:
+    stop, over = None, reason_to_end(progress, recipe.train.stop_when)
+    while progress.step < last_step and not stop and not over:
         progress, bad = _one_step(run, stream, state, progress)
         if bad:
             run.saver.finish()
@@ -116,7 +107,8 @@ def run_steps(run: Run, progress: Progress) -> None:
             action, did = _action_taken(run.engine, went_back=earlier is not None)
             event |= {"action": action, "text": f"{event['text']}: {did}"}
             run.metrics.log_bad_step({"step": progress.step} | event)
-            if earlier:  # evaluated and saved when the run first got here
+            if earlier:  # saved when the run first got here
+                progress = _settle_evaluation(run, heldout, progress) if heldout else progress
                 continue
         run.engine.watchdog.enter("agreement")
         run.saver.publish_when_written()
@@ -129,35 +121,30 @@ def run_steps(run: Run, progress: Progress) -> None:
             run.requests.remove_stop_file()
         is_due = evaluate_every and progress.step % evaluate_every == 0 and not stop
         if heldout and (is_due or is_last):
-            progress = _evaluate(run, heldout, bands, progress)
-        if is_last and not stop:
+            progress = _evaluate(run, heldout, progress)
+            over = reason_to_end(progress, recipe.train.stop_when)
+        is_new_best = recipe.saves_best and is_best_so_far(progress)
+        is_save_due = save_every and progress.step % save_every == 0
+        if (is_last or over) and not stop:
             run.saver.save_last(progress)
-        elif save_every and progress.step % save_every == 0 and not stop:
+        elif is_new_best or (is_save_due and not stop):
             run.saver.save(progress)
-    if progress.step == plan.total_steps:
-        run.record.complete()
+    run.saver.finish()
+    if progress.step == plan.total_steps or over:
+        run.record.complete(progress.step, over if progress.step < plan.total_steps else None)
     elif progress.step >= last_step:  # beyond it where a resume is told to stop earlier
         run.record.stopped(progress.step, stop or "train.stop_after_steps")
 
 
-def _bands(run: Run, heldout: SampleStream, progress: Progress) -> Bands | None:
-    """Those of the run's first start; none where it began without evaluations.
-
-    Nor on another corpus than they were made of, which a resume may accept.
-    """
-    folder = Path(run.recipe.run_dir) / "heldout_bands"
-    if progress.step == 0:
-        num_bands = run.recipe.evaluation.num_bands
-        return freeze_bands(run.engine, heldout, num_bands=num_bands, folder=folder)
-    # the rows may be lost, as may the folder: either says that there are bands
-    if not broadcast_from_rank0(folder.exists() or run.metrics.is_evaluated(0)):
-        return None
-    bands = load_bands(folder)
-    if bands.pack == heldout.pack.fingerprint:
-        return bands
-    if run.engine.layout.is_main:
-        print(f"{folder}: made of another corpus; no more held-out losses by band", file=sys.stderr)
-    return None
+def _open_heldout(run: Run, progress: Progress) -> tuple[Heldout | None, Progress]:
+    """None for a recipe without evaluations."""
+    if not run.heldout:
+        return None, progress
+    first_row = broadcast_from_rank0(run.metrics.evaluation(0)) if progress.step else None
+    heldout = Heldout.open(
+        run.engine, run.recipe, run.heldout, step=progress.step, first_row=first_row
+    )
+    return heldout, _settle_evaluation(run, heldout, progress)
 
 
 def _one_step(
@@ -220,11 +207,22 @@ def _is_evaluated(run: Run, step: int) -> bool:
     return every is not None and (step % every == 0 or step == run.plan.total_steps)
 
 
-def _owes_evaluation(run: Run, step: int) -> bool:
-    """Whether the previous start was asked to stop at a step whose evaluation was due."""
-    every = run.recipe.evaluation.every_steps
-    is_due = every is not None and step % every == 0
-    return is_due and not broadcast_from_rank0(run.metrics.is_evaluated(step))
+def _settle_evaluation(run: Run, heldout: Heldout, progress: Progress) -> Progress:
+    """Make up for the evaluation of a checkpoint that was saved before it.
+
+    That of the start of a run, and of a step at which a start was asked to stop; it may have been
+    made then, after the save.
+    """
+    if not _is_evaluated(run, progress.step) or progress.evaluated_step == progress.step:
+        return progress
+    row = broadcast_from_rank0(run.metrics.evaluation(progress.step))
+    if row is None:
+        progress = _evaluate(run, heldout, progress)
+    else:
+        progress = judged(progress, row["loss"], counts=progress.step > 0)
+    if run.recipe.saves_best and is_best_so_far(progress):
+        run.saver.save(progress)
+    return progress
 
 
 def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any]:
@@ -284,10 +282,11 @@ def _roll_back(run: Run, progress: Progress) -> Progress | None:
     )
 
 
-def _evaluate(run: Run, heldout: SampleStream, bands: Bands | None, progress: Progress) -> Progress:
-    result = evaluate(run.engine, heldout, bands)
-    run.metrics.log_evaluation(_position(run.plan, progress) | result)
-    return replace(progress, heldout_loss=result["loss"])
+def _evaluate(run: Run, heldout: Heldout, progress: Progress) -> Progress:
+    row = heldout.evaluate(step=progress.step)
+    run.metrics.log_evaluation(_position(run.plan, progress) | row)
+    counts = progress.step > 0 and _is_evaluated(run, progress.step)
+    return judged(progress, row["loss"], counts=counts)
 
 
 def _position(plan: Plan, progress: Progress) -> dict[str, Any]:

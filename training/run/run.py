@@ -55,7 +55,10 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     if layout.is_main:
         warn_of_remote_code(recipe.model)
     start = check_start_together(recipe, layout)
-    identity = run_identity(recipe, start.pack, dtype=start.dtype, scores=start.scores)
+    heldout = {name: stream.pack for name, stream in start.heldout.items()}
+    identity = run_identity(
+        recipe, start.pack, dtype=start.dtype, scores=start.scores, heldout=heldout
+    )
     run_dir = Path(recipe.run_dir)
     with lock_run_dir(run_dir, layout):
         newest = newest_verified(run_dir / "checkpoints", layout)
@@ -147,6 +150,7 @@ def _run(
                     cache=cache,
                     record=record,
                 ),
+                heldout=start.heldout,
             )
             run_steps(run, progress)
             dist.barrier()
@@ -158,9 +162,16 @@ def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:
     return asdict(start.plan) | {
         "warmup_steps": warmup_steps(total_steps, recipe.schedule.warmup_frac),
         "parameters": engine.num_parameters,
-        "pack": start.pack.fingerprint,
+        **_packs(recipe, start),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
+
+
+def _packs(recipe: Recipe, start: Start) -> dict[str, str]:
+    """Fingerprints: of what the run trains on, and of each held-out set that the recipe lists."""
+    sets = start.heldout if recipe.evaluation.sets else {}
+    listed = {f"pack_of_{name}": stream.pack.fingerprint for name, stream in sets.items()}
+    return {"pack": start.pack.fingerprint} | listed
 
 
 def _clear(cache: EntropyCache) -> str | None:

@@ -10,13 +10,14 @@ from transformers import PretrainedConfig
 from data_prep.shards import Mixture, PackIndex, Scores, check_contents, open_corpus
 from training.checkpoints.model_folder import find_base, make_model_folder
 from training.config.recipe import Recipe
+from training.data.stream import SampleStream
 from training.model.checks import warn_of_positions
 from training.model.ds_config import join_ds_config, training_dtype
 from training.ranks.dist import Layout, raise_together
 from training.regularisers.entropy_source import open_scores
 from training.regularisers.replacement import check_mask_token
-from training.run.evaluation import heldout_stream
 from training.run.fit import find_misfit, fitting_config
+from training.run.heldout import check_other_contents, heldout_streams
 from training.run.plan import Plan, choose_mixture, derive_plan
 
 
@@ -28,6 +29,8 @@ class Start:
     mixture: Mixture
     scores: Scores | None
     plan: Plan
+    heldout: dict[str, SampleStream]
+    """By set; none for a recipe without evaluations."""
     dtype: torch.dtype
     model_config: PretrainedConfig
     model_files: dict[str, bytes]
@@ -45,8 +48,8 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     mixture = choose_mixture(recipe, pack)
     scores = open_scores(recipe, pack)
     plan = derive_plan(recipe, pack, mixture, layout)
-    if recipe.evaluation.every_steps is not None:
-        heldout_stream(pack, recipe, layout)
+    evaluates = recipe.evaluation.every_steps is not None
+    heldout = heldout_streams(recipe, pack, layout) if evaluates else {}
     has_gpu = layout.device.type == "cuda"
     join_ds_config(recipe, num_micro_steps=plan.micro_steps, has_gpu=has_gpu)
     dtype = training_dtype(recipe.deepspeed)
@@ -62,7 +65,8 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     check_mask_token(recipe.dropout, vocab_size=model_config.get_text_config().vocab_size)
     if recipe.data.verify == "hashes":
         check_contents(pack, scores=scores, rank=layout.rank, world_size=layout.world_size)
-    return Start(pack, mixture, scores, plan, dtype, model_config, model_files)
+        check_other_contents(pack, heldout, layout)
+    return Start(pack, mixture, scores, plan, heldout, dtype, model_config, model_files)
 
 
 def check_start_together(recipe: Recipe, layout: Layout) -> Start:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from training.checkpoints.manifest import other_versions, read_manifest
 from training.config.recipe import Recipe
-from training.run.evaluation import domains_left_out
+from training.run.heldout import domains_left_out, set_key
 from training.run.start import Start
 
 
@@ -30,12 +30,11 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
             f"train.max_steps {wanted} is not reached: train.epochs {recipe.train.epochs:g} ends "
             f"the run after {total_steps} steps"
         )
-    taken = recipe.evaluation.max_samples
-    if recipe.evaluation.every_steps is not None and taken is not None:
+    for name, stream in start.heldout.items():
         found += [
-            f"evaluation.max_samples {taken}: domain {name} is not among the first {taken} "
-            "validation samples"
-            for name in domains_left_out(start.pack, num_samples=taken)
+            f"{set_key(recipe, name)}: domain {domain} is not among the first "
+            f"{stream.total_samples} {stream.split} samples"
+            for domain in domains_left_out(stream, recipe.evaluation.named_sets[name])
         ]
     weights = recipe.data.mixture or start.pack.manifest.weights
     found += [

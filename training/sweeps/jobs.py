@@ -118,9 +118,8 @@ class LocalRuns:
 
     def _report(self, outcome: Outcome, job: _Job) -> None:
         self._outcomes.append(outcome)
-        if not outcome.is_well:
-            # of a run that has ended early, the steps that it did are all there are
-            self._total_steps[outcome.run.name] = steps_done(outcome.run.run_dir)
+        # of a run that has ended early, the steps that it did are all there are
+        self._total_steps[outcome.run.name] = steps_done(outcome.run.run_dir)
         seconds = tqdm.format_interval(time.monotonic() - job.began)
         tqdm.write(f"{outcome.run.name}: {outcome.text} ({seconds})", file=sys.stderr)
 
@@ -171,7 +170,7 @@ def judge(run: PlannedRun, starts_before: int) -> Outcome:
     if state is None or state.num_starts == starts_before:
         return Outcome(run, False, f"refused; see {log}\n{_last_error(log)}")
     if state.state == "complete":
-        return Outcome(run, True, "complete")
+        return Outcome(run, True, f"complete ({state.reason})" if state.reason else "complete")
     if state.reason == "train.stop_after_steps":
         return Outcome(run, True, f"stopped after {state.step} steps, as the recipe says")
     if state.state == "stopped":
