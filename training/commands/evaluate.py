@@ -11,7 +11,7 @@ from training.config.arguments import add_overrides
 
 SUMMARY = "held-out loss of an exported run, by entropy band; or benchmarks"
 DESCRIPTION = """\
-Compute the loss of RUN/export on the run's validation split and write RUN/evaluation.json. With
+Compute the loss of RUN/export on the run's held-out sets and write RUN/evaluation.json. With
 --tasks: run tasks of lm-evaluation-harness on the run's newest checkpoint, or on an export, and
 write RUN/tasks/*.json. Works on any number of processes.
 
@@ -40,7 +40,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     )
     tasks.add_argument("--batch-size", type=int, metavar="N", help="per process (default: 8)")
     tasks.add_argument(
-        "--checkpoint", metavar="WHICH", help="newest, best, or a folder (default: newest)"
+        "--checkpoint", metavar="WHICH", help="best, last, step-N or a folder (default: last)"
     )
     tasks.add_argument("--out", type=Path, metavar="FILE", help="default: a file in RUN/tasks")
 

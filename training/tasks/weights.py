@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from training.checkpoints.choice import LAST, find_checkpoint
 from training.checkpoints.manifest import MANIFEST, find_corruption, newest_complete, read_manifest
 from training.config.load import KEPT_RECIPE
 
 _FACTS = ("step", "tokens", "heldout_loss")
-_BEST, _NEWEST = "best", "newest"
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ def find_weights(target: Path, *, checkpoint: str | None) -> Weights:
     An export of the same checkpoint in the run folder is reused.
 
     Args:
-        checkpoint: newest (the default), best by held-out loss, or a folder; only for a run.
+        checkpoint: as `find_checkpoint` takes it, last by default; only for a run.
 
     Raises:
         ValueError: for a folder that is neither, a run without a complete checkpoint, or a damaged
             export.
     """
     if (target / KEPT_RECIPE).exists():
-        return _of_run(target, checkpoint or _NEWEST)
+        return _of_run(target, checkpoint or LAST)
     if not (target / "config.json").exists():
         raise ValueError(f"{target} is neither a run folder nor a Hugging Face folder")
     if checkpoint is not None:
@@ -64,32 +63,13 @@ def _of_export(folder: Path) -> Weights:
 
 def _of_run(run_dir: Path, wanted: str) -> Weights:
     root, export = run_dir / "checkpoints", run_dir / "export"
-    if wanted == _NEWEST:
-        chosen = newest_complete(root)
-        if chosen is None and (export / MANIFEST).exists():
-            return _of_export(export)  # its checkpoints are gone
-    else:
-        chosen = _best_complete(root) if wanted == _BEST else Path(wanted)
-    if chosen is None:
-        judged = " with a held-out loss" if wanted == _BEST else ""
-        raise ValueError(f"{root} holds no complete checkpoint{judged}; train first")
-    if (broken := find_corruption(chosen)) is not None:
-        raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
+    if wanted == LAST and newest_complete(root) is None and (export / MANIFEST).exists():
+        return _of_export(export)  # its checkpoints are gone
+    chosen = find_checkpoint(run_dir, wanted)
     facts = _facts(chosen)
     if find_corruption(export, hashes=True) is None and _facts(export) == facts:
         return Weights(export, run_dir, **facts)
     return Weights(export, run_dir, checkpoint=chosen, **facts)
-
-
-def _best_complete(root: Path) -> Path | None:
-    """The complete checkpoint with the lowest held-out loss, the first if several."""
-    judged = []
-    for folder in root.glob("step-*"):
-        if find_corruption(folder) is None:
-            loss = _facts(folder)["heldout_loss"]
-            if loss is not None and math.isfinite(loss):
-                judged.append((loss, folder))
-    return min(judged)[1] if judged else None
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""Turns the word of a command's --checkpoint into a folder: best, last, step-N or a path."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from common.hints import did_you_mean
+from training.checkpoints.manifest import find_corruption, newest_complete, read_manifest
+
+BEST, LAST = "best", "last"
+_OLD_NAME_OF_LAST = "newest"
+
+
+def find_checkpoint(run_dir: Path, word: str) -> Path:
+    """The checkpoint of a run that `word` means; its files are there, their content is not read.
+
+    Args:
+        word: best, by the held-out loss that its recipe chose (`evaluation.best_by`); last, or its
+            older name newest; step-N with or without zeros before N; or a folder.
+
+    Raises:
+        ValueError: when there is no such checkpoint, or it is incomplete.
+    """
+    root = run_dir / "checkpoints"
+    if word == BEST:
+        chosen = _best_complete(root)
+    elif word in (LAST, _OLD_NAME_OF_LAST):
+        chosen = newest_complete(root)
+    else:
+        chosen = _named(root, word)
+    if chosen is None:
+        judged = " with a held-out loss" if word == BEST else ""
+        raise ValueError(f"{root} holds no complete checkpoint{judged}; train first")
+    if (broken := find_corruption(chosen)) is not None:
+        raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
+    return chosen
+
+
+def _best_complete(root: Path) -> Path | None:
+    """The complete checkpoint with the lowest held-out loss, the first if several."""
+    judged = []
+    for folder in root.glob("step-*"):
+        if find_corruption(folder) is None:
+            loss = read_manifest(folder)["heldout_loss"]
+            if loss is not None and math.isfinite(loss):
+                judged.append((loss, folder))
+    return min(judged)[1] if judged else None
+
+
+def _named(root: Path, word: str) -> Path:
+    """Of a step, or a folder as it is."""
+    step = re.fullmatch(r"step-(\d+)", word)
+    folder = root / f"step-{int(step[1]):08d}" if step else Path(word)
+    if folder.is_dir():
+        return folder
+    there = [f"step-{int(path.name.removeprefix('step-'))}" for path in sorted(root.glob("step-*"))]
+    otherwise = f"there are {', '.join([BEST, LAST, *there])}"
+    hint = did_you_mean(word, [BEST, LAST, *there], otherwise=otherwise)
+    raise ValueError(f"--checkpoint {word}: no such checkpoint in {root}, and no such folder{hint}")
