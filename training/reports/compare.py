@@ -14,7 +14,14 @@ from training.reports.curves import RunCurves
 from training.reports.groups import RunGroup
 from training.reports.intervals import Interval, mean_interval, t_quantile
 
-_HELDOUT_SAMPLES = "evaluation.max_samples"
+# Of a group's settings, what decides which tokens its held-out loss is of.
+_OF_THE_LOSS = (
+    "pack",
+    "evaluation.max_samples",
+    "evaluation.sets",
+    "evaluation.best_by",
+    "evaluation.weights",
+)
 Measure = Callable[[RunCurves], float | None]
 
 
@@ -84,9 +91,10 @@ def choose_baseline(groups: list[RunGroup]) -> RunGroup:
 
 def are_measured_alike(group: RunGroup, other: RunGroup) -> bool:
     """Whether their held-out losses are of the same samples, as far as the runs show."""
-    return all(
-        group.settings.get(key) == other.settings.get(key) for key in ("pack", _HELDOUT_SAMPLES)
-    )
+    keys = {
+        key for found in (group, other) for key in found.settings if key.startswith(_OF_THE_LOSS)
+    }
+    return all(group.settings.get(key) == other.settings.get(key) for key in keys)
 
 
 def unfinished(*groups: RunGroup) -> int:

@@ -13,6 +13,7 @@ import yaml
 
 from training.config.load import KEPT_RECIPE
 from training.metrics.file import METRICS_FILE, read_metrics
+from training.metrics.heldout_rows import losses_by_set
 from training.metrics.overfit_warning import OverfitWatch
 from training.metrics.task_results import read_results
 from training.ranks.run_state import RUN_STATE_FILE, RunState, read_run_state
@@ -66,6 +67,21 @@ class RunCurves:
             if found["band"] == band
         ]
         return _series(rows, "loss")
+
+    def set_series(self, name: str) -> tuple[list[float], list[float]]:
+        """Epochs and losses of one held-out set."""
+        found = [(row, losses_by_set(row)) for row in self.evaluations]
+        return _series([row | {"loss": losses.get(name)} for row, losses in found], "loss")
+
+    @property
+    def set_names(self) -> list[str]:
+        """Of the held-out sets, in the order of the recipe."""
+        return list(losses_by_set(self.evaluations[-1])) if self.evaluations else []
+
+    @property
+    def first_evaluation(self) -> dict[str, Any] | None:
+        """That before the first step."""
+        return next((row for row in self.evaluations if row["step"] == 0), None)
 
     @property
     def bands(self) -> list[dict[str, Any]]:

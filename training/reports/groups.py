@@ -37,6 +37,14 @@ class Curve:
         value, epoch = min(measured)
         return epoch, value
 
+    def since_start(self) -> Curve:
+        """The same minus its first mean."""
+        first = self.mean[0] if self.mean else 0.0
+        mean, low, high = (
+            [value - first for value in values] for values in (self.mean, self.low, self.high)
+        )
+        return Curve(self.epochs, mean, low, high)
+
 
 @dataclass(frozen=True)
 class RunGroup:
@@ -45,8 +53,8 @@ class RunGroup:
     name: str
     runs: tuple[RunCurves, ...]
     settings: dict[str, Any]
-    """The recipe by dotted keys, without what differs between runs of a group, and `pack`, the
-    fingerprint of their samples."""
+    """The recipe by dotted keys, without what differs between runs of a group, and the fingerprints
+    of their samples: `pack`, and `pack_of_<name>` of a held-out set."""
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
@@ -63,6 +71,11 @@ class RunGroup:
         """Number and edges of the entropy bands of its first run, which has its own."""
         return self.runs[0].bands
 
+    @property
+    def set_names(self) -> list[str]:
+        """Of the held-out sets of its first run."""
+        return self.runs[0].set_names
+
     def step_curve(self, key: str) -> Curve:
         """A key of the step rows."""
         return self._curve(lambda run: run.step_series(key))
@@ -74,6 +87,10 @@ class RunGroup:
     def band_curve(self, band: int) -> Curve:
         """Held-out loss of one band, counted from 1."""
         return self._curve(lambda run: run.band_series(band))
+
+    def set_curve(self, name: str) -> Curve:
+        """Loss of one held-out set."""
+        return self._curve(lambda run: run.set_series(name))
 
     def mean(self, measure: Callable[[RunCurves], float | None]) -> float | None:
         """Of a number of its runs, those that have it."""
@@ -105,8 +122,8 @@ def group_runs(runs: list[RunCurves]) -> list[RunGroup]:
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         flat = flat_settings(run.recipe)
-        if "pack" in run.facts:  # a corpus rebuilt at the same path is a different one
-            flat["pack"] = run.facts["pack"]
+        # a corpus rebuilt at the same path is a different one
+        flat |= {key: value for key, value in run.facts.items() if key.startswith("pack")}
         key = repr(sorted(flat.items())) if flat else f"alone: {run.name}"
         members.setdefault(key, []).append(run)
         settings[key] = flat

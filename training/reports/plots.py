@@ -15,6 +15,7 @@ from training.reports.theme import Panel, Theme
 
 _DASHED = (0, (4, 2))
 _MOST_BAND_PANELS = 4
+_MOST_SET_PANELS = 4
 
 
 def panels_of(groups: list[RunGroup]) -> list[Panel]:
@@ -28,6 +29,7 @@ def panels_of(groups: list[RunGroup]) -> list[Panel]:
             "Dotted line: first overfitting warning of the run.",
             _draw_loss,
         ),
+        *_set_panels(groups),
         *_band_panels(groups),
         Panel(
             "entropy",
@@ -43,6 +45,24 @@ def panels_of(groups: list[RunGroup]) -> list[Panel]:
         ),
         Panel("speed", "Throughput", "Trained tokens per second, all processes.", _draw_speed),
         Panel("gradient", "Gradient norm", "Before clipping.", _draw_gradient_norm),
+    ]
+
+
+def _set_panels(groups: list[RunGroup]) -> list[Panel]:
+    """Where there are several held-out sets: all of one group in a diagram, else one per set."""
+    names = [n for n in groups[0].set_names if all(n in group.set_names for group in groups)]
+    if len(names) < 2:
+        return []
+    if len(groups) == 1:
+        caption = (
+            "Above 0: forgotten since the first step; below 0: learnt. A star marks the best of "
+            "each set."
+        )
+        return [Panel("forgetting", "Forgetting by held-out set", caption, _draw_forgetting)]
+    caption = "In nats; the dotted line is the loss before the first step."
+    return [
+        Panel(f"set_{name}", f"Held-out loss, {name}", caption, partial(_draw_one_set, name=name))
+        for name in names[:_MOST_SET_PANELS]
     ]
 
 
@@ -109,6 +129,26 @@ def _draw_bands(panel: Axes, groups: list[RunGroup], theme: Theme) -> None:
     panel.set(ylabel="nats per token")
     if len(bands) <= 6:
         panel.legend(title="band: entropy at step 0", title_fontsize=8.5, alignment="left")
+
+
+def _draw_forgetting(panel: Axes, groups: list[RunGroup], theme: Theme) -> None:
+    (group,) = groups
+    names = group.set_names
+    for name, color in zip(names, theme.group_colors(len(names)), strict=True):
+        curve = group.set_curve(name).since_start()
+        _plot(panel, curve, color=color, theme=theme, marks_best=True, label=name)
+    panel.axhline(0.0, color=theme.faint, linestyle=":", linewidth=1.2)
+    panel.set(ylabel="nats per token")
+    panel.legend()
+
+
+def _draw_one_set(panel: Axes, groups: list[RunGroup], theme: Theme, *, name: str) -> None:
+    for group, color in _with_colors(groups, theme):
+        curve = group.set_curve(name)
+        _plot(panel, curve, color=color, theme=theme, marks_best=True)
+        if curve.mean:
+            panel.axhline(curve.mean[0], color=color, linestyle=":", linewidth=1.0)
+    panel.set(ylabel="nats per token")
 
 
 def _draw_one_band(panel: Axes, groups: list[RunGroup], theme: Theme, *, band: int) -> None:

@@ -22,6 +22,7 @@ from training.reports.html_page import (
     tiles,
 )
 from training.reports.plots import panels_of
+from training.reports.set_table import ABOUT, set_table
 from training.reports.tables import (
     Table,
     band_table,
@@ -89,6 +90,7 @@ def page_of(groups: list[RunGroup], figures: Sequence[str]) -> str:
         _comparison(groups) if len(runs) > 1 else "",
         section("", f'{key}<div class="pictures">{"".join(figures)}</div>'),
         section("Numbers of each run", table(run_table(groups))),
+        _sets(groups),
         section("Held-out loss by entropy band", table(band_table(groups))) if has_bands else "",
         _tasks(groups),
         _differences(groups) if len(groups) > 1 else "",
@@ -196,6 +198,13 @@ def _notes(runs: list[RunCurves]) -> str:
 def _comparison(groups: list[RunGroup]) -> str:
     about = paragraph(_ABOUT_THE_TABLE, kind="soft small")
     return section("Comparison", table(comparison_table(groups)) + about)
+
+
+def _sets(groups: list[RunGroup]) -> str:
+    content = set_table(groups)
+    if not content.rows:
+        return ""
+    return section("Learnt and forgotten", table(content) + paragraph(ABOUT, kind="soft small"))
 
 
 def _tasks(groups: list[RunGroup]) -> str:
