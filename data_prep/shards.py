@@ -20,7 +20,7 @@ from data_prep.manifest import MANIFEST_NAME, Manifest, Shard, load_manifest
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.manifest import pack_folder
-from data_prep.packing.mixture import Mixture, describe
+from data_prep.packing.mixture import Mixture, describe, with_replay
 from data_prep.record import printable_path
 from data_prep.scores import Scores, ScoresWriter, open_scores_writer, score_names
 
@@ -40,6 +40,7 @@ __all__ = [
     "is_corpus",
     "open_corpus",
     "open_scores_writer",
+    "with_replay",
 ]
 
 
@@ -82,8 +83,8 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
 
 def check_contents(
     pack: PackIndex,
-    *,
     scores: Scores | None = None,
+    *,
     splits: Sequence[Split] = SPLITS,
     rank: int = 0,
     world_size: int = 1,

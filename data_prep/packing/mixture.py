@@ -93,6 +93,44 @@ def mix(domains: Sequence[DomainCounts], weights: Mapping[str, Weight]) -> Mixtu
     return tuple(shares)
 
 
+def with_replay(mixture: Mixture, replay: Sequence[DomainCounts], *, share: float) -> Mixture:
+    """The same and, as a last domain, samples of another pack for the share `share` of an epoch.
+
+    The other domains stay as they are, so the epoch has their tokens / (1 - share), but for
+    rounding to whole samples. All domains of the other pack are one, and its samples are numbered
+    after those of the mixture's own.
+
+    Example: 300 tokens an epoch and a share of 0.25: 100 tokens of replay.
+
+    Raises:
+        ValueError: for a share of less than a sample, or a pack without tokens.
+    """
+    num_samples = sum(domain.num_samples for domain in replay)
+    num_tokens = sum(domain.num_tokens for domain in replay)
+    if num_tokens == 0:
+        raise ValueError("corpus: its train split has no tokens")
+    own_tokens = sum(part.tokens_per_epoch for part in mixture)
+    wanted_tokens = own_tokens * share / (1 - share)
+    samples_per_epoch = round(wanted_tokens * num_samples / num_tokens)
+    if samples_per_epoch == 0:
+        raise ValueError(
+            f"share {share:g} of an epoch of {own_tokens:,} other tokens is less than one sample"
+        )
+    first = mixture[-1].samples.stop
+
+    def of_an_epoch(count: int) -> int:
+        return round(count * samples_per_epoch / num_samples)
+
+    last = DomainShare(
+        name="replay",
+        samples=range(first, first + num_samples),
+        samples_per_epoch=samples_per_epoch,
+        tokens_per_epoch=of_an_epoch(num_tokens),
+        targets_per_epoch=of_an_epoch(sum(domain.num_targets for domain in replay)),
+    )
+    return (*mixture, last)
+
+
 def check_weights(names: Sequence[str], weights: Mapping[str, Weight]) -> None:
     """Raise for an unknown domain, or a weight that does not set exactly one of the two."""
     for name, weight in weights.items():

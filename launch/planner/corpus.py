@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from training.config.recipe import Recipe
 
 if TYPE_CHECKING:
-    from data_prep.shards import Corpus
+    from data_prep.shards import Corpus, Mixture, PackIndex
 
 
 @dataclass(frozen=True)
 class CorpusSize:
-    """Of the train split, packed; padding counts, since it is computed like the rest."""
+    """Of the train split and of replay; padding counts, since it is computed like the rest."""
 
     pack_tokens: int
     epoch_tokens: int
-    """An epoch takes of each domain what the recipe says, or else the pack."""
+    """An epoch takes of each domain what the recipe says, or else the pack; then of replay."""
 
 
 def read_size(recipe: Recipe) -> CorpusSize | None:
@@ -31,7 +31,7 @@ def read_size(recipe: Recipe) -> CorpusSize | None:
             other domains.
     """
     length = recipe.data.sequence_tokens
-    with _opened(recipe) as corpus:
+    with _opened(recipe.data.corpus, key="data.corpus") as corpus:
         if corpus is None or not corpus.has_pack(length):
             return None
         pack = corpus.open_pack(length)
@@ -39,8 +39,24 @@ def read_size(recipe: Recipe) -> CorpusSize | None:
             mixture = pack.mixture(recipe.data.mixture)
         except ValueError as error:
             raise ValueError(f"data.{error}") from None
-        epoch_samples = sum(share.samples_per_epoch for share in mixture)
-        return CorpusSize(pack.num_samples("train") * length, epoch_samples * length)
+    pack_samples = pack.num_samples("train")
+    if recipe.replay is not None:
+        with _opened(recipe.replay.corpus, key="replay.corpus") as corpus:
+            if corpus is None or not corpus.has_pack(length):
+                return None
+            mixture = _with_replay(mixture, corpus.open_pack(length), share=recipe.replay.share)
+        pack_samples = mixture[-1].samples.stop
+    epoch_samples = sum(share.samples_per_epoch for share in mixture)
+    return CorpusSize(pack_samples * length, epoch_samples * length)
+
+
+def _with_replay(mixture: Mixture, pack: PackIndex, *, share: float) -> Mixture:
+    from data_prep.shards import with_replay
+
+    try:
+        return with_replay(mixture, pack.manifest.splits["train"].domains, share=share)
+    except ValueError as error:
+        raise ValueError(f"replay.{error}") from None
 
 
 def read_vocab_size(recipe: Recipe) -> int | None:
@@ -49,13 +65,13 @@ def read_vocab_size(recipe: Recipe) -> int | None:
     Raises:
         ValueError: for a corpus that exists but is incomplete.
     """
-    with _opened(recipe) as corpus:
+    with _opened(recipe.data.corpus, key="data.corpus") as corpus:
         return None if corpus is None else corpus.vocab_size
 
 
 @contextmanager
-def _opened(recipe: Recipe) -> Iterator[Corpus | None]:
-    folder = Path(recipe.data.corpus)
+def _opened(name: str, *, key: str) -> Iterator[Corpus | None]:
+    folder = Path(name)
     try:
         if not folder.is_dir():
             yield None
@@ -65,4 +81,4 @@ def _opened(recipe: Recipe) -> Iterator[Corpus | None]:
 
         yield open_corpus(folder) if is_corpus(folder) else None
     except OSError as error:
-        raise ValueError(f"data.corpus: {error.filename}: {error.strerror}") from None
+        raise ValueError(f"{key}: {error.filename}: {error.strerror}") from None

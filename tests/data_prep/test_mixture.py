@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.packing.manifest import PackWeight
-from data_prep.packing.mixture import Mixture, describe, mix
+from data_prep.packing.mixture import Mixture, describe, mix, with_replay
 
 
 def domain(name: str, tokens: int, *, samples: int | None = None) -> SimpleNamespace:
@@ -96,3 +96,28 @@ def test_what_a_weight_means_is_said_in_tokens():
         "notes  300 tokens per epoch (50.0%): 3 x its 10 samples",
         "web    300 tokens per epoch (50.0%): 1 x its 30 samples",
     ]
+
+
+@given(
+    own=st.lists(st.integers(1000, 10**9), min_size=1, max_size=4),
+    other=st.lists(st.integers(1000, 10**9), min_size=1, max_size=4),
+    share=st.floats(0.05, 0.95),
+)
+def test_replay_is_added_to_a_mixture_that_stays_as_it_is(own, other, share):
+    mixture = mix([domain(f"d{i}", tokens) for i, tokens in enumerate(own)], {})
+    others = [domain(f"o{i}", tokens) for i, tokens in enumerate(other)]
+    *kept, replay = with_replay(mixture, others, share=share)
+    assert tuple(kept) == mixture
+    assert replay.samples.start == mixture[-1].samples.stop
+    assert len(replay.samples) == sum(part.num_samples for part in others)
+    own_tokens = sum(part.tokens_per_epoch for part in mixture)
+    wanted = share * (own_tokens + replay.tokens_per_epoch)
+    assert abs(replay.tokens_per_epoch - wanted) <= 10 * (1 - share) + 2  # a sample has 10
+
+
+def test_a_share_of_less_than_a_sample_and_a_pack_without_tokens_are_refused():
+    mixture = mix([domain("a", 100)], {})
+    with pytest.raises(ValueError, match=r"share 0\.01 of an epoch of 100 other tokens is less"):
+        with_replay(mixture, [domain("b", 1000)], share=0.01)
+    with pytest.raises(ValueError, match="its train split has no tokens"):
+        with_replay(mixture, [domain("b", 0)], share=0.5)

@@ -89,7 +89,9 @@ def test_a_loss_that_is_no_number_is_skipped_and_named(small_corpus, tmp_path, f
     assert told["text"].endswith("skipped")
     worst = told["samples"][0]
     assert worst["loss"] is None and worst["documents"]
-    assert f"sample {worst['sample']} (documents {worst['documents'][0]}" in told["text"]
+    assert (
+        f"sample {worst['sample']} (domain main; documents {worst['documents'][0]}" in told["text"]
+    )
 
 
 def test_a_fault_that_does_not_come_again_is_the_machines(small_corpus, tmp_path):

@@ -20,7 +20,7 @@ _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "wat
 _MEANINGS = {
     "pack": " (fingerprint of the packed corpus: token ids, tokenizer, packing, weights)",
     "scores": " (fingerprint of entropy.scores)",
-    "heldout": " (fingerprint of the packed corpus of evaluation.sets)",
+    "others.replay": " (fingerprint of the packed corpus of replay.corpus)",
 }
 _ABOUT_THE_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 """Of a model's configuration; the dtype is compared on its own."""
@@ -33,14 +33,14 @@ def run_identity(
     *,
     dtype: torch.dtype,
     scores: Scores | None = None,
-    heldout: Mapping[str, PackIndex] | None = None,
+    others: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint and its resume must share to give the numbers of an uninterrupted run.
 
     The layout is not included: the numbers do not depend on it.
 
     Args:
-        heldout: by held-out set, the pack that it is taken from.
+        others: fingerprints of what the run uses of other corpora, by what it is for.
     """
     kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
     for key in _FREE_IN_TRAIN:
@@ -51,11 +51,7 @@ def run_identity(
         "recipe": kept,
         "pack": pack.fingerprint,
         "scores": scores and scores.fingerprint,
-        "heldout": {
-            name: other.fingerprint
-            for name, other in (heldout or {}).items()
-            if other.fingerprint != pack.fingerprint
-        },
+        "others": dict(others or {}),
         "dtype": str(dtype),
     }
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from training.config.heldout import Evaluation
+from training.config.replay import Replay
 from training.config.sections import (
     STRICT,
     Baseline,
@@ -46,6 +47,8 @@ class Recipe:
     (gamma * quantile), by the same `dropout.*` keys."""
     extra_regulariser: ExtraRegulariserName | None = None
     """A standard regulariser added to the first one, with its strength in `baseline.*`."""
+    replay: Replay | None = None
+    """General text among the domain's: `{corpus: data/general, share: 0.25}`."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     entropy: Entropy = Field(default_factory=Entropy)

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.shards import PackedSample, PackIndex
+from data_prep.shards import PackedSample
 from training.data.documents import DocumentLayout, find_documents
+from training.data.joined_pack import SamplePack
 from training.data.sample_order import SampleOrder
 from training.ranks.dist import Layout
 
@@ -66,7 +67,7 @@ class SampleStream:
     step is padded with rows that have no targets.
     """
 
-    pack: PackIndex
+    pack: SamplePack
     split: Literal["train", "val"]
     layout: Layout
     total_samples: int

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from data_prep.shards import Mixture, PackIndex, Scores
+from data_prep.shards import Mixture
 from training.config.recipe import Recipe
+from training.data.joined_pack import SamplePack, SampleScores
 from training.data.stream import MicroBatch, SampleStream
 from training.entrodrop.mask import LowSet
 from training.entrodrop.quantile import Quantile
@@ -73,9 +74,9 @@ class RunParts:
     """Parts of a run that a regulariser may be built from."""
 
     engine: Engine
-    pack: PackIndex
+    pack: SamplePack
     mixture: Mixture
-    scores: Scores | None = None
+    scores: SampleScores | None = None
     """Of the corpus, where the recipe names some (`open_scores`)."""
     cache: EntropyCache | None = None
     """Likewise (`open_cache`)."""

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_prep.shards import Mixture, PackIndex
+from data_prep.shards import Mixture
 from training.config.recipe import Recipe
+from training.data.joined_pack import SamplePack
 from training.data.stream import IGNORE, SampleStream, next_token_targets
 from training.entrodrop.mask import LowSet, select_low_tokens
 from training.ranks.dist import Layout
@@ -30,7 +31,7 @@ class CorpusThreshold:
     def __init__(
         self,
         source: KeptEntropies,
-        pack: PackIndex,
+        pack: SamplePack,
         mixture: Mixture,
         layout: Layout,
         *,

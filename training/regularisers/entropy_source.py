@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
+from training.data.joined_pack import SamplePack, SampleScores
 from training.data.stream import MicroBatch, SampleStream
 from training.entrodrop.entropy import token_entropies
 from training.entrodrop.mask import masked_contexts
@@ -49,7 +50,7 @@ class EntropySource(ABC):
 class KeptEntropies(EntropySource):
     """Values stored per sample: read, not computed."""
 
-    def __init__(self, pack: PackIndex, layout: Layout) -> None:
+    def __init__(self, pack: SamplePack, layout: Layout) -> None:
         self._pack = pack
         self._layout = layout
 
@@ -107,7 +108,7 @@ class OnlineProbe(EntropySource):
 class ReferenceScores(KeptEntropies):
     """Scores of the corpus by a frozen model."""
 
-    def __init__(self, pack: PackIndex, scores: Scores, layout: Layout) -> None:
+    def __init__(self, pack: SamplePack, scores: SampleScores, layout: Layout) -> None:
         super().__init__(pack, layout)
         self._scores = scores
 
@@ -130,7 +131,7 @@ class CachedEntropies(KeptEntropies):
     def __init__(
         self,
         engine: Engine,
-        pack: PackIndex,
+        pack: SamplePack,
         cache: EntropyCache,
         *,
         reference: ReferenceScores | None,
@@ -227,7 +228,7 @@ def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
     return scores
 
 
-def open_cache(recipe: Recipe, pack: PackIndex, *, path: Path) -> EntropyCache | None:
+def open_cache(recipe: Recipe, pack: SamplePack, *, path: Path) -> EntropyCache | None:
     """The cache of a run; None when the recipe needs none."""
     if not recipe.keeps_entropies:
         return None

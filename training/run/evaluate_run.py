@@ -26,7 +26,7 @@ from training.ranks.launcher_env import whole_number
 from training.run.best import evaluation_row
 from training.run.evaluation import Bands, evaluate, load_bands
 from training.run.fit import find_misfit, fitting_config
-from training.run.heldout import bands_folder, heldout_streams
+from training.run.heldout import bands_folder, heldout_packs, heldout_streams
 
 _SP_KEY = "train.sequence_parallel_size"
 
@@ -70,7 +70,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         _warn_of_newer(run_dir, step=step)
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
-    streams = heldout_streams(recipe, pack, layout)
+    streams = heldout_streams(recipe, heldout_packs(recipe, pack), layout)
     model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
     raise_together(find_misfit(recipe, corpus, model_config) if layout.is_main else None)
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1)

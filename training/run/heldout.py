@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.hints import did_you_mean
-from data_prep.shards import Corpus, PackIndex, check_contents, open_corpus
+from data_prep.shards import PackIndex
 from training.config.heldout import HeldoutData
 from training.config.recipe import Recipe
+from training.data.other_corpora import open_pack_like
 from training.data.stream import IGNORE, SampleStream, next_token_targets
 from training.metrics.heldout_rows import losses_by_set
 from training.model.engine import Engine
@@ -22,16 +23,32 @@ from training.run.evaluation import Bands, evaluate, freeze_bands, load_bands
 _SPLITS = {"val": "validation", "train": "train"}
 
 
-def heldout_streams(recipe: Recipe, pack: PackIndex, layout: Layout) -> dict[str, SampleStream]:
+def heldout_packs(recipe: Recipe, pack: PackIndex) -> dict[str, PackIndex]:
+    """By set, the pack that its samples are taken from.
+
+    Raises:
+        ValueError: for a corpus with another tokenizer, or not packed for the run's sample length.
+    """
+    return {
+        name: pack
+        if data.corpus is None
+        else open_pack_like(pack, data.corpus, key=f"{set_key(recipe, name)}.corpus")
+        for name, data in recipe.evaluation.named_sets.items()
+    }
+
+
+def heldout_streams(
+    recipe: Recipe, packs: Mapping[str, PackIndex], layout: Layout
+) -> dict[str, SampleStream]:
     """By set, its samples in the order of their pack, one micro-step at a time.
 
     Raises:
-        ValueError: for a set that is empty, that has only masked tokens, or whose corpus has
-            another tokenizer or is not packed for the run's sample length.
+        ValueError: for a set that is empty or has only masked tokens.
     """
+    sets = recipe.evaluation.named_sets
     return {
-        name: _stream(name, data, recipe=recipe, pack=pack, layout=layout)
-        for name, data in recipe.evaluation.named_sets.items()
+        name: _stream(name, sets[name], recipe=recipe, pack=pack, layout=layout)
+        for name, pack in packs.items()
     }
 
 
@@ -45,8 +62,6 @@ def _stream(
 ) -> SampleStream:
     key = set_key(recipe, name)
     corpus_key = "data.corpus" if data.corpus is None else f"{key}.corpus"
-    if data.corpus is not None:
-        pack = open_pack_like(pack, data.corpus, key=corpus_key)
     samples, num_targets = range(pack.num_samples(data.split)), pack.num_targets(data.split)
     if data.domain is not None:
         samples, num_targets = _domain(pack, data, key=f"{key}.domain")
@@ -81,12 +96,12 @@ def _has_target(pack: PackIndex, sample: int, split: Literal["train", "val"]) ->
     return bool((next_token_targets(pack.sample(sample, split)) != IGNORE).any())
 
 
-def domains_left_out(stream: SampleStream, data: HeldoutData) -> list[str]:
+def domains_left_out(pack: PackIndex, data: HeldoutData, *, num_samples: int) -> list[str]:
     """Domains with held-out samples, of which none is among those of a set of all domains."""
     if data.domain is not None:
         return []
-    domains = stream.pack.domain_samples(stream.split)
-    return [name for name, own in domains.items() if own and own.start >= stream.total_samples]
+    domains = pack.domain_samples(data.split)
+    return [name for name, own in domains.items() if own and own.start >= num_samples]
 
 
 def _domain(pack: PackIndex, data: HeldoutData, *, key: str) -> tuple[range, int]:
@@ -96,49 +111,6 @@ def _domain(pack: PackIndex, data: HeldoutData, *, key: str) -> tuple[range, int
         hint = did_you_mean(data.domain, domains, otherwise=f"there are {', '.join(domains)}")
         raise ValueError(f"{key}: no domain {data.domain!r} in {pack.corpus.folder}{hint}")
     return domains[data.domain], pack.num_targets(data.split, data.domain)
-
-
-def open_pack_like(pack: PackIndex, folder: str, *, key: str) -> PackIndex:
-    """The pack of another corpus that a run uses beside its own.
-
-    Args:
-        key: of the recipe, for messages.
-
-    Raises:
-        ValueError: when it has another tokenizer, or is not packed for samples of that length.
-    """
-    try:
-        corpus = open_corpus(folder)
-        _check_tokenizer(corpus, pack.corpus)
-        return corpus.open_pack(pack.seq_len)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
-
-
-def check_other_contents(
-    own: PackIndex, streams: Mapping[str, SampleStream], layout: Layout
-) -> None:
-    """Read every byte that is held out in other corpora, each rank a share of it.
-
-    Raises:
-        ValueError: for the first file that does not match its manifest.
-    """
-    read = {(stream.pack.folder, stream.split): stream for stream in streams.values()}
-    for (folder, split), stream in read.items():
-        if folder != own.folder:
-            check_contents(
-                stream.pack, splits=(split,), rank=layout.rank, world_size=layout.world_size
-            )
-
-
-def _check_tokenizer(corpus: Corpus, own: Corpus) -> None:
-    found, expected = corpus.manifest.tokenizer.sha256, own.manifest.tokenizer.sha256
-    if found != expected:
-        raise ValueError(
-            f"{corpus.folder} has another tokenizer (sha256 {found[:16]}) than data.corpus "
-            f"{own.folder} ({expected[:16]}), so its ids mean other text; build it with "
-            f"--tokenizer {own.tokenizer_dir}"
-        )
 
 
 def bands_folder(run_dir: Path, recipe: Recipe, name: str) -> Path:

@@ -235,13 +235,14 @@ def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any
         {
             "sample": sample,
             "documents": run.parts.pack.pieces(sample, "train")[:, 0].tolist(),
+            "domain": next(part.name for part in run.parts.mixture if sample in part.samples),
             "loss": loss,
         }
         for sample, loss in bad.worst
     ]
     worst = "; ".join(
-        f"sample {found['sample']} (documents {', '.join(map(str, found['documents']))}; loss "
-        f"{found['loss']:.4g})"
+        f"sample {found['sample']} (domain {found['domain']}; documents "
+        f"{', '.join(map(str, found['documents']))}; loss {found['loss']:.4g})"
         for found in named
     )
     sentences = [f"step {progress.step}: {bad.reason}", bad.rerun, f"highest losses: {worst}"]

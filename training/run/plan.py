@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from data_prep.shards import Mixture, PackIndex
+from data_prep.shards import Mixture, PackIndex, with_replay
 from training.config.layout import batch_shape
 from training.config.recipe import Recipe
 from training.ranks.dist import Layout
@@ -28,16 +28,45 @@ class Plan:
     targets_per_epoch: int
 
 
-def choose_mixture(recipe: Recipe, pack: PackIndex) -> Mixture:
-    """What an epoch takes of each domain: set by the recipe, else by `pack`."""
+def choose_mixture(recipe: Recipe, pack: PackIndex, replay: PackIndex | None = None) -> Mixture:
+    """What an epoch takes of each domain: set by the recipe, else by `pack`; then of replay."""
     if pack.num_targets("train") == 0:
         raise ValueError(
             f"data.corpus {recipe.data.corpus}: the train split has nothing to train on"
         )
     try:
-        return pack.mixture(recipe.data.mixture)
+        mixture = pack.mixture(recipe.data.mixture)
     except ValueError as error:
         raise ValueError(f"data.{error}") from None
+    if recipe.replay is None or replay is None:
+        return mixture
+    try:
+        return with_replay(
+            mixture, replay.manifest.splits["train"].domains, share=recipe.replay.share
+        )
+    except ValueError as error:
+        raise ValueError(f"replay.{error}") from None
+
+
+def refuse_small_replay(recipe: Recipe, mixture: Mixture, plan: Plan) -> None:
+    """A run that would see a sample of replay twice, unless the recipe says that it may.
+
+    An epoch that is begun counts as a whole one: which of its samples come first is drawn.
+    """
+    if recipe.replay is None or recipe.replay.repeats:
+        return
+    share, num_epochs = mixture[-1], math.ceil(plan.total_samples / plan.samples_per_epoch)
+    needed, available = num_epochs * share.samples_per_epoch, len(share.samples)
+    if needed <= available:
+        return
+    own_tokens = sum(part.tokens_per_epoch for part in mixture[:-1])
+    tokens = available // num_epochs * (share.tokens_per_epoch / share.samples_per_epoch)
+    most = math.floor(1000 * tokens / (tokens + own_tokens)) / 1000
+    raise ValueError(
+        f"replay.share {recipe.replay.share:g} takes {share.samples_per_epoch:,} samples an epoch, "
+        f"{needed:,} in {num_epochs} epochs, but replay.corpus {recipe.replay.corpus} has "
+        f"{available:,}: a larger corpus, a share of at most {most:g}, or replay.repeats: true"
+    )
 
 
 def derive_plan(recipe: Recipe, pack: PackIndex, mixture: Mixture, layout: Layout) -> Plan:

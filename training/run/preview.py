@@ -12,6 +12,7 @@ import torch
 from common.durable import atomic_write
 from data_prep.shards import Mixture, PackIndex, open_corpus
 from training.config.recipe import Recipe
+from training.data.joined_pack import join, join_scores, open_replay
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
 from training.ranks.dist import Layout
@@ -43,12 +44,14 @@ def write_preview(
     recipe = replace(recipe, train=replace(recipe.train, micro_batch_samples=1))
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
-    mixture = choose_mixture(recipe, pack)
+    replay = open_replay(recipe, pack)
+    mixture = choose_mixture(recipe, pack, replay)
     layout = Layout(rank=0, world_size=1, sp_size=1, device=torch.device("cpu"))
     plan = derive_plan(recipe, pack, mixture, layout)
     places = _places(recipe, pack, mixture, plan, epoch=epoch, samples=samples)
+    everything = join(pack, replay)
     stream = SampleStream(
-        pack=pack,
+        pack=everything,
         split="train",
         layout=layout,
         total_samples=plan.total_samples,
@@ -58,7 +61,10 @@ def write_preview(
     )
     kept = corpus.open_scores(scores)
     _refuse_other_methods(recipe, measure=kept.manifest.measure)
-    source = ReferenceScores(pack, kept, layout)
+    of_replay = replay.corpus.open_scores(scores) if replay else None
+    joined = join_scores(kept, replay, of_replay)
+    assert joined is not None
+    source = ReferenceScores(everything, joined, layout)
     shown = []
     for sample, number in sorted(places.items()):
         step, row = divmod(number, plan.samples_per_step)

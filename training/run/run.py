@@ -21,6 +21,7 @@ from training.checkpoints.reshard import is_of_other_ranks
 from training.checkpoints.saver import Saver
 from training.config.load import KEPT_RECIPE, dump_recipe
 from training.config.recipe import Recipe
+from training.data.joined_pack import join, join_scores
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import Engine, build_engine
@@ -55,9 +56,12 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     if layout.is_main:
         warn_of_remote_code(recipe.model)
     start = check_start_together(recipe, layout)
-    heldout = {name: stream.pack for name, stream in start.heldout.items()}
     identity = run_identity(
-        recipe, start.pack, dtype=start.dtype, scores=start.scores, heldout=heldout
+        recipe,
+        start.pack,
+        dtype=start.dtype,
+        scores=start.scores,
+        others=start.other_fingerprints,
     )
     run_dir = Path(recipe.run_dir)
     with lock_run_dir(run_dir, layout):
@@ -91,7 +95,8 @@ def _run(
     accepted: Collection[str],
 ) -> None:
     """Build, resume from `newest` if there is one, and run the steps."""
-    run_dir, plan, pack = Path(recipe.run_dir), start.plan, start.pack
+    run_dir, plan, samples = Path(recipe.run_dir), start.plan, join(start.pack, start.replay)
+    scores = join_scores(start.scores, start.replay, start.replay_scores)
     with Watchdog(run_dir, rank=layout.rank, **asdict(recipe.watchdog)) as watchdog:
         engine = build_engine(
             recipe,
@@ -103,7 +108,7 @@ def _run(
             watchdog=watchdog,
         )
         progress = Progress(step=0, tokens=0)
-        cache = open_cache(recipe, pack, path=run_dir / "entropy_cache.f16")
+        cache = open_cache(recipe, samples, path=run_dir / "entropy_cache.f16")
         if cache:
             raise_together(_clear(cache) if layout.is_main else None)
         if newest:
@@ -136,7 +141,7 @@ def _run(
             run = Run(
                 recipe=recipe,
                 plan=plan,
-                parts=RunParts(engine, pack, start.mixture, start.scores, cache),
+                parts=RunParts(engine, samples, start.mixture, scores, cache),
                 metrics=metrics,
                 identity=identity,
                 accepted=accepted,
@@ -162,16 +167,10 @@ def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:
     return asdict(start.plan) | {
         "warmup_steps": warmup_steps(total_steps, recipe.schedule.warmup_frac),
         "parameters": engine.num_parameters,
-        **_packs(recipe, start),
+        "pack": start.pack.fingerprint,
+        **{f"pack_of_{name}": found for name, found in start.other_fingerprints.items()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
-
-
-def _packs(recipe: Recipe, start: Start) -> dict[str, str]:
-    """Fingerprints: of what the run trains on, and of each held-out set that the recipe lists."""
-    sets = start.heldout if recipe.evaluation.sets else {}
-    listed = {f"pack_of_{name}": stream.pack.fingerprint for name, stream in sets.items()}
-    return {"pack": start.pack.fingerprint} | listed
 
 
 def _clear(cache: EntropyCache) -> str | None:

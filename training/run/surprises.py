@@ -34,7 +34,11 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
         found += [
             f"{set_key(recipe, name)}: domain {domain} is not among the first "
             f"{stream.total_samples} {stream.split} samples"
-            for domain in domains_left_out(stream, recipe.evaluation.named_sets[name])
+            for domain in domains_left_out(
+                start.heldout_packs[name],
+                recipe.evaluation.named_sets[name],
+                num_samples=stream.total_samples,
+            )
         ]
     weights = recipe.data.mixture or start.pack.manifest.weights
     found += [
