@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from training.config import recipe, sections
+from training.config import heldout, recipe, replay, sections
 from training.config.recipe import Recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ launch/local.sh training/recipes/quickstart.yaml train.epochs=3 dropout.max_rate
 ```
 
 This page is written by `python -m docs.generate_recipe_reference` out of
-`training/config/recipe.py` and `training/config/sections.py`; a test fails when it is out of date.
+the dataclasses in `training/config/`; a test fails when it is out of date.
 """
 
 
@@ -39,7 +39,7 @@ def reference() -> str:
     """The whole page."""
     comments = {
         key: text
-        for module in (sections, recipe)
+        for module in (sections, heldout, replay, recipe)
         for key, text in field_docstrings(Path(module.__file__)).items()
     }
     return _INTRODUCTION + _section(Recipe, prefix="", comments=comments)
@@ -78,8 +78,20 @@ def _section(section: type, *, prefix: str, comments: dict[tuple[str, str], str]
         meaning = comments.get((section.__name__, field.name), "")
         cells = (f"`{prefix}{field.name}`", _kind(hints[field.name]), _default(field), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if (kind := _section_in(hints[field.name])) is not None:
+            by_name = any(get_origin(part) is dict for part in get_args(hints[field.name]))
+            nested.append((kind, f"{prefix}{field.name}.{'NAME.' if by_name else ''}"))
     page = "\n".join(lines) + "\n"
     return page + "".join(_section(kind, prefix=name, comments=comments) for kind, name in nested)
+
+
+def _section_in(hint: Any) -> Any | None:
+    """The dataclass in a type such as `Section | None` or `dict[str, Section] | None`."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    if get_origin(hint) is Annotated:
+        return _section_in(get_args(hint)[0])
+    return next((found for part in get_args(hint) if (found := _section_in(part))), None)
 
 
 def _kind(hint: Any) -> str:

@@ -21,7 +21,14 @@ from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks
 from tests.training.layouts import tiny_recipe
 from tests.warm_python import warm_path, warm_python
 
-OURS = ("reliability.md", "evaluation.md", "reports.md", "recipes.md", "method.md")
+OURS = (
+    "reliability.md",
+    "evaluation.md",
+    "reports.md",
+    "recipes.md",
+    "method.md",
+    "forgetting.md",
+)
 RUN_ELSEWHERE = {
     "README.md": "tests/launch/test_quickstart.py and CI itself",
     "tour.md": "tests/docs/test_readme.py",
@@ -52,12 +59,12 @@ def project(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path) -> Pat
             (folder / "training" / path.name).symlink_to(path)
     recipe = yaml.safe_load((REPO_ROOT / "training" / "recipes" / "quickstart.yaml").read_text())
     recipe["model"]["config"] = tiny_recipe().model.config | {"vocab_size": 512}
-    recipe["data"]["sequence_tokens"] = 64
-    recipe["train"] |= {"global_batch_tokens": 512, "micro_batch_samples": 8, "max_steps": 4}
+    recipe["train"] |= {"global_batch_tokens": 1024, "micro_batch_samples": 2, "max_steps": 4}
     recipe["evaluation"] = {"every_steps": 2, "max_samples": 8}
     (recipes / "quickstart.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "data").mkdir()
-    (folder / "data" / "quickstart").symlink_to(small_corpus)
+    shutil.copytree(small_corpus, folder / "data" / "quickstart")
+    pack(folder / "data" / "quickstart", seq_len=256)
     shutil.copytree(small_corpus, folder / "data" / "notes")
     pack(folder / "data" / "notes", seq_len=2048)
     return folder
@@ -98,6 +105,13 @@ def test_commands_about_a_run_work_one_after_the_other(project: Path) -> None:
 
     (export_and_evaluate,) = blocks("evaluation.md")
     assert '"loss"' in run(export_and_evaluate, project)
+
+    build_domain, adapt, look_and_export = blocks("forgetting.md")
+    run(build_domain, project)
+    assert "general" in run(adapt, project)
+    assert '"general"' in run(look_and_export, project)
+    report = project / "runs" / "shell" / "report" / "index.html"
+    assert "Learnt and forgotten" in report.read_text()
 
     draw, compare, tensorboard, sweep = blocks("reports.md")
     run(draw, project)
