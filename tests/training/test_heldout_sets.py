@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training.checkpoints.choice import find_checkpoint
 
 from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import run_ranks
 from tests.training.refusals import CPU
 from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
+from training.checkpoints.choice import find_checkpoint
 from training.checkpoints.manifest import read_manifest
 from training.config.recipe import Recipe
 from training.ranks.dist import Layout
