@@ -14,6 +14,7 @@ from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
 from training.config.renamed import with_new_names
 from training.config.sections import Model
+from training.model.special_ids import SPECIAL_KEYS
 
 # keys that may change between a save and its resume: none affects what is learnt
 _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
@@ -22,8 +23,9 @@ _MEANINGS = {
     "scores": " (fingerprint of entropy.scores)",
     "others.replay": " (fingerprint of the packed corpus of replay.corpus)",
 }
-_ABOUT_THE_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version")
-"""Of a model's configuration; the dtype is compared on its own."""
+_ABOUT_THE_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version", *SPECIAL_KEYS)
+"""Of a model's configuration; the dtype is compared on its own, and special ids are the tokenizer's,
+which decide nothing in training."""
 _FREE_IN_TRAIN = ("stop_after_steps", "stop_when", "sequence_parallel_size", "micro_batch_samples")
 
 
