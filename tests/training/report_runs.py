@@ -10,9 +10,19 @@ import yaml
 
 
 def write_run(
-    run_dir: Path, *, heldout: list[float], bands: int = 2, recipe: dict[str, Any] | None = None
+    run_dir: Path,
+    *,
+    heldout: list[float],
+    bands: int = 2,
+    recipe: dict[str, Any] | None = None,
+    sets: dict[str, list[float]] | None = None,
 ) -> Path:
-    """A run of two steps an evaluation, one evaluation an epoch, the first at step 0."""
+    """A run of two steps an evaluation, one evaluation an epoch, the first at step 0.
+
+    Args:
+        heldout: losses that decide what is best.
+        sets: losses of each held-out set.
+    """
     facts = {"world_size": 2, "corpus": "<b>", "total_steps": 2 * len(heldout) - 2}
     rows: list[dict[str, Any]] = [{"kind": "run", "step": 0} | facts]
     for epoch, loss in enumerate(heldout):
@@ -40,6 +50,7 @@ def write_run(
         rows.append(
             {"kind": "evaluation", "step": 2 * epoch, "epoch": float(epoch), "loss": loss}
             | ({"bands": found} if bands else {})
+            | ({"sets": {name: {"loss": of[epoch]} for name, of in sets.items()}} if sets else {})
         )
     run_dir.mkdir(parents=True)
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
+from launch.verdict import judge
 from tests.distributed import run_ranks
 from tests.training.refusals import CPU
 from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
@@ -208,6 +209,8 @@ def test_a_run_without_a_new_best_ends_complete_and_keeps_the_best(ended):
     assert state.reason is not None
     assert state.reason.startswith("train.stop_when: held-out loss has no new best in 2 evalu")
     assert state.reason.endswith(f"the best is {losses[best]:.4f} at step {best}")
+    sentence = judge(state, ended, starts_before=0)[1]
+    assert sentence == f"Complete: step {last} of 30, in {ended} ({state.reason})."
     assert find_checkpoint(ended, "best").name == f"step-{best:08d}"
     assert read_manifest(find_checkpoint(ended, "best"))["heldout_loss"] == losses[best]
     assert find_checkpoint(ended, "last").name == f"step-{last:08d}"
