@@ -127,6 +127,16 @@ def test_other_samples_of_a_set_on_a_resume_are_refused(
         run_ranks(train_on_rank, recipe, world_size=2)
 
 
+def test_another_order_of_sets_that_changes_what_is_best_is_refused(
+    finished, small_corpus, general_corpus
+):
+    turned = dict(reversed(sets_of(general_corpus).items()))
+    evaluation = {"every_steps": 3, "max_samples": 6, "sets": turned}
+    recipe = recipe_of(small_corpus, finished, general_corpus, evaluation=evaluation)
+    with pytest.raises(AssertionError, match=r"evaluation\.best_by: was 'domain', is 'html'"):
+        run_ranks(train_on_rank, recipe, world_size=2)
+
+
 def message_of(corpus: Path, general: Path, **general_set: Any) -> str:
     sets = {"domain": {}, "general": {"corpus": str(general), **general_set}}
     with pytest.raises(ValueError) as caught:

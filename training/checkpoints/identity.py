@@ -49,6 +49,7 @@ def run_identity(
         kept["train"].pop(key)
     kept["data"].pop("verify")
     kept["evaluation"].pop("every_steps")  # the rest decides what its bands are
+    kept["evaluation"]["best_by"] = recipe.evaluation.decides_best  # the order of sets may, too
     return {
         "recipe": kept,
         "pack": pack.fingerprint,

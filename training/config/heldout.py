@@ -57,10 +57,15 @@ class Evaluation:
         return dict(self.sets) if self.sets else {ONLY_SET: HeldoutData()}
 
     @property
+    def decides_best(self) -> str | None:
+        """`best_by`, or the set that is listed first; None where there is but one."""
+        return self.best_by or next(iter(self.sets or {}), None)
+
+    @property
     def best_weights(self) -> dict[str, float]:
         """By set, its share of the loss that decides what is best; they sum to 1."""
         if self.weights is None:
-            return {self.best_by or next(iter(self.named_sets)): 1.0}
+            return {self.decides_best or ONLY_SET: 1.0}
         whole = sum(self.weights.values())
         return {name: weight / whole for name, weight in self.weights.items() if weight}
 
