@@ -24,7 +24,7 @@ from tests.training.short_runs import short_recipe
 from tests.warm_python import warm_python
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
-NUMERICS = ("weights", "documents", "gradients")
+NUMERICS = ("losses", "weights", "documents", "gradients")
 
 
 @pytest.fixture
@@ -190,6 +190,13 @@ def test_gradients_that_sequence_shards_scale_are_found(recipe: str) -> None:
 def test_weights_that_were_never_initialised_are_found(recipe: str) -> None:
     found = failure(preflight(recipe, *only("weights"), plant=weights_without_init), "weights")
     assert "embed_tokens.weight has mean" in found["found"]
+
+
+def test_a_model_with_other_losses_than_in_transformers_is_found(recipe: str) -> None:
+    done = preflight(recipe, "model.config.model_type=doge", *only("losses"))
+    found = failure(done, "losses")
+    assert "model: doge is not supported" in found["found"]
+    assert found["ranks"] == [0, 1]
 
 
 @pytest.fixture(scope="module")
