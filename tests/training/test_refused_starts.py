@@ -30,7 +30,7 @@ STARTS: list[tuple[dict[str, Any], int, str]] = [
     # model
     ({"model": {"pretrained": "./absent"}}, 2, "model.pretrained: there is no folder ./absent"),
     ({"model": {"pretrained": "ds_configs/"}}, 2, "model: "),
-    ({"model": {"pretrained": ""}}, 2, "model: "),
+    ({"model": {"pretrained": ""}}, 2, "model.pretrained: String should have at least 1 character"),
     ({"model__config__model_type": "qwen33"}, 2, "did you mean qwen3"),
     ({"model__config__model_type": 3}, 2, "'3' is unknown to transformers"),
     ({"model": {"config": {"model_type": "gpt2"}}}, 2, "gpt2 is not supported"),
@@ -76,9 +76,12 @@ def test_what_is_refused_above_is_refused_for_its_change_alone(small_corpus):
 
 
 @pytest.mark.parametrize(("num_processes", "sp_size"), [(1, 2), (3, 2), (2, 4)])
-def test_sequences_shared_by_more_than_there_are_is_refused(monkeypatch, num_processes, sp_size):
-    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
-    message = refused(lambda: init_layout(sp_size=sp_size))
+def test_sequences_shared_by_more_than_there_are_is_refused(num_processes, sp_size):
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**rank, "WORLD_SIZE": str(num_processes)}.items():
+            patch.setenv(name, value)
+        message = refused(lambda: init_layout(sp_size=sp_size))
     assert f"does not divide the number of processes {num_processes}" in message
     assert f"launch a multiple of {sp_size}, or set it to one of [1" in message
 
