@@ -98,8 +98,14 @@ DEEPSPEED: list[tuple[Any, str]] = [
     ({"zero_optimisation": ZERO}, "did you mean zero_optimization?"),
     (
         {"zero_optimization": ZERO, "bf61": {"enabled": True}},
-        "bf61: unknown key; did you mean bf16",
+        "bf61: unknown key, or not for this engine; did you mean bf16",
     ),
+    ({"zero_optimization": ZERO, "comunication_data_type": "fp32"}, "mean communication_data_type"),
+    (
+        {"zero_optimization": ZERO, "torch_autocast": {"enabled": True}},
+        "not for this engine; allow",
+    ),
+    ({"zero_optimization": ZERO, "gradient_predivide_factor": 2}, "gradient_predivide_factor: un"),
     ({"zero_optimization": ZERO, "bfloat16": {"enabled": True}}, "did you mean bf16?"),
     ({"zero_optimization": ZERO, "bf16": True}, "bf16: expected keys and values"),
     (

@@ -100,7 +100,11 @@ class Engine:
         self.ds.backward(loss_sum * factor)
         self.watchdog.enter("update")
         self.ds.step()
-        return float(self.ds.get_global_grad_norm() or 0.0) if ends_step else None
+        if not ends_step:
+            return None
+        norm = self.ds.get_global_grad_norm()
+        assert norm is not None  # ZeRO-3 computes it at each update
+        return float(norm)
 
 
 def build_engine(
