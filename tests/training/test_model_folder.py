@@ -89,6 +89,17 @@ def test_what_came_with_the_base_is_kept(bpe, tmp_path):
         assert (folder / name).read_bytes() == (base / name).read_bytes()
 
 
+def test_older_readers_find_their_names(bpe, tmp_path):
+    """transformers 4 knows no rope_parameters, and would take another base without a word."""
+    corpus = build_corpus(tmp_path, bpe)
+    rope = {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}
+    folder = made(corpus, tmp_path / "model", model_type="llama", rope_parameters=rope)
+    content = json.loads((folder / "config.json").read_text())
+    assert content["rope_theta"] == 5e5
+    assert content["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert AutoConfig.from_pretrained(folder).rope_parameters == rope
+
+
 def test_a_base_that_is_gone_is_named(tmp_path):
     gone = str(tmp_path / "gone")
     message = refused(lambda: find_base(Model(pretrained=gone)))

@@ -135,9 +135,26 @@ def _finish_configs(folder: Path, *, model: Model, tokenizer: Any) -> None:
             setattr(config, key, value)
     config.architectures = [type(built).__name__]
     config.save_pretrained(folder)
+    _add_older_names(folder / "config.json")
     again = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     if lost := _differences(config, again):
         raise ValueError(f"model: transformers does not keep {', '.join(lost)} in config.json")
+
+
+def _add_older_names(path: Path) -> None:
+    """transformers 4 and what is built on it know RoPE and dtype by these names alone.
+
+    Without them they take another base of the rotation, and say nothing. transformers 5 reads both.
+    """
+    content = _read_object(path)
+    rope = content.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # not where each kind of layer has its own
+        content["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            content["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    if "dtype" in content:
+        content["torch_dtype"] = content["dtype"]
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _generation_of(built: Any, path: Path, *, own: Mapping[str, Any]) -> dict[str, Any]:
