@@ -14,13 +14,14 @@ import pytest
 import torch
 import yaml
 
+from common.checksum import FileRecord
 from data_prep.shards import open_corpus
 from tests.distributed import run_ranks
 from tests.training.plain_model import NUM_NEW_TOKENS, Plain
 from tests.training.short_runs import short_recipe, train_on_rank
 from tests.training.task_files import CHOICES, PROMPTS, write_choice_task, write_task
 from tests.warm_python import warm_python
-from training.checkpoints.manifest import read_manifest
+from training.checkpoints.manifest import read_manifest, write_manifest
 from training.metrics.task_results import read_results
 from training.tasks.weights import find_weights
 
@@ -248,6 +249,14 @@ def test_an_export_of_the_same_checkpoint_is_used_as_it_is(run_dir, tmp_path):
     export_run(copy)
     assert find_weights(copy, checkpoint=None).checkpoint is None
     assert find_weights(copy / "export", checkpoint=None).step == 8
+    kept = copy / "checkpoints" / "step-00000008"
+    manifest = kept / "complete.json"
+    before = manifest.read_bytes()
+    content = read_manifest(kept)
+    files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
+    write_manifest(kept, content | {"saved_by": "another run"}, files=files)
+    assert find_weights(copy, checkpoint=None).checkpoint == kept
+    manifest.write_bytes(before)
     (copy / "export" / "config.json").write_text("{}")
     assert find_weights(copy, checkpoint=None).checkpoint is not None
     with pytest.raises(ValueError, match="the export is damaged"):

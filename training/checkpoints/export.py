@@ -199,6 +199,7 @@ def _mark(folder: Path, checkpoint: Path) -> None:
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = {name.as_posix(): record_file(folder / name, durable=True) for name in names}
     content = {key: manifest[key] for key in ("step", "tokens", "heldout_loss")}
+    content["checkpoint_sha256"] = record_file(checkpoint / MANIFEST).sha256
     write_manifest(folder, content, files=files)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.checksum import record_file
 from training.checkpoints.choice import LAST, find_checkpoint
 from training.checkpoints.manifest import MANIFEST, find_corruption, newest_complete, read_manifest
 from training.config.load import KEPT_RECIPE
@@ -67,9 +68,16 @@ def _of_run(run_dir: Path, wanted: str) -> Weights:
         return _of_export(export)  # its checkpoints are gone
     chosen = find_checkpoint(run_dir, wanted)
     facts = _facts(chosen)
-    if find_corruption(export, hashes=True) is None and _facts(export) == facts:
+    if find_corruption(export, hashes=True) is None and _is_of(chosen, export):
         return Weights(export, run_dir, **facts)
     return Weights(export, run_dir, checkpoint=chosen, **facts)
+
+
+def _is_of(checkpoint: Path, export: Path) -> bool:
+    """Step and loss do not tell: another run in the same folder may have the same."""
+    return (
+        read_manifest(export).get("checkpoint_sha256") == record_file(checkpoint / MANIFEST).sha256
+    )
 
 
 def _facts(folder: Path) -> dict[str, Any]:
