@@ -34,7 +34,7 @@ def test_a_run_keeps_its_id_and_counts_its_starts(tmp_path):
     after = read_run_state(tmp_path)
     assert (after.state, after.step, after.reason, after.num_starts) == ("running", 5, None, 2)
     assert after.run_id == before.run_id
-    second.complete()
+    second.complete(8)
     assert (read_run_state(tmp_path).state, read_run_state(tmp_path).step) == ("complete", 8)
 
 
