@@ -19,10 +19,6 @@ from transformers import (
 )
 
 from training.config.sections import Model
-from training.entrodrop.head import (
-    linear_cross_entropy_with_entropy,
-    weighted_linear_cross_entropy,
-)
 from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.checks import (
     refuse_other_shapes,
@@ -33,39 +29,7 @@ from training.model.checks import (
 )
 from training.model.hidden_dropout import HiddenDropout
 from training.model.inputs import NO_REGULARISATION, ModelInputs, ModelRegularisation
-
-
-class EntropyHead(nn.Module):
-    """The output layer. ZeRO-3 gathers `weight` around this module's forward and backward."""
-
-    def __init__(
-        self, weight: nn.Parameter, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.weight = weight
-        self.label_smoothing = label_smoothing
-        self.z_loss = z_loss
-
-    def forward(
-        self, hidden_BSD: Tensor, targets_BS: Tensor, token_weights_BS: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """(nll, entropy), or with token weights (their loss, nll, entropy) in one pass."""
-        hidden_ND, targets_N = hidden_BSD.flatten(0, 1), targets_BS.flatten()
-        smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)
-        if token_weights_BS is None:
-            nll_N, entropy_N = linear_cross_entropy_with_entropy(
-                hidden_ND, self.weight, targets_N, label_smoothing=smoothing, z_loss=z_loss
-            )
-            return nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
-        loss, nll_N, entropy_N = weighted_linear_cross_entropy(
-            hidden_ND,
-            self.weight,
-            targets_N,
-            token_weights_BS.flatten(),
-            label_smoothing=smoothing,
-            z_loss=z_loss,
-        )
-        return loss, nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
+from training.model.output_layer import entropy_head
 
 
 class CausalLMWithEntropy(nn.Module):
@@ -80,10 +44,9 @@ class CausalLMWithEntropy(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        head = EntropyHead(
-            _output_weight(lm), label_smoothing=regularisation.label_smoothing, z_loss=z_loss
+        lm.set_output_embeddings(
+            entropy_head(lm, label_smoothing=regularisation.label_smoothing, z_loss=z_loss)
         )
-        lm.set_output_embeddings(head)
         self.lm = lm
         self.hidden_dropout = HiddenDropout(
             decoder_layers(lm), rate=regularisation.hidden_dropout, seed=seed
@@ -130,18 +93,6 @@ class CausalLMWithEntropy(nn.Module):
             document_layout=inputs.documents,
         ).last_hidden_state
         return self.lm.get_output_embeddings()(hidden_BSD, inputs.targets_BS, token_weights_BS)
-
-
-def _output_weight(lm: PreTrainedModel) -> nn.Parameter:
-    """The `[V, D]` of the output layer, which must have nothing else and stand apart."""
-    if lm.base_model is lm:
-        raise ValueError(f"{type(lm).__name__} has no layers apart from its output layer")
-    output = lm.get_output_embeddings()
-    if not isinstance(output, nn.Linear):
-        raise ValueError(f"an output layer of the kind {type(output).__name__} is not supported")
-    if output.bias is not None:
-        raise ValueError("an output layer with a bias is not supported")
-    return output.weight
 
 
 def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:

@@ -110,12 +110,8 @@ def refuse_quantized(config: PretrainedConfig) -> None:
 
 def refuse_unsupported(config: PretrainedConfig) -> None:
     """Parts of other architectures that would silently change the numbers."""
-    for key in ("final_logit_softcapping", "attn_logit_softcapping"):
-        if getattr(config, key, None):
-            raise ValueError(f"model: {key} is not supported")
-    for key in ("logit_scale", "logits_scaling"):
-        if getattr(config, key, None) not in (None, 1, 1.0):
-            raise ValueError(f"model: {key} other than 1 is not supported")
+    if getattr(config, "attn_logit_softcapping", None):
+        raise ValueError("model: attn_logit_softcapping is not supported")
     if getattr(config, "output_router_logits", False):
         raise ValueError(
             "model: output_router_logits: true asks for a router loss, which is not supported; set "

@@ -5,6 +5,7 @@ B rows, T tokens of a row (plain_T: of a document but its last).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,6 +30,8 @@ _ROWS = ((9, 1, 14), (17, 7))
 """Tokens of the documents of each row."""
 _MATRIX_GAIN, _VECTOR_NOISE = 1.5, 0.3
 _MAX_CHARACTERS = 300
+_RANDOM = re.compile("drop|jitter")
+"""Settings of random parts, by their names."""
 
 
 def find_other_numbers(
@@ -124,11 +127,26 @@ def _randomise(lm: PreTrainedModel) -> None:
 
 
 def _try_training(ours: CausalLMWithEntropy, inputs: ModelInputs) -> None:
-    """Parts that differ in training, such as dropout, must work here too."""
+    """Parts that differ in training must work here too, without random numbers of their own.
+
+    Raises:
+        ValueError: for such as draw some: losses would depend on the layout.
+    """
     ours.train()
-    nll_BT, _ = ours(inputs)
-    nll_BT.sum().backward()
+    losses = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        nll_BT, _ = ours(inputs)
+        losses.append(nll_BT)
+    losses[0].sum().backward()
     ours.eval()
+    if not torch.equal(*losses):
+        settings = ours.lm.config.get_text_config().to_dict()
+        named = [key for key, value in settings.items() if _RANDOM.search(key) and value]
+        raise ValueError(
+            "it draws random numbers of its own in training, others on each layout; set "
+            f"{', '.join(named) or 'its dropout'} to 0 in its configuration"
+        )
 
 
 @torch.no_grad()
