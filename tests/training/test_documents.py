@@ -100,6 +100,18 @@ def test_changing_one_document_leaves_the_logits_of_the_others(sp_size, model):
     assert (leaking[CHANGED.stop :] > 1e-5).all()
 
 
+def test_windows_are_the_same_on_shards_of_a_sequence():
+    """Of documents of up to 11 tokens each sees 4, wherever a shard ends."""
+    window = {"model__config__model_type": "mistral", "model__config__sliding_window": 4}
+    (alone,) = run_ranks(logits_of_rank, 1, window, world_size=1)
+    shards = run_ranks(logits_of_rank, 2, window, world_size=2)
+    for key, expected in alone.items():
+        torch.testing.assert_close(torch.cat([shard[key] for shard in shards]), expected)
+    # of a longer document the last tokens see none of the changed ones
+    far = CHANGED.stop + 4 * 3
+    assert torch.equal(alone["leaking_before"][far:], alone["leaking_after"][far:])
+
+
 def test_a_packed_document_has_the_logits_that_it_has_alone():
     """Against plain transformers, document by document, with the same weights."""
     run_ranks(compare_with_transformers, world_size=1)

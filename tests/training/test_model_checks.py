@@ -12,22 +12,11 @@ from tests.training.refusals import build_ids, check, refused
 from training.config.sections import Model
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import (
-    check_window,
     refuse_quantized,
     refuse_unknown_keys,
     refuse_unsupported,
     warn_of_positions,
 )
-
-
-def test_a_window_that_samples_exceed_is_refused() -> None:
-    config = AutoConfig.for_model("mistral", sliding_window=32)
-    check_window(config, sequence_tokens=32)
-    with pytest.raises(ValueError, match=r"sliding_window 32 .* up to 32"):
-        check_window(config, sequence_tokens=64)
-    check_window(AutoConfig.for_model("mistral", sliding_window=None), sequence_tokens=64)
-    unused = AutoConfig.for_model("qwen3", sliding_window=32, use_sliding_window=False)
-    check_window(unused, sequence_tokens=64)
 
 
 def test_samples_beyond_the_positions_that_the_model_knows_are_told(capsys) -> None:

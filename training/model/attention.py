@@ -17,6 +17,8 @@ from training.data.documents import DocumentLayout
 
 ATTENTION_NAME = "entrodrop_documents"
 
+_MIN_BLOCK = 128
+"""Queries of a block where a window is shorter than a document."""
 _WITHOUT_EFFECT = {
     "position_ids": "where documents start is in the layout; query and key are already rotated",
     "is_causal": "this attention is causal; a model that means otherwise says so with False",
@@ -45,8 +47,8 @@ def document_attention(
     passes through it untouched.
 
     Args:
-        sliding_window: how many tokens each sees, itself included; without effect on documents
-            that are not longer.
+        sliding_window: how many tokens of its document each sees, itself included; None or 0 for
+            all before it.
         others: whatever else a model hands to its attention.
 
     Returns:
@@ -61,11 +63,6 @@ def document_attention(
         )
     if dropout:
         raise ValueError("dropout in attention is not supported; set it to 0 in the model's config")
-    if sliding_window and sliding_window < document_layout.max_tokens:
-        raise ValueError(
-            f"sliding_window {sliding_window} is shorter than a document of "
-            f"{document_layout.max_tokens} tokens; attention here always sees the whole document"
-        )
     _refuse_other_attention(others | {"attention_mask": attention_mask})
     if value_BHTE.shape[-1] != query_BHTE.shape[-1]:
         raise ValueError(
@@ -79,9 +76,8 @@ def document_attention(
         for x in (query_BHTE, key_BHTE, value_BHTE)
     )
     attend = _flash if query.is_cuda and query.dtype != torch.float32 else _document_by_document
-    return attend(query, key, value, document_layout, scaling).view(
-        batch, length, num_heads, head_size
-    ), None
+    context = attend(query, key, value, document_layout, scaling, sliding_window or None)
+    return context.view(batch, length, num_heads, head_size), None
 
 
 def _refuse_other_attention(arguments: dict[str, Any]) -> None:
@@ -100,7 +96,12 @@ def _is_off(value: Any) -> bool:
 
 
 def _flash(
-    query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: DocumentLayout,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # CUDA only
 
@@ -108,15 +109,21 @@ def _flash(
         repeats = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     ends, longest = layout.boundaries_tensor, layout.max_tokens
+    seen_before = -1 if window is None else window - 1
     context = varlen_attn(
-        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0)
+        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(seen_before, 0)
     )
     assert isinstance(context, Tensor)  # a tuple comes only with return_aux
     return context
 
 
 def _document_by_document(
-    query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scaling: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: DocumentLayout,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     """Exact, without a T x T mask: work and memory follow the documents' lengths."""
     lengths = [end - start for start, end in pairwise(layout.boundaries)]
@@ -124,11 +131,35 @@ def _document_by_document(
     for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
         # [t, H, E] -> [1, H, t, E]
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        context = scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
-        )
+        if window is not None and window < q.shape[2]:
+            context = _within_window(q, k, v, scaling, window)
+        else:
+            context = scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
+            )
         outputs.append(context[0].transpose(0, 1))
     return torch.cat(outputs)
+
+
+def _within_window(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int) -> Tensor:
+    """`[1, H, t, E]`, a block of queries at a time with the keys that these see, and a band."""
+    length, outputs = q.shape[2], []
+    block = max(window, _MIN_BLOCK)
+    for start in range(0, length, block):
+        first, end = max(0, start - window + 1), min(start + block, length)
+        rows = torch.arange(start, end, device=q.device)[:, None]
+        columns = torch.arange(first, end, device=q.device)
+        outputs.append(
+            scaled_dot_product_attention(
+                q[:, :, start:end],
+                k[:, :, first:end],
+                v[:, :, first:end],
+                attn_mask=(columns <= rows) & (columns > rows - window),
+                scale=scaling,
+                enable_gqa=k.shape[1] != q.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2)
 
 
 def register_attention() -> None:

@@ -16,6 +16,7 @@ from common.hints import did_you_mean
 from training.config.layout import check_head_counts
 from training.config.sections import Model
 
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -117,9 +118,12 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
             "model: output_router_logits: true asks for a router loss, which is not supported; set "
             "it to false to train without"
         )
-    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if layer_types != {"full_attention"}:
-        raise ValueError(f"model: layers {sorted(layer_types)}; only full_attention is supported")
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if others := layer_types - _LAYER_TYPES:
+        raise ValueError(
+            f"model: layers of the types {', '.join(sorted(map(str, others)))} are not supported; "
+            f"only {' and '.join(sorted(_LAYER_TYPES))}"
+        )
     for found in _values_of(getattr(config, "rope_parameters", None), "rope_type"):
         if "dynamic" in found or found == "longrope":
             raise ValueError(
@@ -136,24 +140,6 @@ def _values_of(tree: Any, key: str) -> list[str]:
         return []
     own = [str(tree[key])] if key in tree else []
     return own + [found for value in tree.values() for found in _values_of(value, key)]
-
-
-def check_window(config: PretrainedConfig, *, sequence_tokens: int) -> None:
-    """A sliding window that a sample may exceed: attention here always sees the whole document.
-
-    Configurations with `layer_types` say there whether a window is used at all.
-
-    Raises:
-        ValueError: naming the sample lengths that work.
-    """
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    if window and not getattr(text, "layer_types", None) and window < sequence_tokens:
-        raise ValueError(
-            f"model: sliding_window {window} is not supported for samples of {sequence_tokens} "
-            f"tokens; it works with data.sequence_tokens up to {window}, or with sliding_window: "
-            "null"
-        )
 
 
 def warn_of_positions(config: PretrainedConfig, *, sequence_tokens: int) -> None:

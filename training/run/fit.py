@@ -8,7 +8,7 @@ from data_prep.shards import Corpus
 from training.config.recipe import Recipe
 from training.config.sections import Model
 from training.model.causal_lm import resolve_model_config
-from training.model.checks import check_heads, check_window
+from training.model.checks import check_heads
 from training.model.ds_config import training_dtype
 from training.model.gate import find_other_numbers
 from training.model.tokenizers import find_other_ids, find_pair
@@ -26,7 +26,6 @@ def fitting_config(recipe: Recipe, corpus: Corpus, *, sp_size: int) -> Pretraine
     )
     check_vocabulary(config, corpus)
     check_heads(config, sp_size=sp_size)
-    check_window(config, sequence_tokens=recipe.data.sequence_tokens)
     return config
 
 
