@@ -47,6 +47,7 @@ TRAINS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {"tie_word_embeddings": True}),
     ("mistral", {"sliding_window": None}),
     ("mistral", {"sliding_window": 32}),
+    ("gemma2", {"sliding_window": 8, "attn_logit_softcapping": 1.0}),
     ("gemma3_text", {"sliding_window": 8}),
     ("olmo3", {"sliding_window": 32}),
     ("exaone4", {"sliding_window": 32, "sliding_window_pattern": 2, "num_hidden_layers": 4}),
@@ -122,7 +123,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granitemoe_swa", FULL, "attention is given s_aux"),
     ("inkling_text", FULL, "attention is given position_bias"),
     ("doge", {}, "attention is given attention_mask"),
-    ("gemma2", {}, "attention is given softcap"),
     ("deepseek_v3", {}, "values of 128 numbers a head and keys of 192"),
     ("stablelm", {}, "does not pass keyword arguments on to its attention"),
     ("gpt_bigcode", {}, "dropout in attention is not supported"),
@@ -171,6 +171,10 @@ def twice_as_sharp(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tenso
     return mask, keywords | {"scaling": 2 * keywords["scaling"]}
 
 
+def without_a_cap(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tensor | None, Any]:
+    return mask, keywords | {"softcap": None}
+
+
 def without_a_window(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tensor | None, Any]:
     return mask, keywords | {"sliding_window": None}
 
@@ -191,7 +195,7 @@ def in_one_document(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tens
         ("granitemoe_swa", FULL, own_arguments),
         ("inkling_text", FULL, own_arguments),
         ("doge", {}, own_arguments),
-        ("gemma2", {"final_logit_softcapping": None}, own_arguments),
+        ("gemma2", {"final_logit_softcapping": None}, without_a_cap),
         ("mistral", {"sliding_window": 32}, without_a_window),
         ("llama", {}, twice_as_sharp),
         ("llama", {}, in_one_document),

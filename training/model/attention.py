@@ -6,7 +6,7 @@ B rows, T tokens of a whole sequence, H heads of this rank, E numbers a head.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from training.data.documents import DocumentLayout
 
 ATTENTION_NAME = "entrodrop_documents"
 
-_MIN_BLOCK = 128
-"""Queries of a block where a window is shorter than a document."""
+_BLOCK = 256
+"""Queries of a block where scores have a window or a cap."""
 _WITHOUT_EFFECT = {
     "position_ids": "where documents start is in the layout; query and key are already rotated",
     "is_causal": "this attention is causal; a model that means otherwise says so with False",
@@ -39,6 +39,7 @@ def document_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document, in the signature of transformers.
@@ -49,6 +50,7 @@ def document_attention(
     Args:
         sliding_window: how many tokens of its document each sees, itself included; None or 0 for
             all before it.
+        softcap: c of scores c tanh(x / c), as in Gemma 2; None or 0 for plain ones.
         others: whatever else a model hands to its attention.
 
     Returns:
@@ -75,9 +77,19 @@ def document_attention(
         x.transpose(1, 2).reshape(batch * length, x.shape[1], head_size)
         for x in (query_BHTE, key_BHTE, value_BHTE)
     )
-    attend = _flash if query.is_cuda and query.dtype != torch.float32 else _document_by_document
-    context = attend(query, key, value, document_layout, scaling, sliding_window or None)
+    scores = _Scores(scaling or head_size**-0.5, sliding_window or None, softcap or None)
+    has_flash = query.is_cuda and query.dtype != torch.float32 and scores.softcap is None
+    attend = _flash if has_flash else _document_by_document
+    context = attend(query, key, value, document_layout, scores)
     return context.view(batch, length, num_heads, head_size), None
+
+
+class _Scores(NamedTuple):
+    """How a query and a key become a score."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
 
 
 def _refuse_other_attention(arguments: dict[str, Any]) -> None:
@@ -96,12 +108,7 @@ def _is_off(value: Any) -> bool:
 
 
 def _flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: DocumentLayout,
-    scaling: float | None,
-    window: int | None,
+    query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scores: _Scores
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # CUDA only
 
@@ -109,21 +116,16 @@ def _flash(
         repeats = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     ends, longest = layout.boundaries_tensor, layout.max_tokens
-    seen_before = -1 if window is None else window - 1
+    window = (-1 if scores.window is None else scores.window - 1, 0)  # before and after itself
     context = varlen_attn(
-        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(seen_before, 0)
+        query, key, value, ends, ends, longest, longest, scale=scores.scale, window_size=window
     )
     assert isinstance(context, Tensor)  # a tuple comes only with return_aux
     return context
 
 
 def _document_by_document(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: DocumentLayout,
-    scaling: float | None,
-    window: int | None,
+    query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scores: _Scores
 ) -> Tensor:
     """Exact, without a T x T mask: work and memory follow the documents' lengths."""
     lengths = [end - start for start, end in pairwise(layout.boundaries)]
@@ -131,35 +133,48 @@ def _document_by_document(
     for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
         # [t, H, E] -> [1, H, t, E]
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        if window is not None and window < q.shape[2]:
-            context = _within_window(q, k, v, scaling, window)
+        if scores.softcap or (scores.window or q.shape[2]) < q.shape[2]:
+            context = _by_blocks(q, k, v, scores)
         else:
             context = scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
+                q, k, v, is_causal=True, scale=scores.scale, enable_gqa=k.shape[1] != q.shape[1]
             )
         outputs.append(context[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
-def _within_window(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int) -> Tensor:
-    """`[1, H, t, E]`, a block of queries at a time with the keys that these see, and a band."""
+def _by_blocks(q: Tensor, k: Tensor, v: Tensor, scores: _Scores) -> Tensor:
+    """`[1, H, t, E]`, a block of queries at a time, with the keys that these see and a mask."""
     length, outputs = q.shape[2], []
-    block = max(window, _MIN_BLOCK)
-    for start in range(0, length, block):
-        first, end = max(0, start - window + 1), min(start + block, length)
+    window = scores.window or length
+    for start in range(0, length, _BLOCK):
+        first, end = max(0, start - window + 1), min(start + _BLOCK, length)
         rows = torch.arange(start, end, device=q.device)[:, None]
         columns = torch.arange(first, end, device=q.device)
-        outputs.append(
-            scaled_dot_product_attention(
-                q[:, :, start:end],
-                k[:, :, first:end],
-                v[:, :, first:end],
-                attn_mask=(columns <= rows) & (columns > rows - window),
-                scale=scaling,
-                enable_gqa=k.shape[1] != q.shape[1],
+        is_seen = (columns <= rows) & (columns > rows - window)
+        block = (q[:, :, start:end], k[:, :, first:end], v[:, :, first:end])
+        if scores.softcap:
+            outputs.append(_capped(*block, is_seen, scores.scale, scores.softcap))
+        else:
+            outputs.append(
+                scaled_dot_product_attention(
+                    *block,
+                    attn_mask=is_seen,
+                    scale=scores.scale,
+                    enable_gqa=k.shape[1] != q.shape[1],
+                )
             )
-        )
     return torch.cat(outputs, dim=2)
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """Attention with capped scores, which torch's own kernels do not have."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    capped = softcap * torch.tanh(q @ k.transpose(2, 3) * scale / softcap)
+    weights = capped.float().masked_fill(~is_seen, -torch.inf).softmax(dim=-1)
+    return weights.to(v.dtype) @ v
 
 
 def register_attention() -> None:

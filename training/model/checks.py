@@ -111,8 +111,6 @@ def refuse_quantized(config: PretrainedConfig) -> None:
 
 def refuse_unsupported(config: PretrainedConfig) -> None:
     """Parts of other architectures that would silently change the numbers."""
-    if getattr(config, "attn_logit_softcapping", None):
-        raise ValueError("model: attn_logit_softcapping is not supported")
     if getattr(config, "output_router_logits", False):
         raise ValueError(
             "model: output_router_logits: true asks for a router loss, which is not supported; set "
