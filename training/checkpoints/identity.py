@@ -23,7 +23,10 @@ _MEANINGS = {
     "scores": " (fingerprint of entropy.scores)",
     "others.replay": " (fingerprint of the packed corpus of replay.corpus)",
 }
-_ABOUT_THE_FILE = ("_name_or_path", "architectures", "dtype", "transformers_version", *SPECIAL_KEYS)
+_ABOUT_THE_FILE = (
+    *("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version"),
+    *SPECIAL_KEYS,
+)
 """Of a model's configuration; the dtype is compared on its own, and special ids, which are the
 tokenizer's, decide nothing in training."""
 _FREE_IN_TRAIN = ("stop_after_steps", "stop_when", "sequence_parallel_size", "micro_batch_samples")

@@ -55,7 +55,7 @@ def make_model_folder(
             names = [_GENERATION, *([_CODE] if model.trust_remote_code else [])]
             names += [] if _has_template_in_settings(corpus.tokenizer_dir) else _TEMPLATES
             _copy_base(base, folder, names=names)
-        _save_config(config, folder, own_source=model.pretrained)
+        _save_config(config, folder)
         tokenizer = write_tokenizer(
             folder, corpus.tokenizer_dir, model=model, expected=samples.tokens
         )
@@ -106,12 +106,13 @@ def _has_template_in_settings(tokenizer: Path) -> bool:
     return is_there and not (tokenizer / _TEMPLATES[0]).is_file()
 
 
-def _save_config(config: PretrainedConfig, folder: Path, *, own_source: str | None) -> None:
+def _save_config(config: PretrainedConfig, folder: Path) -> None:
     """With references to code that is now in the folder itself."""
     config = copy.deepcopy(config)
     for name, source in (getattr(config, "auto_map", None) or {}).items():
-        if isinstance(source, str) and own_source is not None:
-            config.auto_map[name] = source.removeprefix(f"{own_source}--")
+        module = source.rpartition("--")[2] if isinstance(source, str) else ""
+        if (folder / f"{module.partition('.')[0]}.py").is_file():
+            config.auto_map[name] = module
     config.save_pretrained(folder)
 
 
@@ -150,6 +151,8 @@ def _add_older_names(path: Path) -> None:
     rope = content.get("rope_parameters") or {}
     if "rope_theta" in rope:  # not where each kind of layer has its own
         content["rope_theta"] = rope["rope_theta"]
+        if "partial_rotary_factor" in rope:
+            content["partial_rotary_factor"] = rope["partial_rotary_factor"]
         if rope.get("rope_type", "default") != "default":
             content["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
     if "dtype" in content:

@@ -208,14 +208,23 @@ class _Gradients:
     def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
         self._weight_VD = weight_VD
         self.hidden_ND, self.weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
-        self.bias_V = None if bias_V is None else torch.zeros_like(bias_V)
+        self._bias_V = bias_V
+        # a sum over all tokens, which bf16 would round at each chunk
+        self._bias_sum_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
 
     def add(self, rows_C: Tensor, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
         """`gradient_CV`: of the logits of `rows_C`."""
         self.hidden_ND[rows_C] = gradient_CV @ self._weight_VD
         self.weight_VD.addmm_(gradient_CV.T, hidden_CD)
-        if self.bias_V is not None:
-            self.bias_V += gradient_CV.sum(dim=0)
+        if self._bias_sum_V is not None:
+            self._bias_sum_V += gradient_CV.sum(dim=0, dtype=torch.float32)
+
+    @property
+    def bias_V(self) -> Tensor | None:
+        """In the dtype of the bias."""
+        if self._bias_V is None or self._bias_sum_V is None:
+            return None
+        return self._bias_sum_V.to(self._bias_V.dtype)
 
 
 def _empty_statistics(hidden_ND: Tensor) -> RowStatistics:

@@ -35,7 +35,7 @@ _RANDOM = re.compile("drop|jitter")
 
 
 def find_other_numbers(
-    model: Model, config: PretrainedConfig, *, sequence_tokens: int
+    model: Model, config: PretrainedConfig, *, sequence_tokens: int, trains: bool = True
 ) -> str | None:
     """Compare losses and entropies of packed documents with plain transformers; a second or so.
 
@@ -46,6 +46,7 @@ def find_other_numbers(
     Args:
         config: of the model as it would be trained.
         sequence_tokens: of a sample.
+        trains: try a step in training mode, too.
 
     Returns:
         Why the model cannot be trained here, in a sentence; None where the numbers are the same.
@@ -53,7 +54,9 @@ def find_other_numbers(
     kind = f"model: {config.model_type}"
     with _aside():
         try:
-            difference = measure_difference(model, config, sequence_tokens=sequence_tokens)
+            difference = measure_difference(
+                model, config, sequence_tokens=sequence_tokens, trains=trains
+            )
         except _NotComparableError as error:
             return f"{kind} cannot be compared with plain transformers: {error}"
         except Exception as error:  # of any kind: the forward pass is the model's own code
@@ -66,7 +69,9 @@ def find_other_numbers(
     )
 
 
-def measure_difference(model: Model, config: PretrainedConfig, *, sequence_tokens: int) -> float:
+def measure_difference(
+    model: Model, config: PretrainedConfig, *, sequence_tokens: int, trains: bool = True
+) -> float:
     """The largest difference of a loss or an entropy, in nats; infinity for NaN."""
     try:
         tiny = tiny_config(model, config, sequence_tokens=sequence_tokens)
@@ -85,7 +90,8 @@ def measure_difference(model: Model, config: PretrainedConfig, *, sequence_token
     ours = CausalLMWithEntropy(lm).eval()
     with torch.no_grad():
         found = ours(inputs)
-    _try_training(ours, inputs)
+    if trains:
+        _try_training(ours, inputs)
     _try_last_position(ours, sequence_tokens=sequence_tokens)
     is_target_BT = inputs.targets_BS != IGNORE
     return max(
@@ -145,7 +151,8 @@ def _try_training(ours: CausalLMWithEntropy, inputs: ModelInputs) -> None:
         named = [key for key, value in settings.items() if _RANDOM.search(key) and value]
         raise ValueError(
             "it draws random numbers of its own in training, others on each layout; set "
-            f"{', '.join(named) or 'its dropout'} to 0 in its configuration"
+            f"{', '.join(named) or 'its dropout'} to 0 in model.config, "
+            "or in config.json of the model's folder"
         )
 
 

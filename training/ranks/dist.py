@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import traceback
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -115,6 +117,32 @@ def raise_together(error: str | None) -> None:
     first = next((message for message in errors if message), None)
     if first:
         raise ValueError(first)
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do it on every rank; an error of one, of whatever kind, is raised on all.
+
+    Raises:
+        ValueError: with the message of the lowest rank that has one.
+    """
+    result: list[T] = []
+    caught: Exception | None = None
+    try:
+        result.append(work())
+    except Exception as error:  # the other ranks would wait for this one
+        caught = error
+        if not isinstance(error, (ValueError, OSError)):
+            traceback.print_exc()  # nobody's mistake but ours, or a library's
+    try:
+        raise_together(None if caught is None else _told(caught))
+    except ValueError as error:
+        raise error from caught
+    return result[0]
+
+
+def _told(error: Exception) -> str:
+    text = str(error)
+    return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
 def _start_deepspeed(*, has_gpu: bool) -> None:

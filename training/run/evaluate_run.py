@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from training.data.stream import SampleStream
 from training.metrics.file import finite
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import build_engine
-from training.ranks.dist import init_layout, raise_together
+from training.ranks.dist import init_layout
 from training.ranks.launcher_env import whole_number
 from training.run.best import evaluation_row
 from training.run.evaluation import Bands, evaluate, load_bands
-from training.run.fit import find_misfit, fitting_config
+from training.run.fit import fitting_config, refuse_misfit
 from training.run.heldout import bands_folder, heldout_packs, heldout_streams
 
 _SP_KEY = "train.sequence_parallel_size"
@@ -67,12 +68,13 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         )
     step = read_manifest(exported)["step"]
     if layout.is_main:
-        _warn_of_newer(run_dir, step=step)
+        with suppress(OSError):  # a run that goes on may remove it at this moment
+            _warn_of_newer(run_dir, step=step)
     corpus = open_corpus(recipe.data.corpus)
     pack = corpus.open_pack(recipe.data.sequence_tokens)
     streams = heldout_streams(recipe, heldout_packs(recipe, pack), layout)
     model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
-    raise_together(find_misfit(recipe, corpus, model_config) if layout.is_main else None)
+    refuse_misfit(recipe, corpus, model_config, layout)
     engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1)
     result: dict[str, Any] = {
         "step": step,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from transformers import PretrainedConfig
 
 from data_prep.shards import Corpus
@@ -13,6 +15,7 @@ from training.model.ds_config import training_dtype
 from training.model.gate import find_other_numbers
 from training.model.tokenizers import find_other_ids, find_pair
 from training.model.weights import find_other_weights
+from training.ranks.dist import Layout, raise_together, together
 
 
 def fitting_config(recipe: Recipe, corpus: Corpus, *, sp_size: int) -> PretrainedConfig:
@@ -29,7 +32,9 @@ def fitting_config(recipe: Recipe, corpus: Corpus, *, sp_size: int) -> Pretraine
     return config
 
 
-def find_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig) -> str | None:
+def find_misfit(
+    recipe: Recipe, corpus: Corpus, config: PretrainedConfig, *, trains: bool = True
+) -> str | None:
     """What takes seconds, so that one rank does it for all.
 
     Returns:
@@ -37,10 +42,22 @@ def find_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig) -> str
         or a tokenizer that is not the corpus's; None where all fits.
     """
     return (
-        find_other_numbers(recipe.model, config, sequence_tokens=recipe.data.sequence_tokens)
+        find_other_numbers(
+            recipe.model, config, sequence_tokens=recipe.data.sequence_tokens, trains=trains
+        )
         or find_other_weights(recipe.model, config)
         or _find_other_tokenizer(recipe.model, corpus)
     )
+
+
+def refuse_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig, layout: Layout) -> None:
+    """`find_misfit` of a model that is only scored, on rank 0; raised on every rank.
+
+    Raises:
+        ValueError: with the sentence, or with what went wrong on the way to it.
+    """
+    find = partial(find_misfit, recipe, corpus, config, trains=False)
+    raise_together(together(lambda: find() if layout.is_main else None))
 
 
 def _find_other_tokenizer(model: Model, corpus: Corpus) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from training.data.joined_pack import join, join_scores
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import Engine, build_engine
-from training.ranks.dist import Layout, init_layout, raise_together
+from training.ranks.dist import Layout, init_layout, raise_together, together
 from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
 from training.ranks.stopping import StopRequests
@@ -73,15 +74,14 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
         if newest:
             saved = read_manifest(newest)["identity"]
             refuse_differences(newest, saved, identity, accepted=accepted)
-            other_model = None
-            if layout.is_main:
-                other_model = find_other_model(
-                    run_dir / "model",
-                    start.model_config,
-                    model=recipe.model,
-                    accepted=accepted,
-                )
-            raise_together(other_model)
+            find_other = partial(
+                find_other_model,
+                run_dir / "model",
+                start.model_config,
+                model=recipe.model,
+                accepted=accepted,
+            )
+            raise_together(together(lambda: find_other() if layout.is_main else None))
         _run(recipe, layout, start, identity, newest, accepted)
     return run_dir
 

@@ -28,7 +28,7 @@ from training.ranks.dist import (
     raise_together,
     sum_over_ranks,
 )
-from training.run.fit import find_misfit, fitting_config
+from training.run.fit import fitting_config, refuse_misfit
 
 COMMIT_SECONDS = 30.0
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -87,7 +87,7 @@ def score_corpus(options: ScoreOptions) -> Path:
     corpus = open_corpus(options.corpus)
     pack = corpus.open_pack(options.sequence_tokens)
     config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
-    raise_together(find_misfit(recipe, corpus, config) if layout.is_main else None)
+    refuse_misfit(recipe, corpus, config, layout)
     writing = open_scores_writer(
         corpus,
         name=options.name,

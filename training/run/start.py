@@ -15,7 +15,7 @@ from training.data.joined_pack import open_replay
 from training.data.stream import SampleStream
 from training.model.checks import warn_of_positions
 from training.model.ds_config import join_ds_config, training_dtype
-from training.ranks.dist import Layout, raise_together
+from training.ranks.dist import Layout, together
 from training.regularisers.entropy_source import open_scores
 from training.regularisers.replacement import check_mask_token
 from training.run.fit import find_misfit, fitting_config
@@ -126,11 +126,4 @@ def check_start_together(recipe: Recipe, layout: Layout) -> Start:
     Raises:
         ValueError: the same on every rank, also when only one sees what is wrong.
     """
-    start, error = None, None
-    try:
-        start = check_start(recipe, layout)
-    except (ValueError, OSError) as caught:
-        error = str(caught)
-    raise_together(error)
-    assert start is not None
-    return start
+    return together(lambda: check_start(recipe, layout))

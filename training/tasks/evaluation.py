@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from common.durable import atomic_write
 from training.metrics.task_results import TASKS_FOLDER, result_name
-from training.ranks.dist import broadcast_from_rank0, raise_together, sum_over_ranks
+from training.ranks.dist import broadcast_from_rank0, sum_over_ranks, together
 from training.ranks.launcher_env import whole_number
 from training.ranks.lost_gpus import refuse_lost_gpus
 from training.tasks.harness import (
@@ -84,21 +84,21 @@ def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | Non
     _join_ranks()
     is_main = dist.get_rank() == 0
     quieten(is_main=is_main)
-    manager = _together(lambda: open_task_list(options.tasks, tasks_dir=options.tasks_dir))
+    manager = together(lambda: open_task_list(options.tasks, tasks_dir=options.tasks_dir))
     permit_code(manager, options.tasks, says=is_main)
     with ExitStack() as until_loaded:
-        on_main = _together(
+        on_main = together(
             lambda: _weights_and_out(target, options, until_loaded) if is_main else None
         )
         agreed = broadcast_from_rank0(on_main)
         assert agreed is not None
         weights, out = agreed
-        loaded = _together(
+        loaded = together(
             lambda: load_tasks(
                 manager, options.tasks, limit=options.limit, world_size=dist.get_world_size()
             )
         )
-        lm = _together(lambda: _load_model(weights.folder, options))
+        lm: Any = together(lambda: _load_model(weights.folder, options))
     began = time.monotonic()
     answers = _ask(lm, loaded, manager, options)
     (num_cut,) = sum_over_ranks(torch.tensor([lm.num_cut]))
@@ -127,18 +127,6 @@ def _join_ranks() -> None:
         dist.init_process_group(
             "gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1, timeout=patience
         )
-
-
-def _together(work: Callable[[], T]) -> T:
-    """Do it on every rank; an error of one is raised on all."""
-    result: list[T] = []
-    error = None
-    try:
-        result.append(work())
-    except (ValueError, OSError) as caught:
-        error = str(caught)
-    raise_together(error)
-    return result[0]
 
 
 def _weights_and_out(
