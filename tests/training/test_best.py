@@ -80,6 +80,11 @@ def test_the_evaluation_before_the_first_step_is_not_the_best():
     assert is_best_so_far(progress)
 
 
+def test_a_checkpoint_from_before_the_first_evaluation_has_no_loss_of_the_base_model():
+    progress = judged(Progress(step=0, tokens=0), 0.1, counts=False)
+    assert (progress.heldout_loss, progress.evaluated_step) == (None, 0)
+
+
 @given(st.lists(st.floats(0, 9), min_size=1), st.integers(0, 30))
 def test_a_judgement_carried_by_a_checkpoint_is_that_of_the_whole_run(losses, cut):
     first = after(losses[:cut])

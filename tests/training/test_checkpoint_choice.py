@@ -40,6 +40,15 @@ def test_an_incomplete_one_is_not_the_best_and_is_refused_when_named(run_dir):
         find_checkpoint(run_dir, "step-6")
 
 
+def test_one_that_holds_the_base_models_loss_is_not_the_best(run_dir):
+    """As older versions saved those of before the first evaluation."""
+    folder = run_dir / "checkpoints" / "step-00000001"
+    folder.mkdir()
+    content = {"step": 1, "tokens": 3, "heldout_loss": 0.5, "evaluated_step": 0}
+    write_manifest(folder, content, files={})
+    assert find_checkpoint(run_dir, "best").name == "step-00000006"
+
+
 @pytest.mark.parametrize(
     ("word", "told"),
     [

@@ -95,6 +95,17 @@ def test_the_best_stays_on_disk_until_there_is_a_better_one(tmp_path: Path):
     assert seen == [[100], [200], [300], [300, 400], [300, 500], [600]]
 
 
+def test_the_base_models_loss_does_not_keep_a_checkpoint(tmp_path: Path):
+    """As older versions saved it with those of before the first evaluation."""
+    for step, loss, evaluated_step in ((1, 0.5, 0), (2, 1.5, 2), (3, 1.7, 3)):
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir()
+        content = {"step": step, "heldout_loss": loss, "evaluated_step": evaluated_step}
+        write_manifest(folder, content, files={})
+    prune(tmp_path, newest_step=3, settings=Checkpoint(keep_last=1, keep_best=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
 def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path):
     for step, loss in enumerate((math.nan, 2.0, 1.5, None, math.inf)):
         folder = tmp_path / "checkpoints" / f"step-{step:08d}"

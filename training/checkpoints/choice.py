@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
 from common.hints import did_you_mean
-from training.checkpoints.manifest import find_corruption, newest_complete, read_manifest
+from training.checkpoints.manifest import (
+    find_corruption,
+    judged_loss,
+    newest_complete,
+    read_manifest,
+)
 
 BEST, LAST = "best", "last"
 _OLD_NAME_OF_LAST = "newest"
@@ -43,8 +47,8 @@ def _best_complete(root: Path) -> Path | None:
     judged = []
     for folder in root.glob("step-*"):
         if find_corruption(folder) is None:
-            loss = read_manifest(folder)["heldout_loss"]
-            if loss is not None and math.isfinite(loss):
+            loss = judged_loss(read_manifest(folder))
+            if loss is not None:
                 judged.append((loss, folder))
     return min(judged)[1] if judged else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -80,6 +81,17 @@ def parse_manifest(text: bytes) -> dict[str, Any]:
     if not is_older and content.get("format") != _FORMAT:
         raise ValueError(f"expected format {_FORMAT}, found {content.get('format')}")
     return content
+
+
+def judged_loss(manifest: Mapping[str, Any]) -> float | None:
+    """By which a checkpoint is the best: finite, of an evaluation after the first step, or None.
+
+    Older versions stored the base model's loss in checkpoints from before the first evaluation.
+    """
+    loss: float | None = manifest["heldout_loss"]
+    if loss is None or not math.isfinite(loss) or manifest.get("evaluated_step") == 0:
+        return None
+    return loss
 
 
 def other_versions(manifest: Mapping[str, Any]) -> list[str]:

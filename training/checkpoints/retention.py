@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from training.checkpoints.manifest import read_manifest
+from training.checkpoints.manifest import judged_loss, read_manifest
 from training.config.sections import Checkpoint
 
 
@@ -62,7 +62,7 @@ def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
             _print_once(f"{folder}: not a readable checkpoint, left in place: {error}")
             continue
         folders[manifest["step"]] = folder
-        saved.append(Saved(manifest["step"], manifest["heldout_loss"]))
+        saved.append(Saved(manifest["step"], judged_loss(manifest)))
     for step in checkpoints_to_delete(
         saved,
         newest_step=newest_step,

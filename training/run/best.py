@@ -49,6 +49,8 @@ def judged(progress: Progress, loss: float | None, *, counts: bool) -> Progress:
         counts: False for an evaluation that an uninterrupted run would not have made, such as where
             it was told to stop: it says how good a checkpoint is, but does not end the run.
     """
+    if progress.step == 0:  # of the base model, which no checkpoint holds
+        return replace(progress, evaluated_step=0)
     loss = _number(loss)
     progress = replace(progress, heldout_loss=loss, evaluated_step=progress.step)
     if not counts:
