@@ -61,6 +61,20 @@ def test_a_band_is_named_before_the_whole_rises():
     assert found.names == ("band 2",)
 
 
+def test_after_a_change_of_what_is_best_only_the_evaluations_since_count():
+    """A weighted loss has no bands, and that of another set has others."""
+    before = evaluations([6.0, 5.0, 4.0, 3.0], [None, 9.0, 8.0, 7.0])
+    for number, row in enumerate(evaluations([6.0, 5.0, 4.5, 4.7, 4.9], FALLING, [[5.0] * 5])):
+        before.append(row | {"step": 100 + number})
+        found = find_overfitting(before)
+        assert (found is not None) == (number == 4)
+    assert found is not None
+    assert (found.names, found.best_step) == (("all",), 102)
+    edges = [{"band": 1, "from_nats": 0.0, "to_nats": 2.0, "loss": 5.0}]
+    assert find_overfitting([*before, before[-1] | {"bands": edges}]) is None
+    assert find_overfitting([*before, before[-1] | {"bands": []}]) is None
+
+
 def test_a_watch_says_each_thing_once_and_goes_on_after_a_resume():
     rows: list[dict[str, Any]] = []
     for number, heldout in enumerate([6.0, 5.0, 4.5, 4.7, 4.9, 5.1]):

@@ -58,12 +58,16 @@ def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> OverfitWarning | 
     """Look at a run's evaluations so far, oldest first.
 
     A series rises when its last two evaluations lie half a percent above its best one and do not
-    come down. The training loss is taken at the evaluations.
+    come down. The training loss is taken at the evaluations. Only evaluations with the bands of the
+    last one are looked at: others are of other tokens, as of before a change of
+    `evaluation.best_by`.
 
     Args:
         evaluations: rows with `step`, `loss`, `bands` (each with `band` and `loss`) and
-            `train_loss`, the mean of the training loss since the evaluation before.
+            `train_loss`, the mean of the training loss since the evaluation before. Rows of a
+            weighted loss have no bands.
     """
+    evaluations = [row for row in evaluations if _bands_of(row) == _bands_of(evaluations[-1])]
     if len(evaluations) < _NUM_RISES + 2:
         return None
     training = [row["train_loss"] for row in evaluations if row.get("train_loss") is not None]
@@ -78,6 +82,12 @@ def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> OverfitWarning | 
         return None
     best = min(evaluations, key=lambda row: row["loss"])
     return OverfitWarning(tuple(names), best["step"], best["loss"], evaluations[-1]["loss"])
+
+
+def _bands_of(row: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Which they are: number and edges, without losses."""
+    bands = row.get("bands") or []
+    return [(band["band"], band.get("from_nats"), band.get("to_nats")) for band in bands]
 
 
 def _rises(series: list[float | None]) -> bool:
