@@ -56,7 +56,7 @@ def write_run(
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if recipe:
         resolved = {"run_dir": str(run_dir)} | recipe
-        (run_dir / "recipe.resolved.yaml").write_text(yaml.safe_dump(resolved))
+        (run_dir / "recipe.resolved.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
     return run_dir
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,3 +91,46 @@ def test_runs_whose_best_is_of_other_tokens_are_not_compared(tmp_path, evaluatio
     first, second = groups_of(*runs)
     assert are_measured_alike(first, first)
     assert not are_measured_alike(first, second)
+
+
+def are_alike(tmp_path: Path, *told: tuple[dict[str, Any], dict[str, str]]) -> bool:
+    """Of two runs: what is added to the recipe and to the facts of each."""
+    runs = []
+    for number, (recipe, facts) in enumerate(told):
+        run = write_run(tmp_path / f"run{number}", heldout=DOMAIN, recipe={"seed": number} | recipe)
+        path = run / "metrics.jsonl"
+        first, *rest = path.read_text().splitlines()
+        path.write_text("\n".join([json.dumps(json.loads(first) | facts), *rest]) + "\n")
+        runs.append(run)
+    first_group, second_group = groups_of(*runs)
+    return are_measured_alike(first_group, second_group)
+
+
+def test_replay_is_compared_with_no_replay(tmp_path):
+    """It is trained on; the held-out samples are the same."""
+    sets = {"pack": "a", "pack_of_sets.general": "b"}
+    replay = {"replay": {"corpus": "general", "share": 0.25}}
+    with_replay = sets | {"pack_of_replay": "b", "pack_of_replay_scores": "c"}
+    assert are_alike(tmp_path, ({}, sets), (replay, with_replay))
+
+
+def test_a_set_of_another_pack_is_not_compared(tmp_path):
+    sets = {"pack": "a", "pack_of_sets.general": "b"}
+    assert not are_alike(tmp_path, ({}, sets), ({}, sets | {"pack_of_sets.general": "c"}))
+
+
+def test_the_first_set_decides_as_if_it_were_named(tmp_path):
+    named = {"evaluation": {"sets": {"domain": {"split": "val"}}, "best_by": "domain"}}
+    unnamed = {"evaluation": {"sets": {"domain": {"split": "val"}}, "best_by": None}}
+    assert are_alike(tmp_path, (named, {}), (unnamed, {}))
+
+
+def test_another_order_of_sets_that_decides_otherwise_is_not_compared(tmp_path):
+    sets = [("domain", {"split": "val"}), ("general", {"split": "train"})]
+    turned = [{"evaluation": {"sets": dict(order)}} for order in (sets, sets[::-1])]
+    runs = [
+        RunGroup(name, group.runs, group.settings)
+        for name, recipe in zip(("first", "second"), turned, strict=True)
+        for group in groups_of(write_run(tmp_path / name, heldout=DOMAIN, recipe=recipe))
+    ]
+    assert not are_measured_alike(*runs)

@@ -14,14 +14,10 @@ from training.reports.curves import RunCurves
 from training.reports.groups import RunGroup
 from training.reports.intervals import Interval, mean_interval, t_quantile
 
-# Of a group's settings, what decides which tokens its held-out loss is of.
-_OF_THE_LOSS = (
-    "pack",
-    "evaluation.max_samples",
-    "evaluation.sets",
-    "evaluation.best_by",
-    "evaluation.weights",
-)
+# Of a group's settings, what decides which tokens its held-out loss is of, beside the set that
+# decides what is best. Replay is not among them: it is only trained on.
+_OF_THE_LOSS = ("pack", "evaluation.max_samples", "evaluation.sets", "evaluation.weights")
+_PARTS_OF_THE_LOSS = ("pack_of_sets.", "evaluation.sets.", "evaluation.weights.")
 Measure = Callable[[RunCurves], float | None]
 
 
@@ -92,9 +88,20 @@ def choose_baseline(groups: list[RunGroup]) -> RunGroup:
 def are_measured_alike(group: RunGroup, other: RunGroup) -> bool:
     """Whether their held-out losses are of the same samples, as far as the runs show."""
     keys = {
-        key for found in (group, other) for key in found.settings if key.startswith(_OF_THE_LOSS)
+        key
+        for found in (group, other)
+        for key in found.settings
+        if key in _OF_THE_LOSS or key.startswith(_PARTS_OF_THE_LOSS)
     }
+    if _decides_best(group) != _decides_best(other):
+        return False
     return all(group.settings.get(key) == other.settings.get(key) for key in keys)
+
+
+def _decides_best(group: RunGroup) -> str | None:
+    """`evaluation.best_by`, or the set that is listed first, as the runs had it."""
+    evaluation = group.runs[0].recipe.get("evaluation") or {}
+    return evaluation.get("best_by") or next(iter(evaluation.get("sets") or {}), None)
 
 
 def unfinished(*groups: RunGroup) -> int:
