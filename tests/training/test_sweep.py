@@ -11,12 +11,13 @@ import pytest
 
 from data_prep.packing.pack import pack
 from data_prep.shards import open_corpus
+from tests.training.layouts import tiny_recipe
 from tests.training.sweep_runs import (
     planned,
     write_recipe,
 )
 from training.config.load import dump_recipe
-from training.sweeps.grid import Mistakes, parse_axes, plan_runs
+from training.sweeps.grid import Mistakes, PlannedRun, find_other_corpus, parse_axes, plan_runs
 from training.sweeps.sweep import SweepOptions, run_sweep
 
 
@@ -134,6 +135,20 @@ def test_a_complete_run_on_a_corpus_that_was_built_again_is_refused(
     pack(corpus_copy, seq_len=64, policy="concat", overwrite=True)
     with pytest.raises(ValueError, match="holds a run on a corpus that was built or packed other"):
         run_sweep(options)
+
+
+def test_a_run_with_replay_of_a_corpus_that_was_built_again_is_refused(tmp_path: Path) -> None:
+    run = PlannedRun("one", tiny_recipe(run_dir=str(tmp_path)))
+    before = {"pack": "a", "pack_of_replay": "b", "pack_of_sets.general": "c"}
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"kind": "run", "step": 0, "total_steps": 8} | before) + "\n"
+    )
+    assert find_other_corpus(run, packs=before) is None
+    assert find_other_corpus(run, packs=before | {"pack_of_sets.later": "d"}) is None
+    for name in before:
+        said = find_other_corpus(run, packs=before | {name: "other"})
+        assert said is not None
+        assert f"({name} was {before[name]}, is other); choose another run_dir" in said
 
 
 def test_a_dry_sweep_tells_new_runs_from_those_that_cannot_be_read(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,22 +138,28 @@ def find_other_recipe(run: PlannedRun) -> str | None:
     )
 
 
-def find_other_corpus(run: PlannedRun, *, pack: str) -> str | None:
+def find_other_corpus(run: PlannedRun, *, packs: Mapping[str, str]) -> str | None:
     """Whether the run that the folder holds had other samples; None for the same, or for no run.
 
-    Its recipe names the corpus only by its folder, which may have been built again.
+    Its recipe names a corpus only by its folder, which may have been built again.
 
     Args:
-        pack: fingerprint of the samples of now.
+        packs: fingerprints of the samples of now, named as among the facts of a run: `pack`, and
+            `pack_of_<name>` of other corpora.
     """
     path = run.run_dir / METRICS_FILE
     rows = read_metrics(path) if path.exists() else []
-    before = next((row.get("pack") for row in rows if row["kind"] == "run"), None)
-    if before in (None, pack):
+    facts = next((row for row in rows if row["kind"] == "run"), {})
+    changed = [
+        f"{name} was {str(before)[:16]}, is {str(packs.get(name))[:16]}"
+        for name, before in facts.items()  # older runs do not have all of them
+        if name.startswith("pack") and before not in (None, packs.get(name))
+    ]
+    if not changed:
         return None
     return (
-        f"{run.run_dir} holds a run on a corpus that was built or packed otherwise (pack was "
-        f"{str(before)[:16]}, is {pack[:16]}); choose another run_dir, or move that folder away"
+        f"{run.run_dir} holds a run on a corpus that was built or packed otherwise "
+        f"({'; '.join(changed)}); choose another run_dir, or move that folder away"
     )
 
 
