@@ -113,6 +113,19 @@ def test_a_corpus_that_is_too_small_is_refused_with_a_share_that_fits(small_corp
     check_start(asked(0.9, repeats=True), ALONE)
 
 
+def test_a_corpus_that_is_too_small_for_any_share_asks_for_fewer_epochs(
+    small_corpus, general_corpus
+):
+    train = {"global_batch_tokens": 8 * SEQUENCE_TOKENS, "epochs": 5000, "micro_batch_samples": 1}
+    said = refusal(alone(small_corpus, general_corpus, train=train))
+    assert said.endswith(": a larger corpus, fewer train.epochs, or replay.repeats: true")
+
+
+def test_a_corpus_that_cannot_be_read_is_refused_by_its_key(small_corpus, tmp_path):
+    (tmp_path / "manifest.json").mkdir()
+    assert refusal(alone(small_corpus, tmp_path)).startswith("replay.corpus: ")
+
+
 def test_a_corpus_that_does_not_go_with_the_runs_own_is_refused(
     small_corpus, general_corpus, tmp_path
 ):

@@ -13,13 +13,14 @@ def open_pack_like(pack: PackIndex, folder: str, *, key: str) -> PackIndex:
         key: of the recipe that names the other, for messages.
 
     Raises:
-        ValueError: when it has another tokenizer, or is not packed for samples of that length.
+        ValueError: when it cannot be read, has another tokenizer, or is not packed for samples of
+            that length.
     """
     try:
         corpus = open_corpus(folder)
         _check_tokenizer(corpus, pack.corpus)
         return corpus.open_pack(pack.seq_len)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{key}: {error}") from None
 
 

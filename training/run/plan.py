@@ -62,10 +62,11 @@ def refuse_small_replay(recipe: Recipe, mixture: Mixture, plan: Plan) -> None:
     own_tokens = sum(part.tokens_per_epoch for part in mixture[:-1])
     tokens = available // num_epochs * (share.tokens_per_epoch / share.samples_per_epoch)
     most = math.floor(1000 * tokens / (tokens + own_tokens)) / 1000
+    remedy = f"a share of at most {most:g}" if most else "fewer train.epochs"
     raise ValueError(
         f"replay.share {recipe.replay.share:g} takes {share.samples_per_epoch:,} samples an epoch, "
         f"{needed:,} in {num_epochs} epochs, but replay.corpus {recipe.replay.corpus} has "
-        f"{available:,}: a larger corpus, a share of at most {most:g}, or replay.repeats: true"
+        f"{available:,}: a larger corpus, {remedy}, or replay.repeats: true"
     )
 
 
