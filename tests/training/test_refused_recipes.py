@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.training.refusals import refused
@@ -121,6 +123,59 @@ def test_a_recipe_with_a_wrong_value_is_refused(tmp_path, override, told):
     path.write_text(RECIPE)
     assert load_recipe(path)
     assert told in refused(lambda: load_recipe(path, [override]))
+
+
+def set_of(**data: str) -> str:
+    return f"evaluation.sets={json.dumps({'general': {'split': 'train', **data}})}"
+
+
+REPLAY = "replay={corpus: data/r, share: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ([set_of()], "data.corpus"),
+        ([set_of(corpus="data/x")], "data.corpus"),
+        ([set_of(corpus="./data/../data/x/")], "data.corpus"),
+        ([set_of(domain="web")], "data.corpus"),
+        ([set_of(domain="web"), "data.mixture={notes: {epochs: 0}}"], "data.corpus"),
+        ([set_of(corpus="data/r"), REPLAY], "replay.corpus"),
+        ([set_of(corpus="data/r", domain="web"), REPLAY], "replay.corpus"),
+    ],
+)
+def test_a_set_that_is_trained_on_is_refused(tmp_path, overrides, key):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    said = refused(lambda: load_recipe(path, overrides))
+    assert f"evaluation.sets.general.split: train is trained on, as {key}: take val" in said
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [set_of(corpus="data/y"), REPLAY],
+        [set_of(corpus="data/r")],
+        [set_of(split="val"), REPLAY],
+        [set_of(split="val", corpus="data/r"), REPLAY],
+        [set_of(domain="web"), "data.mixture={web: {epochs: 0}}"],
+    ],
+)
+def test_a_set_that_is_not_trained_on_is_accepted(tmp_path, overrides):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    assert load_recipe(path, overrides).evaluation.sets
+
+
+def test_a_threshold_of_the_corpus_does_not_go_with_replay(tmp_path):
+    """It would be that of text of which most is not trained on."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    of_corpus = ["entropy.scope=corpus", "entropy.source=cache"]
+    assert load_recipe(path, of_corpus)
+    said = refused(lambda: load_recipe(path, [*of_corpus, REPLAY]))
+    assert "entropy.scope: corpus with replay" in said
+    assert said.endswith("set entropy.scope: batch, or replay: null")
 
 
 @pytest.mark.parametrize(("content", "told"), [row[1:] for row in FILES], ids=[r[0] for r in FILES])

@@ -26,7 +26,7 @@ class HeldoutData:
     domain: str | None = None
     """Only this domain of the corpus; null is all of them."""
     split: Literal["val", "train"] = "val"
-    """train is for a corpus that no run trains on."""
+    """train is for a corpus that no run trains on; one that this run trains on is refused."""
     max_samples: Positive | None = None
     """Use only this many samples, the first ones; null uses `evaluation.max_samples`."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from training.config.heldout import Evaluation
+from training.config.heldout import Evaluation, HeldoutData
 from training.config.replay import Replay
 from training.config.sections import (
     STRICT,
@@ -148,6 +149,36 @@ class Recipe:
                 f"{self.train.z_loss}; set measure: shannon, or train.z_loss: 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _replay_fits(self) -> Recipe:
+        if self.replay is not None and self.entropy.scope == "corpus":
+            raise ValueError(
+                "entropy.scope: corpus with replay would take its threshold from all of "
+                "replay.corpus, of which the run trains on a share: set entropy.scope: batch, or "
+                "replay: null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_is_not_trained_on(self) -> Recipe:
+        for name, data in (self.evaluation.sets or {}).items():
+            if data.split == "train" and (trained := self._trained_on(data)):
+                raise ValueError(
+                    f"evaluation.sets.{name}.split: train is trained on, as {trained}: take val, "
+                    "another corpus, or a domain of data.corpus with data.mixture.NAME.epochs: 0"
+                )
+        return self
+
+    def _trained_on(self, data: HeldoutData) -> str | None:
+        """Which key trains on the train split of a set's corpus; None for neither."""
+        corpus = os.path.realpath(data.corpus or self.data.corpus)
+        if self.replay is not None and corpus == os.path.realpath(self.replay.corpus):
+            return "replay.corpus"
+        weight = (self.data.mixture or {}).get(data.domain or "")
+        is_left_out = weight is not None and 0 in (weight.epochs, weight.proportion)
+        is_own = corpus == os.path.realpath(self.data.corpus)
+        return "data.corpus" if is_own and not is_left_out else None
 
     @model_validator(mode="after")
     def _best_is_kept(self) -> Recipe:

@@ -159,7 +159,7 @@ class Entropy:
     in its document, else the last; latest: the last one."""
     scope: Literal["batch", "corpus"] = "batch"
     """Whose quantile is the threshold. batch: the tokens of the optimizer step; corpus: those of
-    all samples, recomputed at each epoch's start (reference and cache)."""
+    all samples, recomputed at each epoch's start (reference and cache), without replay."""
     threshold: Literal["step", "lagged"] = "step"
     """step: the quantile of the step's own tokens. lagged: that of the previous step, applied to
     the training forward's own entropies, which costs no extra pass; for source: online with where:
