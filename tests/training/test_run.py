@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from training.checkpoints.export import export_run, load_run_recipe
 from training.checkpoints.manifest import newest_complete
 from training.config.load import dump_recipe
 from training.config.recipe import Recipe
-from training.run.evaluation import load_bands
+from training.run.evaluation import bands_of_stream, load_bands
 
 ROOT = Path(__file__).parents[2]
 
@@ -327,6 +328,35 @@ def test_bands_whose_targets_have_changed_are_refused_by_name(finished, tmp_path
         load_bands(folder)
 
 
+def test_bands_are_only_those_of_the_samples_they_were_made_of(finished, tmp_path, capsys):
+    folder = tmp_path / "bands"
+    shutil.copytree(finished / "heldout_bands", folder)
+    recipe = json.loads((folder / "heldout_bands.json").read_text())
+    assert (recipe["split"], recipe["first_sample"]) == ("val", 0)
+
+    def found(**changes: Any) -> bool:
+        pack_of = SimpleNamespace(fingerprint=recipe["pack"], seq_len=SEQUENCE_TOKENS)
+        of = {"pack": pack_of, "split": "val", "first_sample": 0, "total_samples": 6}
+        layout = SimpleNamespace(is_main=True)
+        stream = SimpleNamespace(**(of | changes), layout=layout)
+        is_found = bands_of_stream(folder, stream) is not None
+        told = f"{folder}: made of other samples; no held-out losses by band\n"
+        assert capsys.readouterr().err == ("" if is_found else told)
+        return is_found
+
+    assert found()
+    others = {"split": "train", "first_sample": 3, "total_samples": 5}
+    for key, value in others.items():
+        assert not found(**{key: value})
+    assert not found(pack=SimpleNamespace(fingerprint="other", seq_len=SEQUENCE_TOKENS))
+    # runs of before they were recorded
+    older = {key: recipe[key] for key in ("edges_nats", "shape", "pack", "sha256")}
+    (folder / "heldout_bands.json").write_text(json.dumps(older))
+    assert found()
+    assert found(split="train", first_sample=3)
+    assert not found(total_samples=5)
+
+
 def test_bands_without_a_target_have_no_loss(small_corpus, tmp_path):
     """63 targets in 64 bands; a loss of 0 would be the best of all."""
     run_dir = tmp_path / "run"
@@ -478,15 +508,16 @@ def test_a_resume_in_another_precision_is_refused(finished, small_corpus):
         assert "dtype: was 'torch.float32', is 'torch.bfloat16'" in message
 
 
-def test_evaluation_of_other_held_out_data_than_the_bands_is_refused(finished, exported):
-    with pytest.raises(subprocess.CalledProcessError) as caught:
-        training(
-            "evaluate",
-            str(finished),
-            "train.sequence_parallel_size=1",
-            "evaluation.max_samples=3",
-        )
-    assert "holds bands of 6 samples of 64 tokens" in caught.value.stderr
+def test_fewer_held_out_samples_have_no_bands_and_are_not_the_runs_own(finished, exported):
+    training("evaluate", str(finished))
+    own = (finished / "evaluation.json").read_bytes()
+    done = training("evaluate", str(finished), "evaluation.max_samples=3")
+    assert "bands" not in json.loads(done.stdout)
+    told = f"{finished / 'heldout_bands'}: made of other samples; no held-out losses by band"
+    assert told in done.stderr.splitlines()
+    assert (finished / "evaluation.json").read_bytes() == own
+    training("evaluate", str(finished), "evaluation.every_steps=5")
+    assert (finished / "evaluation.json").read_bytes() != own  # at least its seconds
 
 
 def test_an_export_that_the_run_has_left_behind_is_told(finished, tmp_path):

@@ -25,7 +25,7 @@ from training.model.engine import build_engine
 from training.ranks.dist import init_layout
 from training.ranks.launcher_env import whole_number
 from training.run.best import evaluation_row
-from training.run.evaluation import Bands, evaluate, load_bands
+from training.run.evaluation import Bands, bands_of_stream, evaluate
 from training.run.fit import fitting_config, refuse_misfit
 from training.run.heldout import bands_folder, heldout_packs, heldout_streams
 
@@ -87,7 +87,9 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     }
     result = finite(result | evaluation_row(results, recipe.evaluation))
     own = load_recipe(kept, [])
-    is_own = (recipe.data, recipe.evaluation.sets) == (own.data, own.evaluation.sets)
+    # how often a run evaluates does not decide what is measured
+    evaluation = dataclasses.replace(recipe.evaluation, every_steps=own.evaluation.every_steps)
+    is_own = (recipe.data, evaluation) == (own.data, own.evaluation)
     if layout.is_main and is_own:
         atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
@@ -106,6 +108,5 @@ def _warn_of_newer(run_dir: Path, *, step: int) -> None:
 
 
 def _bands(folder: Path, stream: SampleStream) -> Bands | None:
-    """Those that the run froze, unless they are of other data."""
-    bands = load_bands(folder) if folder.exists() else None
-    return bands if bands and bands.pack == stream.pack.fingerprint else None
+    """Those that the run froze, unless they are of other samples."""
+    return bands_of_stream(folder, stream) if folder.exists() else None

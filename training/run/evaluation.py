@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,23 @@ class Bands:
     shape: tuple[int, int]
     pack: str
     """Fingerprint of the pack whose targets they are."""
+    split: str | None = None
+    """That their samples are of; None of older runs, which did not record it."""
+    first_sample: int | None = None
+    """Of the split; None of older runs."""
 
     @property
     def num_bands(self) -> int:
         return len(self.edges_nats) + 1
+
+    def are_of(self, stream: SampleStream) -> bool:
+        """Whether they are of these samples, as far as the run recorded it."""
+        return (
+            self.pack == stream.pack.fingerprint
+            and self.shape == (stream.total_samples, stream.pack.seq_len)
+            and self.split in (None, stream.split)
+            and self.first_sample in (None, stream.first_sample)
+        )
 
     def of(self, batch: MicroBatch, stream: SampleStream) -> Tensor:
         """int64 `[B, S]`; arbitrary where there is no target."""
@@ -64,12 +78,6 @@ def evaluate(engine: Engine, stream: SampleStream, bands: Bands | None) -> dict[
     that have no target, since a rank that stops early would leave ZeRO-3 waiting.
     """
     began = time.monotonic()
-    if bands and bands.shape != (stream.total_samples, stream.pack.seq_len):
-        raise ValueError(
-            f"{bands.path} holds bands of {bands.shape[0]} samples of {bands.shape[1]} tokens, the "
-            f"held-out data has {stream.total_samples} of {stream.pack.seq_len}: "
-            "evaluation.max_samples and data.* must be those of the run"
-        )
     num_bands = bands.num_bands if bands else 0
     sums = torch.zeros(3 + 2 * num_bands, dtype=torch.float64, device=engine.layout.device)
     for step in range(stream.num_steps):
@@ -142,11 +150,32 @@ def freeze_bands(engine: Engine, stream: SampleStream, *, num_bands: int, folder
     dist.barrier()
     if engine.layout.is_main:
         partial.replace(path)
-        described = {"edges_nats": edges, "shape": shape, "pack": stream.pack.fingerprint}
-        described["sha256"] = record_file(path).sha256
+        described = {
+            "edges_nats": edges,
+            "shape": shape,
+            "pack": stream.pack.fingerprint,
+            "split": stream.split,
+            "first_sample": stream.first_sample,
+            "sha256": record_file(path).sha256,
+        }
         atomic_write(folder / "heldout_bands.json", json.dumps(described))
     dist.barrier()
-    return Bands(edges, path, shape, stream.pack.fingerprint)
+    return Bands(edges, path, shape, stream.pack.fingerprint, stream.split, stream.first_sample)
+
+
+def bands_of_stream(folder: Path, stream: SampleStream) -> Bands | None:
+    """The kept bands, or None with one line on stderr when they are of other samples.
+
+    Raises:
+        ValueError: as `load_bands`.
+    """
+    bands = load_bands(folder)
+    if bands.are_of(stream):
+        return bands
+    if stream.layout.is_main:
+        told = "made of other samples; no held-out losses by band"
+        print(f"{folder}: {told}", file=sys.stderr, flush=True)
+    return None
 
 
 def load_bands(folder: Path) -> Bands:
@@ -172,4 +201,5 @@ def load_bands(folder: Path) -> Bands:
     expected = content.get("sha256", found)  # runs of before it was recorded
     if found != expected:
         raise ValueError(f"{path}: damaged: expected sha256 {expected}, found {found}; {remedy}")
-    return Bands(edges, path, shape, pack)
+    split, first_sample = content.get("split"), content.get("first_sample")
+    return Bands(edges, path, shape, pack, split, first_sample)

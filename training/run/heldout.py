@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from training.metrics.heldout_rows import losses_by_set
 from training.model.engine import Engine
 from training.ranks.dist import Layout, broadcast_from_rank0
 from training.run.best import evaluation_row
-from training.run.evaluation import Bands, evaluate, freeze_bands, load_bands
+from training.run.evaluation import Bands, bands_of_stream, evaluate, freeze_bands
 
 _SPLITS = {"val": "validation", "train": "train"}
 
@@ -144,7 +143,7 @@ class Heldout:
         """Freeze the bands of a new run, or read those of an old one.
 
         A set that was not evaluated before the first step has no bands, and gets none midway; nor
-        has one on another corpus than they were made of, which a resume may accept.
+        has one of other samples than they were made of, which a resume may accept.
 
         Args:
             step: from which the run continues.
@@ -168,13 +167,7 @@ class Heldout:
         # the rows may be lost, as may the folder: either says that there are bands
         if not broadcast_from_rank0(folder.exists() or name in self.first_losses):
             return None
-        bands = load_bands(folder)
-        if bands.pack == self.streams[name].pack.fingerprint:
-            return bands
-        if self.engine.layout.is_main:
-            told = "made of another corpus; no more held-out losses by band"
-            print(f"{folder}: {told}", file=sys.stderr)
-        return None
+        return bands_of_stream(folder, self.streams[name])
 
     def evaluate(self, *, step: int) -> dict[str, Any]:
         """The row of an evaluation; every rank calls it.
