@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.layouts import tiny_recipe
+from training.checkpoints.load import progress_of
 from training.checkpoints.progress import Progress
 from training.config.sections import StopWhen
 from training.run.best import evaluation_row, is_best_so_far, judged, reason_to_end
@@ -83,6 +84,32 @@ def test_the_evaluation_before_the_first_step_is_not_the_best():
 def test_a_checkpoint_from_before_the_first_evaluation_has_no_loss_of_the_base_model():
     progress = judged(Progress(step=0, tokens=0), 0.1, counts=False)
     assert (progress.heldout_loss, progress.evaluated_step) == (None, 0)
+
+
+NO_SETS = {"best_by": None, "weights": None, "sets": None, "max_samples": 6, "num_bands": 4}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "more", "is_kept"),
+    [
+        ({}, {}, True),
+        ({"num_bands": 8}, {"others": {"sets.general": "b", "replay": "other"}}, True),
+        ({"best_by": "general"}, {}, False),
+        ({"weights": {"domain": 1.0}}, {}, False),
+        ({"max_samples": 5}, {}, False),
+        ({}, {"pack": "other"}, False),
+        ({}, {"others": {"sets.general": "other"}}, False),
+    ],
+)
+def test_what_was_best_by_another_loss_is_forgotten(evaluation, more, is_kept):
+    """As after `--accept-changes recipe.evaluation.best_by`."""
+    saved = {"pack": "a", "others": {"sets.general": "b"}, "recipe": {"evaluation": NO_SETS}}
+    progress = after([3.0, 2.0, 2.5])
+    manifest = vars(progress) | {"identity": saved}
+    current = saved | {"recipe": {"evaluation": NO_SETS | evaluation}} | more
+    unjudged = {"heldout_loss": None, "best_loss": None, "best_step": None, "num_since_best": 0}
+    expected = progress if is_kept else Progress(**vars(progress) | unjudged)
+    assert progress_of(manifest, current) == expected
 
 
 @given(st.lists(st.floats(0, 9), min_size=1), st.integers(0, 30))

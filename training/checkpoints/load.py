@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from training.checkpoints.files import (
     only_data,
     read_state,
 )
-from training.checkpoints.identity import refuse_differences
+from training.checkpoints.identity import compare_identity, refuse_differences
 from training.checkpoints.manifest import read_manifest
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
@@ -35,7 +36,8 @@ def load_checkpoint(
     """Restore weights, optimizer, random state and the run's entropies.
 
     Exactly on the same number of ranks; within rounding of the losses on another (`reshard`), for
-    which the engine was built with `loads_universal`.
+    which the engine was built with `loads_universal`. What was best so far is forgotten where it
+    was so by another loss.
 
     Args:
         accepted: dotted names of what may differ.
@@ -52,8 +54,13 @@ def load_checkpoint(
         _load_engine(engine, checkpoint)
     if cache is not None:
         raise_together(_copy_cache(cache.load, checkpoint / CACHE_FILE, engine.layout))
+    return progress_of(manifest, identity)
+
+
+def progress_of(manifest: dict[str, Any], identity: dict[str, Any]) -> Progress:
+    """Where a checkpoint is, for a run of this identity."""
     threshold = manifest["threshold"]
-    return Progress(
+    progress = Progress(
         step=manifest["step"],
         tokens=manifest["tokens"],
         threshold=SavedThreshold(**threshold) if threshold else None,
@@ -69,6 +76,25 @@ def load_checkpoint(
         left_out=tuple(manifest["left_out"]),
         num_bad_in_row=manifest["num_bad_in_row"],
     )
+    if not is_by_another_loss(manifest["identity"], identity):
+        return progress
+    # evaluated_step stays: metrics.jsonl has that evaluation, by the other loss
+    return replace(progress, heldout_loss=None, best_loss=None, best_step=None, num_since_best=0)
+
+
+def is_by_another_loss(saved: dict[str, Any], current: dict[str, Any]) -> bool:
+    """Whether held-out losses of two identities cannot be compared, as after an accepted change."""
+    return bool(compare_identity(_about_the_loss(saved), _about_the_loss(current)))
+
+
+def _about_the_loss(identity: dict[str, Any]) -> dict[str, Any]:
+    """Which samples its losses are of, and which of them decides."""
+    evaluation = {
+        key: value for key, value in identity["recipe"]["evaluation"].items() if key != "num_bands"
+    }
+    others = identity.get("others") or {}
+    sets = {name: pack for name, pack in others.items() if name.startswith("sets.")}
+    return {"evaluation": evaluation, "pack": identity["pack"], "others": sets}
 
 
 def _load_engine(engine: Engine, checkpoint: Path) -> None:
