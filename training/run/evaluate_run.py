@@ -18,6 +18,7 @@ from training.checkpoints.manifest import (
     read_manifest,
 )
 from training.config.load import KEPT_RECIPE, load_recipe
+from training.config.recipe import Recipe
 from training.data.stream import SampleStream
 from training.metrics.file import finite
 from training.model.causal_lm import warn_of_remote_code
@@ -86,13 +87,17 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         for name, stream in streams.items()
     }
     result = finite(result | evaluation_row(results, recipe.evaluation))
-    own = load_recipe(kept, [])
-    # how often a run evaluates does not decide what is measured
-    evaluation = dataclasses.replace(recipe.evaluation, every_steps=own.evaluation.every_steps)
-    is_own = (recipe.data, evaluation) == (own.data, own.evaluation)
-    if layout.is_main and is_own:
+    if layout.is_main and _measures_alike(recipe, load_recipe(kept, [])):
         atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _measures_alike(recipe: Recipe, own: Recipe) -> bool:
+    """Whether the numbers are those of the run's own held-out data."""
+    # how often a run evaluates does not decide what is measured
+    evaluation = dataclasses.replace(recipe.evaluation, every_steps=own.evaluation.every_steps)
+    decides = recipe.evaluation.decides_best, own.evaluation.decides_best  # the order of sets may
+    return (recipe.data, evaluation) == (own.data, own.evaluation) and decides[0] == decides[1]
 
 
 def _warn_of_newer(run_dir: Path, *, step: int) -> None:
