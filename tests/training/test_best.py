@@ -14,6 +14,7 @@ from training.checkpoints.load import progress_of
 from training.checkpoints.progress import Progress
 from training.config.sections import StopWhen
 from training.run.best import evaluation_row, is_best_so_far, judged, reason_to_end
+from training.run.evaluate_run import measures_alike
 
 SETS: dict[str, Any] = {"domain": {}, "general": {"corpus": "other"}}
 RESULTS = {
@@ -177,3 +178,21 @@ def test_an_evaluation_at_a_stop_says_how_good_it_is_but_does_not_count():
 def test_a_choice_of_the_best_that_cannot_be_met_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_recipe(**changes)
+
+
+WEIGHTED = {"sets": SETS, "best_by": "weighted", "weights": {"domain": 1, "general": 1}}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "is_own"),
+    [
+        ({}, True),
+        ({"every_steps": 7}, True),
+        ({"max_samples": 3}, False),
+        ({"best_by": "domain", "weights": None}, False),
+        ({"weights": {"domain": 3, "general": 1}}, False),
+    ],
+)
+def test_only_an_evaluation_like_those_of_the_run_is_kept_as_its_own(evaluation, is_own):
+    own = tiny_recipe(evaluation=WEIGHTED)
+    assert measures_alike(tiny_recipe(evaluation=WEIGHTED | evaluation), own) is is_own

@@ -87,12 +87,12 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         for name, stream in streams.items()
     }
     result = finite(result | evaluation_row(results, recipe.evaluation))
-    if layout.is_main and _measures_alike(recipe, load_recipe(kept, [])):
+    if layout.is_main and measures_alike(recipe, load_recipe(kept, [])):
         atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _measures_alike(recipe: Recipe, own: Recipe) -> bool:
+def measures_alike(recipe: Recipe, own: Recipe) -> bool:
     """Whether the numbers are those of the run's own held-out data."""
     # how often a run evaluates does not decide what is measured
     evaluation = dataclasses.replace(recipe.evaluation, every_steps=own.evaluation.every_steps)
