@@ -17,6 +17,7 @@ from tests.training.sweep_runs import (
     write_recipe,
 )
 from training.config.load import dump_recipe
+from training.run import fit
 from training.sweeps.grid import Mistakes, PlannedRun, find_other_corpus, parse_axes, plan_runs
 from training.sweeps.sweep import SweepOptions, run_sweep
 
@@ -162,3 +163,17 @@ def test_a_dry_sweep_tells_new_runs_from_those_that_cannot_be_read(
     told = capsys.readouterr().out
     assert "seed-1: will be refused: its run_state.json cannot be read" in told
     assert "seed-2: new" in told
+
+
+def test_a_model_is_compared_with_transformers_once_for_all_combinations(
+    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    monkeypatch.setattr(fit, "_COMPARED", {})
+    monkeypatch.setattr(
+        fit, "find_other_numbers", lambda model, *_, **__: compared.append(model.config)
+    )
+    recipe = write_recipe(small_corpus, tmp_path)
+    varied = ["optimizer.lr=0.1,0.2", "model.config.rms_norm_eps=0.1,0.2"]
+    assert run_sweep(SweepOptions(recipe, [], varied, is_dry=True)) == 0
+    assert sorted(config["rms_norm_eps"] for config in compared) == [0.1, 0.2]

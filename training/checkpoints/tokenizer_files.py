@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from data_prep.tokenizing.settings import read_json
 from training.config.sections import Model
 from training.model.tokenizer_check import ExpectedTokens, find_other_tokens, load_tokenizer
 
@@ -59,7 +60,7 @@ def _load(folder: Path, *, model: Model, expected: ExpectedTokens) -> tuple[Any,
 
 def _set_plain_class(folder: Path, *, expected: ExpectedTokens) -> None:
     path = folder / SETTINGS
-    settings = json.loads(path.read_bytes()) if path.is_file() else {}
+    settings = read_json(path)
     for role, (token, _) in expected.specials.items():
         settings.setdefault(f"{role}_token", token)
     settings["tokenizer_class"] = _PLAIN_CLASS

@@ -42,12 +42,27 @@ def find_misfit(
         or a tokenizer that is not the corpus's; None where all fits.
     """
     return (
-        find_other_numbers(
+        _find_other_numbers_once(
             recipe.model, config, sequence_tokens=recipe.data.sequence_tokens, trains=trains
         )
         or find_other_weights(recipe.model, config)
         or _find_other_tokenizer(recipe.model, corpus)
     )
+
+
+_COMPARED: dict[str, str | None] = {}
+
+
+def _find_other_numbers_once(
+    model: Model, config: PretrainedConfig, *, sequence_tokens: int, trains: bool
+) -> str | None:
+    """`find_other_numbers`; a sweep asks for the same model at each of its combinations."""
+    key = repr((model, config.to_json_string(use_diff=False), sequence_tokens, trains))
+    if key not in _COMPARED:
+        _COMPARED[key] = find_other_numbers(
+            model, config, sequence_tokens=sequence_tokens, trains=trains
+        )
+    return _COMPARED[key]
 
 
 def refuse_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig, layout: Layout) -> None:
