@@ -16,7 +16,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from data_prep.shards import Corpus
 from training.checkpoints.corpus_samples import dump_samples, sample_corpus
-from training.checkpoints.tokenizer_files import SETTINGS, write_tokenizer
+from training.checkpoints.tokenizer_files import SETTINGS, read_object, write_tokenizer
 from training.config.sections import Model
 from training.model.skeleton import build_skeleton
 from training.model.special_ids import SPECIAL_KEYS, special_ids
@@ -102,7 +102,7 @@ def _copy_base(base: Path, folder: Path, *, names: Sequence[str]) -> None:
 def _has_template_in_settings(tokenizer: Path) -> bool:
     """A file of templates, as the base may have, would replace it."""
     settings = tokenizer / SETTINGS
-    is_there = settings.is_file() and "chat_template" in _read_object(settings)
+    is_there = settings.is_file() and "chat_template" in read_object(settings)
     return is_there and not (tokenizer / _TEMPLATES[0]).is_file()
 
 
@@ -147,7 +147,7 @@ def _add_older_names(path: Path) -> None:
 
     Without them they take another base of the rotation, and say nothing. transformers 5 reads both.
     """
-    content = _read_object(path)
+    content = read_object(path)
     rope = content.get("rope_parameters") or {}
     if "rope_theta" in rope:  # not where each kind of layer has its own
         content["rope_theta"] = rope["rope_theta"]
@@ -163,7 +163,7 @@ def _add_older_names(path: Path) -> None:
 def _generation_of(built: Any, path: Path, *, own: Mapping[str, Any]) -> dict[str, Any]:
     """The base's own file as it is, or what transformers makes of the configuration."""
     if path.is_file():
-        return _read_object(path)
+        return read_object(path)
     made = built.generation_config.to_diff_dict() if built.can_generate() else {}
     public = {key: value for key, value in made.items() if not key.startswith("_")}
     return public | {key: own.get(key) for key in SPECIAL_KEYS}
@@ -176,13 +176,3 @@ def _differences(config: PretrainedConfig, again: PretrainedConfig) -> list[str]
         for key in sorted(ours.keys() | theirs.keys())
         if key not in _NOT_COMPARED and ours.get(key) != theirs.get(key)
     ]
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"model: {path.name}: not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"model: {path.name}: expected an object, found {type(content).__name__}")
-    return content

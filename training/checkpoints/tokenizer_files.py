@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from data_prep.tokenizing.settings import read_json
 from training.config.sections import Model
 from training.model.tokenizer_check import ExpectedTokens, find_other_tokens, load_tokenizer
 
@@ -60,8 +59,23 @@ def _load(folder: Path, *, model: Model, expected: ExpectedTokens) -> tuple[Any,
 
 def _set_plain_class(folder: Path, *, expected: ExpectedTokens) -> None:
     path = folder / SETTINGS
-    settings = read_json(path)
+    settings = read_object(path) if path.is_file() else {}
     for role, (token, _) in expected.specials.items():
         settings.setdefault(f"{role}_token", token)
     settings["tokenizer_class"] = _PLAIN_CLASS
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON of one of a model's files.
+
+    Raises:
+        ValueError: when it is none, or not an object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"model: {path.name}: not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"model: {path.name}: expected an object, found {type(content).__name__}")
+    return content
