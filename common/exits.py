@@ -8,7 +8,9 @@ import os
 import select
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # By name, or every start would import what raises them: safetensors, torch.
@@ -18,6 +20,7 @@ _OF_LIBRARIES = {
     "DistStoreError": "; is MASTER_ADDR right, and did all processes start?",
     "OutOfMemoryError": "; `python -m launch plan RECIPE` says what fits",
 }
+_SHOWS_TRACEBACK = "ENTRODROP_TRACEBACK"
 _SECONDS_TO_BE_ENDED = 3.0
 """How long a launcher may take to end the other ranks when one has failed."""
 
@@ -47,6 +50,10 @@ def exit_code_of(run: Callable[[], int], *, rank: int = 0, interrupted: str = "i
         sentence = _sentence(error)
         if sentence is None:
             raise
+        if os.environ.get(_SHOWS_TRACEBACK, "0") != "0":
+            traceback.print_exception(error)
+        elif isinstance(error, ValueError) and _is_of_a_library(error):
+            sentence += f" (raised in a library; {_SHOWS_TRACEBACK}=1 shows where)"
     if rank > 0:
         time.sleep(_SECONDS_TO_BE_ENDED)
         sentence = f"rank {rank}: {sentence}"
@@ -69,6 +76,14 @@ def _sentence(error: Exception) -> str | None:
         return f"not enough memory{f' ({error})' if str(error) else ''}"
     name = type(error).__name__
     return f"{error}{_OF_LIBRARIES[name]}" if name in _OF_LIBRARIES else None
+
+
+def _is_of_a_library(error: BaseException) -> bool:
+    """Its message may say too little without what was being done."""
+    while error.__cause__ is not None and str(error.__cause__) == str(error):
+        error = error.__cause__  # as raised on one rank, and then on all
+    *_, innermost = traceback.extract_tb(error.__traceback__)
+    return "site-packages" in Path(innermost.filename).parts
 
 
 def _escape_what_stdout_lacks() -> None:

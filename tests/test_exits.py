@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors import SafetensorError
 
 import data_prep.__main__
@@ -98,6 +99,22 @@ def test_a_fault_of_ours_keeps_its_traceback_and_a_result_its_code(name, verb, m
     with pytest.raises(KeyError):
         run_main(name, verb, fail, monkeypatch)
     assert run_main(name, verb, lambda options: 1, monkeypatch) == 1
+
+
+def test_a_sentence_of_a_library_says_so_and_the_traceback_is_there_for_who_asks(
+    monkeypatch, capsys
+):
+    def fail_within() -> int:
+        node = yaml.ScalarNode("tag:yaml.org,2002:int", "ten")
+        return int(yaml.SafeLoader("").construct_yaml_int(node))
+
+    assert exit_code_of(fail_within) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("'ten' (raised in a library; ENTRODROP_TRACEBACK=1 shows where)")
+    monkeypatch.setenv("ENTRODROP_TRACEBACK", "1")
+    assert exit_code_of(fail_within) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback") and last.endswith("'ten'")
 
 
 def test_a_pipe_to_another_process_that_breaks_is_an_error(monkeypatch, capsys):
