@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,16 @@ class ChatEncoder:
 
     def _control_tokens(self) -> set[str]:
         """Special tokens, and whatever added tokens the template puts around a plain message."""
-        try:
-            frame, _ = self._render([{"role": "user", "content": "x"}])
-        except ValueError:
-            frame = ""
+        user = {"role": "user", "content": "x"}
+        frame = ""
+        # some templates demand a system message, others an answer
+        for messages in (
+            [user],
+            [{**user, "role": "system"}, user],
+            [user, {**user, "role": ASSISTANT}],
+        ):
+            with suppress(ValueError):
+                frame += self._render(messages)[0]
         tokens = self._tokenizer.added_tokens_decoder.values()
         names = {t.content for t in tokens if t.special or t.content in frame}
         return {name for name in names if name.strip()}  # Gemma counts runs of newlines as tokens

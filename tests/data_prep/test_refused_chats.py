@@ -53,6 +53,16 @@ def test_a_mark_of_turns_that_is_no_special_token_is_refused_too(make_folder: Ma
     encoder.encode([{"role": "user", "content": "what is <think>?"}, *TALK[2:3]])
 
 
+@pytest.mark.parametrize("demanded", ["messages[0].role == 'system'", "messages | length > 1"])
+def test_marks_of_turns_are_found_where_a_lone_question_is_no_conversation(
+    make_folder: MakeFolder, demanded: str
+) -> None:
+    demand = f"{{%- if not ({demanded}) %}}{{{{ raise_exception('more!') }}}}{{%- endif %}}"
+    encoder = ChatEncoder(make_folder(demand + CHATML.replace("<|im_start|>", "<turn>")))
+    with pytest.raises(ValueError, match="control token '<turn>'"):
+        encoder.encode([{"role": "system", "content": "<turn>"}, *TALK[1:3]])
+
+
 @pytest.mark.parametrize(
     ("messages", "match"),
     [
