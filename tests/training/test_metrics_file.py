@@ -70,6 +70,19 @@ def test_tensorboard_is_left_when_it_cannot_write(
     assert capsys.readouterr().err.count("writing to TensorBoard stops") == 1
 
 
+@pytest.mark.parametrize(("seconds", "warns"), [(-3600, False), (3600, True)])
+def test_a_clock_that_ran_back_is_noticed_since_tensorboard_would_hide_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: int, warns: bool
+) -> None:
+    Board(tmp_path, purge_step=0).close()
+    (first,) = tmp_path.iterdir()
+    *front, began, rest = first.name.split(".", 4)
+    earlier = ".".join([*front, f"{int(began) + seconds:010d}", rest])
+    first.rename(tmp_path / earlier)
+    Board(tmp_path, purge_step=1).close()
+    assert (f"{earlier} was begun at a later time" in capsys.readouterr().err) is warns
+
+
 def test_the_last_line_of_a_row_is_json(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.write({"kind": "step", "step": 1, "loss": float("nan")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,13 @@ class Board:
 
         self._folder = folder
         self._writer: SummaryWriter | None = None
+        if later := _files_of_later(folder):
+            print(
+                f"{folder}: {later[-1].name} was begun at a later time than it is now; TensorBoard "
+                "reads files by the time in their names, and may hide steps of this start. "
+                "metrics.jsonl and the report have all; set the clock",
+                file=sys.stderr,
+            )
         try:
             self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         except OSError as error:
@@ -54,3 +62,9 @@ class Board:
     def _give_up(self, error: OSError) -> None:
         self._writer = None
         print(f"{self._folder}: {error.strerror}; writing to TensorBoard stops", file=sys.stderr)
+
+
+def _files_of_later(folder: Path) -> list[Path]:
+    """Of earlier starts, whose names TensorBoard sorts after those that are made now."""
+    now = f"events.out.tfevents.{int(time.time()):010d}."
+    return sorted(path for path in folder.glob("events.out.tfevents.*") if path.name[:31] > now)
