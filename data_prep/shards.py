@@ -21,7 +21,7 @@ from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.manifest import pack_folder
 from data_prep.packing.mixture import Mixture, describe, with_replay
-from data_prep.record import printable_path
+from data_prep.record import FileRecord, printable_path
 from data_prep.scores import Scores, ScoresWriter, open_scores_writer, score_names
 
 if TYPE_CHECKING:
@@ -29,17 +29,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Corpus",
+    "FileRecord",
     "Mixture",
     "Origin",
     "PackIndex",
     "PackedSample",
     "Scores",
     "ScoresWriter",
-    "check_contents",
+    "check_share",
     "describe",
     "is_corpus",
     "open_corpus",
     "open_scores_writer",
+    "read_files",
     "with_replay",
 ]
 
@@ -81,28 +83,19 @@ def open_corpus(folder: str | os.PathLike[str]) -> Corpus:
     return Corpus(path, manifest=manifest)
 
 
-def check_contents(
-    pack: PackIndex,
-    scores: Scores | None = None,
-    *,
-    splits: Sequence[Split] = SPLITS,
-    rank: int = 0,
-    world_size: int = 1,
-) -> None:
-    """Read every byte that training may read, as `verify --deep` does, or a rank's share of it.
+def read_files(
+    pack: PackIndex, scores: Scores | None = None, *, splits: Sequence[Split] = SPLITS
+) -> list[tuple[Path, FileRecord]]:
+    """Every file that training may read, each with its folder.
 
     Args:
         splits: whose shards are read.
-
-    Raises:
-        ValueError: for the first file that does not match its manifest.
     """
     corpus = pack.corpus
     files = [(corpus.folder, file) for file in corpus.manifest.files(splits)]
     files += [(corpus.tokenizer_dir, file) for file in corpus.manifest.tokenizer.files]
     files += [(pack.folder, file) for file in pack.files()]
-    files += [(scores.folder, file) for file in scores.manifest.files] if scores else []
-    check_share(files, rank=rank, world_size=world_size)
+    return files + ([(scores.folder, file) for file in scores.manifest.files] if scores else [])
 
 
 class Corpus:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.made_once import made_once
 from tests.warm_python import (
     be_plain_python,
     close_warm_python,
@@ -118,11 +119,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python's own json package, tokenised with a BPE of 512 ids, packed to 64 tokens."""
+    return made_once(tmp_path_factory, "small_corpus", _build_small_corpus)
+
+
+def _build_small_corpus(folder: Path) -> None:
     from data_prep.build import BuildOptions, build
     from data_prep.packing.pack import pack
     from data_prep.shards import open_corpus
 
-    folder = tmp_path_factory.mktemp("corpus") / "json"
     sources = [Path(json.__file__).parent, Path(os.__file__).parent / "logging"]
     options = BuildOptions(
         inputs=tuple(sources),
@@ -137,7 +141,6 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not open_corpus(folder).num_documents("val"):  # of few files, other ones in each Python
         build(replace(options, val_frac=0.6))
     pack(folder, seq_len=64)
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ CHECKS = {
     "model": "heads that divide evenly, a vocabulary that covers the corpus, complete files",
     "tokenizer": "the corpus was tokenised for this model",
     "start": "all that a start of the run would refuse before weights exist",
-    "contents": "checksums of corpus and pack",
+    "contents": "checksums of all that is trained and evaluated on",
     "losses": "those of a tiny model of this family against plain transformers",
     "weights": "a tiny model of this family under ZeRO-3 has the weights that it should",
     "documents": "packed documents do not see each other, by the attention that trains",

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from data_prep.shards import check_contents, open_corpus
 from launch.preflight.finding import Finding
 from launch.preflight.formatting import count, size
 from launch.preflight.meeting import sizes_only
 from launch.preflight.setting import Context, Setting
+from training.run.run_data import RunData
 from training.run.start import check_start
 
 _MAX_BYTES = 8 * 2**30
@@ -39,20 +39,20 @@ def judge_start(_: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
 
 
 def measure_contents(context: Context) -> dict[str, Any]:
-    """Read this rank's share of corpus and pack, unless that takes long and was not requested.
+    """Read this rank's share of a run's files, unless that takes long and was not requested.
 
     Raises:
         ValueError: for the first file that does not match its manifest.
     """
     recipe, layout = context.recipe, context.layout
-    pack = open_corpus(recipe.data.corpus).open_pack(recipe.data.sequence_tokens)
-    files = [*pack.corpus.manifest.files(), *pack.files()]
+    data = RunData.open(recipe)
+    files = [file for _, file in data.files(recipe)]
     num_bytes = sum(file.num_bytes for file in files)
     reads = context.setting.deep or (
         recipe.data.verify == "hashes" and num_bytes / layout.world_size < _MAX_BYTES
     )
     if reads:
-        check_contents(pack, rank=layout.rank, world_size=layout.world_size)
+        data.check(recipe, layout)
     return {"read": reads, "bytes": num_bytes, "files": len(files)}
 
 

@@ -21,7 +21,7 @@ from launch.preflight.setting import Context, Setting
 from training.config.load import load_recipe
 from training.config.recipe import Recipe
 from training.ranks.dist import broadcast_from_rank0, init_layout, raise_together
-from training.ranks.launcher_env import set_rank_variables
+from training.ranks.launcher_env import set_rank_variables, whole_number
 
 
 class Request(NamedTuple):
@@ -102,7 +102,7 @@ def _refuse_master_without_address() -> None:
 
 
 def _refuse_missing_gpu() -> None:
-    local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    local_rank, num_gpus = whole_number("LOCAL_RANK"), torch.cuda.device_count()
     if torch.cuda.is_available() and local_rank >= num_gpus:
         raise ValueError(
             f"LOCAL_RANK is {local_rank} on {socket.gethostname()}, but this process sees "

@@ -114,6 +114,12 @@ def packed_corpus(
 
 
 @pytest.fixture
+def source(tmp_path: Path, texts: list[str], write_jsonl: Callable[..., Path]) -> Path:
+    """Documents of real text, in one file."""
+    return write_jsonl(tmp_path / "docs.jsonl", texts)
+
+
+@pytest.fixture
 def run_cli(
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., tuple[int, str, str]]:

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data_prep.encode import split_position
 from data_prep.packing.pack import pack
 from data_prep.reading.documents import Fields
 from data_prep.shards import open_corpus
-from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.verify import verify
-
-
-@pytest.fixture
-def source(tmp_path: Path, texts: list[str], write_jsonl: Callable[..., Path]) -> Path:
-    return write_jsonl(tmp_path / "docs.jsonl", texts)
-
-
-def _decoded(folder: Path) -> list[str]:
-    corpus = open_corpus(folder)
-    tokenizer = load_tokenizer(corpus.tokenizer_dir)
-    documents = (corpus.document(i) for i in range(corpus.num_documents()))
-    return [tokenizer.decode(ids.tolist()) for ids in documents]
+from tests.data_prep.read_back import decoded
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
@@ -71,12 +54,12 @@ def test_any_text_comes_back_exactly_with_eos_behind(
     build_corpus: Callable[..., Path],
 ) -> None:
     folder = build_corpus(write_jsonl(tmp_path / "docs.jsonl", tricky))
-    assert _decoded(folder) == [text + "<eos>" for text in tricky]
+    assert decoded(folder) == [text + "<eos>" for text in tricky]
 
 
 def test_no_eos_leaves_the_text_alone(source: Path, build_corpus: Callable[..., Path]) -> None:
     folder = build_corpus(source, add_eos=False)
-    assert not any(text.endswith("<eos>") for text in _decoded(folder))
+    assert not any(text.endswith("<eos>") for text in decoded(folder))
     assert open_corpus(folder).manifest.ledger.num_tokens_special == 0
 
 
@@ -105,45 +88,6 @@ def test_the_ledger_agrees_with_the_shards(source: Path, build_corpus: Callable[
         assert ledger.by_split[split].num_tokens == sum(lengths) == corpus.num_tokens(split)
         assert ledger.by_split[split].num_documents == len(lengths)
     assert ledger.num_tokens_special == ledger.num_documents_kept == 120
-
-
-def test_equal_documents_are_never_on_both_sides(
-    tmp_path: Path,
-    texts: list[str],
-    write_jsonl: Callable[..., Path],
-    build_corpus: Callable[..., Path],
-) -> None:
-    """Nor are those that differ in white space, case or width only."""
-    twice = [*texts, *texts, *(text.upper() + " \n" for text in texts)]
-    folder = build_corpus(write_jsonl(tmp_path / "docs.jsonl", twice), val_frac=0.5)
-    corpus = open_corpus(folder)
-    assert corpus.num_documents("val") % 3 == 0
-    tokenizer = load_tokenizer(corpus.tokenizer_dir)
-    sides = [
-        {
-            "".join(tokenizer.decode(corpus.document(i, split).tolist()).casefold().split())
-            for i in range(corpus.num_documents(split))
-        }
-        for split in ("train", "val")
-    ]
-    assert sides[0] and sides[1]
-    assert not sides[0] & sides[1]
-
-
-def test_the_split_does_not_depend_on_the_tokenizer(
-    source: Path, build_corpus: Callable[..., Path], tmp_path: Path, unigram_folder: Path
-) -> None:
-    one = build_corpus(source, out=tmp_path / "one", val_frac=0.3)
-    two = build_corpus(source, out=tmp_path / "two", val_frac=0.3, tokenizer=str(unigram_folder))
-    assert _decoded(one) == _decoded(two)
-
-
-def test_val_frac_is_about_that_share(
-    tmp_path: Path, write_jsonl: Callable[..., Path], build_corpus: Callable[..., Path]
-) -> None:
-    path = write_jsonl(tmp_path / "docs.jsonl", (f"document {n}" for n in range(4000)))
-    num_val = open_corpus(build_corpus(path, val_frac=0.1)).num_documents("val")
-    assert 320 < num_val < 480  # four standard deviations around 400
 
 
 def test_a_literal_end_token_in_a_text_ends_nothing(
@@ -300,13 +244,3 @@ def test_the_manifest_is_plain_json_without_time_or_machine(
         "tokenizer",
         "vocab_size",
     ]
-
-
-@given(text=st.text(st.characters(max_codepoint=0x7F)))
-@settings(max_examples=200, deadline=None)
-def test_plain_text_takes_its_side_as_any_text_does(text: str) -> None:
-    """The short way for ASCII is the long one: ª is none, and is deleted with its neighbour."""
-    long_way = unicodedata.normalize("NFKC", text).casefold().encode()
-    key = long_way.translate(None, b" \t\n\r\x0b\x0c")
-    digest = hashlib.blake2b(key, digest_size=8).digest()
-    assert split_position(text) == (int.from_bytes(digest, "big") >> 11) / 2**53

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
-import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
-import zstandard
 
 from data_prep.cleaning.contamination import Against, read_benchmark
-from data_prep.manifest import Source
-from data_prep.reading.documents import Document, Fields
+from data_prep.reading.documents import Fields
 from data_prep.reading.folders import Globs, walk_folder
-from data_prep.reading.formats import cut_files, describe_fault, read_part
-from data_prep.reading.sources import find_domains
 from data_prep.shards import open_corpus
+from tests.data_prep.read_back import PACK, read_inputs
 
 Cli = Callable[..., tuple[int, str, str]]
-TEXT = Fields(text="text")
-PACK = {
-    ".gz": gzip.compress,
-    ".zst": lambda content: zstandard.ZstdCompressor().compress(content),
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-}
-
-
-def _read(
-    *inputs: str | Path, globs: Globs | None = None, fields: Fields = TEXT
-) -> tuple[list[Any], Source]:
-    """Contents of all documents, or the sentences of faults, and what the first input records."""
-    (domain,) = find_domains(inputs, globs=globs or Globs(), fields_of={}, default=fields)
-    items = [
-        item.content if isinstance(item, Document) else describe_fault(part.file, item)
-        for part in cut_files(domain.files, fields=fields)
-        for item in read_part(part, fields=fields)
-    ]
-    return items, domain.sources[0]
 
 
 def _files(folder: Path, *names: str) -> Path:
@@ -51,87 +24,6 @@ def _files(folder: Path, *names: str) -> Path:
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text(name)
     return folder
-
-
-RECORDS = [{"text": "one", "id": 1}, {"text": "two"}, {"text": "thr\u00e9e", "more": [1, {}]}]
-FORMS = {
-    "array": json.dumps(RECORDS),
-    "indented array": "\ufeff" + json.dumps(RECORDS, indent=2, ensure_ascii=False) + "\n",
-    "lines": "\n".join(json.dumps(record) for record in RECORDS),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("suffix", ["", *PACK])
-def test_a_json_file_gives_its_records(tmp_path: Path, form: str, suffix: str) -> None:
-    """In a folder and named alone."""
-    path = tmp_path / "data" / f"records.json{suffix}"
-    path.parent.mkdir()
-    content = FORMS[form].encode()
-    path.write_bytes(PACK[suffix](content) if suffix else content)
-    texts = [record["text"] for record in RECORDS]
-    assert _read(path)[0] == _read(path.parent)[0] == texts
-    ids = Fields(ids="ids")
-    path.write_bytes(b"" if not suffix else PACK[suffix](b'[{"ids": [1, 2]}]'))
-    if suffix:
-        assert [found.tolist() for found in _read(path.parent, fields=ids)[0]] == [[1, 2]]
-    assert _read(path)[1].num_files == 1
-
-
-@pytest.mark.parametrize("indent", [None, 2])
-def test_one_object_is_one_record(tmp_path: Path, indent: int | None) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({"text": "alone", "id": 1}, indent=indent))
-    assert _read(tmp_path)[0] == ["alone"]
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ('[{"id": 1}]', "missing key 'text': keys: id"),
-        ('{\n"name": "package"\n}', "missing key 'text': keys: name"),
-        ('{"id": 1}\n{"id": 2}', "missing key 'text': keys: id"),
-        ('["a", "b"]', "not a record: expected an object, found str"),
-        ("12", "not a record: expected an object, found int"),
-        ('[{"text": "a"}', "broken JSON"),
-        ('[{"text": "a"} {"text": "b"}]', "broken JSON: expected ',' or ']'"),
-        ('[{"text": "a"}] []', "broken JSON: found '[' after the end"),
-        ("// a comment\n{}", "broken JSON"),
-        ('[{"text": "\xff"}]'.encode("latin-1"), "invalid UTF-8"),
-        ("[" * 100_000, "broken JSON"),
-    ],
-)
-def test_a_json_file_that_holds_no_records_is_named_with_the_way_out(
-    tmp_path: Path, content: str | bytes, reason: str
-) -> None:
-    raw = content if isinstance(content, bytes) else content.encode()
-    (tmp_path / "a.json").write_bytes(raw)
-    sentences = [item for item in _read(tmp_path)[0] if "a.json:" in str(item)]
-    assert reason in sentences[0]
-    if "UTF-8" not in reason:
-        assert "--json-as-text" in sentences[0]
-        assert _read(tmp_path, globs=Globs(json_as_text=True))[0] == [content]
-        assert _read(tmp_path / "a.json", globs=Globs(json_as_text=True))[0] == [content]
-
-
-@pytest.mark.parametrize("read_chars", [1, 7, 100])
-def test_records_of_an_array_come_once_each_however_it_is_cut(
-    tmp_path: Path, tricky: tuple[str, ...], read_chars: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also from the end of any part, which is where an unfinished build goes on."""
-    monkeypatch.setattr("data_prep.reading.json_file._READ_CHARS", read_chars)
-    monkeypatch.setattr("data_prep.reading.json_file.PART_BYTES", 300)
-    records = [{"text": text, "n": -1.25e3} for text in tricky]
-    (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
-    (domain,) = find_domains([tmp_path], globs=Globs(), fields_of={}, default=TEXT)
-    parts = list(cut_files(domain.files, fields=TEXT))
-    assert len(parts) > 2
-    for start in [0, *(part.end for part in parts)]:
-        later = cut_files(domain.files, fields=TEXT, start_in_first=start)
-        items = [item for part in later for item in read_part(part, fields=TEXT)]
-        assert [item.place for item in items] == list(range(start, len(tricky)))
-        assert [item.content for item in items if isinstance(item, Document)] == list(
-            tricky[start:]
-        )
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -144,10 +36,10 @@ def test_every_compression_is_read_and_its_truncation_noticed(
     path = tmp_path / f"a{inner}{suffix}"
     packed = PACK[suffix](content[:1000]) + PACK[suffix](content[1000:])  # as `cat` makes them
     path.write_bytes(packed)
-    assert _read(tmp_path)[0] == [text]
+    assert read_inputs(tmp_path)[0] == [text]
     for damaged in (packed[:-20], packed[:200] + bytes(200) + packed[400:], packed + b"rubbish"):
         path.write_bytes(damaged)
-        assert "broken compression" in _read(path)[0][-1]
+        assert "broken compression" in read_inputs(path)[0][-1]
 
 
 def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
@@ -159,7 +51,7 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
     (folder / ".gitignore").write_text("*.log\n/lib/\n")
     (folder / "gone.txt").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "pipe.txt")
-    texts, source = _read(folder, globs=Globs(exclude=("tests",)))
+    texts, source = read_inputs(folder, globs=Globs(exclude=("tests",)))
     assert texts == ["a.txt"]
     assert source.files_left_out == {
         ".csv (a table)": 1,
@@ -186,22 +78,22 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
 
 def test_what_include_does_not_name_and_what_holds_no_records_is_counted(tmp_path: Path) -> None:
     folder = _files(tmp_path, "a.py", "b.c", "c.csv")
-    texts, source = _read(folder, globs=Globs(include=("*.py", "*.csv")))
+    texts, source = read_inputs(folder, globs=Globs(include=("*.py", "*.csv")))
     assert (texts, source.files_left_out) == (["a.py", "c.csv"], {"not in --include": 1})
     (folder / "chats.jsonl").write_text('{"messages": []}\n')
-    source = _read(folder, fields=Fields(messages="messages"))[1]
+    source = read_inputs(folder, fields=Fields(messages="messages"))[1]
     assert source.files_left_out == {
         ".c (holds text)": 1,
         ".csv (a table)": 1,
         ".py (holds text)": 1,
     }
     with pytest.raises(ValueError, match=r"no file to read; left out: \.csv \(a table\)"):
-        _read(_files(tmp_path / "tables", "c.csv"))
+        read_inputs(_files(tmp_path / "tables", "c.csv"))
     with pytest.raises(ValueError, match=r"c\.tar: \.tar is not supported; unpack it"):
-        _read(_files(tmp_path / "tables", "c.tar") / "c.tar")
+        read_inputs(_files(tmp_path / "tables", "c.tar") / "c.tar")
 
 
-def test_the_closing_table_and_the_manifest_tell_what_was_read(
+def test_the_closing_table_and_the_manifest_tell_what_wasread_inputs(
     tmp_path: Path, run_cli: Cli, bpe_folder: Path, write_jsonl: Callable[..., Path]
 ) -> None:
     folder = _files(tmp_path / "data", "a.txt", "b.tar", "c.tar", ".git/config")
@@ -243,7 +135,7 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     (folder / "far").symlink_to(tmp_path / "elsewhere")
     (folder / "again").symlink_to(tmp_path / "elsewhere")
     (folder / "sub" / "loop").symlink_to(folder)
-    texts, source = _read(folder)
+    texts, source = read_inputs(folder)
     assert sorted(texts) == ["deep/er.txt", "far.txt", "near.txt", "sub/x.txt"]
     assert source.folders_left_out == {"link to a folder already read": 2}
     met = [m.path.relative_to(folder).as_posix() for m in walk_folder(folder, globs=Globs())]
@@ -255,12 +147,12 @@ def test_a_dataset_inside_a_folder_is_read_as_one(tmp_path: Path, texts: list[st
     saved = datasets.Dataset.from_dict({"text": texts[:5]})
     saved.save_to_disk(tmp_path / "data" / "saved")
     _files(tmp_path / "data", "a.txt")
-    found, source = _read(tmp_path / "data")
+    found, source = read_inputs(tmp_path / "data")
     assert sorted(found) == sorted([*texts[:5], "a.txt"])
     assert (source.num_files, source.files_left_out) == (2, {})
     datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "data" / "dict")
     with pytest.raises(ValueError, match="data/dict: holds the splits train; choose one"):
-        _read(tmp_path / "data")
+        read_inputs(tmp_path / "data")
 
 
 @pytest.mark.parametrize("is_named", [False, True])

@@ -14,27 +14,20 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_prep.reading.documents import BadInput, Document, Fields
+from data_prep.reading.documents import Document, Fields
 from data_prep.reading.folders import Globs, walk_folder
 from data_prep.reading.formats import cut_files, read_part
 from data_prep.reading.parts import InputFile
-from data_prep.reading.sources import find_domains, split_name
+from data_prep.reading.sources import split_name
 from data_prep.shards import open_corpus
+from tests.data_prep.read_back import TEXT, contents
 
 Cli = Callable[..., tuple[int, str, str]]
-TEXT = Fields(text="text")
 
 
 @pytest.fixture(scope="module")
 def dataset(texts: list[str]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"text": texts, "number": list(range(len(texts)))})
-
-
-def _contents(*inputs: str | Path, fields: Fields = TEXT) -> list[object]:
-    (domain,) = find_domains(inputs, globs=Globs(), fields_of={}, default=fields)
-    parts = cut_files(domain.files, fields=fields)
-    items = [item for part in parts for item in read_part(part, fields=fields)]
-    return [item.content if isinstance(item, Document) else item for item in items]
 
 
 def test_saved_datasets_arrow_files_and_hub_streams_give_the_same_texts(
@@ -44,10 +37,10 @@ def test_saved_datasets_arrow_files_and_hub_streams_give_the_same_texts(
     (tmp_path / "hub").mkdir()
     dataset.to_parquet(tmp_path / "hub" / "train.parquet")
     arrows = sorted((tmp_path / "saved").glob("*.arrow"))
-    assert _contents(tmp_path / "saved") == texts
-    assert _contents(*arrows) == texts
+    assert contents(tmp_path / "saved") == texts
+    assert contents(*arrows) == texts
     # A folder stands in for a name on the hub: the same call of the library, without a network.
-    assert _contents(f"hf:{tmp_path / 'hub'}:train") == texts
+    assert contents(f"hf:{tmp_path / 'hub'}:train") == texts
 
 
 def test_a_stream_goes_on_in_its_middle(
@@ -66,8 +59,8 @@ def test_a_saved_dict_of_splits_asks_which(tmp_path: Path, dataset: datasets.Dat
     with pytest.raises(
         ValueError, match=r"holds the splits test, train; choose one, such as .*saved/test"
     ):
-        _contents(tmp_path / "saved")
-    assert len(_contents(tmp_path / "saved" / "train")) == len(dataset)
+        contents(tmp_path / "saved")
+    assert len(contents(tmp_path / "saved" / "train")) == len(dataset)
 
 
 def test_a_broken_arrow_file_and_an_unknown_name_are_one_sentence(
@@ -159,74 +152,6 @@ def test_domains_lie_together_and_keep_their_names(
     assert (ledgers["web"].num_documents_kept, ledgers["code"].num_documents_kept) == (100, 20)
 
 
-def test_an_origin_leads_back_to_the_line(
-    tmp_path: Path,
-    texts: list[str],
-    write_jsonl: Callable[..., Path],
-    build_corpus: Callable[..., Path],
-) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", texts)
-    corpus = open_corpus(build_corpus(source, val_frac=0.5))
-    assert corpus.num_documents("val") > 20
-    from data_prep.tokenizing.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(corpus.tokenizer_dir)
-    for split in ("train", "val"):
-        origin = corpus.origin(5, split)
-        with Path(origin.path).open("rb") as file:
-            file.seek(origin.place)
-            text = json.loads(file.readline())["text"]
-        assert tokenizer.decode(corpus.document(5, split).tolist()) == text + "<eos>"
-
-
-def test_masks_and_labels_of_ids_are_kept_beside_the_tokens(
-    tmp_path: Path, build_corpus: Callable[..., Path]
-) -> None:
-    rows = [
-        {"ids": [5, 6, 7], "mask": [0, 1, 1], "labels": [-100, 6, 7]},
-        {"ids": [8], "mask": [1], "labels": [8]},
-    ]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = {key: [row[key] for row in rows] for key in rows[0]}
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
-    prints = set()
-    for name in ("a.jsonl", "a.parquet"):
-        for fields in (Fields(ids="ids", loss_mask="mask"), Fields(ids="ids", labels="labels")):
-            out = tmp_path / f"{name}-{fields.loss_mask}"
-            corpus = open_corpus(build_corpus(tmp_path / name, fields=fields, out=out))
-            masks = [corpus.loss_mask(i) for i in range(2)]
-            assert [mask.tolist() for mask in masks if mask is not None] == [[0, 1, 1], [1]]
-            prints.add(corpus.fingerprint)
-    assert len(prints) == 1
-    plain = open_corpus(build_corpus(tmp_path / "a.jsonl", fields=Fields(ids="ids")))
-    assert plain.loss_mask(0) is None
-    assert plain.fingerprint not in prints
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"ids": [1, 2], "m": [1]}, "mask of another length: 'm' has 1 entries, 'ids' has 2"),
-        ({"ids": [1, 2], "m": [1, 3]}, "not a mask: 'm' holds 3 at index 1, expected 0 or 1"),
-        ({"ids": [1, 2], "m": "ab"}, "not ids: 'm' must be a list of integers"),
-        ({"ids": [1, 2]}, "missing key 'm': keys: ids"),
-    ],
-)
-def test_a_bad_mask_is_named(tmp_path: Path, row: dict[str, object], reason: str) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    (bad,) = _contents(tmp_path / "a.jsonl", fields=Fields(ids="ids", loss_mask="m"))
-    assert isinstance(bad, BadInput)
-    assert bad.sentence("a:1") == f"a:1: {reason}"
-
-
-def test_labels_that_are_other_ids_are_refused(tmp_path: Path) -> None:
-    """Shifted labels would be taken for targets without a word."""
-    (tmp_path / "a.jsonl").write_text('{"ids": [1, 2, 3], "labels": [2, 3, -100]}')
-    (bad,) = _contents(tmp_path / "a.jsonl", fields=Fields(ids="ids", labels="labels"))
-    assert isinstance(bad, BadInput)
-    assert "holds 2 at index 0, expected the id or -100" in str(bad.detail)
-
-
 def test_ignore_files_hide_what_git_would_hide(tmp_path: Path) -> None:
     files = ("a.py", "b.log", "build/x.py", "src/a.py", "src/gen/g.py", "src/keep.log", "src/k.tmp")
     for name in files:
@@ -300,15 +225,6 @@ assert sum(1 for part in parts for _ in Arrow().read(part, fields=fields)) == {l
 assert "torch" not in sys.modules, "torch was imported"
 """
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_ids_above_what_the_shards_hold_never_wrap(
-    tmp_path: Path, build_corpus: Callable[..., Path]
-) -> None:
-    table = pyarrow.table({"ids": [np.array([1, 2**32 + 5], dtype=np.uint64)]})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="id outside the vocabulary: 4294967301 at index 1"):
-        build_corpus(tmp_path / "a.parquet", fields=Fields(ids="ids"))
 
 
 def test_a_flat_array_splits_behind_each_eos_of_the_tokenizer(

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +15,14 @@ import pytest
 from launch.__main__ import main
 from launch.preflight.catalogue import CHECKS
 from tests.distributed import run_ranks
+from tests.launch.preflights import failure, findings, only, preflight, preflight_on_rank
 from tests.launch.shared_runs import write_recipe
 from tests.training.short_runs import short_recipe
 from tests.warm_python import warm_python
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
+
+
 NUMERICS = ("losses", "weights", "documents", "gradients")
 
 
@@ -32,45 +31,6 @@ def recipe(small_corpus: Path, tmp_path: Path) -> str:
     """Two ranks share each sequence; saved every fourth step."""
     made = short_recipe(small_corpus, tmp_path / "run", checkpoint={"every_steps": 4})
     return str(write_recipe(made, tmp_path / "recipe.yaml"))
-
-
-def only(*names: str) -> list[str]:
-    return ["--skip", ",".join(name for name in CHECKS if name not in names)]
-
-
-def preflight_on_rank(arguments: list[str], plant: Callable[[], None] | None) -> dict[str, Any]:
-    """What the command prints in JSON, its exit code, and what it says on stderr."""
-    if plant is not None:
-        plant()
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["preflight", *arguments, "--json"])
-    printed = json.loads(out.getvalue()) if out.getvalue() else {}
-    return {"code": code, "printed": printed, "err": err.getvalue()}
-
-
-def preflight(
-    *arguments: str, world_size: int = 2, plant: Callable[[], None] | None = None
-) -> dict[str, Any]:
-    """The same from all ranks, where rank 0 alone prints and all end with one code."""
-    main_rank, *others = run_ranks(preflight_on_rank, list(arguments), plant, world_size=world_size)
-    assert all(other["printed"] == {} for other in others)
-    assert {other["code"] for other in others} <= {main_rank["code"]}
-    return main_rank
-
-
-def findings(done: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Of one check; its row is there, whatever became of it."""
-    (row,) = [row for row in done["printed"]["checks"] if row["name"] == name]
-    return row["findings"]
-
-
-def failure(done: dict[str, Any], name: str) -> dict[str, Any]:
-    """The first failure of a check, when it and nothing else ended the command with 1."""
-    assert done["code"] == 1, done
-    failed = [row["name"] for row in done["printed"]["checks"] if row["verdict"] == "fail"]
-    assert failed == [name], done
-    return findings(done, name)[0]
 
 
 @pytest.mark.slow
@@ -102,13 +62,18 @@ def test_a_single_process_needs_no_launcher_and_prints_a_table(recipe: str) -> N
     assert [row.split()[0] for row in rows if not row.startswith(" ")] == list(CHECKS)
 
 
-def test_a_flipped_bit_in_the_corpus_is_found(recipe: str, small_corpus: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "override", ["data.corpus={}", "replay={{corpus: {}, share: 0.2}}"], ids=["corpus", "replay"]
+)
+def test_a_flipped_bit_in_what_is_trained_on_is_found(
+    recipe: str, small_corpus: Path, tmp_path: Path, override: str
+) -> None:
     damaged = shutil.copytree(small_corpus, tmp_path / "damaged")
     shard = next(damaged.glob("*.tokens"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 4
     shard.write_bytes(content)
-    done = preflight(recipe, f"data.corpus={damaged}", *only("contents"))
+    done = preflight(recipe, override.format(damaged), *only("contents"))
     found = failure(done, "contents")
     assert shard.name in found["found"] and "damaged" in found["found"]
     assert len(found["ranks"]) == 1  # whose share it was
@@ -133,113 +98,6 @@ def no_large_files_on_rank_1() -> None:
 def test_a_rank_that_cannot_write_its_share_is_named(recipe: str) -> None:
     found = failure(preflight(recipe, *only("disk"), plant=no_large_files_on_rank_1), "disk")
     assert found["ranks"] == [1] and "File too large" in found["found"]
-
-
-def leaking_attention() -> None:
-    """What transformers' sdpa does under Ulysses: causal over the whole row."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    import training.model.attention
-
-    def sdpa(module: Any, query: Any, key: Any, value: Any, _: Any, **keywords: Any) -> Any:
-        return sdpa_attention_forward(
-            module, query, key, value, None, scaling=keywords.get("scaling"), is_causal=True
-        )
-
-    training.model.attention.document_attention = sdpa
-
-
-def gradients_times_sp() -> None:
-    from training.model.engine import Engine
-
-    plain = Engine.backward_and_step
-
-    def scaled(self: Any, loss_sum: Any, *, divisor: float, lr: float) -> Any:
-        return plain(self, loss_sum * self.layout.sp_size, divisor=divisor, lr=lr)
-
-    Engine.backward_and_step = scaled
-
-
-def weights_without_init() -> None:
-    """`from_config` in `deepspeed.zero.Init`, without transformers knowing of it."""
-    import deepspeed
-    from transformers import AutoModelForCausalLM
-
-    from launch.preflight import weights
-
-    def build(_: Any, config: Any, *, ds_config: Any, seed: int) -> Any:
-        with deepspeed.zero.Init(config_dict_or_path=dict(ds_config)):
-            return AutoModelForCausalLM.from_config(config)
-
-    weights.build_model = build
-
-
-@pytest.mark.parametrize("sp_size", [1, 2])
-def test_attention_that_leaks_between_documents_is_found(recipe: str, sp_size: int) -> None:
-    arguments = [recipe, f"train.sequence_parallel_size={sp_size}", *only("documents")]
-    found = failure(preflight(*arguments, plant=leaking_attention), "documents")
-    assert found["found"].startswith("documents leak")
-
-
-def test_gradients_that_sequence_shards_scale_are_found(recipe: str) -> None:
-    found = failure(preflight(recipe, *only("gradients"), plant=gradients_times_sp), "gradients")
-    assert "gradients are 2.0000 times those of one process" in found["found"]
-    assert found["ranks"] == [0, 1]
-
-
-def test_weights_that_were_never_initialised_are_found(recipe: str) -> None:
-    found = failure(preflight(recipe, *only("weights"), plant=weights_without_init), "weights")
-    assert "embed_tokens.weight has mean" in found["found"]
-
-
-def test_a_model_with_other_losses_than_in_transformers_is_found(recipe: str) -> None:
-    done = preflight(recipe, "model.config.model_type=doge", *only("losses"))
-    found = failure(done, "losses")
-    assert "model: doge is not supported" in found["found"]
-    assert found["ranks"] == [0, 1]
-
-
-@pytest.fixture(scope="module")
-def pretrained(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model on disk whose tokenizer is the corpus's."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = tmp_path_factory.mktemp("pretrained") / "model"
-    config = AutoConfig.for_model(
-        "llama", vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=0,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    shutil.copy(small_corpus / "tokenizer" / "tokenizer.json", folder)
-    return folder
-
-
-def of_pretrained(folder: Path) -> list[str]:
-    return [f"model.pretrained={folder}", "model.config=null"]
-
-
-def test_a_pretrained_model_passes_and_its_loading_is_compared_bit_by_bit(recipe, pretrained):
-    names = ("model", "tokenizer", "weights", "gradients")
-    done = preflight(recipe, *of_pretrained(pretrained), *only(*names))
-    assert done["code"] == 0, done
-    assert "1 file of weights complete" in findings(done, "model")[0]["found"]
-    assert findings(done, "tokenizer")[0]["verdict"] in ("pass", "warn")
-    assert "loaded bit by bit" in findings(done, "weights")[0]["found"]
-
-
-def test_a_model_with_another_tokenizer_or_half_a_file_is_refused(recipe, pretrained, tmp_path):
-    other = shutil.copytree(pretrained, tmp_path / "other")
-    content = json.loads((other / "tokenizer.json").read_text())
-    vocab = content["model"]["vocab"]
-    one, two = (token for token, number in vocab.items() if number in (300, 301))
-    vocab[one], vocab[two] = vocab[two], vocab[one]
-    (other / "tokenizer.json").write_text(json.dumps(content))
-    weights = other / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    done = preflight(recipe, *of_pretrained(other), *only("model", "tokenizer"))
-    assert done["code"] == 1
-    assert "id 300 is" in findings(done, "tokenizer")[0]["found"]
-    assert "copy the model again" in findings(done, "model")[0]["found"]
 
 
 def test_a_vocabulary_too_small_and_too_little_memory_are_told(recipe: str) -> None:

@@ -6,36 +6,40 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_prep.shards import open_corpus
+from tests.made_once import made_once
 from tests.scores import write_scores
 
 
 @pytest.fixture(scope="session")
 def general_corpus(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other text in two domains, with the tokenizer of `small_corpus` and packed alike."""
-    import email
-    import html
 
-    from data_prep.build import BuildOptions, build
-    from data_prep.packing.pack import pack
+    def make(folder: Path) -> None:
+        import email
+        import html
 
-    folder = tmp_path_factory.mktemp("general") / "corpus"
-    inputs = tuple(f"{m.__name__}={Path(m.__file__ or '').parent}" for m in (email, html))
-    build(
-        BuildOptions(
-            inputs=inputs,
-            out=folder,
-            tokenizer=str(small_corpus / "tokenizer"),
-            val_frac=0.3,
-            num_workers=1,
+        from data_prep.build import BuildOptions, build
+        from data_prep.packing.pack import pack
+
+        inputs = tuple(f"{m.__name__}={Path(m.__file__ or '').parent}" for m in (email, html))
+        build(
+            BuildOptions(
+                inputs=inputs,
+                out=folder,
+                tokenizer=str(small_corpus / "tokenizer"),
+                val_frac=0.3,
+                num_workers=1,
+            )
         )
-    )
-    pack(folder, seq_len=64)
-    return folder
+        pack(folder, seq_len=64)
+
+    return made_once(tmp_path_factory, "general_corpus", make)
 
 
 @pytest.fixture
@@ -61,15 +65,37 @@ def scored_copy(corpus_copy: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def saved_run(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 8 steps on 2 ranks with checkpoints at 6 and 8, never disturbed."""
-    from tests.distributed import run_ranks
-    from tests.training.test_run import recipe_of, train_on_rank
+def finished(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 8 steps on 2 ranks that share each sequence, never stopped, saved at 6 and 8."""
+    return _trained(small_corpus, "finished_run", tmp_path_factory)
 
-    run_dir = tmp_path_factory.mktemp("checkpoints") / "whole"
-    recipe = recipe_of(small_corpus, run_dir, entropy__source="cache")
-    run_ranks(train_on_rank, recipe, world_size=2)
-    return run_dir
+
+@pytest.fixture(scope="session")
+def saved_run(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a cache of entropies."""
+    return _trained(small_corpus, "saved_run", tmp_path_factory, entropy__source="cache")
+
+
+@pytest.fixture(scope="session")
+def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a copy of `finished`, within the copy."""
+    from training.checkpoints.export import export_run
+
+    def make(run_dir: Path) -> None:
+        shutil.copytree(finished, run_dir)
+        export_run(run_dir)
+
+    return made_once(tmp_path_factory, "exported_run", make) / "export"
+
+
+def _trained(corpus: Path, name: str, factory: pytest.TempPathFactory, **changes: Any) -> Path:
+    from tests.distributed import run_ranks  # loads the engine, which few files need
+    from tests.training.short_runs import saving_recipe, train_on_rank
+
+    def make(run_dir: Path) -> None:
+        run_ranks(train_on_rank, saving_recipe(corpus, run_dir, **changes), world_size=2)
+
+    return made_once(factory, name, make)
 
 
 @pytest.fixture

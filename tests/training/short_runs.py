@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.training.layouts import tiny_recipe
+from tests.warm_python import warm_python
 from training.config.recipe import Recipe
 
+ROOT = Path(__file__).parents[2]
 SEQUENCE_TOKENS = 64
 NUM_STEPS = 8
 
@@ -36,6 +42,11 @@ def short_recipe(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
     )
 
 
+def saving_recipe(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
+    """The same, saved every third step."""
+    return short_recipe(corpus, run_dir, **{"checkpoint__every_steps": 3, **changes})
+
+
 def metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """Rows of a kind without what depends on the clock."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -51,3 +62,23 @@ def train_on_rank(recipe: Recipe) -> None:
     from training.run.run import train
 
     train(recipe)
+
+
+def train_with_changes(recipe: Recipe, accepted: list[str]) -> None:
+    from training.run.run import train
+
+    train(recipe, accepted=accepted)
+
+
+def message_of_error(recipe: Recipe) -> str:
+    with pytest.raises(ValueError) as caught:
+        train_on_rank(recipe)
+    return str(caught.value)
+
+
+def training_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [warm_python(), "-m", "training", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=180
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_ranks
-from tests.training.test_run import metrics, recipe_of, train_on_rank
+from tests.training.short_runs import metrics, saving_recipe, train_on_rank
 from training.config.recipe import Recipe
 
 BAD_STEP = 5  # the sixth
@@ -68,7 +68,7 @@ def run_of(
     lasting: bool = False,
     **changes: Any,
 ) -> Any:
-    recipe = recipe_of(corpus, run_dir, **(BASE | changes))
+    recipe = saving_recipe(corpus, run_dir, **(BASE | changes))
     run_ranks(train_with_fault, recipe, factor, once, lasting, world_size=2)
     return metrics(run_dir, "step"), metrics(run_dir, "bad_step")
 
@@ -121,11 +121,13 @@ def train_with_accepted_lr(recipe: Recipe) -> None:
 def test_a_rollback_after_a_start_on_other_ranks(small_corpus, tmp_path, save_every):
     """One rank saved what two go on with, at an accepted other rate; it goes back to either."""
     changes = {**BASE, "guard__on_not_finite": "rollback"}
-    before = recipe_of(small_corpus, tmp_path / "run", **changes, train__stop_after_steps=4)
+    before = saving_recipe(small_corpus, tmp_path / "run", **changes, train__stop_after_steps=4)
     run_ranks(train_on_rank, before, world_size=1)
     changes |= {"checkpoint__every_steps": save_every, "optimizer__lr": 5e-3}
     run_ranks(
-        train_with_accepted_lr, recipe_of(small_corpus, tmp_path / "run", **changes), world_size=2
+        train_with_accepted_lr,
+        saving_recipe(small_corpus, tmp_path / "run", **changes),
+        world_size=2,
     )
     (told,) = metrics(tmp_path / "run", "bad_step")
     assert (told["action"], told["step"]) == ("rollback", BAD_STEP if save_every == 1 else 4)

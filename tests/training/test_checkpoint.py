@@ -15,7 +15,7 @@ import torch
 
 from common.checksum import record_file
 from tests.distributed import run_ranks
-from tests.training.test_run import message_of_error, metrics, recipe_of, train_on_rank
+from tests.training.short_runs import message_of_error, metrics, saving_recipe, train_on_rank
 from training.checkpoints.export import export_run
 from training.checkpoints.manifest import (
     MANIFEST,
@@ -118,7 +118,7 @@ def test_a_flipped_bit_in_the_optimizer_costs_the_steps_since_the_save_before(
     shutil.copytree(saved_run, run_dir)
     flip(run_dir / "checkpoints" / NEWEST / KINDS[1])
     run_ranks(
-        train_on_rank, recipe_of(small_corpus, run_dir, entropy__source="cache"), world_size=2
+        train_on_rank, saving_recipe(small_corpus, run_dir, entropy__source="cache"), world_size=2
     )
     assert metrics(run_dir, "step") == metrics(saved_run, "step")
     assert metrics(run_dir, "evaluation") == metrics(saved_run, "evaluation")
@@ -132,7 +132,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(
     shutil.copytree(saved_run, run_dir)
     for checkpoint in (run_dir / "checkpoints").iterdir():
         flip(checkpoint / KINDS[0])
-    recipe = recipe_of(small_corpus, run_dir, entropy__source="cache")
+    recipe = saving_recipe(small_corpus, run_dir, entropy__source="cache")
     for message in run_ranks(message_of_error, recipe, world_size=2):
         assert "none of 2 checkpoints is intact" in message
     assert metrics(run_dir, "step") == metrics(saved_run, "step")
@@ -177,7 +177,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(saved_run, small_corpus,
     for world_size, changes in ((2, {}), (1, {"train__sequence_parallel_size": 1})):
         if world_size == 1 and kind.startswith("random"):
             continue  # not read on another number of ranks
-        recipe = recipe_of(small_corpus, run_dir, entropy__source="cache", **changes)
+        recipe = saving_recipe(small_corpus, run_dir, entropy__source="cache", **changes)
         for message in run_ranks(message_of_error, recipe, world_size=world_size):
             assert "refused, loading it would run code" in message
             assert kind in message

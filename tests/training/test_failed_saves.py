@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_ranks
-from tests.training.test_run import message_of_error, metrics, recipe_of, train_on_rank
+from tests.training.short_runs import message_of_error, metrics, saving_recipe, train_on_rank
 from training.checkpoints.manifest import (
     find_corruption,
     newest_complete,
@@ -73,7 +73,7 @@ def refuse_as_full(*_arguments: Any, **_keywords: Any) -> None:
 def test_training_goes_on_over_saves_that_fail(saved_run, small_corpus, tmp_path, in_background):
     checkpoint = {"every_steps": 1, "keep_last": 9, "on_failure": "go_on"}
     checkpoint |= {"in_background": in_background}
-    recipe = recipe_of(small_corpus, tmp_path / "run", **CHANGES, checkpoint=checkpoint)
+    recipe = saving_recipe(small_corpus, tmp_path / "run", **CHANGES, checkpoint=checkpoint)
     told, told_by_other = run_ranks(train_with_faults, recipe, world_size=2)
     for step, (_, rank) in FAULTS.items():
         (line,) = (line for line in told.splitlines() if f"step-{step:08d} was not saved" in line)
@@ -95,7 +95,7 @@ def test_a_failed_save_ends_the_run_on_every_rank(small_corpus, tmp_path, last):
     """By default; and whatever the recipe says when it is the last of the run."""
     checkpoint = {"every_steps": 1, "on_failure": "go_on" if last else "stop"}
     changes = {"checkpoint": checkpoint, "train__stop_after_steps": 2 if last else None}
-    recipe = recipe_of(small_corpus, tmp_path / "run", **changes)
+    recipe = saving_recipe(small_corpus, tmp_path / "run", **changes)
     first, second = run_ranks(message_with_faults, recipe, world_size=2)
     assert first == second
     assert "step-00000002 was not saved: rank 1: " in first
@@ -136,7 +136,7 @@ if can_mount():  # elsewhere the faults above stand for it
         num_bytes = sum(record["num_bytes"] for record in names.values())
         checkpoints = tmp_path / "run" / "checkpoints"
         settings = {"every_steps": 3, "keep_last": 1, "on_failure": "go_on"}
-        recipe = recipe_of(small_corpus, tmp_path / "run", **CHANGES, checkpoint=settings)
+        recipe = saving_recipe(small_corpus, tmp_path / "run", **CHANGES, checkpoint=settings)
         with small_disk(checkpoints, num_bytes=num_bytes * 3 // 2):
             for message in run_ranks(message_of_error, recipe, world_size=2):
                 assert "step-00000008 was not saved" in message

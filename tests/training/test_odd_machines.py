@@ -24,14 +24,6 @@ DAY_SECONDS = 86_400.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount folders read-only")
 
 
-@pytest.fixture(scope="module")
-def usual(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that the others must equal."""
-    run_dir = tmp_path_factory.mktemp("usual") / "run"
-    run_ranks(train_on_rank, short_recipe(small_corpus, run_dir), world_size=2)
-    return run_dir
-
-
 # iproute2 is not everywhere
 _LOOPBACK_UP = """python3 -c "import fcntl, socket, struct
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
@@ -65,13 +57,13 @@ def run_apart(
 
 
 @needs_root
-def test_a_run_needs_no_network_no_home_and_no_writable_data(usual, small_corpus, tmp_path):
+def test_a_run_needs_no_network_no_home_and_no_writable_data(finished, small_corpus, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(short_recipe(small_corpus, tmp_path / "run")))
     done = run_apart(f"launch/local.sh {recipe} --cpu", small_corpus, ROOT)
     assert done.returncode == 0, done.stderr
     for kind in ("step", "evaluation"):
-        assert metrics(tmp_path / "run", kind) == metrics(usual, kind)
+        assert metrics(tmp_path / "run", kind) == metrics(finished, kind)
 
 
 @needs_root
@@ -90,13 +82,13 @@ def test_a_run_folder_that_cannot_be_written_is_refused_by_name(small_corpus, tm
     assert "Traceback" not in done.stderr
 
 
-def test_a_clock_that_jumps_changes_nothing(usual, small_corpus, tmp_path):
+def test_a_clock_that_jumps_changes_nothing(finished, small_corpus, tmp_path):
     recipe = short_recipe(
         small_corpus, tmp_path / "run", checkpoint={"every_steps": 3}, watchdog={"seconds": 30.0}
     )
     run_ranks(train_while_the_clock_jumps, recipe, world_size=2)
     for kind in ("step", "evaluation"):
-        assert metrics(tmp_path / "run", kind) == metrics(usual, kind)
+        assert metrics(tmp_path / "run", kind) == metrics(finished, kind)
     state = read_run_state(tmp_path / "run")
     assert (state.state, state.step) == ("complete", NUM_STEPS)
     assert not list((tmp_path / "run").glob("hang-*"))

@@ -87,7 +87,7 @@ def test_a_document_longer_than_a_sample_is_trained_on_in_pieces(small_corpus, t
         evaluation__every_steps=None,
         train={"global_batch_tokens": 64, "epochs": 1},
     )
-    samples = [start.pack.sample(i) for i in range(start.pack.num_samples())]
+    samples = [start.data.pack.sample(i) for i in range(start.data.pack.num_samples())]
     found = [token for s in samples for token in s.ids[: s.num_tokens].tolist()]
     assert sorted(found) == sorted(ids)
     assert start.plan.targets_per_epoch == len(ids) - len(samples)
@@ -110,7 +110,7 @@ def test_an_id_beyond_the_vocabulary_is_named(corpus_copy):
             shard["tokens"]["sha256"] = describe_file(tokens).sha256
     manifest.write_text(json.dumps(content))
     pack(corpus_copy, seq_len=SEQUENCE_TOKENS, overwrite=True)
-    index = check(corpus_copy).pack
+    index = check(corpus_copy).data.pack
     messages = []
     for i in range(index.num_samples()):
         try:

@@ -73,7 +73,7 @@ def identity(corpus: Path, **changes: Any) -> dict[str, Any]:
     changes = {"run_dir": "unused", **changes}
     recipe = short_recipe(corpus, Path(changes.pop("run_dir")), **changes)
     start = check_start(recipe, Layout(0, 2, recipe.train.sequence_parallel_size, CPU))
-    found = run_identity(recipe, start.pack, dtype=start.dtype, scores=start.scores)
+    found = run_identity(recipe, start.data.pack, dtype=start.dtype, scores=start.data.scores)
     kept: dict[str, Any] = json.loads(json.dumps(found))  # as a checkpoint gives it back
     return kept
 

@@ -40,7 +40,7 @@ def alone(corpus: Path, general: Path, **changes: Any) -> Recipe:
 
 def stream_of(start: Start, recipe: Recipe) -> SampleStream:
     return SampleStream(
-        pack=join(start.pack, start.replay),
+        pack=join(start.data.pack, start.data.replay),
         split="train",
         layout=ALONE,
         total_samples=start.plan.total_samples,
@@ -57,7 +57,7 @@ def test_the_domain_is_seen_as_often_as_without_replay_and_replay_once(
     replay = {"corpus": str(general_corpus), "share": share, "repeats": repeats}
     recipe = alone(small_corpus, general_corpus, replay=replay)
     start = check_start(recipe, ALONE)
-    own, num_own = start.pack, start.pack.num_samples()
+    own, num_own = start.data.pack, start.data.pack.num_samples()
     seen: Counter[int] = Counter()
     tokens: Counter[bool] = Counter()
     epochs: list[set[int]] = [set(), set()]
@@ -71,7 +71,7 @@ def test_the_domain_is_seen_as_often_as_without_replay_and_replay_once(
     assert tokens[False] == 2 * own.num_tokens()
     assert all(set(range(num_own)) <= epoch for epoch in epochs)
     assert {seen[sample] for sample in range(num_own)} == {2}
-    times = [seen[num_own + i] for i in range(start.replay.num_samples())]
+    times = [seen[num_own + i] for i in range(start.data.replay.num_samples())]
     if repeats:
         assert max(times) - min(times) <= 1 < max(times)
     else:
@@ -83,12 +83,12 @@ def test_the_domain_is_seen_as_often_as_without_replay_and_replay_once(
 def test_a_sample_of_replay_is_that_of_its_own_corpus(small_corpus, general_corpus):
     recipe = alone(small_corpus, general_corpus)
     start = check_start(recipe, ALONE)
-    joined, num_own = join(start.pack, start.replay), start.pack.num_samples()
-    assert start.replay is not None
-    for i in (0, 1, start.replay.num_samples() - 1):
-        assert np.array_equal(joined.sample(num_own + i).ids, start.replay.sample(i).ids)
-        assert np.array_equal(joined.pieces(num_own + i), start.replay.pieces(i))
-    assert np.array_equal(joined.sample(num_own - 1).ids, start.pack.sample(num_own - 1).ids)
+    joined, num_own = join(start.data.pack, start.data.replay), start.data.pack.num_samples()
+    assert start.data.replay is not None
+    for i in (0, 1, start.data.replay.num_samples() - 1):
+        assert np.array_equal(joined.sample(num_own + i).ids, start.data.replay.sample(i).ids)
+        assert np.array_equal(joined.pieces(num_own + i), start.data.replay.pieces(i))
+    assert np.array_equal(joined.sample(num_own - 1).ids, start.data.pack.sample(num_own - 1).ids)
 
 
 def refusal(recipe: Recipe) -> str:
@@ -162,9 +162,9 @@ def test_a_plan_counts_the_tokens_of_replay(small_corpus, general_corpus):
     recipe = alone(small_corpus, general_corpus)
     start = check_start(recipe, ALONE)
     size = read_size(recipe)
-    assert size is not None and start.replay is not None
+    assert size is not None and start.data.replay is not None
     assert size.epoch_tokens == start.plan.samples_per_epoch * SEQUENCE_TOKENS
-    num_samples = start.pack.num_samples() + start.replay.num_samples()
+    num_samples = start.data.pack.num_samples() + start.data.replay.num_samples()
     assert size.pack_tokens == num_samples * SEQUENCE_TOKENS
 
 

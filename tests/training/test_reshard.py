@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_ranks
-from tests.training.test_run import metrics, recipe_of, train_on_rank
+from tests.training.short_runs import metrics, saving_recipe, train_on_rank
 from training.checkpoints.manifest import read_manifest
 
 # ranks that go on, ranks that share a sequence: from two that share the data
@@ -27,7 +27,7 @@ STEPS_BEFORE = 4
 @pytest.fixture(scope="module")
 def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("relayout") / "whole"
-    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **CHANGES), world_size=2)
+    run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **CHANGES), world_size=2)
     return run_dir
 
 
@@ -36,9 +36,9 @@ def test_a_run_goes_on_with_other_ranks(undisturbed, small_corpus, tmp_path, lay
     world_size, sp_size = LAYOUTS[layout]
     run_dir = tmp_path / "run"
     stopping = {**CHANGES, "train__stop_after_steps": STEPS_BEFORE}
-    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **stopping), world_size=2)
+    run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **stopping), world_size=2)
     changes = {**CHANGES, "train__sequence_parallel_size": sp_size}
-    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **changes), world_size=world_size)
+    run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **changes), world_size=world_size)
 
     found, expected = metrics(run_dir, "step"), metrics(undisturbed, "step")
     assert [row["step"] for row in found] == list(range(1, 9))
@@ -57,10 +57,10 @@ def test_a_resume_on_other_ranks_of_a_damaged_checkpoint_is_refused(small_corpus
     """The conversion reads files by DeepSpeed's own way: they are verified before."""
     run_dir = tmp_path / "run"
     stopping = {**CHANGES, "train__stop_after_steps": 2, "evaluation": {"every_steps": None}}
-    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **stopping), world_size=2)
+    run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **stopping), world_size=2)
     (shard, *_) = sorted((run_dir / "checkpoints").glob("step-*/zero3/*optim_states.pt"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     with pytest.raises(AssertionError, match="expected sha256"):
-        run_ranks(train_on_rank, recipe_of(small_corpus, run_dir, **stopping), world_size=1)
+        run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **stopping), world_size=1)

@@ -26,13 +26,6 @@ from training.ranks.stopping import STOP_FILE, StopRequests
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
-    run_ranks(train_on_rank, short_recipe(small_corpus, run_dir), world_size=2)
-    return run_dir
-
-
 def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> dict[str, Any]:
     """Train; one rank is asked to stop behind the first of the two micro-steps of a step."""
     import training.run.run
@@ -90,7 +83,7 @@ def signal_numbers() -> tuple[signal.Signals, ...]:
     ],
 )
 def test_what_asks_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
-    undisturbed, small_corpus, tmp_path, ask, rank, in_step, reason
+    finished, small_corpus, tmp_path, ask, rank, in_step, reason
 ):
     run_dir = tmp_path / "run"
     recipe = short_recipe(small_corpus, run_dir)
@@ -102,8 +95,8 @@ def test_what_asks_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
     assert not (run_dir / STOP_FILE).exists()
 
     run_ranks(train_on_rank, recipe, world_size=2)
-    assert metrics(run_dir, "step") == metrics(undisturbed, "step")
-    assert metrics(run_dir, "evaluation") == metrics(undisturbed, "evaluation")
+    assert metrics(run_dir, "step") == metrics(finished, "step")
+    assert metrics(run_dir, "evaluation") == metrics(finished, "evaluation")
     after = read_run_state(run_dir)
     assert (after.state, after.step, after.num_starts) == ("complete", NUM_STEPS, 2)
     assert after.run_id == state.run_id

@@ -169,7 +169,7 @@ def test_a_model_is_compared_with_transformers_once_for_all_combinations(
     small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
-    monkeypatch.setattr(fit, "_COMPARED", {})
+    monkeypatch.setattr(fit, "_FOUND", {})
     monkeypatch.setattr(
         fit, "find_other_numbers", lambda model, *_, **__: compared.append(model.config)
     )

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,42 +11,18 @@ import pytest
 import torch
 import yaml
 
-from common.checksum import FileRecord
 from data_prep.shards import open_corpus
-from tests.distributed import run_ranks
 from tests.training.plain_model import NUM_NEW_TOKENS, Plain
-from tests.training.short_runs import short_recipe, train_on_rank
-from tests.training.task_files import CHOICES, PROMPTS, write_choice_task, write_task
-from tests.warm_python import warm_python
-from training.checkpoints.manifest import read_manifest, write_manifest
-from training.metrics.task_results import read_results
-from training.tasks.weights import find_weights
+from tests.training.task_files import (
+    CHOICES,
+    PROMPTS,
+    evaluate,
+    write_choice_task,
+    write_pages_task,
+    write_task,
+)
 
 pytestmark = pytest.mark.slow  # each start imports torch, transformers and the harness
-
-ROOT = Path(__file__).parents[2]
-
-
-def evaluate(*arguments: str, home: Path, num_ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """`python -m training evaluate`, as a user without internet runs it."""
-    launcher = [warm_python()]
-    if num_ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HOME": str(home / "hf_home"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-    }
-    return subprocess.run(
-        [*launcher, "-m", "training", "evaluate", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +69,7 @@ def tasks_dir(model: Path) -> Path:
         doc_to_target="{{target}}",
         metrics=["acc", "perplexity"],
     )
-    write_task(
-        folder,
-        "our_pages",
-        [{"text": "", "page": text * 3} for text in PROMPTS],
-        output_type="loglikelihood_rolling",
-        doc_to_target="{{page}}",
-        metrics=["bits_per_byte"],
-    )
+    write_pages_task(folder)
     write_task(
         folder,
         "our_answers",
@@ -197,70 +163,6 @@ def test_two_ranks_find_the_same_numbers_from_the_same_documents(model, tasks_di
         exact = {key: value for key, value in row.items() if "_stderr" not in key}
         found = {key: value for key, value in on_two["results"][task].items() if key in exact}
         assert found == pytest.approx(exact, rel=1e-6)
-
-
-@pytest.fixture(scope="module")
-def run_dir(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    run_ranks(
-        train_on_rank, short_recipe(small_corpus, folder, checkpoint__every_steps=3), world_size=2
-    )
-    return folder
-
-
-def test_a_run_is_asked_by_its_newest_checkpoint_and_keeps_the_results(
-    run_dir, tasks_dir, model, tmp_path
-):
-    from training.checkpoints.export import export_run
-
-    asked = ["--tasks", "our_pages", "--tasks-dir", str(tasks_dir)]
-    ended = evaluate(str(run_dir), *asked, home=model.parent)
-    assert ended.returncode == 0, ended.stderr
-    (result,) = read_results(run_dir)
-    assert result["step"] == 8
-    assert result["heldout_loss"] > 0
-    kept = sorted(path.name for path in (run_dir / "tasks").iterdir())
-    assert kept == ["our_pages.step-8.json"]  # and nothing of the weights
-    assert not (run_dir / "export").exists()
-    assert list((run_dir / "tensorboard" / "tasks").iterdir())
-
-    plain = Plain(export_run(run_dir, out=tmp_path / "export"))
-    pages = [prompt * 3 for prompt in PROMPTS]
-    bits = -sum(plain.score_whole(page) for page in pages) / math.log(2)
-    expected = bits / sum(len(page.encode()) for page in pages)
-    found = result["results"]["our_pages"]["bits_per_byte,none"]
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_best_checkpoint_is_that_of_the_lowest_held_out_loss(run_dir):
-    manifests = [read_manifest(folder) for folder in (run_dir / "checkpoints").glob("step-*")]
-    assert len(manifests) > 1
-    best = min(manifests, key=lambda manifest: manifest["heldout_loss"])
-    assert find_weights(run_dir, checkpoint="best").step == best["step"]
-    assert find_weights(run_dir, checkpoint=None).step == 8
-
-
-def test_an_export_of_the_same_checkpoint_is_used_as_it_is(run_dir, tmp_path):
-    from training.checkpoints.export import export_run
-
-    copy = tmp_path / "run"
-    shutil.copytree(run_dir, copy)
-    assert find_weights(copy, checkpoint=None).checkpoint is not None
-    export_run(copy)
-    assert find_weights(copy, checkpoint=None).checkpoint is None
-    assert find_weights(copy / "export", checkpoint=None).step == 8
-    kept = copy / "checkpoints" / "step-00000008"
-    manifest = kept / "complete.json"
-    before = manifest.read_bytes()
-    content = read_manifest(kept)
-    files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
-    write_manifest(kept, content | {"saved_by": "another run"}, files=files)
-    assert find_weights(copy, checkpoint=None).checkpoint == kept
-    manifest.write_bytes(before)
-    (copy / "export" / "config.json").write_text("{}")
-    assert find_weights(copy, checkpoint=None).checkpoint is not None
-    with pytest.raises(ValueError, match="the export is damaged"):
-        find_weights(copy / "export", checkpoint=None)
 
 
 def test_a_task_without_its_data_is_one_line_and_no_traceback(model, tmp_path):

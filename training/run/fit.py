@@ -41,28 +41,21 @@ def find_misfit(
         In a sentence: losses other than those of transformers, weights that are not the model's,
         or a tokenizer that is not the corpus's; None where all fits.
     """
-    return (
-        _find_other_numbers_once(
-            recipe.model, config, sequence_tokens=recipe.data.sequence_tokens, trains=trains
+    key = repr((recipe.model, config.to_json_string(use_diff=False), corpus.folder, trains))
+    key += f" {corpus.fingerprint} {recipe.data.sequence_tokens}"
+    if key not in _FOUND:
+        _FOUND[key] = (
+            find_other_numbers(
+                recipe.model, config, sequence_tokens=recipe.data.sequence_tokens, trains=trains
+            )
+            or find_other_weights(recipe.model, config)
+            or _find_other_tokenizer(recipe.model, corpus)
         )
-        or find_other_weights(recipe.model, config)
-        or _find_other_tokenizer(recipe.model, corpus)
-    )
+    return _FOUND[key]
 
 
-_COMPARED: dict[str, str | None] = {}
-
-
-def _find_other_numbers_once(
-    model: Model, config: PretrainedConfig, *, sequence_tokens: int, trains: bool
-) -> str | None:
-    """`find_other_numbers`; a sweep asks for the same model at each of its combinations."""
-    key = repr((model, config.to_json_string(use_diff=False), sequence_tokens, trains))
-    if key not in _COMPARED:
-        _COMPARED[key] = find_other_numbers(
-            model, config, sequence_tokens=sequence_tokens, trains=trains
-        )
-    return _COMPARED[key]
+_FOUND: dict[str, str | None] = {}
+"""A sweep asks for the same model at each of its combinations."""
 
 
 def refuse_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig, layout: Layout) -> None:

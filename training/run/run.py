@@ -59,10 +59,10 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     start = check_start_together(recipe, layout)
     identity = run_identity(
         recipe,
-        start.pack,
+        start.data.pack,
         dtype=start.dtype,
-        scores=start.scores,
-        others=start.other_fingerprints,
+        scores=start.data.scores,
+        others=start.data.other_fingerprints,
     )
     run_dir = Path(recipe.run_dir)
     with lock_run_dir(run_dir, layout):
@@ -95,8 +95,12 @@ def _run(
     accepted: Collection[str],
 ) -> None:
     """Build, resume from `newest` if there is one, and run the steps."""
-    run_dir, plan, samples = Path(recipe.run_dir), start.plan, join(start.pack, start.replay)
-    scores = join_scores(start.scores, start.replay, start.replay_scores)
+    run_dir, plan, samples = (
+        Path(recipe.run_dir),
+        start.plan,
+        join(start.data.pack, start.data.replay),
+    )
+    scores = join_scores(start.data.scores, start.data.replay, start.data.replay_scores)
     with Watchdog(run_dir, rank=layout.rank, **asdict(recipe.watchdog)) as watchdog:
         engine = build_engine(
             recipe,
@@ -167,8 +171,8 @@ def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:
     return asdict(start.plan) | {
         "warmup_steps": warmup_steps(total_steps, recipe.schedule.warmup_frac),
         "parameters": engine.num_parameters,
-        "pack": start.pack.fingerprint,
-        **{f"pack_of_{name}": found for name, found in start.other_fingerprints.items()},
+        "pack": start.data.pack.fingerprint,
+        **{f"pack_of_{name}": found for name, found in start.data.other_fingerprints.items()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
 

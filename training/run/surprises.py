@@ -35,12 +35,12 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
             f"{set_key(recipe, name)}: domain {domain} is not among the first "
             f"{stream.total_samples} {stream.split} samples"
             for domain in domains_left_out(
-                start.heldout_packs[name],
+                start.data.heldout[name],
                 recipe.evaluation.named_sets[name],
                 num_samples=stream.total_samples,
             )
         ]
-    weights = recipe.data.mixture or start.pack.manifest.weights
+    weights = recipe.data.mixture or start.data.pack.manifest.weights
     found += [
         f"data.mixture: {share.name} rounds to none of its {len(share.samples)} samples an epoch"
         for share in start.mixture

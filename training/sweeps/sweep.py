@@ -108,8 +108,8 @@ def _check(runs: list[PlannedRun], options: SweepOptions, mistakes: Mistakes) ->
         )
         try:
             start = check_start(recipe, layout)
-            others = {f"pack_of_{name}": of for name, of in start.other_fingerprints.items()}
-            other = find_other_corpus(run, packs={"pack": start.pack.fingerprint, **others})
+            others = {f"pack_of_{name}": of for name, of in start.data.other_fingerprints.items()}
+            other = find_other_corpus(run, packs={"pack": start.data.pack.fingerprint, **others})
             total_steps[run.name] = start.plan.total_steps
         except (ValueError, OSError) as error:
             other = str(error)
