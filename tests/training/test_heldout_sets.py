@@ -187,7 +187,7 @@ def test_a_set_that_cannot_be_evaluated_is_refused_by_its_name(
 def worsening(corpus: Path, run_dir: Path, general: Path, **changes: Any) -> Recipe:
     """Its general loss rises from some step on: a constant rate that is far too high."""
     changes = {
-        "optimizer__lr": 0.3,
+        "optimizer__lr": 0.6,
         "schedule": {"kind": "constant", "warmup_frac": 0.0},
         "train__max_steps": 30,
         "train__stop_when": {"worse_for": 2},
