@@ -27,7 +27,7 @@ def hold(run_dir: Path, *, as_host: str, seconds: float) -> subprocess.Popen[str
     """Another process that has the folder."""
     command = [sys.executable, "-c", HOLDER, str(run_dir / LOCK_FILE)]
     holder = subprocess.Popen(
-        [*command, f"{as_host} process 7", str(seconds)], stdout=subprocess.PIPE, text=True
+        [*command, f"{as_host} process 0", str(seconds)], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
@@ -51,7 +51,7 @@ def test_two_starts_never_share_a_run_folder(tmp_path: Path) -> None:
     finally:
         holder.kill()
     assert messages[0] == messages[1]
-    told = f"run_dir {tmp_path} is in use by another start ({host} process 7)"
+    told = f"run_dir {tmp_path} is in use by another start ({host} process 0)"
     assert messages[0].startswith(f"refused: {told}")
 
 
@@ -61,7 +61,7 @@ def test_a_killed_start_leaves_the_folder_free(tmp_path: Path) -> None:
     holder.wait()
     (held,) = run_ranks(enter, tmp_path, world_size=1)
     assert held.startswith(f"{socket.gethostname()} process ")
-    assert "process 7" not in held
+    assert "process 0" not in held
 
 
 def test_the_lock_of_a_lost_host_is_waited_for(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from transformers import PretrainedConfig
 
@@ -42,7 +43,7 @@ def find_misfit(
         or a tokenizer that is not the corpus's; None where all fits.
     """
     key = repr((recipe.model, config.to_json_string(use_diff=False), corpus.folder, trains))
-    key += f" {corpus.fingerprint} {recipe.data.sequence_tokens}"
+    key += f" {corpus.fingerprint} {recipe.data.sequence_tokens} {_stamps(recipe.model)}"
     if key not in _FOUND:
         _FOUND[key] = (
             find_other_numbers(
@@ -56,6 +57,14 @@ def find_misfit(
 
 _FOUND: dict[str, str | None] = {}
 """A sweep asks for the same model at each of its combinations."""
+
+
+def _stamps(model: Model) -> list[tuple[str, int, int]]:
+    """Size and time of each file of a local model; it may have changed since it was asked for."""
+    if model.pretrained is None:
+        return []
+    files = sorted(path for path in Path(model.pretrained).glob("*") if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 
 def refuse_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig, layout: Layout) -> None:
