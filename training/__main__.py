@@ -21,7 +21,7 @@ examples:
   python -m training sweep RECIPE.yaml --vary regulariser=none,entrodrop --seeds 1,2,3
 """
 
-VERBS = ("train", "evaluate", "export", "report", "sweep", "preview")
+VERBS = ("train", "evaluate", "export", "interpolate", "report", "sweep", "preview")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     options = parse_arguments(build_parser(), argv)
-    has_ranks = options.verb in ("train", "evaluate")
+    has_ranks = options.verb in ("train", "evaluate", "interpolate")
     # the rank is not known before, so every process says what is wrong with it
     if has_ranks and (code := exit_code_of(_set_ranks)):
         return code

@@ -18,8 +18,8 @@ from benchmarks.study.scoring import Scorer, completed_share, heldout_pieces, me
 from benchmarks.study.settings import Base, Setting
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
-from training.checkpoints.export import trained_weights
 from training.checkpoints.manifest import newest_complete, read_manifest
+from training.checkpoints.mixing import trained_weights
 from training.metrics.file import METRICS_FILE, read_metrics
 from training.run.run import train
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,16 @@ def message_of_error(recipe: Recipe) -> str:
     return str(caught.value)
 
 
-def training_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [warm_python(), "-m", "training", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+def training_command(
+    *arguments: str, launcher: Sequence[str] = (), check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """`python -m training`, or the same by a launcher such as `-m torch.distributed.run`."""
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=180
+        [warm_python(), *launcher, "-m", "training", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        check=check,
+        timeout=180,
     )

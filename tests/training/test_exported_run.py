@@ -50,7 +50,7 @@ def engine_logits(recipe: Recipe, ids: torch.Tensor) -> torch.Tensor:
     """
     import deepspeed
 
-    from training.checkpoints.export import trained_weights
+    from training.checkpoints.mixing import trained_weights
     from training.data.documents import find_documents
     from training.model.causal_lm import resolve_model_config
     from training.model.engine import build_engine

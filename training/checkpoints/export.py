@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,14 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from common.checksum import record_file
 from data_prep.shards import open_corpus
 from training.checkpoints.corpus_samples import CorpusSamples, load_samples
-from training.checkpoints.files import ENGINE_TAG, only_data
 from training.checkpoints.manifest import (
     MANIFEST,
-    find_corruption,
-    newest_complete,
     read_manifest,
     write_manifest,
 )
+from training.checkpoints.mixing import Mix, find_mix
 from training.checkpoints.model_folder import (
     MODEL_FOLDER,
     SAMPLES,
@@ -40,18 +37,24 @@ from training.model.plain_losses import find_other_losses
 from training.model.skeleton import build_skeleton
 from training.model.tokenizer_check import find_other_tokens, load_tokenizer
 
-_WRAPPER_PREFIX = "lm."
 
-
-def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | None = None) -> Path:
+def export_run(
+    run_dir: Path,
+    *,
+    checkpoints: Sequence[str] = (),
+    tuned_share: float = 1.0,
+    out: Path | None = None,
+) -> Path:
     """Write the weights of a checkpoint as safetensors, with configuration and tokenizer.
 
-    One process on the CPU, with memory for all weights in fp32, or for two copies in their own
-    dtype; no GPU.
+    One process on the CPU, with memory for all weights in fp32 (twice for a mix), or for two
+    copies in their own dtype; no GPU.
 
     Args:
         run_dir: folder of a run.
-        checkpoint: `run_dir/checkpoints/step-*`; by default the newest complete one.
+        checkpoints: best, last, step-N or a folder; several for their mean; by default the newest
+            intact one.
+        tuned_share: how far from the base (0) to them (1).
         out: by default `run_dir/export`; an older export is replaced, anything else refused.
 
     Returns:
@@ -66,21 +69,18 @@ def export_run(run_dir: Path, *, checkpoint: Path | None = None, out: Path | Non
     _refuse_foreign(out)
     recipe = load_run_recipe(run_dir)
     warn_of_remote_code(recipe.model)
-    chosen = checkpoint or newest_complete(run_dir / "checkpoints", hashes=True)
-    if chosen is None:
-        raise ValueError(f"{run_dir}/checkpoints holds no complete checkpoint; train first")
-    if checkpoint and (broken := find_corruption(checkpoint, hashes=True)) is not None:
-        raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
+    mix = find_mix(run_dir, checkpoints, tuned_share=tuned_share)
+    mix.refuse_what_cannot_be_mixed(recipe.model)
     files = _model_files(run_dir, recipe)
     samples = load_samples(files.pop(SAMPLES))
     with _staged(out) as staging:
         _write_files(files, staging)
-        lm = _write_weights(staging, chosen, recipe.model)
+        lm = _write_weights(staging, mix, recipe.model)
         _write_files(files, staging)  # transformers writes some of them anew
         mistake = _find_mistake(staging, lm, recipe.model, samples)
         if mistake is not None:
             raise ValueError(f"export: {mistake}; nothing was exported")
-        _mark(staging, chosen)
+        _mark(staging, mix)
     return out
 
 
@@ -102,22 +102,6 @@ def load_run_recipe(run_dir: Path) -> Recipe:
     if not path.exists():
         raise ValueError(f"{run_dir} is not a run folder: {path.name} is missing")
     return load_recipe(path)
-
-
-def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights of a checkpoint, by the names of transformers, in the dtype of the training.
-
-    The engine trains on its fp32 masters rounded to `dtype`; so does this.
-    """
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    # it reports its shards on stdout, where only the folder should appear
-    with only_data(checkpoint), redirect_stdout(io.StringIO()):
-        masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE_TAG)
-    # one by one: the masters need not all live beside what is made of them
-    return {
-        name.removeprefix(_WRAPPER_PREFIX): masters.pop(name).to(dtype) for name in list(masters)
-    }
 
 
 def _model_files(run_dir: Path, recipe: Recipe) -> dict[str, bytes]:
@@ -158,14 +142,14 @@ def _write_files(files: dict[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def _write_weights(folder: Path, checkpoint: Path, model: Model) -> PreTrainedModel:
+def _write_weights(folder: Path, mix: Mix, model: Model) -> PreTrainedModel:
     """Save the weights next to the configuration, and load them again.
 
     Raises:
         ValueError: when they cannot be written, or are others when they are loaded.
     """
     lm = build_skeleton(folder, model)
-    trained = trained_weights(checkpoint, dtype=lm.dtype)
+    trained = mix.load(model, dtype=lm.dtype)
     lm.load_state_dict(trained, assign=True)
     lm.tie_weights()
     lm.generation_config = GenerationConfig()  # ours is written later, in the base's words
@@ -193,13 +177,16 @@ def _find_mistake(
     return find_other_losses(lm, samples.documents)
 
 
-def _mark(folder: Path, checkpoint: Path) -> None:
+def _mark(folder: Path, mix: Mix) -> None:
     """Record step and checksums of the export; `evaluate` compares them."""
-    manifest = read_manifest(checkpoint)
+    newest = mix.checkpoints[-1]
+    manifest = read_manifest(newest)
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = {name.as_posix(): record_file(folder / name, durable=True) for name in names}
     content = {key: manifest[key] for key in ("step", "tokens", "heldout_loss")}
-    content["checkpoint_sha256"] = record_file(checkpoint / MANIFEST).sha256
+    content["checkpoint_sha256"] = record_file(newest / MANIFEST).sha256
+    if not mix.is_one_checkpoint:  # no held-out loss is known of it
+        content |= {"heldout_loss": None, "checkpoint_sha256": None, **mix.facts}
     write_manifest(folder, content, files=files)
 
 

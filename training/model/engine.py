@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,17 @@ class Engine:
             return self.score(inputs)
         finally:
             self.ds.train()
+
+    def put(self, weights: Mapping[str, Tensor] | None) -> None:
+        """Replace the model's weights by those of rank 0; every rank calls it.
+
+        Args:
+            weights: whole, by the names of transformers; None on other ranks.
+        """
+        for name, parameter in self.model.lm.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+                if weights is not None:
+                    parameter.copy_(weights[name])
 
     @property
     def updated(self) -> bool:

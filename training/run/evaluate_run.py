@@ -7,11 +7,12 @@ import json
 import math
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.durable import atomic_write
-from data_prep.shards import open_corpus
+from data_prep.shards import PackIndex, open_corpus
 from training.checkpoints.manifest import (
     find_corruption_together,
     newest_complete,
@@ -22,8 +23,8 @@ from training.config.recipe import Recipe
 from training.data.stream import SampleStream
 from training.metrics.file import finite
 from training.model.causal_lm import warn_of_remote_code
-from training.model.engine import build_engine
-from training.ranks.dist import init_layout
+from training.model.engine import Engine, build_engine
+from training.ranks.dist import Layout, init_layout
 from training.ranks.launcher_env import whole_number
 from training.run.best import evaluation_row
 from training.run.evaluation import Bands, bands_of_stream, evaluate
@@ -49,47 +50,78 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: when there is no export, it is damaged, or there is no held-out data.
     """
-    kept = run_dir / KEPT_RECIPE
-    recipe = load_recipe(kept, overrides)
-    sp_size = recipe.train.sequence_parallel_size
-    if not any(override.startswith(f"{_SP_KEY}=") for override in overrides):
-        sp_size = math.gcd(sp_size, whole_number("WORLD_SIZE"))
+    recipe = recipe_for_evaluation(run_dir, overrides)
     exported = run_dir / "export"
     if not (exported / "config.json").exists():
         raise ValueError(f"{exported} is missing; run: python -m training export {run_dir}")
     model = dataclasses.replace(recipe.model, pretrained=str(exported), config=None)
-    train = dataclasses.replace(recipe.train, sequence_parallel_size=sp_size)
-    recipe = dataclasses.replace(recipe, model=model, train=train)
-    layout = init_layout(sp_size=sp_size)
-    if layout.is_main:
-        warn_of_remote_code(recipe.model)
+    recipe = dataclasses.replace(recipe, model=model)
+    layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
     if (broken := find_corruption_together(exported, layout)) is not None:
         raise ValueError(
             f"the export is damaged: {broken}; run: python -m training export {run_dir}"
         )
-    step = read_manifest(exported)["step"]
+    manifest = read_manifest(exported)
     if layout.is_main:
         with suppress(OSError):  # a run that goes on may remove it at this moment
-            _warn_of_newer(run_dir, step=step)
-    corpus = open_corpus(recipe.data.corpus)
-    pack = corpus.open_pack(recipe.data.sequence_tokens)
-    streams = heldout_streams(recipe, heldout_packs(recipe, pack), layout)
-    model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
-    refuse_misfit(recipe, corpus, model_config, layout)
-    engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1)
-    result: dict[str, Any] = {
-        "step": step,
-        "corpus": recipe.data.corpus,
-        "pack": pack.fingerprint,
-    }
-    results = {
-        name: evaluate(engine, stream, _bands(bands_folder(run_dir, recipe, name), stream))
-        for name, stream in streams.items()
-    }
-    result = finite(result | evaluation_row(results, recipe.evaluation))
-    if layout.is_main and measures_alike(recipe, load_recipe(kept, [])):
+            _warn_of_newer(run_dir, step=manifest["step"])
+    evaluation = RunEvaluation.open(run_dir, recipe, layout)
+    facts = {key: manifest[key] for key in ("step", "mix") if key in manifest}
+    result = facts | {"corpus": recipe.data.corpus, "pack": evaluation.pack.fingerprint}
+    result = finite(result | evaluation.row())
+    if layout.is_main and measures_alike(recipe, load_recipe(run_dir / KEPT_RECIPE, [])):
         atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def recipe_for_evaluation(run_dir: Path, overrides: list[str]) -> Recipe:
+    """A run's recipe; fewer processes than it had share a sequence as far as they can."""
+    recipe = load_recipe(run_dir / KEPT_RECIPE, overrides)
+    if any(override.startswith(f"{_SP_KEY}=") for override in overrides):
+        return recipe
+    sp_size = math.gcd(recipe.train.sequence_parallel_size, whole_number("WORLD_SIZE"))
+    train = dataclasses.replace(recipe.train, sequence_parallel_size=sp_size)
+    return dataclasses.replace(recipe, train=train)
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """An engine without an optimizer, and the held-out sets of a run with the bands it froze."""
+
+    engine: Engine
+    recipe: Recipe
+    pack: PackIndex
+    streams: dict[str, SampleStream]
+    bands: dict[str, Bands | None]
+
+    @classmethod
+    def open(cls, run_dir: Path, recipe: Recipe, layout: Layout) -> RunEvaluation:
+        """Load the weights that the recipe names; every rank calls it.
+
+        Raises:
+            ValueError: for a model that does not fit the corpus, or when there is no held-out data.
+        """
+        if layout.is_main:
+            warn_of_remote_code(recipe.model)
+        corpus = open_corpus(recipe.data.corpus)
+        pack = corpus.open_pack(recipe.data.sequence_tokens)
+        streams = heldout_streams(recipe, heldout_packs(recipe, pack), layout)
+        model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
+        refuse_misfit(recipe, corpus, model_config, layout)
+        engine = build_engine(recipe, model_config, layout=layout, num_micro_steps=1)
+        bands = {
+            name: _bands(bands_folder(run_dir, recipe, name), stream)
+            for name, stream in streams.items()
+        }
+        return cls(engine, recipe, pack, streams, bands)
+
+    def row(self) -> dict[str, Any]:
+        """The losses of the weights that the engine has now."""
+        results = {
+            name: evaluate(self.engine, stream, self.bands[name])
+            for name, stream in self.streams.items()
+        }
+        return evaluation_row(results, self.recipe.evaluation)
 
 
 def measures_alike(recipe: Recipe, own: Recipe) -> bool:

@@ -136,7 +136,8 @@ def _weights_and_out(
     weights = find_weights(target, checkpoint=options.checkpoint)
     if options.out is None and weights.run_dir is None:
         raise ValueError(
-            f"{target} does not belong to a run: set where the results go with --out FILE"
+            f"{target} holds no weights that a run has trained as they are: set where the results "
+            "go with --out FILE"
         )
     name = result_name(
         options.tasks, step=weights.step, num_fewshot=options.num_fewshot, limit=options.limit
@@ -149,7 +150,8 @@ def _weights_and_out(
         scratch = until_loaded.enter_context(
             tempfile.TemporaryDirectory(prefix=".weights-", dir=folder)
         )
-        exported = export_run(target, checkpoint=weights.checkpoint, out=Path(scratch) / "export")
+        chosen = [str(weights.checkpoint)]
+        exported = export_run(target, checkpoints=chosen, out=Path(scratch) / "export")
         weights = weights.exported_to(exported)
     return weights, options.out or folder / name
 

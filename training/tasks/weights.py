@@ -20,7 +20,7 @@ class Weights:
 
     folder: Path
     run_dir: Path | None
-    """None for a model that does not belong to a run."""
+    """None for a model that does not belong to a run, or is a mix of its weights."""
     checkpoint: Path | None = None
     step: int | None = None
     tokens: int | None = None
@@ -59,6 +59,8 @@ def _of_export(folder: Path) -> Weights:
         return Weights(folder, run_dir)
     if (broken := find_corruption(folder, hashes=True)) is not None:
         raise ValueError(f"the export is damaged: {broken}; export it again")
+    if "mix" in read_manifest(folder):  # its results would pass for those of a checkpoint
+        run_dir = None
     return Weights(folder, run_dir, **_facts(folder))
 
 

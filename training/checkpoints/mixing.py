@@ -1,0 +1,174 @@
+"""Weights of a checkpoint, the mean of several, or weights between those and their base.
+
+The mean of late checkpoints: Izmailov et al. (SWA), arXiv 1803.05407. Between base and tuned
+weights: Wortsman et al. (WiSE-FT), arXiv 2109.01903.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from training.checkpoints.choice import find_checkpoint
+from training.checkpoints.files import ENGINE_TAG, only_data
+from training.checkpoints.manifest import find_corruption, newest_complete, read_manifest
+from training.config.sections import Model
+
+Weights = dict[str, Tensor]
+"""By the names of transformers."""
+_WRAPPER_PREFIX = "lm."
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which weights of a run: of one checkpoint, or made of several and of the base."""
+
+    checkpoints: tuple[Path, ...]
+    """In the order of their steps; more than one for their mean."""
+    tuned_share: float = 1.0
+    """The part of the way from the base to them, from 0 to 1."""
+
+    @property
+    def is_one_checkpoint(self) -> bool:
+        return len(self.checkpoints) == 1 and self.tuned_share == 1.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of a mix; nothing of a single checkpoint."""
+        if self.is_one_checkpoint:
+            return {}
+        return {"mix": {"steps": self.steps, "tuned_share": self.tuned_share}}
+
+    @property
+    def steps(self) -> list[int]:
+        return [int(read_manifest(folder)["step"]) for folder in self.checkpoints]
+
+    def refuse_what_cannot_be_mixed(self, model: Model, *, needs_base: bool = False) -> None:
+        """Before any weight is read.
+
+        Raises:
+            ValueError: for a damaged checkpoint, checkpoints of other runs, or a base that is
+                missing.
+        """
+        refuse_no_share(self.tuned_share)
+        if (needs_base or self.tuned_share < 1.0) and model.pretrained is None:
+            raise ValueError("this run has no base to interpolate with: it began from scratch")
+        for folder in self.checkpoints:
+            if (broken := find_corruption(folder, hashes=True)) is not None:
+                raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
+        first, *others = (_origin(folder) for folder in self.checkpoints)
+        for folder, other in zip(self.checkpoints[1:], others, strict=True):
+            if other != first:
+                raise ValueError(f"{folder} holds another model than {self.checkpoints[0]}")
+
+    def load(self, model: Model, *, dtype: torch.dtype) -> Weights:
+        """All weights, rounded once to the dtype of the training.
+
+        The engine trains on its fp32 masters rounded to `dtype`; so does this.
+
+        Raises:
+            ValueError: when the base has other weights than the model that was trained.
+        """
+        mixed = _mean_of(self.checkpoints)
+        if self.tuned_share < 1.0:
+            mixed = interpolate(load_base(model), mixed, tuned_share=self.tuned_share)
+        # one by one: the masters need not all live beside what is made of them
+        return {name: mixed.pop(name).to(dtype) for name in list(mixed)}
+
+
+def refuse_no_share(tuned_share: float) -> None:
+    """Raises a ValueError, unless it lies between 0, the base, and 1, the tuned weights."""
+    if not 0.0 <= tuned_share <= 1.0:
+        raise ValueError(
+            f"{tuned_share:g} is no share between 0 (the base) and 1 (the tuned weights)"
+        )
+
+
+def find_mix(run_dir: Path, words: Sequence[str] = (), *, tuned_share: float = 1.0) -> Mix:
+    """Weights by the words of a command.
+
+    Args:
+        words: checkpoints as `find_checkpoint` takes them; none for the newest intact one.
+
+    Raises:
+        ValueError: for a word that names no complete checkpoint, or two that name the same.
+    """
+    root = run_dir / "checkpoints"
+    if not words:
+        newest = newest_complete(root, hashes=True)
+        if newest is None:
+            raise ValueError(f"{root} holds no complete checkpoint; train first")
+        return Mix((newest,), tuned_share)
+    found: dict[Path, str] = {}
+    for word in words:
+        folder = find_checkpoint(run_dir, word).resolve()
+        if folder in found:
+            raise ValueError(f"{found[folder]} and {word} are the same checkpoint")
+        found[folder] = word
+    ordered = sorted(found, key=lambda folder: int(read_manifest(folder)["step"]))
+    return Mix(tuple(ordered), tuned_share)
+
+
+def _origin(checkpoint: Path) -> tuple[Any, ...]:
+    """Weights of one origin have a mean that means something; those of two random ones have not."""
+    recipe = read_manifest(checkpoint)["identity"]["recipe"]
+    model = recipe["model"]
+    return (model, None if model["pretrained"] else recipe["seed"])
+
+
+def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> Weights:
+    """Those of one checkpoint, in the dtype of the training."""
+    masters = load_masters(checkpoint)
+    return {name: masters.pop(name).to(dtype) for name in list(masters)}
+
+
+def load_masters(checkpoint: Path) -> Weights:
+    """The optimizer's fp32 weights, whole, on the CPU."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    # it reports its shards on stdout, where only the folder should appear
+    with only_data(checkpoint), redirect_stdout(io.StringIO()):
+        masters = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=ENGINE_TAG)
+    return {name.removeprefix(_WRAPPER_PREFIX): masters[name].detach() for name in masters}
+
+
+def _mean_of(checkpoints: Sequence[Path]) -> Weights:
+    """One more set of weights at a time beside the mean."""
+    mean = load_masters(checkpoints[0])
+    for number, folder in enumerate(checkpoints[1:], start=2):
+        masters = load_masters(folder)
+        mean = {name: mean[name].lerp(masters.pop(name), 1 / number) for name in list(mean)}
+    return mean
+
+
+def load_base(model: Model) -> Weights:
+    """The weights that training began with, in fp32; for a model that has a base."""
+    assert model.pretrained is not None
+    base = AutoModelForCausalLM.from_pretrained(
+        model.pretrained, dtype=torch.float32, trust_remote_code=model.trust_remote_code
+    )
+    return dict(base.state_dict())
+
+
+def interpolate(base: Mapping[str, Tensor], tuned: Weights, *, tuned_share: float) -> Weights:
+    """`base + tuned_share (tuned - base)`, fp32; exactly the one at 0 and the other at 1.
+
+    Raises:
+        ValueError: when they have other names or shapes.
+    """
+    for name, weight in tuned.items():
+        if name not in base or base[name].shape != weight.shape:
+            there = tuple(base[name].shape) if name in base else "missing"
+            raise ValueError(
+                f"the base is not the one that was trained: {name} is {there} there and "
+                f"{tuple(weight.shape)} in the checkpoint"
+            )
+    return {name: base[name].lerp(tuned[name], tuned_share) for name in tuned}
