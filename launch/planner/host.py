@@ -55,6 +55,7 @@ def forecast_host(
         master, moments = own * 4, own * 8
         # of both precisions: reduced, and as Adam reads them
         held = (own * zero.number_bytes, own * 4)
+        master += own * 4 if run.averages else 0
         gradients = sum(map(_pinned_block, held)) if zero.pins_optimizer else sum(held)
         pinned += gradients if zero.pins_optimizer else 0
     if zero.offloads_parameters:
@@ -62,15 +63,16 @@ def forecast_host(
         pinned += parameters
     settings = recipe.checkpoint
     saves_beside = settings.in_background and settings.every_steps is not None
+    checkpoint_bytes = _CHECKPOINT_BYTES + (4 if run.averages else 0)
     entropies = 2 * (pack_tokens or 0) if recipe.keeps_entropies else 0  # float16
     return Host(
         processes=ranks_per_node * _PROCESS_BYTES,
         optimizer=ranks_per_node * (master + moments + gradients),
         parameters=ranks_per_node * parameters,
         pinned=ranks_per_node * pinned,
-        checkpoint_copy=ranks_per_node * own * _CHECKPOINT_BYTES if saves_beside else 0,
+        checkpoint_copy=ranks_per_node * own * checkpoint_bytes if saves_beside else 0,
         model_files=run.arch.parameters * 2 if recipe.model.pretrained else 0,
-        checkpoint_on_disk=run.arch.parameters * _CHECKPOINT_BYTES + entropies,
+        checkpoint_on_disk=run.arch.parameters * checkpoint_bytes + entropies,
         checkpoints_kept=settings.keep_last + settings.keep_best + 1 if settings.every_steps else 1,
         export_on_disk=run.arch.parameters * zero.number_bytes,
         entropies_on_disk=entropies,

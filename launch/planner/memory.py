@@ -57,6 +57,8 @@ class Run:
     """Of an optimizer step on this rank, all micro-steps."""
     one_pass_head: bool
     """Gradients come with the loss: always, except with the lagged threshold."""
+    averages: bool = False
+    """Whether a moving average of the weights is kept (`ema`), in fp32."""
 
     @property
     def partition(self) -> int:
@@ -90,10 +92,14 @@ def _states(run: Run) -> Moment:
     return Moment(
         parameters=0 if zero.offloads_parameters else own * zero.number_bytes,
         gradients=on_gpu * zero.number_bytes,
-        optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES),
+        optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES + _average_bytes(run)),
         buckets=bucket,
         method=run.step_tokens * (_BATCH_BYTES + _METHOD_BYTES),
     )
+
+
+def _average_bytes(run: Run) -> int:
+    return _MASTER_BYTES if run.averages else 0
 
 
 def _load(run: Run, states: Moment) -> Iterator[Moment]:
@@ -225,9 +231,13 @@ def _step(run: Run, states: Moment) -> Moment:
 
 
 def _evaluation(run: Run, states: Moment) -> Moment:
-    """A forward pass that keeps nothing."""
+    """A forward pass that keeps nothing; with an average, also the weights that it replaces."""
     acts = run.activations
+    replaced = states.parameters if run.averages else 0
     inside = max(use_bytes for use, use_bytes in _gathered(run) if not use.is_backward)
     return states._replace(
-        gathered=inside, activations=acts.forward_extra + acts.ends, head=acts.head_chunk
+        parameters=states.parameters + replaced,
+        gathered=inside,
+        activations=acts.forward_extra + acts.ends,
+        head=acts.head_chunk,
     )

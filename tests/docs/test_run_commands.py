@@ -106,15 +106,15 @@ def test_commands_about_a_run_work_one_after_the_other(project: Path) -> None:
     (export_and_evaluate,) = blocks("evaluation.md")
     assert '"loss"' in run(export_and_evaluate, project)
 
-    build_domain, adapt, look_and_export, interpolate, mix = blocks("forgetting.md")
+    build_domain, adapt, look_and_export, interpolate, export = blocks("forgetting.md")
     run(build_domain, project)
     assert "general" in run(adapt, project)
     assert '"general"' in run(look_and_export, project)
     report = project / "runs" / "shell" / "report" / "index.html"
     assert "Learnt and forgotten" in report.read_text()
     assert "lowest at " in run(interpolate, project)
-    run(mix, project)
-    assert (project / "runs" / "shell" / "mean" / "config.json").exists()
+    run(export, project)
+    assert (project / "runs" / "shell" / "between" / "config.json").exists()
 
     draw, compare, tensorboard, sweep = blocks("reports.md")
     run(draw, project)

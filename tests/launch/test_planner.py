@@ -21,6 +21,7 @@ from launch.planner.prefetch import gathered_numbers, order_of_uses
 from launch.planner.zero import read_zero
 from tests.launch.measured_memory import measure_peaks
 from tests.launch.planned_shapes import SHAPES, Shape, forecast_peaks
+from training.config.ema import Ema
 from training.config.load import load_recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +47,16 @@ def test_forecast_is_within_a_tenth_of_what_steps_hold(shape: Shape, tmp_path: P
     assert forecasts["forward"].total == pytest.approx(measured["forward"], rel=0.1)
     assert forecasts["backward"].total == pytest.approx(measured["backward"], rel=0.1)
     assert forecasts["step"].total == pytest.approx(measured["update"], rel=0.1)
+
+
+def test_an_average_of_the_weights_costs_its_fp32_shards(tmp_path: Path) -> None:
+    plain = next(shape for shape in SHAPES if shape.name == "bf16, checkpointing").recipe(tmp_path)
+    averaged = replace(plain, ema=Ema(half_life_epochs=1.0))
+    without, with_average = (forecast_peaks(each, num_ranks=2) for each in (plain, averaged))
+    parameters = find_architecture(plain).parameters
+    for phase, more_bytes in {"forward": 4, "step": 4, "save": 4, "evaluation": 4 + 2}.items():
+        more = with_average[phase].total - without[phase].total
+        assert more == pytest.approx(more_bytes * parameters / 2, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", sorted(architecture.PUBLIC_MODELS))

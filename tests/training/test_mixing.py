@@ -60,7 +60,7 @@ def test_an_average_is_the_mean_of_the_fp32_weights(finished, tmp_path):
         mean = (first[name].double() + last[name].double()) / 2
         np.testing.assert_allclose(weight.double(), mean, rtol=0, atol=1e-7)
     manifest = read_manifest(out)
-    assert manifest["mix"] == {"steps": [6, 8], "tuned_share": 1.0}
+    assert manifest["mix"] == {"weights": "trained", "steps": [6, 8], "tuned_share": 1.0}
     assert (manifest["step"], manifest["heldout_loss"]) == (8, None)
 
 
@@ -127,7 +127,7 @@ def test_results_of_a_mix_do_not_pass_for_those_of_its_checkpoint(tuned, tmp_pat
     assert find_weights(run_dir, checkpoint=None).checkpoint is not None
     assert find_weights(run_dir / "export", checkpoint=None).run_dir is None
     shown = json.loads(training_command("evaluate", str(run_dir)).stdout)
-    assert shown["mix"] == {"steps": [8], "tuned_share": 0.5}
+    assert shown["mix"] == {"weights": "trained", "steps": [8], "tuned_share": 0.5}
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -43,6 +43,7 @@ def export_run(
     *,
     checkpoints: Sequence[str] = (),
     tuned_share: float = 1.0,
+    averaged: bool = False,
     out: Path | None = None,
 ) -> Path:
     """Write the weights of a checkpoint as safetensors, with configuration and tokenizer.
@@ -55,6 +56,7 @@ def export_run(
         checkpoints: best, last, step-N or a folder; several for their mean; by default the newest
             intact one.
         tuned_share: how far from the base (0) to them (1).
+        averaged: take the moving averages that they hold (`ema`), not their weights.
         out: by default `run_dir/export`; an older export is replaced, anything else refused.
 
     Returns:
@@ -69,7 +71,7 @@ def export_run(
     _refuse_foreign(out)
     recipe = load_run_recipe(run_dir)
     warn_of_remote_code(recipe.model)
-    mix = find_mix(run_dir, checkpoints, tuned_share=tuned_share)
+    mix = find_mix(run_dir, checkpoints, tuned_share=tuned_share, averaged=averaged)
     mix.refuse_what_cannot_be_mixed(recipe.model)
     files = _model_files(run_dir, recipe)
     samples = load_samples(files.pop(SAMPLES))

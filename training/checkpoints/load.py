@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from training.checkpoints.ema_files import load_average
 from training.checkpoints.files import (
     CACHE_FILE,
     ENGINE_TAG,
@@ -19,8 +20,9 @@ from training.checkpoints.manifest import read_manifest
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
 from training.checkpoints.reshard import is_of_other_ranks, load_universal, universal_copy
+from training.model.ema import AveragedWeights
 from training.model.engine import Engine
-from training.ranks.dist import Layout, raise_together
+from training.ranks.dist import Layout, raise_together, together
 from training.regularisers.base import SavedThreshold
 from training.regularisers.entropy_cache import EntropyCache
 
@@ -32,6 +34,7 @@ def load_checkpoint(
     identity: dict[str, Any],
     accepted: Collection[str] = (),
     cache: EntropyCache | None = None,
+    average: AveragedWeights | None = None,
 ) -> Progress:
     """Restore weights, optimizer, random state and the run's entropies.
 
@@ -54,6 +57,8 @@ def load_checkpoint(
         _load_engine(engine, checkpoint)
     if cache is not None:
         raise_together(_copy_cache(cache.load, checkpoint / CACHE_FILE, engine.layout))
+    if average is not None:
+        together(lambda: load_average(average, checkpoint, engine.layout))
     return progress_of(manifest, identity)
 
 
@@ -94,7 +99,9 @@ def _about_the_loss(identity: dict[str, Any]) -> dict[str, Any]:
     }
     others = identity.get("others") or {}
     sets = {name: pack for name, pack in others.items() if name.startswith("sets.")}
-    return {"evaluation": evaluation, "pack": identity["pack"], "others": sets}
+    ema = identity["recipe"].get("ema") or {}
+    averages = ema if ema.get("decides_best") else None
+    return {"evaluation": evaluation, "ema": averages, "pack": identity["pack"], "others": sets}
 
 
 def _load_engine(engine: Engine, checkpoint: Path) -> None:

@@ -7,7 +7,7 @@ weights: Wortsman et al. (WiSE-FT), arXiv 2109.01903.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from training.checkpoints.choice import find_checkpoint
+from training.checkpoints.ema_files import read_average
 from training.checkpoints.files import ENGINE_TAG, only_data
 from training.checkpoints.manifest import find_corruption, newest_complete, read_manifest
 from training.config.sections import Model
@@ -35,17 +36,20 @@ class Mix:
     """In the order of their steps; more than one for their mean."""
     tuned_share: float = 1.0
     """The part of the way from the base to them, from 0 to 1."""
+    averaged: bool = False
+    """The moving averages that they hold, instead of their weights."""
 
     @property
     def is_one_checkpoint(self) -> bool:
-        return len(self.checkpoints) == 1 and self.tuned_share == 1.0
+        return len(self.checkpoints) == 1 and self.tuned_share == 1.0 and not self.averaged
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a manifest says of a mix; nothing of a single checkpoint."""
         if self.is_one_checkpoint:
             return {}
-        return {"mix": {"steps": self.steps, "tuned_share": self.tuned_share}}
+        weights = "ema" if self.averaged else "trained"
+        return {"mix": {"weights": weights, "steps": self.steps, "tuned_share": self.tuned_share}}
 
     @property
     def steps(self) -> list[int]:
@@ -77,7 +81,7 @@ class Mix:
         Raises:
             ValueError: when the base has other weights than the model that was trained.
         """
-        mixed = _mean_of(self.checkpoints)
+        mixed = _mean_of(self.checkpoints, read_average if self.averaged else load_masters)
         if self.tuned_share < 1.0:
             mixed = interpolate(load_base(model), mixed, tuned_share=self.tuned_share)
         # one by one: the masters need not all live beside what is made of them
@@ -92,11 +96,18 @@ def refuse_no_share(tuned_share: float) -> None:
         )
 
 
-def find_mix(run_dir: Path, words: Sequence[str] = (), *, tuned_share: float = 1.0) -> Mix:
+def find_mix(
+    run_dir: Path,
+    words: Sequence[str] = (),
+    *,
+    tuned_share: float = 1.0,
+    averaged: bool = False,
+) -> Mix:
     """Weights by the words of a command.
 
     Args:
         words: checkpoints as `find_checkpoint` takes them; none for the newest intact one.
+        tuned_share, averaged: as in `Mix`.
 
     Raises:
         ValueError: for a word that names no complete checkpoint, or two that name the same.
@@ -106,7 +117,7 @@ def find_mix(run_dir: Path, words: Sequence[str] = (), *, tuned_share: float = 1
         newest = newest_complete(root, hashes=True)
         if newest is None:
             raise ValueError(f"{root} holds no complete checkpoint; train first")
-        return Mix((newest,), tuned_share)
+        return Mix((newest,), tuned_share, averaged)
     found: dict[Path, str] = {}
     for word in words:
         folder = find_checkpoint(run_dir, word).resolve()
@@ -114,7 +125,7 @@ def find_mix(run_dir: Path, words: Sequence[str] = (), *, tuned_share: float = 1
             raise ValueError(f"{found[folder]} and {word} are the same checkpoint")
         found[folder] = word
     ordered = sorted(found, key=lambda folder: int(read_manifest(folder)["step"]))
-    return Mix(tuple(ordered), tuned_share)
+    return Mix(tuple(ordered), tuned_share, averaged)
 
 
 def _origin(checkpoint: Path) -> tuple[Any, ...]:
@@ -140,12 +151,12 @@ def load_masters(checkpoint: Path) -> Weights:
     return {name.removeprefix(_WRAPPER_PREFIX): masters[name].detach() for name in masters}
 
 
-def _mean_of(checkpoints: Sequence[Path]) -> Weights:
+def _mean_of(checkpoints: Sequence[Path], load: Callable[[Path], Weights]) -> Weights:
     """One more set of weights at a time beside the mean."""
-    mean = load_masters(checkpoints[0])
+    mean = load(checkpoints[0])
     for number, folder in enumerate(checkpoints[1:], start=2):
-        masters = load_masters(folder)
-        mean = {name: mean[name].lerp(masters.pop(name), 1 / number) for name in list(mean)}
+        weights = load(folder)
+        mean = {name: mean[name].lerp(weights.pop(name), 1 / number) for name in list(mean)}
     return mean
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from common.checksum import FileRecord, record_file
 from common.durable import fsync_path
+from training.checkpoints.ema_files import save_average
 from training.checkpoints.files import CACHE_FILE, ENGINE_TAG, CheckpointFiles
 from training.checkpoints.manifest import write_manifest
 from training.checkpoints.progress import Progress
@@ -19,6 +20,7 @@ from training.checkpoints.random_state import random_state, random_state_path
 from training.checkpoints.reshard import LEFT_OVER
 from training.checkpoints.retention import prune
 from training.config.sections import Checkpoint
+from training.model.ema import AveragedWeights
 from training.model.engine import Engine
 from training.ranks.dist import Layout, broadcast_from_rank0
 from training.regularisers.entropy_cache import EntropyCache
@@ -46,6 +48,7 @@ class CheckpointSave:
         progress: Progress,
         identity: dict[str, Any],
         cache: EntropyCache | None = None,
+        average: AveragedWeights | None = None,
         in_background: bool = False,
     ) -> None:
         """Write the files; or only copy them to memory, for a thread that writes them.
@@ -53,6 +56,7 @@ class CheckpointSave:
         Args:
             identity: what a resume must find unchanged: recipe, data, layout.
             cache: the run's entropies, copied to disk as they are now.
+            average: of the weights.
             in_background: training may continue before the files are written.
         """
         self.progress = progress
@@ -65,6 +69,8 @@ class CheckpointSave:
         self._compare()
         engine.watchdog.enter("save: state", slow=True)
         _write_own_files(engine, self._files, cache)
+        if average is not None:
+            save_average(self._files, average, engine.layout)
         self._compare()  # before it a rank may still read entropies that the next step changes
         self._thread: threading.Thread | None = None
         if in_background:

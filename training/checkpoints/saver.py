@@ -14,6 +14,7 @@ import torch.distributed as dist
 from training.checkpoints.progress import Progress
 from training.checkpoints.save import CheckpointSave, SaveFailed
 from training.config.sections import Checkpoint
+from training.model.ema import AveragedWeights
 from training.model.engine import Engine
 from training.ranks.run_state import RunRecord
 from training.regularisers.entropy_cache import EntropyCache
@@ -30,12 +31,13 @@ class Saver:
         identity: dict[str, Any],
         settings: Checkpoint,
         cache: EntropyCache | None,
+        average: AveragedWeights | None,
         record: RunRecord,
     ) -> None:
         """Save into `folder`; for the others see `CheckpointSave` and `RunRecord.saved`."""
         self.folder = folder
         self._engine, self._identity, self._settings = engine, identity, settings
-        self._cache, self._record = cache, record
+        self._cache, self._average, self._record = cache, average, record
         self._under_way: CheckpointSave | None = None
 
     def save(self, progress: Progress) -> None:
@@ -85,6 +87,7 @@ class Saver:
             progress=progress,
             identity=self._identity,
             cache=self._cache,
+            average=self._average,
             in_background=in_background,
         )
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+TRAINED, EMA = "trained", "ema"
 SUMMARY = "write a checkpoint as a Hugging Face folder"
 DESCRIPTION = """\
 Write safetensors, configuration and tokenizer to RUN/export, reload them and compare with the
@@ -20,6 +21,16 @@ trained weights. One process, no GPU.
 from the base to the tuned ones: often better on the domain, and the base's knowledge decays less.
 `python -m training interpolate RUN` tries several.
 """
+
+
+def add_weights(verb: argparse.ArgumentParser) -> None:
+    """Which of the two kinds of weights that a checkpoint of a run with `ema` holds."""
+    verb.add_argument(
+        "--weights",
+        choices=(TRAINED, EMA),
+        default=TRAINED,
+        help="ema: the moving average that a run with `ema` keeps of them (default: trained)",
+    )
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
@@ -41,6 +52,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="how far from the base (0) to the tuned weights (1, the default)",
     )
+    add_weights(verb)
     verb.add_argument("--out", type=Path, help="default: RUN/export")
 
 
@@ -53,7 +65,12 @@ def run(options: argparse.Namespace) -> int:
     words = [] if options.checkpoint is None else [options.checkpoint]
     if options.average is not None:
         words = [word.strip() for word in options.average.split(",")]
-    share = options.interpolate_base
-    folder = export_run(options.run_dir, checkpoints=words, tuned_share=share, out=options.out)
+    folder = export_run(
+        options.run_dir,
+        checkpoints=words,
+        tuned_share=options.interpolate_base,
+        averaged=options.weights == EMA,
+        out=options.out,
+    )
     print(folder)
     return 0

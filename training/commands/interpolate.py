@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from training.commands.export import EMA, add_weights
 from training.config.arguments import add_overrides
 
 SUMMARY = "held-out losses of weights between the base and the tuned ones"
@@ -30,6 +31,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="best, last, step-N or a folder; several separated by commas for their mean "
         "(default: the newest intact one)",
     )
+    add_weights(verb)
     verb.add_argument(
         "--shares",
         default=_SHARES,
@@ -48,11 +50,13 @@ def run(options: argparse.Namespace) -> int:
         options.overrides,
         shares=_read_shares(options.shares),
         words=[word.strip() for word in words],
+        averaged=options.weights == EMA,
         show=_show if is_main else lambda _: None,
     )
     if is_main and found["best_share"] is not None:
         share, named = found["best_share"], f" --checkpoint {words[0]}" if len(words) == 1 else ""
         named = f" --average {options.checkpoint}" if len(words) > 1 else named
+        named += f" --weights {EMA}" if options.weights == EMA else ""
         print(f"lowest at {share:g}: python -m training export {options.run_dir}{named} ", end="")
         print(f"--interpolate-base {share:g}")
     return 0

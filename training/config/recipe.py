@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from training.config.ema import Ema
 from training.config.heldout import Evaluation, HeldoutData
 from training.config.replay import Replay
 from training.config.sections import (
@@ -50,6 +51,8 @@ class Recipe:
     """A standard regulariser added to the first one, with its strength in `baseline.*`."""
     replay: Replay | None = None
     """General text among the domain's: `{corpus: data/general, share: 0.25}`."""
+    ema: Ema | None = None
+    """A moving average of the weights, evaluated and saved beside them: `{half_life_epochs: 1}`."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     entropy: Entropy = Field(default_factory=Entropy)

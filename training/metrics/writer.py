@@ -42,6 +42,7 @@ EVALUATION_TAGS = {
     "loss": "heldout/loss",
     "entropy_nats": "heldout/entropy_nats",
     "forgetting_nats": "heldout/forgetting_nats",
+    "ema_loss": "heldout/ema_loss",
     "seconds": "speed/evaluation_seconds",
 }
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 
+from training.config.sections import Guard
 from training.data.stream import MicroBatch
+from training.regularisers.base import RunParts
 from training.run.loss_guard import Action, BadStep
 
 _NUM_WORST = 3
@@ -82,3 +84,37 @@ class RowLosses:
 def make_report(bad: BadStep, rows: RowLosses, *, rerun: str | None) -> BadStepReport:
     """Every rank calls it."""
     return BadStepReport(bad.reason, bad.action, rerun, rows.worst())
+
+
+def describe_bad_step(
+    bad: BadStepReport, *, parts: RunParts, settings: Guard, step: int, num_in_row: int
+) -> dict[str, Any]:
+    """What is wrong with the step that has ended, in words and by number.
+
+    Args:
+        num_in_row: bad steps without a good one between them, this one included.
+
+    Raises:
+        ValueError: where the recipe ends the run.
+    """
+    named = [
+        {
+            "sample": sample,
+            "documents": parts.pack.pieces(sample, "train")[:, 0].tolist(),
+            "domain": next(part.name for part in parts.mixture if sample in part.samples),
+            "loss": loss,
+        }
+        for sample, loss in bad.worst
+    ]
+    worst = "; ".join(
+        f"sample {found['sample']} (domain {found['domain']}; documents "
+        f"{', '.join(map(str, found['documents']))}; loss {found['loss']:.4g})"
+        for found in named
+    )
+    sentences = [f"step {step}: {bad.reason}", bad.rerun, f"highest losses: {worst}"]
+    text = ". ".join(part for part in sentences if part)
+    limit = settings.max_bad_steps
+    if bad.action == "stop" or num_in_row > limit:
+        why = "guard is set to stop" if bad.action == "stop" else f"more than {limit} in a row"
+        raise ValueError(f"{text}. {why}; the checkpoints are untouched")
+    return {"bad_step": step, "text": text, "samples": named}

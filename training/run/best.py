@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from training.checkpoints.progress import Progress
+from training.config.ema import Ema
 from training.config.heldout import ONLY_SET, Evaluation
 from training.config.sections import StopWhen
 
@@ -21,7 +22,8 @@ def evaluation_row(results: Mapping[str, dict[str, Any]], settings: Evaluation) 
     if settings.sets is None:
         return results[ONLY_SET]
     weights = settings.best_weights
-    row = {key: _weighted(results, weights, key) for key in ("loss", "forgetting_nats")}
+    keys = ["loss", "forgetting_nats", *(["ema_loss"] if _has_average(results) else [])]
+    row = {key: _weighted(results, weights, key) for key in keys}
     if len(weights) == 1:
         row = results[next(iter(weights))]
     untimed = {
@@ -30,6 +32,16 @@ def evaluation_row(results: Mapping[str, dict[str, Any]], settings: Evaluation) 
     }
     seconds = sum(result["seconds"] for result in results.values())
     return row | {"sets": untimed, "seconds": seconds}
+
+
+def decisive_loss(row: Mapping[str, Any], ema: Ema | None) -> float | None:
+    """Of an evaluation's row, the loss by which it may be the best."""
+    loss: float | None = row["ema_loss" if ema is not None and ema.decides_best else "loss"]
+    return loss
+
+
+def _has_average(results: Mapping[str, dict[str, Any]]) -> bool:
+    return any("ema_loss" in result for result in results.values())
 
 
 def _weighted(

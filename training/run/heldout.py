@@ -14,6 +14,7 @@ from training.config.recipe import Recipe
 from training.data.other_corpora import open_pack_like
 from training.data.stream import IGNORE, SampleStream, next_token_targets
 from training.metrics.heldout_rows import losses_by_set
+from training.model.ema import AveragedWeights
 from training.model.engine import Engine
 from training.ranks.dist import Layout, broadcast_from_rank0
 from training.run.best import evaluation_row
@@ -129,6 +130,8 @@ class Heldout:
     """By set, in nats per token; empty before the first evaluation, and for a set that was not
     evaluated then."""
     bands: dict[str, Bands] = field(default_factory=dict)
+    average: AveragedWeights | None = None
+    """Evaluated beside the weights."""
 
     @classmethod
     def open(
@@ -139,6 +142,7 @@ class Heldout:
         *,
         step: int,
         first_row: Mapping[str, Any] | None,
+        average: AveragedWeights | None = None,
     ) -> Heldout:
         """Freeze the bands of a new run, or read those of an old one.
 
@@ -149,7 +153,7 @@ class Heldout:
             step: from which the run continues.
             first_row: its evaluation before the first step, if it had one.
         """
-        found = cls(engine, recipe, streams, losses_by_set(first_row or {}))
+        found = cls(engine, recipe, streams, losses_by_set(first_row or {}), average=average)
         for name, stream in streams.items():
             if step == 0:
                 found.bands[name] = freeze_bands(
@@ -184,4 +188,10 @@ class Heldout:
         for name, result in results.items():
             if name in self.first_losses:
                 result["forgetting_nats"] = result["loss"] - self.first_losses[name]
+        if self.average is not None:
+            with self.average.in_use():
+                for name, stream in self.streams.items():
+                    averaged = evaluate(self.engine, stream, None)
+                    results[name]["ema_loss"] = averaged["loss"]
+                    results[name]["seconds"] += averaged["seconds"]
         return evaluation_row(results, self.recipe.evaluation)

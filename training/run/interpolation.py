@@ -35,6 +35,7 @@ def interpolate_run(
     *,
     shares: Sequence[float],
     words: Sequence[str] = (),
+    averaged: bool = False,
     show: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Evaluate each share of the way from the base to a checkpoint; every rank calls it.
@@ -45,7 +46,7 @@ def interpolate_run(
         run_dir: a run that began with a pretrained model.
         overrides: keys of the recipe, for example `evaluation.max_samples=500`.
         shares: of the tuned weights, from 0 to 1.
-        words: the checkpoint, or those whose mean is tuned, as `find_mix` takes them.
+        words, averaged: the checkpoint, or those whose mean is tuned, as `find_mix` takes them.
         show: is given each row as soon as it is measured, on every rank.
 
     Returns:
@@ -60,7 +61,13 @@ def interpolate_run(
     for share in shares:
         refuse_no_share(share)
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
-    ends = together(lambda: _Ends.load(run_dir, recipe, words) if layout.is_main else None)
+    ends = together(
+        lambda: (
+            _Ends.load(recipe, find_mix(run_dir, words, averaged=averaged))
+            if layout.is_main
+            else None
+        )
+    )
     evaluation = RunEvaluation.open(run_dir, recipe, layout)
     rows: list[dict[str, Any]] = []
     for share in shares:
@@ -90,8 +97,7 @@ class _Ends:
     dtype: torch.dtype
 
     @classmethod
-    def load(cls, run_dir: Path, recipe: Recipe, words: Sequence[str]) -> _Ends:
-        mix = find_mix(run_dir, words)
+    def load(cls, recipe: Recipe, mix: Mix) -> _Ends:
         mix.refuse_what_cannot_be_mixed(recipe.model, needs_base=True)
         return cls(
             mix,

@@ -17,6 +17,7 @@ from training.data.epoch_digest import finish_epochs
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
 from training.metrics.writer import MetricsWriter
+from training.model.ema import AveragedWeights
 from training.model.engine import Engine
 from training.ranks.dist import broadcast_from_rank0
 from training.ranks.rank_report import RankMeter
@@ -24,8 +25,8 @@ from training.ranks.run_state import RunRecord
 from training.ranks.stopping import StopRequests
 from training.regularisers.base import Regulariser, RunParts
 from training.regularisers.table import build_regulariser
-from training.run.bad_step import BadStepReport
-from training.run.best import is_best_so_far, judged, reason_to_end
+from training.run.bad_step import BadStepReport, describe_bad_step
+from training.run.best import decisive_loss, is_best_so_far, judged, reason_to_end
 from training.run.heldout import Heldout
 from training.run.loss_guard import Action, LossGuard
 from training.run.plan import Plan
@@ -50,6 +51,8 @@ class Run:
     saver: Saver
     heldout: Mapping[str, SampleStream]
     """By set; none for a recipe without evaluations."""
+    average: AveragedWeights | None
+    """Of the weights, for a recipe with `ema`."""
 
     @property
     def engine(self) -> Engine:
@@ -100,7 +103,13 @@ def run_steps(run: Run, progress: Progress) -> None:
         progress, bad = _one_step(run, stream, state, progress)
         if bad:
             run.saver.finish()
-            event = _describe(run, bad, progress)
+            event = describe_bad_step(
+                bad,
+                parts=run.parts,
+                settings=recipe.guard,
+                step=progress.step,
+                num_in_row=progress.num_bad_in_row,
+            )
             earlier = _roll_back(run, progress) if bad.action == "rollback" else None
             if earlier:
                 progress, state = earlier, _LoopState.at(run, earlier)
@@ -142,7 +151,12 @@ def _open_heldout(run: Run, progress: Progress) -> tuple[Heldout | None, Progres
         return None, progress
     first_row = broadcast_from_rank0(run.metrics.evaluation(0)) if progress.step else None
     heldout = Heldout.open(
-        run.engine, run.recipe, run.heldout, step=progress.step, first_row=first_row
+        run.engine,
+        run.recipe,
+        run.heldout,
+        step=progress.step,
+        first_row=first_row,
+        average=run.average,
     )
     return heldout, _settle_evaluation(run, heldout, progress)
 
@@ -169,6 +183,8 @@ def _one_step(
         skip_update=progress.step in progress.left_out,
         sketch=sketch,
     )
+    if run.average and run.engine.updated:
+        run.average.update()
     seconds = time.monotonic() - began
     finished, carried = finish_epochs(progress.epoch_digest, result.digests, stream, progress.step)
     is_lost = result.bad is not None and result.bad.action != "report"
@@ -185,7 +201,7 @@ def _one_step(
         num_bad_in_row=(progress.num_bad_in_row + is_lost if is_lost or is_repeated else 0),
     )
     speed = {"tokens_per_second": result.num_tokens / seconds, "seconds": seconds}
-    position = _position(run.plan, progress)
+    position = run.plan.position(step=progress.step, tokens=progress.tokens)
     picture = sketch.over_ranks() if sketch else None
     run.engine.watchdog.enter("metrics", step=progress.step, alone=True)
     run.metrics.log_step(position | result.row | speed)
@@ -219,39 +235,11 @@ def _settle_evaluation(run: Run, heldout: Heldout, progress: Progress) -> Progre
     if row is None:
         progress = _evaluate(run, heldout, progress)
     else:
-        progress = judged(progress, row["loss"], counts=progress.step > 0)
+        loss = decisive_loss(row, run.recipe.ema)
+        progress = judged(progress, loss, counts=progress.step > 0)
     if run.recipe.saves_best and is_best_so_far(progress):
         run.saver.save(progress)
     return progress
-
-
-def _describe(run: Run, bad: BadStepReport, progress: Progress) -> dict[str, Any]:
-    """What is wrong with the step that has ended, in words and by number.
-
-    Raises:
-        ValueError: where the recipe ends the run.
-    """
-    named = [
-        {
-            "sample": sample,
-            "documents": run.parts.pack.pieces(sample, "train")[:, 0].tolist(),
-            "domain": next(part.name for part in run.parts.mixture if sample in part.samples),
-            "loss": loss,
-        }
-        for sample, loss in bad.worst
-    ]
-    worst = "; ".join(
-        f"sample {found['sample']} (domain {found['domain']}; documents "
-        f"{', '.join(map(str, found['documents']))}; loss {found['loss']:.4g})"
-        for found in named
-    )
-    sentences = [f"step {progress.step}: {bad.reason}", bad.rerun, f"highest losses: {worst}"]
-    text = ". ".join(part for part in sentences if part)
-    limit = run.recipe.guard.max_bad_steps
-    if bad.action == "stop" or progress.num_bad_in_row > limit:
-        why = "guard is set to stop" if bad.action == "stop" else f"more than {limit} in a row"
-        raise ValueError(f"{text}. {why}; the checkpoints are untouched")
-    return {"bad_step": progress.step, "text": text, "samples": named}
 
 
 def _action_taken(engine: Engine, *, went_back: bool) -> tuple[Action, str]:
@@ -273,7 +261,12 @@ def _roll_back(run: Run, progress: Progress) -> Progress | None:
         return None
     run.engine.watchdog.enter("load", slow=True)
     loaded = load_checkpoint(
-        run.engine, newest, identity=run.identity, accepted=run.accepted, cache=run.parts.cache
+        run.engine,
+        newest,
+        identity=run.identity,
+        accepted=run.accepted,
+        cache=run.parts.cache,
+        average=run.average,
     )
     run.metrics.rewind(loaded.step)
     return replace(
@@ -285,15 +278,7 @@ def _roll_back(run: Run, progress: Progress) -> Progress | None:
 
 def _evaluate(run: Run, heldout: Heldout, progress: Progress) -> Progress:
     row = heldout.evaluate(step=progress.step)
-    run.metrics.log_evaluation(_position(run.plan, progress) | row)
+    position = run.plan.position(step=progress.step, tokens=progress.tokens)
+    run.metrics.log_evaluation(position | row)
     counts = progress.step > 0 and _is_evaluated(run, progress.step)
-    return judged(progress, row["loss"], counts=counts)
-
-
-def _position(plan: Plan, progress: Progress) -> dict[str, Any]:
-    samples = min(progress.step * plan.samples_per_step, plan.total_samples)
-    return {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        "epoch": samples / plan.samples_per_epoch,
-    }
+    return judged(progress, decisive_loss(row, run.recipe.ema), counts=counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from data_prep.shards import Mixture, PackIndex, with_replay
 from training.config.layout import batch_shape
@@ -26,6 +27,11 @@ class Plan:
     planned_tokens: int
     tokens_per_epoch: int
     targets_per_epoch: int
+
+    def position(self, *, step: int, tokens: int) -> dict[str, Any]:
+        """Where a run is after `step`, for the rows of its metrics."""
+        samples = min(step * self.samples_per_step, self.total_samples)
+        return {"step": step, "tokens": tokens, "epoch": samples / self.samples_per_epoch}
 
 
 def choose_mixture(recipe: Recipe, pack: PackIndex, replay: PackIndex | None = None) -> Mixture:

@@ -25,6 +25,7 @@ from training.config.recipe import Recipe
 from training.data.joined_pack import join, join_scores
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
+from training.model.ema import AveragedWeights
 from training.model.engine import Engine, build_engine
 from training.ranks.dist import Layout, init_layout, raise_together, together
 from training.ranks.run_folder import lock_run_dir
@@ -36,6 +37,7 @@ from training.regularisers.entropy_cache import EntropyCache
 from training.regularisers.entropy_source import open_cache
 from training.regularisers.table import model_regularisation
 from training.run.loop import Run, run_steps
+from training.run.plan import Plan
 from training.run.schedule import warmup_steps
 from training.run.start import Start, check_start_together
 from training.run.surprises import print_surprises
@@ -95,12 +97,9 @@ def _run(
     accepted: Collection[str],
 ) -> None:
     """Build, resume from `newest` if there is one, and run the steps."""
-    run_dir, plan, samples = (
-        Path(recipe.run_dir),
-        start.plan,
-        join(start.data.pack, start.data.replay),
-    )
-    scores = join_scores(start.data.scores, start.data.replay, start.data.replay_scores)
+    run_dir, plan, data = Path(recipe.run_dir), start.plan, start.data
+    samples = join(data.pack, data.replay)
+    scores = join_scores(data.scores, data.replay, data.replay_scores)
     with Watchdog(run_dir, rank=layout.rank, **asdict(recipe.watchdog)) as watchdog:
         engine = build_engine(
             recipe,
@@ -115,9 +114,15 @@ def _run(
         cache = open_cache(recipe, samples, path=run_dir / "entropy_cache.f16")
         if cache:
             raise_together(_clear(cache) if layout.is_main else None)
+        average = _average_of(recipe, engine, plan)
         if newest:
             progress = load_checkpoint(
-                engine, newest, identity=identity, accepted=accepted, cache=cache
+                engine,
+                newest,
+                identity=identity,
+                accepted=accepted,
+                cache=cache,
+                average=average,
             )
         facts = _facts(recipe, start, engine)
         # not earlier: a start that is refused leaves an existing run unchanged
@@ -157,12 +162,21 @@ def _run(
                     identity=identity,
                     settings=recipe.checkpoint,
                     cache=cache,
+                    average=average,
                     record=record,
                 ),
                 heldout=start.heldout,
+                average=average,
             )
             run_steps(run, progress)
             dist.barrier()
+
+
+def _average_of(recipe: Recipe, engine: Engine, plan: Plan) -> AveragedWeights | None:
+    if recipe.ema is None:
+        return None
+    steps_per_epoch = plan.samples_per_epoch / plan.samples_per_step
+    return AveragedWeights(engine, decay=recipe.ema.decay(steps_per_epoch=steps_per_epoch))
 
 
 def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:

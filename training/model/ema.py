@@ -1,0 +1,100 @@
+"""The exponential moving average of a model's weights, in shards as ZeRO-3 has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_local_fp32_param
+from torch import Tensor
+
+from training.model.engine import Engine
+
+
+class AveragedWeights:
+    """Each rank's share of the average, fp32, on the device of the optimizer's fp32 weights."""
+
+    def __init__(self, engine: Engine, *, decay: float) -> None:
+        """Begin with the weights as they are.
+
+        Args:
+            decay: factor of the old average in each update.
+        """
+        self._engine, self._decay = engine, decay
+        self._parameters: dict[str, Any] = dict(engine.model.lm.named_parameters())
+        self._shards: dict[str, Tensor] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the past: the average is what the weights are now."""
+        self._shards = {name: weight.clone() for name, weight in self._masters()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After a step that has changed the weights."""
+        for name, weight in self._masters():
+            self._shards[name].lerp_(weight, 1.0 - self._decay)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The model computes with the average within it; every rank enters and leaves together.
+
+        It costs each rank its share of the weights once more, in their own dtype.
+        """
+        own = {name: weight.ds_tensor.clone() for name, weight in self._parameters.items()}
+        self._replace(self._shards)
+        try:
+            yield
+        finally:
+            self._replace(own)
+
+    @property
+    def shards(self) -> dict[str, Tensor]:
+        """This rank's, by name, padded to one size on all ranks."""
+        return self._shards
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the whole weights."""
+        return {name: weight.ds_shape for name, weight in self._parameters.items()}
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Further names of weights that have several, such as a tied output layer's."""
+        lm = self._engine.model.lm
+        first = {id(weight): name for name, weight in self._parameters.items()}
+        every = lm.named_parameters(remove_duplicate=False)
+        return {name: first[id(weight)] for name, weight in every if name not in self._parameters}
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What a model keeps beside its weights, which is not averaged."""
+        lm = self._engine.model.lm
+        kept = lm.state_dict().keys()
+        return {name: buffer for name, buffer in lm.named_buffers() if name in kept}
+
+    def load(self, shards: Mapping[str, Tensor]) -> None:
+        """Go on with what the same rank of as many has saved."""
+        for name, shard in self._shards.items():
+            shard.copy_(shards[name])
+
+    def load_whole(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on with what other ranks have saved, each taking its part of the whole weights."""
+        for name, shard in self._shards.items():
+            begin = self._engine.layout.rank * shard.numel()
+            part = weights[name].flatten()[begin : begin + shard.numel()]
+            shard.zero_()[: part.numel()].copy_(part)
+
+    def _masters(self) -> Iterator[tuple[str, Tensor]]:
+        device = self._engine.ds.optimizer.fp32_partitioned_groups_flat[0].device
+        for name, weight in self._parameters.items():
+            yield name, safe_get_local_fp32_param(weight).detach().to(device)
+
+    @torch.no_grad()
+    def _replace(self, shards: Mapping[str, Tensor]) -> None:
+        # weights that are still gathered would be used as they were
+        self._engine.ds.optimizer.empty_partition_cache()
+        for name, weight in self._parameters.items():
+            weight.ds_tensor.copy_(shards[name].view_as(weight.ds_tensor))
