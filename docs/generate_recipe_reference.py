@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from training.config import ema, heldout, recipe, replay, sections
+from training.config import ema, heldout, recipe, replay, sections, teacher
 from training.config.recipe import Recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +39,7 @@ def reference() -> str:
     """The whole page."""
     comments = {
         key: text
-        for module in (sections, heldout, ema, replay, recipe)
+        for module in (sections, heldout, ema, teacher, replay, recipe)
         for key, text in field_docstrings(Path(module.__file__)).items()
     }
     return _INTRODUCTION + _section(Recipe, prefix="", comments=comments)

@@ -12,7 +12,7 @@ from torch import Tensor
 from training.checkpoints.files import CheckpointFiles, only_data, read_state
 from training.checkpoints.manifest import read_manifest
 from training.checkpoints.reshard import is_of_other_ranks
-from training.model.ema import AveragedWeights
+from training.model.shadow import AveragedWeights
 from training.ranks.dist import Layout
 
 _FOLDER = "ema"

@@ -20,8 +20,8 @@ from training.checkpoints.manifest import read_manifest
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
 from training.checkpoints.reshard import is_of_other_ranks, load_universal, universal_copy
-from training.model.ema import AveragedWeights
 from training.model.engine import Engine
+from training.model.shadow import AveragedWeights
 from training.ranks.dist import Layout, raise_together, together
 from training.regularisers.base import SavedThreshold
 from training.regularisers.entropy_cache import EntropyCache

@@ -20,8 +20,8 @@ from training.checkpoints.random_state import random_state, random_state_path
 from training.checkpoints.reshard import LEFT_OVER
 from training.checkpoints.retention import prune
 from training.config.sections import Checkpoint
-from training.model.ema import AveragedWeights
 from training.model.engine import Engine
+from training.model.shadow import AveragedWeights
 from training.ranks.dist import Layout, broadcast_from_rank0
 from training.regularisers.entropy_cache import EntropyCache
 

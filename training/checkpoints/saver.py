@@ -14,8 +14,8 @@ import torch.distributed as dist
 from training.checkpoints.progress import Progress
 from training.checkpoints.save import CheckpointSave, SaveFailed
 from training.config.sections import Checkpoint
-from training.model.ema import AveragedWeights
 from training.model.engine import Engine
+from training.model.shadow import AveragedWeights
 from training.ranks.run_state import RunRecord
 from training.regularisers.entropy_cache import EntropyCache
 

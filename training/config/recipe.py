@@ -28,6 +28,7 @@ from training.config.sections import (
     Train,
     Watchdog,
 )
+from training.config.teacher import Teacher
 
 
 @dataclass(config=STRICT)
@@ -53,6 +54,8 @@ class Recipe:
     """General text among the domain's: `{corpus: data/general, share: 0.25}`."""
     ema: Ema | None = None
     """A moving average of the weights, evaluated and saved beside them: `{half_life_epochs: 1}`."""
+    teacher: Teacher | None = None
+    """Other weights whose predictions are learnt, too: `{kind: ema, weight: 0.5}`."""
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Schedule = Field(default_factory=Schedule)
     entropy: Entropy = Field(default_factory=Entropy)
@@ -160,6 +163,21 @@ class Recipe:
                 "entropy.scope: corpus with replay would take its threshold from all of "
                 "replay.corpus, of which the run trains on a share: set entropy.scope: batch, or "
                 "replay: null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_fits(self) -> Recipe:
+        if self.teacher is None:
+            return self
+        if self.teacher.kind == "ema" and self.ema is None:
+            raise ValueError("teacher.kind: ema needs the section ema: set ema.half_life_epochs")
+        if self.teacher.on != "all" and self.replay is None:
+            raise ValueError(f"teacher.on: {self.teacher.on} needs the section replay (is null)")
+        if self.is_lagged:
+            raise ValueError(
+                "teacher with entropy.threshold: lagged would need the head's logits twice: set "
+                "entropy.threshold: step, or teacher: null"
             )
         return self
 

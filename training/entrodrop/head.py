@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from training.entrodrop import softmax_rows
+from training.entrodrop.head_chunks import Gradients, Logits
 from training.entrodrop.softmax_rows import RowStatistics
 
 # Logits of one chunk, the only large buffer: 2^25 * 4 bytes = 128 MiB in fp32. A matrix product of
@@ -119,7 +120,7 @@ class _TwoPasses(torch.autograd.Function):
         terms: _Terms,
     ) -> tuple[Tensor, Tensor]:
         statistics_N = _empty_statistics(hidden_ND)
-        logits_of = _Logits(weight_VD, bias_V, terms)
+        logits_of = Logits(weight_VD, bias_V, terms.chunk_tokens)
         for start in range(0, hidden_ND.shape[0], terms.chunk_tokens):
             rows = slice(start, start + terms.chunk_tokens)
             logits_CV = logits_of(hidden_ND[rows])
@@ -135,8 +136,8 @@ class _TwoPasses(torch.autograd.Function):
         hidden_ND, weight_VD, bias_V, targets_N, is_ignored_N, *statistics = ctx.saved_tensors
         statistics_N = RowStatistics(*statistics)
         upstream_N = upstream[0].masked_fill(is_ignored_N, 0.0)
-        gradients = _Gradients(hidden_ND, weight_VD, bias_V)
-        logits_of = _Logits(weight_VD, bias_V, ctx.terms)
+        gradients = Gradients(hidden_ND, weight_VD, bias_V)
+        logits_of = Logits(weight_VD, bias_V, ctx.terms.chunk_tokens)
         rows_M = upstream_N.nonzero()[:, 0]  # depends on this rank's rows alone; nothing collective
         for rows_C in rows_M.split(ctx.terms.chunk_tokens):
             hidden_CD = hidden_ND[rows_C]
@@ -163,8 +164,8 @@ class _OnePass(torch.autograd.Function):
         statistics_N = _empty_statistics(hidden_ND)
         is_ignored_N = targets_N == terms.ignore_index
         token_weights_N = token_weights_N.float().masked_fill(is_ignored_N, 0.0)
-        gradients = _Gradients(hidden_ND, weight_VD, bias_V)
-        logits_of = _Logits(weight_VD, bias_V, terms)
+        gradients = Gradients(hidden_ND, weight_VD, bias_V)
+        logits_of = Logits(weight_VD, bias_V, terms.chunk_tokens)
         is_weighted_N = token_weights_N != 0.0
         for rows_C in is_weighted_N.nonzero()[:, 0].split(terms.chunk_tokens):
             hidden_CD, targets_C = hidden_ND[rows_C], targets_N[rows_C]
@@ -186,45 +187,6 @@ class _OnePass(torch.autograd.Function):
         # In place: a copy would double them. torch therefore refuses a second backward.
         scaled = (None if grad is None else grad.mul_(upstream[0]) for grad in ctx.saved_tensors)
         return *scaled, None, None, None
-
-
-class _Logits:
-    """Computes the logits chunk by chunk into the same memory."""
-
-    def __init__(self, weight_VD: Tensor, bias_V: Tensor | None, terms: _Terms) -> None:
-        self._weight_VD, self._bias_V = weight_VD, bias_V
-        self._buffer_CV = weight_VD.new_empty(terms.chunk_tokens, weight_VD.shape[0])
-
-    def __call__(self, hidden_CD: Tensor) -> Tensor:
-        out = self._buffer_CV[: hidden_CD.shape[0]]
-        if self._bias_V is None:
-            return torch.mm(hidden_CD, self._weight_VD.T, out=out)
-        return torch.addmm(self._bias_V, hidden_CD, self._weight_VD.T, out=out)
-
-
-class _Gradients:
-    """Of the head's inputs, added up chunk by chunk."""
-
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
-        self._weight_VD = weight_VD
-        self.hidden_ND, self.weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
-        self._bias_V = bias_V
-        # a sum over all tokens, which bf16 would round at each chunk
-        self._bias_sum_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
-
-    def add(self, rows_C: Tensor, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
-        """`gradient_CV`: of the logits of `rows_C`."""
-        self.hidden_ND[rows_C] = gradient_CV @ self._weight_VD
-        self.weight_VD.addmm_(gradient_CV.T, hidden_CD)
-        if self._bias_sum_V is not None:
-            self._bias_sum_V += gradient_CV.sum(dim=0, dtype=torch.float32)
-
-    @property
-    def bias_V(self) -> Tensor | None:
-        """In the dtype of the bias."""
-        if self._bias_V is None or self._bias_sum_V is None:
-            return None
-        return self._bias_sum_V.to(self._bias_V.dtype)
 
 
 def _empty_statistics(hidden_ND: Tensor) -> RowStatistics:

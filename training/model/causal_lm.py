@@ -28,7 +28,12 @@ from training.model.checks import (
     refuse_unsupported,
 )
 from training.model.hidden_dropout import HiddenDropout
-from training.model.inputs import NO_REGULARISATION, ModelInputs, ModelRegularisation
+from training.model.inputs import (
+    NO_REGULARISATION,
+    ModelInputs,
+    ModelRegularisation,
+    TeacherView,
+)
 from training.model.output_layer import entropy_head
 
 
@@ -67,13 +72,19 @@ class CausalLMWithEntropy(nn.Module):
         return torch.where(replaced_BS[..., None], self._mean_D.to(embeds_BSD.dtype), embeds_BSD)
 
     def forward(
-        self, inputs: ModelInputs, token_weights_BS: Tensor | None = None
+        self,
+        inputs: ModelInputs,
+        token_weights_BS: Tensor | None = None,
+        teacher: TeacherView | None = None,
+        as_teacher: bool = False,
     ) -> tuple[Tensor, ...]:
         """Loss and entropy at each position of the shard.
 
         Args:
             token_weights_BS: fp32 `[B, S]`, factors of the tokens' losses where these are known in
                 advance: the head then computes logits once, not twice.
+            teacher: whose predictions are part of that loss.
+            as_teacher: return (hidden, output weight, output bias) instead.
 
         Returns:
             nll (in training with smoothing and z-loss, if the head has them) and entropy, fp32
@@ -92,7 +103,8 @@ class CausalLMWithEntropy(nn.Module):
             use_cache=False,
             document_layout=inputs.documents,
         ).last_hidden_state
-        return self.lm.get_output_embeddings()(hidden_BSD, inputs.targets_BS, token_weights_BS)
+        head = self.lm.get_output_embeddings()
+        return head(hidden_BSD, inputs.targets_BS, token_weights_BS, teacher, as_teacher)
 
 
 def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:

@@ -14,10 +14,17 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from training.config.recipe import Recipe
+from training.entrodrop.distillation import OutputLayer
 from training.model.attention import shard_attention
 from training.model.causal_lm import CausalLMWithEntropy, build_model, decoder_layers
 from training.model.ds_config import join_ds_config
-from training.model.inputs import NO_REGULARISATION, ModelInputs, ModelRegularisation, Scored
+from training.model.inputs import (
+    NO_REGULARISATION,
+    ModelInputs,
+    ModelRegularisation,
+    Scored,
+    TeacherView,
+)
 from training.model.weights import find_non_finite
 from training.ranks.dist import Layout, raise_together
 from training.ranks.watchdog import Watchdog
@@ -51,17 +58,31 @@ class Engine:
         self.watchdog.enter("forward")
         return Scored(*self.ds(inputs))
 
-    def weighted_loss(self, inputs: ModelInputs, token_weights_BS: Tensor) -> tuple[Tensor, Scored]:
+    def weighted_loss(
+        self, inputs: ModelInputs, token_weights_BS: Tensor, teacher: TeacherView | None = None
+    ) -> tuple[Tensor, Scored]:
         """The weighted sum of the tokens' losses, which alone is differentiable, and `score`.
 
         The head computes its logits once, not twice (`CausalLMWithEntropy`).
 
         Args:
             token_weights_BS: fp32 `[B, S]`, known in advance.
+            teacher: whose predictions are part of that sum.
         """
         self.watchdog.enter("forward")
-        loss, *scored = self.ds(inputs, token_weights_BS)
+        loss, *scored = self.ds(inputs, token_weights_BS, teacher)
         return loss, Scored(*scored)
+
+    @torch.no_grad()
+    def predict(self, inputs: ModelInputs) -> tuple[Tensor, OutputLayer]:
+        """What makes the model's predictions, without its own dropout: hidden states and layer."""
+        self.watchdog.enter("forward")
+        self.ds.eval()
+        try:
+            hidden_BSD, weight_VD, bias_V = self.ds(inputs, as_teacher=True)
+        finally:
+            self.ds.train()
+        return hidden_BSD, OutputLayer(weight_VD, bias_V)
 
     @torch.no_grad()
     def probe(self, inputs: ModelInputs) -> Scored:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training.data.documents import DocumentLayout
 from training.data.stream import MicroBatch
+from training.entrodrop.distillation import OutputLayer
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class ModelInputs:
             documents=batch.documents,
             token_index_BS=batch.token_index_BP[:, :-1],
         )
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """What a teacher made of a micro-batch: enough for its predictions, chunk by chunk."""
+
+    hidden_BSD: Tensor
+    """Of the last layer."""
+    layer: OutputLayer
+    weights_BS: Tensor
+    """fp32, its part of each token's loss, from 0 to 1."""
 
 
 class Scored(NamedTuple):

@@ -10,10 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from training.data.stream import IGNORE
+from training.entrodrop.distillation import OutputLayer, soft_cross_entropy
 from training.entrodrop.head import (
     linear_cross_entropy_with_entropy,
     weighted_linear_cross_entropy,
 )
+from training.model.inputs import TeacherView
 
 
 class EntropyHead(nn.Module):
@@ -36,13 +39,25 @@ class EntropyHead(nn.Module):
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(
-        self, hidden_BSD: Tensor, targets_BS: Tensor, token_weights_BS: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """(nll, entropy), or with token weights (their loss, nll, entropy) in one pass."""
-        hidden_ND, targets_N = hidden_BSD.flatten(0, 1), targets_BS.flatten()
+        self,
+        hidden_BSD: Tensor,
+        targets_BS: Tensor,
+        token_weights_BS: Tensor | None,
+        teacher: TeacherView | None = None,
+        as_teacher: bool = False,
+    ) -> tuple[Tensor | None, ...]:
+        """(nll, entropy), or with token weights (their loss, nll, entropy) in one pass.
+
+        As a teacher: what makes its predictions, (hidden, weight, bias).
+        """
+        bias_V: Any = self.bias
         if self.scale != 1.0:
-            hidden_ND = hidden_ND * self.scale
-        terms: dict[str, Any] = {"bias": self.bias, "softcap": self.softcap}
+            hidden_BSD = hidden_BSD * self.scale
+        if as_teacher:  # copies: behind this module the gathered weight is gone
+            bias_V = None if bias_V is None else bias_V.detach().clone()
+            return hidden_BSD, self.weight.detach().clone(), bias_V
+        hidden_ND, targets_N = hidden_BSD.flatten(0, 1), targets_BS.flatten()
+        terms: dict[str, Any] = {"bias": bias_V, "softcap": self.softcap}
         if self.training:
             terms |= {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
         if token_weights_BS is None:
@@ -50,9 +65,24 @@ class EntropyHead(nn.Module):
                 hidden_ND, self.weight, targets_N, **terms
             )
             return nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
+        weights_N = token_weights_BS.flatten()
+        soft_loss: Tensor | None = None
+        if teacher is not None:
+            soft_weights_N = weights_N * teacher.weights_BS.flatten()
+            weights_N = weights_N - soft_weights_N
+            soft_loss = soft_cross_entropy(
+                hidden_ND,
+                OutputLayer(self.weight, bias_V),
+                teacher.hidden_BSD.flatten(0, 1),
+                teacher.layer,
+                soft_weights_N.masked_fill(targets_N == IGNORE, 0.0),
+                softcap=self.softcap,
+            )
         loss, nll_N, entropy_N = weighted_linear_cross_entropy(
-            hidden_ND, self.weight, targets_N, token_weights_BS.flatten(), **terms
+            hidden_ND, self.weight, targets_N, weights_N, **terms
         )
+        if soft_loss is not None:
+            loss = loss + soft_loss
         return loss, nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
 
 

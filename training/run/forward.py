@@ -13,6 +13,7 @@ from training.data.stream import MicroBatch
 from training.model.engine import Engine
 from training.model.inputs import ModelInputs, Scored
 from training.regularisers.base import Regulariser
+from training.run.teacher import Teacher
 
 
 class Forward(NamedTuple):
@@ -28,12 +29,17 @@ class Forward(NamedTuple):
 
 
 def forward_micro_batch(
-    engine: Engine, batch: MicroBatch, regulariser: Regulariser, micro_step: int
+    engine: Engine,
+    batch: MicroBatch,
+    regulariser: Regulariser,
+    micro_step: int,
+    teacher: Teacher | None = None,
 ) -> Forward:
     """Inputs are dropped before the pass, losses before or after it.
 
     Args:
         micro_step: number of the micro-batch within the step.
+        teacher: has begun the step; not for a regulariser that waits for the forward.
     """
     inputs = regulariser.change_inputs(ModelInputs.of(batch), batch, micro_step)
     # if the remaining targets are known only after the pass, the head needs a second one
@@ -43,7 +49,8 @@ def forward_micro_batch(
     if drops_BS is not None and regulariser.drops_losses:
         in_loss_BS = in_loss_BS & ~drops_BS
     if scored is None:
-        loss_sum, scored = engine.weighted_loss(inputs, in_loss_BS.float())
+        view = teacher.view(batch, micro_step) if teacher else None
+        loss_sum, scored = engine.weighted_loss(inputs, in_loss_BS.float(), view)
     else:
         loss_sum = (scored.nll_BS * in_loss_BS).sum()
     return Forward(loss_sum, scored, in_loss_BS, drops_BS)

@@ -14,8 +14,8 @@ from training.config.recipe import Recipe
 from training.data.other_corpora import open_pack_like
 from training.data.stream import IGNORE, SampleStream, next_token_targets
 from training.metrics.heldout_rows import losses_by_set
-from training.model.ema import AveragedWeights
 from training.model.engine import Engine
+from training.model.shadow import AveragedWeights
 from training.ranks.dist import Layout, broadcast_from_rank0
 from training.run.best import evaluation_row
 from training.run.evaluation import Bands, bands_of_stream, evaluate, freeze_bands

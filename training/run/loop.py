@@ -17,8 +17,8 @@ from training.data.epoch_digest import finish_epochs
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
 from training.metrics.writer import MetricsWriter
-from training.model.ema import AveragedWeights
 from training.model.engine import Engine
+from training.model.shadow import AveragedWeights
 from training.ranks.dist import broadcast_from_rank0
 from training.ranks.rank_report import RankMeter
 from training.ranks.run_state import RunRecord
@@ -32,6 +32,7 @@ from training.run.loss_guard import Action, LossGuard
 from training.run.plan import Plan
 from training.run.schedule import learning_rate
 from training.run.step import train_step
+from training.run.teacher import Teacher
 from training.run.token_sketch import TokenSketch
 
 
@@ -53,6 +54,7 @@ class Run:
     """By set; none for a recipe without evaluations."""
     average: AveragedWeights | None
     """Of the weights, for a recipe with `ema`."""
+    teacher: Teacher | None
 
     @property
     def engine(self) -> Engine:
@@ -182,6 +184,7 @@ def _one_step(
         guard=state.guard,
         skip_update=progress.step in progress.left_out,
         sketch=sketch,
+        teacher=run.teacher,
     )
     if run.average and run.engine.updated:
         run.average.update()

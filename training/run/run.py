@@ -25,8 +25,8 @@ from training.config.recipe import Recipe
 from training.data.joined_pack import join, join_scores
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
-from training.model.ema import AveragedWeights
 from training.model.engine import Engine, build_engine
+from training.model.shadow import AveragedWeights, ShadowWeights
 from training.ranks.dist import Layout, init_layout, raise_together, together
 from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
@@ -41,6 +41,7 @@ from training.run.plan import Plan
 from training.run.schedule import warmup_steps
 from training.run.start import Start, check_start_together
 from training.run.surprises import print_surprises
+from training.run.teacher import Teacher
 
 
 def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
@@ -115,6 +116,7 @@ def _run(
         if cache:
             raise_together(_clear(cache) if layout.is_main else None)
         average = _average_of(recipe, engine, plan)
+        teacher = _teacher_of(recipe, engine, average, num_domain_samples=data.pack.num_samples())
         if newest:
             progress = load_checkpoint(
                 engine,
@@ -167,6 +169,7 @@ def _run(
                 ),
                 heldout=start.heldout,
                 average=average,
+                teacher=teacher,
             )
             run_steps(run, progress)
             dist.barrier()
@@ -177,6 +180,18 @@ def _average_of(recipe: Recipe, engine: Engine, plan: Plan) -> AveragedWeights |
         return None
     steps_per_epoch = plan.samples_per_epoch / plan.samples_per_step
     return AveragedWeights(engine, decay=recipe.ema.decay(steps_per_epoch=steps_per_epoch))
+
+
+def _teacher_of(
+    recipe: Recipe, engine: Engine, average: AveragedWeights | None, *, num_domain_samples: int
+) -> Teacher | None:
+    """Before a checkpoint is loaded, when the engine has the weights that the run began with."""
+    settings = recipe.teacher
+    if settings is None:
+        return None
+    weights = ShadowWeights(engine) if settings.kind == "base" else average
+    assert weights is not None  # the recipe has `ema`
+    return Teacher(engine, weights, settings, num_domain_samples=num_domain_samples)
 
 
 def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from training.regularisers.base import Regulariser, Step
 from training.run.bad_step import BadStepReport, RowLosses, make_report
 from training.run.forward import Forward, forward_micro_batch
 from training.run.loss_guard import LossGuard, judge_rerun
+from training.run.teacher import Teacher
 from training.run.token_sketch import TokenSketch
 
 
@@ -44,6 +45,7 @@ def train_step(
     guard: LossGuard | None = None,
     skip_update: bool = False,
     sketch: TokenSketch | None = None,
+    teacher: Teacher | None = None,
 ) -> StepResult:
     """One optimizer step on this rank's part of the global batch.
 
@@ -54,6 +56,7 @@ def train_step(
         guard: decides whether the step should be learnt from.
         skip_update: run the batch without an update.
         sketch: receives the step's tokens.
+        teacher: whose predictions are part of the loss.
 
     Returns:
         What the step did, equal on every rank.
@@ -76,9 +79,11 @@ def train_step(
     divisor = float(max(num_targets, 1)) * dropout.kept_share
     # Without a target, too: momentum and weight decay would still move the weights.
     skip_update = skip_update or num_targets == 0
+    if teacher:
+        teacher.begin_step(batches)
     sums, rows, bad = _Sums(engine), RowLosses(), None
     for micro_step, batch in enumerate(batches):
-        forward = forward_micro_batch(engine, batch, regulariser, micro_step)
+        forward = forward_micro_batch(engine, batch, regulariser, micro_step, teacher)
         regulariser.observe(batch, micro_step, forward.scored)
         rows.add(batch, forward.scored.nll_BS)
         sums.add(batch, forward)
@@ -103,7 +108,7 @@ def train_step(
         report = make_report(bad, rows, rerun=rerun)
     row = {
         "loss": totals.loss,
-        "objective": None if totals.loss is None else totals.loss_sum / divisor,
+        "objective": None if totals.loss is None else totals.objective(divisor, teacher),
         "lr": lr,
         "grad_norm": grad_norm if engine.updated else None,
         "updated": engine.updated,
@@ -123,6 +128,12 @@ class _Totals(NamedTuple):
     num_in_loss: float
     entropy_sum: float
     num_dropped: float
+    learnt_sum: float
+    """Of what backward starts from, with a teacher's part."""
+
+    def objective(self, divisor: float, teacher: Teacher | None) -> float:
+        """What the step minimises, a mean over its targets."""
+        return (self.loss_sum if teacher is None else self.learnt_sum) / divisor
 
     @property
     def loss(self) -> float | None:
@@ -133,7 +144,7 @@ class _Sums:
     """What a step adds up on this rank; nothing waits for a GPU before `over_ranks`."""
 
     def __init__(self, engine: Engine) -> None:
-        self._sums = torch.zeros(4, dtype=torch.float64, device=engine.layout.device)
+        self._sums = torch.zeros(5, dtype=torch.float64, device=engine.layout.device)
 
     def add(self, batch: MicroBatch, forward: Forward) -> None:
         nll_BS, entropy_BS = forward.scored
@@ -146,6 +157,7 @@ class _Sums:
                 forward.in_loss_BS.double().sum(),
                 (entropy_BS * batch.is_target_BS).double().sum(),
                 num_dropped,
+                forward.loss_sum.detach().double(),
             ]
         )
 

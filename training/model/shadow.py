@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, in shards as ZeRO-3 has them."""
+"""Other weights of the same model, in shards as ZeRO-3 has them: an average, or those before."""
 
 from __future__ import annotations
 
@@ -13,8 +13,40 @@ from torch import Tensor
 from training.model.engine import Engine
 
 
-class AveragedWeights:
-    """Each rank's share of the average, fp32, on the device of the optimizer's fp32 weights."""
+class ShadowWeights:
+    """The weights as they were when it was made; each rank has its share, in their own dtype."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._parameters: dict[str, Any] = dict(engine.model.lm.named_parameters())
+        self._shards = self._own()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The model computes with them within it; every rank enters and leaves together.
+
+        It costs each rank its share of the weights once more, in their own dtype.
+        """
+        own = self._own()
+        self._replace(self._shards)
+        try:
+            yield
+        finally:
+            self._replace(own)
+
+    def _own(self) -> dict[str, Tensor]:
+        return {name: weight.ds_tensor.clone() for name, weight in self._parameters.items()}
+
+    @torch.no_grad()
+    def _replace(self, shards: Mapping[str, Tensor]) -> None:
+        # weights that are still gathered would be used as they were
+        self._engine.ds.optimizer.empty_partition_cache()
+        for name, weight in self._parameters.items():
+            weight.ds_tensor.copy_(shards[name].view_as(weight.ds_tensor))
+
+
+class AveragedWeights(ShadowWeights):
+    """Their exponential moving average, fp32, on the device of the optimizer's fp32 weights."""
 
     def __init__(self, engine: Engine, *, decay: float) -> None:
         """Begin with the weights as they are.
@@ -22,9 +54,8 @@ class AveragedWeights:
         Args:
             decay: factor of the old average in each update.
         """
-        self._engine, self._decay = engine, decay
-        self._parameters: dict[str, Any] = dict(engine.model.lm.named_parameters())
-        self._shards: dict[str, Tensor] = {}
+        super().__init__(engine)
+        self._decay = decay
         self.restart()
 
     def restart(self) -> None:
@@ -36,19 +67,6 @@ class AveragedWeights:
         """After a step that has changed the weights."""
         for name, weight in self._masters():
             self._shards[name].lerp_(weight, 1.0 - self._decay)
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """The model computes with the average within it; every rank enters and leaves together.
-
-        It costs each rank its share of the weights once more, in their own dtype.
-        """
-        own = {name: weight.ds_tensor.clone() for name, weight in self._parameters.items()}
-        self._replace(self._shards)
-        try:
-            yield
-        finally:
-            self._replace(own)
 
     @property
     def shards(self) -> dict[str, Tensor]:
@@ -91,10 +109,3 @@ class AveragedWeights:
         device = self._engine.ds.optimizer.fp32_partitioned_groups_flat[0].device
         for name, weight in self._parameters.items():
             yield name, safe_get_local_fp32_param(weight).detach().to(device)
-
-    @torch.no_grad()
-    def _replace(self, shards: Mapping[str, Tensor]) -> None:
-        # weights that are still gathered would be used as they were
-        self._engine.ds.optimizer.empty_partition_cache()
-        for name, weight in self._parameters.items():
-            weight.ds_tensor.copy_(shards[name].view_as(weight.ds_tensor))

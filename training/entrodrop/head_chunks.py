@@ -1,0 +1,48 @@
+"""Matrix products of an output layer, a chunk of tokens at a time.
+
+N tokens, D hidden, V vocabulary, C tokens of one chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Logits:
+    """Computes the logits chunk by chunk into the same memory."""
+
+    def __init__(self, weight_VD: Tensor, bias_V: Tensor | None, chunk_tokens: int) -> None:
+        self._weight_VD, self._bias_V = weight_VD, bias_V
+        self._buffer_CV = weight_VD.new_empty(chunk_tokens, weight_VD.shape[0])
+
+    def __call__(self, hidden_CD: Tensor) -> Tensor:
+        out = self._buffer_CV[: hidden_CD.shape[0]]
+        if self._bias_V is None:
+            return torch.mm(hidden_CD, self._weight_VD.T, out=out)
+        return torch.addmm(self._bias_V, hidden_CD, self._weight_VD.T, out=out)
+
+
+class Gradients:
+    """Of the head's inputs, added up chunk by chunk."""
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
+        self._weight_VD = weight_VD
+        self.hidden_ND, self.weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
+        self._bias_V = bias_V
+        # a sum over all tokens, which bf16 would round at each chunk
+        self._bias_sum_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+
+    def add(self, rows_C: Tensor, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
+        """`gradient_CV`: of the logits of `rows_C`."""
+        self.hidden_ND[rows_C] = gradient_CV @ self._weight_VD
+        self.weight_VD.addmm_(gradient_CV.T, hidden_CD)
+        if self._bias_sum_V is not None:
+            self._bias_sum_V += gradient_CV.sum(dim=0, dtype=torch.float32)
+
+    @property
+    def bias_V(self) -> Tensor | None:
+        """In the dtype of the bias."""
+        if self._bias_V is None or self._bias_sum_V is None:
+            return None
+        return self._bias_sum_V.to(self._bias_V.dtype)
