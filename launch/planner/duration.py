@@ -44,13 +44,14 @@ def forecast_duration(
     A forward pass takes 2 operations a weight and token, and 2 (Q K^T, then with V) x 2 x T / 2 x Q
     a layer for attention over T tokens before it on average T / 2; a backward pass twice that
     (Narayanan et al., arXiv 2104.04473, appendix). Activation checkpointing adds a forward pass,
-    and so do online entropies. Documents shorter than a sample take less than this.
+    and so do online entropies and a teacher. Documents shorter than a sample take less than this.
     """
     train, length = recipe.train, recipe.data.sequence_tokens
     weights = arch.layers * sum(arch.layer_weights) + arch.embedding_weight
     attention = 2 * length * arch.queries * arch.layers
     forward_flops = 2 * weights + attention
     num_passes = 3.0 + recipe.model.activation_checkpointing + recipe.probes
+    num_passes += recipe.teacher is not None
     steps = None
     if corpus_tokens is not None:
         total_samples = max(1, round(train.epochs * corpus_tokens / length))

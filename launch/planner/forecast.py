@@ -139,6 +139,7 @@ def make_run(recipe: Recipe, arch: Architecture, *, world_size: int, on_gpu: boo
         step_tokens=-(-train.global_batch_tokens // world_size),
         one_pass_head=not recipe.is_lagged,
         averages=recipe.ema is not None,
+        teacher=recipe.teacher.kind if recipe.teacher else None,
     )
 
 

@@ -19,6 +19,7 @@ from launch.planner.zero import Zero
 _ADAM_BYTES, _MASTER_BYTES = 8, 4
 _BATCH_BYTES = 49
 """Per token: five int64 (ids, places, targets, two numbers), the document's length, a flag."""
+_SOFT_CHUNK_LOGITS = 1 << 23
 _METHOD_BYTES = 48
 """Per token: entropy, its bits and hash for the quantile, draw and drop."""
 
@@ -59,6 +60,7 @@ class Run:
     """Gradients come with the loss: always, except with the lagged threshold."""
     averages: bool = False
     """Whether a moving average of the weights is kept (`ema`), in fp32."""
+    teacher: Literal["ema", "base"] | None = None
 
     @property
     def partition(self) -> int:
@@ -88,14 +90,23 @@ def _states(run: Run) -> Moment:
     """Held from the first step to the last."""
     zero, own = run.zero, run.partition
     on_gpu = 0 if zero.offloads_optimizer else own
+    num_sets = 2 if run.teacher == "base" else 1
     bucket = zero.reduce_bucket * zero.communication_bytes if zero.contiguous_gradients else 0
     return Moment(
-        parameters=0 if zero.offloads_parameters else own * zero.number_bytes,
+        parameters=(0 if zero.offloads_parameters else own * zero.number_bytes) * num_sets,
         gradients=on_gpu * zero.number_bytes,
         optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES + _average_bytes(run)),
         buckets=bucket,
-        method=run.step_tokens * (_BATCH_BYTES + _METHOD_BYTES),
+        method=run.step_tokens * (_BATCH_BYTES + _METHOD_BYTES) + _teacher_bytes(run),
     )
+
+
+def _teacher_bytes(run: Run) -> int:
+    """Its hidden states of a whole step, and its output layer."""
+    if run.teacher is None:
+        return 0
+    numbers = run.step_tokens * run.arch.hidden + run.arch.embedding_weight
+    return numbers * run.zero.number_bytes
 
 
 def _average_bytes(run: Run) -> int:
@@ -110,7 +121,9 @@ def _load(run: Run, states: Moment) -> Iterator[Moment]:
     copied = Moment(parameters=states.parameters, optimizer=2 * own * _MASTER_BYTES)
     yield copied
     yield states._replace(
-        optimizer=own * _MASTER_BYTES, gathered=largest * run.zero.number_bytes, method=0
+        optimizer=own * (_MASTER_BYTES + _average_bytes(run)),
+        gathered=largest * run.zero.number_bytes,
+        method=0,
     )
 
 
@@ -122,11 +135,19 @@ def _forward(run: Run, states: Moment) -> Iterator[Moment]:
         if use.block == last:
             kept = run.arch.layers * _kept_by_layer(run) + acts.ends
             head = acts.head_chunk + (_head_gradients(run) if run.one_pass_head else 0)
+            if run.teacher:  # before it, with gradients of its own
+                head = _head_gradients(run) + max(head, _soft_chunk(run))
             yield states._replace(gathered=gathered, activations=kept, head=head)
         else:
             kept = max(use.block - 1, 0) * _kept_by_layer(run)
             inside = acts.forward_extra if run.checkpointing else acts.layer
             yield states._replace(gathered=gathered, activations=kept + inside)
+
+
+def _soft_chunk(run: Run) -> int:
+    """Of `soft_cross_entropy`: probabilities of teacher and student and their logits, in fp32."""
+    rows = min(_SOFT_CHUNK_LOGITS // run.arch.vocab, run.activations.tokens)
+    return 4 * 4 * rows * run.arch.vocab
 
 
 def _kept_by_layer(run: Run) -> int:

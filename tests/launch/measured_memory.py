@@ -19,9 +19,11 @@ from training.data.stream import SampleStream
 from training.model.causal_lm import resolve_model_config
 from training.model.ds_config import training_dtype
 from training.model.engine import build_engine
+from training.model.shadow import AveragedWeights
 from training.ranks.dist import init_layout
 from training.ranks.watchdog import Watchdog
 from training.regularisers.table import model_regularisation
+from training.run.run import make_teacher
 from training.run.step import train_step
 
 # ZeRO-3 records the order of the modules in a first pass, and gathers ahead by it from then on.
@@ -113,7 +115,19 @@ def _measure(recipe: Recipe) -> dict[str, int]:
             watchdog=marks,
         )
         regulariser = make_regulariser(recipe, engine, pack)
+        average = None if recipe.ema is None else AveragedWeights(engine, decay=0.5)
+        teacher = make_teacher(recipe, engine, average, num_domain_samples=pack.num)
         for step in range(_WARM_UP_STEPS + _STEPS):
             marks.prefix = "warm-up " if step < _WARM_UP_STEPS else ""
-            train_step(engine, stream, regulariser, step=step, trained_frac=0.5, lr=1e-3)
+            train_step(
+                engine,
+                stream,
+                regulariser,
+                step=step,
+                trained_frac=0.5,
+                lr=1e-3,
+                teacher=teacher,
+            )
+            if average:
+                average.update()
     return live.peaks

@@ -23,6 +23,7 @@ from tests.launch.measured_memory import measure_peaks
 from tests.launch.planned_shapes import SHAPES, Shape, forecast_peaks
 from training.config.ema import Ema
 from training.config.load import load_recipe
+from training.config.teacher import Teacher
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = REPO_ROOT / "training" / "recipes"
@@ -43,6 +44,17 @@ def test_forecast_is_within_a_tenth_of_what_steps_hold(shape: Shape, tmp_path: P
     recipe = shape.recipe(tmp_path)
     measured = measure_peaks(recipe, world_size=shape.num_ranks)
     forecasts = forecast_peaks(recipe, num_ranks=shape.num_ranks)
+    assert forecasts["load"].total == pytest.approx(measured["load"], rel=0.1)
+    assert forecasts["forward"].total == pytest.approx(measured["forward"], rel=0.1)
+    assert forecasts["backward"].total == pytest.approx(measured["backward"], rel=0.1)
+    assert forecasts["step"].total == pytest.approx(measured["update"], rel=0.1)
+
+
+def test_a_teacher_and_an_average_are_forecast_within_a_tenth(tmp_path: Path) -> None:
+    plain = next(shape for shape in SHAPES if shape.name == "bf16, checkpointing").recipe(tmp_path)
+    recipe = replace(plain, ema=Ema(half_life_steps=4.0), teacher=Teacher(kind="ema"))
+    measured = measure_peaks(recipe, world_size=2)
+    forecasts = forecast_peaks(recipe, num_ranks=2)
     assert forecasts["load"].total == pytest.approx(measured["load"], rel=0.1)
     assert forecasts["forward"].total == pytest.approx(measured["forward"], rel=0.1)
     assert forecasts["backward"].total == pytest.approx(measured["backward"], rel=0.1)

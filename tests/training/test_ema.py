@@ -93,9 +93,7 @@ def test_its_loss_is_that_of_its_export(averaged, tmp_path):
     assert shown["mix"] == {"weights": "ema", "steps": [8], "tuned_share": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("world_size", "sp_size", "micro_batch"), [(1, 1, 8), (4, 2, 2)]
-)
+@pytest.mark.parametrize(("world_size", "sp_size", "micro_batch"), [(1, 1, 8), (4, 2, 2)])
 def test_any_layout_has_the_same_average(
     averaged, small_corpus, tmp_path, world_size, sp_size, micro_batch
 ):

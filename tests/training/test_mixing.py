@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
 
 from tests.distributed import run_ranks
 from tests.training.short_runs import (
@@ -100,24 +99,35 @@ def test_what_cannot_be_mixed_is_refused(finished, tmp_path, words, share, said)
     assert not (tmp_path / "e").exists()
 
 
-def test_checkpoints_of_other_models_have_no_mean(finished, tuned, tmp_path):
+def test_checkpoints_of_another_run_have_no_part_in_it(finished, tuned, tmp_path):
     other = tuned / "checkpoints" / "step-00000008"
-    with pytest.raises(ValueError, match="holds another model than"):
+    with pytest.raises(ValueError, match="its model, seed or corpus differs"):
         export_run(finished, checkpoints=["last", str(other)], out=tmp_path / "e")
 
 
-def test_another_base_than_that_of_the_run_is_refused(tuned, exported, tmp_path):
+def test_a_checkpoint_of_the_run_may_lie_elsewhere(finished, tmp_path):
+    moved = shutil.copytree(finished / "checkpoints" / "step-00000006", tmp_path / "kept")
+    out = export_run(finished, checkpoints=["last", str(moved)], out=tmp_path / "e")
+    assert read_manifest(out)["mix"]["steps"] == [6, 8]
+
+
+@pytest.mark.parametrize("damage", ["other numbers", "a weight is missing"])
+def test_a_base_that_has_changed_since_is_refused(tuned, exported, tmp_path, damage):
     run_dir = Path(shutil.copytree(tuned, tmp_path / "run"))
     kept = run_dir / "recipe.resolved.yaml"
     base = Path(shutil.copytree(exported, tmp_path / "base"))
     kept.write_text(kept.read_text().replace(str(exported), str(base)))
-    content = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(content | {"intermediate_size": 40}))
-    (base / "model.safetensors").unlink()
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
-    with pytest.raises(ValueError, match=r"the base is not the one that was trained: .*gate_proj"):
+    export_run(run_dir, tuned_share=0.5, out=tmp_path / "before")
+    weights = weights_of(base)
+    norm = weights.pop("model.layers.0.mlp.down_proj.weight")
+    if damage == "other numbers":  # the same ones at other places
+        weights["model.layers.0.mlp.down_proj.weight"] = norm.flip(0).contiguous()
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="no longer holds the weights that this run began with"):
         export_run(run_dir, tuned_share=0.5, out=tmp_path / "e")
     assert not (tmp_path / "e").exists()
+    done = training_command("interpolate", str(run_dir), "--shares=0.5", check=False)
+    assert done.returncode == 2 and "no longer holds the weights" in done.stderr
 
 
 def test_results_of_a_mix_do_not_pass_for_those_of_its_checkpoint(tuned, tmp_path):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.distributed import run_ranks
-from tests.training.short_runs import metrics, saving_recipe, train_on_rank
+from tests.training.short_runs import message_of_error, metrics, saving_recipe, train_on_rank
 from training.config.recipe import Recipe
 from training.config.teacher import Teacher as Settings
 from training.run.teacher import Teacher
@@ -93,6 +95,19 @@ def test_a_resume_has_the_teacher_that_the_run_had(
         assert rows == taught[kind]
     for row, expected in zip(rows, taught[kind], strict=True):
         assert row["objective"] == pytest.approx(expected["objective"], rel=1e-6)
+
+
+def test_a_base_that_has_changed_is_no_teacher_on_a_resume(exported, small_corpus, tmp_path):
+    base = Path(shutil.copytree(exported, tmp_path / "base"))
+    changes: dict[str, Any] = {"model": {"pretrained": str(base)}, **BASE}
+    run_dir = tmp_path / "run"
+    trained(recipe_of(small_corpus, run_dir, train__stop_after_steps=3, **changes))
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] += 1.0
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    told = run_ranks(message_of_error, recipe_of(small_corpus, run_dir, **changes), world_size=2)
+    assert told[0] == told[1]
+    assert "base_weights (fingerprint of the weights of model.pretrained): was" in told[0]
 
 
 def test_a_teacher_holds_the_model_back(taught, small_corpus, tmp_path):

@@ -18,7 +18,9 @@ from training.model.special_ids import SPECIAL_KEYS
 
 # keys that may change between a save and its resume: none affects what is learnt
 _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
+BASE_WEIGHTS = "base_weights"
 _MEANINGS = {
+    BASE_WEIGHTS: " (fingerprint of the weights of model.pretrained)",
     "pack": " (fingerprint of the packed corpus: token ids, tokenizer, packing, weights)",
     "scores": " (fingerprint of entropy.scores)",
     "others.replay": " (fingerprint of the packed corpus of replay.corpus)",
@@ -77,6 +79,7 @@ def refuse_differences(
     differences = {
         name: line
         for name, line in compare_identity(saved | {"recipe": recipe}, current).items()
+        if name != BASE_WEIGHTS or BASE_WEIGHTS in current  # known once there is an engine
         if not _is_accepted(name, accepted)
     }
     if differences:

@@ -7,6 +7,7 @@ weights: Wortsman et al. (WiSE-FT), arXiv 2109.01903.
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from transformers import AutoModelForCausalLM
 from training.checkpoints.choice import find_checkpoint
 from training.checkpoints.ema_files import read_average
 from training.checkpoints.files import ENGINE_TAG, only_data
+from training.checkpoints.identity import BASE_WEIGHTS
 from training.checkpoints.manifest import find_corruption, newest_complete, read_manifest
 from training.config.sections import Model
+from training.model.fingerprint import model_fingerprint
 
 Weights = dict[str, Tensor]
 """By the names of transformers."""
@@ -68,10 +71,6 @@ class Mix:
         for folder in self.checkpoints:
             if (broken := find_corruption(folder, hashes=True)) is not None:
                 raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
-        first, *others = (_origin(folder) for folder in self.checkpoints)
-        for folder, other in zip(self.checkpoints[1:], others, strict=True):
-            if other != first:
-                raise ValueError(f"{folder} holds another model than {self.checkpoints[0]}")
 
     def load(self, model: Model, *, dtype: torch.dtype) -> Weights:
         """All weights, rounded once to the dtype of the training.
@@ -83,7 +82,8 @@ class Mix:
         """
         mixed = _mean_of(self.checkpoints, read_average if self.averaged else load_masters)
         if self.tuned_share < 1.0:
-            mixed = interpolate(load_base(model), mixed, tuned_share=self.tuned_share)
+            base = load_base(model, self.checkpoints[-1])
+            mixed = interpolate(base, mixed, tuned_share=self.tuned_share)
         # one by one: the masters need not all live beside what is made of them
         return {name: mixed.pop(name).to(dtype) for name in list(mixed)}
 
@@ -123,16 +123,26 @@ def find_mix(
         folder = find_checkpoint(run_dir, word).resolve()
         if folder in found:
             raise ValueError(f"{found[folder]} and {word} are the same checkpoint")
+        _refuse_other_runs(folder, root)
         found[folder] = word
     ordered = sorted(found, key=lambda folder: int(read_manifest(folder)["step"]))
     return Mix(tuple(ordered), tuned_share, averaged)
 
 
+def _refuse_other_runs(folder: Path, root: Path) -> None:
+    """A checkpoint that lies elsewhere must be one of this run, as far as can be told."""
+    own = newest_complete(root)
+    if folder.parent == root.resolve() or own is None:
+        return
+    saved, expected = (_origin(checkpoint) for checkpoint in (folder, own))
+    if saved != expected:
+        raise ValueError(f"{folder} is not of the run of {root}: its model, seed or corpus differs")
+
+
 def _origin(checkpoint: Path) -> tuple[Any, ...]:
-    """Weights of one origin have a mean that means something; those of two random ones have not."""
-    recipe = read_manifest(checkpoint)["identity"]["recipe"]
-    model = recipe["model"]
-    return (model, None if model["pretrained"] else recipe["seed"])
+    """Random weights of two seeds, or rows of two tokenizers, have no mean that means something."""
+    identity = read_manifest(checkpoint)["identity"]
+    return identity["recipe"]["model"], identity["recipe"]["seed"], identity["pack"]
 
 
 def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> Weights:
@@ -160,12 +170,34 @@ def _mean_of(checkpoints: Sequence[Path], load: Callable[[Path], Weights]) -> We
     return mean
 
 
-def load_base(model: Model) -> Weights:
-    """The weights that training began with, in fp32; for a model that has a base."""
+def load_base(model: Model, checkpoint: Path) -> Weights:
+    """The weights that training began with, in fp32; for a model that has a base.
+
+    Args:
+        checkpoint: of the run, which knows them by their fingerprint.
+
+    Raises:
+        ValueError: when they are no longer the same.
+    """
     assert model.pretrained is not None
     base = AutoModelForCausalLM.from_pretrained(
         model.pretrained, dtype=torch.float32, trust_remote_code=model.trust_remote_code
     )
+    identity = read_manifest(checkpoint)["identity"]
+    dtype = getattr(torch, identity["dtype"].removeprefix("torch."))
+    expected = identity.get(BASE_WEIGHTS)
+    if expected is None:  # of an older version
+        print(
+            f"WARNING: {checkpoint} does not say which weights its run began with; those of "
+            f"{model.pretrained} are taken as they are now",
+            file=sys.stderr,
+            flush=True,
+        )
+    elif model_fingerprint(base, dtype=dtype) != expected:
+        raise ValueError(
+            f"model.pretrained {model.pretrained} no longer holds the weights that this run began "
+            "with; put those back"
+        )
     return dict(base.state_dict())
 
 

@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     words = [] if options.checkpoint is None else [options.checkpoint]
     if options.average is not None:
         words = [word.strip() for word in options.average.split(",")]
+        if not all(words):
+            raise ValueError(f"--average {options.average!r}: an empty name among the checkpoints")
     folder = export_run(
         options.run_dir,
         checkpoints=words,

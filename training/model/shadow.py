@@ -19,7 +19,11 @@ class ShadowWeights:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._parameters: dict[str, Any] = dict(engine.model.lm.named_parameters())
-        self._shards = self._own()
+        self._shards = self._now()
+
+    def _now(self) -> dict[str, Tensor]:
+        """Copies of what is to be kept of the weights as they are."""
+        return self._own()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -56,11 +60,13 @@ class AveragedWeights(ShadowWeights):
         """
         super().__init__(engine)
         self._decay = decay
-        self.restart()
+
+    def _now(self) -> dict[str, Tensor]:
+        return {name: weight.clone() for name, weight in self._masters()}
 
     def restart(self) -> None:
         """Forget the past: the average is what the weights are now."""
-        self._shards = {name: weight.clone() for name, weight in self._masters()}
+        self._shards = self._now()
 
     @torch.no_grad()
     def update(self) -> None:

@@ -101,7 +101,7 @@ class _Ends:
         mix.refuse_what_cannot_be_mixed(recipe.model, needs_base=True)
         return cls(
             mix,
-            load_base(recipe.model),
+            load_base(recipe.model, mix.checkpoints[-1]),
             mix.load(recipe.model, dtype=torch.float32),
             training_dtype(recipe.deepspeed),
         )

@@ -13,7 +13,12 @@ import torch.distributed as dist
 
 from common.durable import atomic_write
 from data_prep.shards import Mixture, describe
-from training.checkpoints.identity import find_other_model, refuse_differences, run_identity
+from training.checkpoints.identity import (
+    BASE_WEIGHTS,
+    find_other_model,
+    refuse_differences,
+    run_identity,
+)
 from training.checkpoints.load import load_checkpoint
 from training.checkpoints.manifest import newest_verified, read_manifest
 from training.checkpoints.model_folder import MODEL_FOLDER
@@ -26,6 +31,7 @@ from training.data.joined_pack import join, join_scores
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import Engine, build_engine
+from training.model.fingerprint import engine_fingerprint
 from training.model.shadow import AveragedWeights, ShadowWeights
 from training.ranks.dist import Layout, init_layout, raise_together, together
 from training.ranks.run_folder import lock_run_dir
@@ -111,12 +117,13 @@ def _run(
             loads_universal=newest is not None and is_of_other_ranks(read_manifest(newest), layout),
             watchdog=watchdog,
         )
+        identity = identity | _base_of(recipe, engine, newest)
         progress = Progress(step=0, tokens=0)
         cache = open_cache(recipe, samples, path=run_dir / "entropy_cache.f16")
         if cache:
             raise_together(_clear(cache) if layout.is_main else None)
-        average = _average_of(recipe, engine, plan)
-        teacher = _teacher_of(recipe, engine, average, num_domain_samples=data.pack.num_samples())
+        average = make_average(recipe, engine, plan)
+        teacher = make_teacher(recipe, engine, average, num_domain_samples=data.pack.num_samples())
         if newest:
             progress = load_checkpoint(
                 engine,
@@ -175,14 +182,28 @@ def _run(
             dist.barrier()
 
 
-def _average_of(recipe: Recipe, engine: Engine, plan: Plan) -> AveragedWeights | None:
+def _base_of(recipe: Recipe, engine: Engine, newest: Path | None) -> dict[str, Any]:
+    """What an identity says of the weights that the run began with, before a checkpoint is loaded.
+
+    A resume takes its weights from the checkpoint: only a teacher needs those of the base again.
+    """
+    if recipe.model.pretrained is None:
+        return {}
+    needs_base = recipe.teacher is not None and recipe.teacher.kind == "base"
+    if newest is not None and not needs_base:
+        return {BASE_WEIGHTS: read_manifest(newest)["identity"].get(BASE_WEIGHTS)}
+    return {BASE_WEIGHTS: engine_fingerprint(engine)}
+
+
+def make_average(recipe: Recipe, engine: Engine, plan: Plan) -> AveragedWeights | None:
+    """For a recipe with `ema`, from the weights as they are."""
     if recipe.ema is None:
         return None
     steps_per_epoch = plan.samples_per_epoch / plan.samples_per_step
     return AveragedWeights(engine, decay=recipe.ema.decay(steps_per_epoch=steps_per_epoch))
 
 
-def _teacher_of(
+def make_teacher(
     recipe: Recipe, engine: Engine, average: AveragedWeights | None, *, num_domain_samples: int
 ) -> Teacher | None:
     """Before a checkpoint is loaded, when the engine has the weights that the run began with."""

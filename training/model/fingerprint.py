@@ -1,0 +1,57 @@
+"""A short number of a model's weights, the same however they are sharded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from training.model.engine import Engine
+from training.ranks.dist import sum_over_ranks
+
+_CHUNK = 1 << 22
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def engine_fingerprint(engine: Engine) -> str:
+    """Of the weights that the engine computes with; every rank calls it."""
+    names, sums = [], []
+    for name, weight in engine.model.lm.named_parameters():
+        shard: Tensor = weight.ds_tensor  # type: ignore[attr-defined]
+        begin = engine.layout.rank * shard.numel()
+        own = shard.flatten()[: max(0, weight.ds_numel - begin)]  # type: ignore[attr-defined]
+        names.append(name)
+        sums.append(_sums(own, begin=begin))
+    totals = sum_over_ranks(torch.stack(sums).to(engine.layout.device))
+    return _digest(zip(names, totals, strict=True))
+
+
+def model_fingerprint(model: nn.Module, *, dtype: torch.dtype) -> str:
+    """Of a whole model, once its weights are rounded to the dtype of the training."""
+    return _digest(
+        (name, _sums(weight.detach().to(dtype).flatten(), begin=0).tolist())
+        for name, weight in model.named_parameters()
+    )
+
+
+def _sums(weights: Tensor, *, begin: int) -> Tensor:
+    """Of the numbers' bits, and of bits times place, modulo 2^64: in any order the same.
+
+    Args:
+        begin: place of the first one within its whole weight.
+    """
+    totals = torch.zeros(2, dtype=torch.int64, device=weights.device)
+    for start in range(0, weights.numel(), _CHUNK):
+        chunk = weights[start : start + _CHUNK]
+        bits = chunk.view(_BITS[chunk.element_size()]).to(torch.int64)
+        first = begin + start + 1
+        places = torch.arange(first, first + len(bits), device=bits.device)
+        totals += torch.stack([bits.sum(), (bits * places).sum()])
+    return totals.cpu()
+
+
+def _digest(sums: Iterable[tuple[str, list[int]]]) -> str:
+    lines = "".join(f"{name} {plain} {placed}\n" for name, (plain, placed) in sorted(sums))
+    return hashlib.sha256(lines.encode()).hexdigest()
