@@ -16,12 +16,14 @@ def write_run(
     bands: int = 2,
     recipe: dict[str, Any] | None = None,
     sets: dict[str, list[float]] | None = None,
+    averaged: list[float] | None = None,
 ) -> Path:
     """A run of two steps an evaluation, one evaluation an epoch, the first at step 0.
 
     Args:
         heldout: losses that decide what is best.
         sets: losses of each held-out set.
+        averaged: losses of the averaged weights.
     """
     facts = {"world_size": 2, "corpus": "<b>", "total_steps": 2 * len(heldout) - 2}
     rows: list[dict[str, Any]] = [{"kind": "run", "step": 0} | facts]
@@ -50,6 +52,7 @@ def write_run(
         rows.append(
             {"kind": "evaluation", "step": 2 * epoch, "epoch": float(epoch), "loss": loss}
             | ({"bands": found} if bands else {})
+            | ({"ema_loss": averaged[epoch]} if averaged else {})
             | ({"sets": {name: {"loss": of[epoch]} for name, of in sets.items()}} if sets else {})
         )
     run_dir.mkdir(parents=True)

@@ -60,6 +60,15 @@ def test_a_run_that_still_improves_is_not_called_overfit(tmp_path: Path) -> None
     assert "overfits" not in text
 
 
+def test_the_best_of_averaged_weights_is_told_beside_that_of_the_weights(tmp_path: Path) -> None:
+    plain = page_text(write_run(tmp_path / "plain", heldout=[3.0, 2.0, 2.5]))
+    assert "averaged weights" not in plain
+    run = write_run(tmp_path / "run", heldout=[3.0, 2.0, 2.5], averaged=[3.0, 2.2, 1.9])
+    text = page_text(run)
+    assert "lowest at epoch 1.00: 2.0000 nats" in text
+    assert "of the averaged weights was lowest at epoch 2.00: 1.9000 nats" in text
+
+
 def test_the_warning_of_overfitting_is_on_the_page(tmp_path: Path) -> None:
     text = page_text(write_run(tmp_path / "run", heldout=[3.0, 2.0, 1.6, 1.8, 2.0]))
     assert "run: warned at epoch 4.00. Held-out loss rises (all, band 1, band 2)" in text

@@ -125,7 +125,7 @@ def _title(groups: list[RunGroup]) -> str:
 def _subtitle(groups: list[RunGroup]) -> str:
     runs = [run for group in groups for run in group.runs]
     if len(runs) == 1:
-        return _verdict(runs[0])
+        return _verdict(runs[0]) + _verdict_on_average(runs[0])
     noun = "group" if len(groups) == 1 else "groups"
     return f"{len(runs)} runs in {len(groups)} {noun}; runs that differ only by seed are one group."
 
@@ -159,6 +159,18 @@ def _verdict(run: RunCurves) -> str:
     if rise < _NOISE_PERCENT:
         return at_best + f" Since then it has stayed within {rise:.2f}% of that."
     return at_best + f" Since then it has risen by {rise:.1f}%: the run overfits from there on."
+
+
+def _verdict_on_average(run: RunCurves) -> str:
+    """The same of the averaged weights, for a run that keeps some (`ema`)."""
+    averaged = [row for row in run.evaluations if row.get("ema_loss") is not None]
+    if not averaged:
+        return ""
+    best = min(averaged, key=lambda row: row["ema_loss"])
+    return (
+        f" That of the averaged weights was lowest at epoch {best['epoch']:.2f}: "
+        f"{best['ema_loss']:.4f} nats; export them with --weights ema."
+    )
 
 
 def _tiles(run: RunCurves) -> str:
