@@ -60,4 +60,5 @@ if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0
 fi
+"$PYTHON" -m launch.recipe_facts --open-corpus "$RECIPE" "${OVERRIDES[@]}" || exit 2
 supervise "${command[@]}"

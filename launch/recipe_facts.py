@@ -1,6 +1,10 @@
 """What launch scripts need to know about a recipe, as assignments for bash.
 
 Usage: eval "$(python -m launch.recipe_facts RECIPE [a.b=c ...])"
+       python -m launch.recipe_facts --open-corpus RECIPE [a.b=c ...]
+
+The second form prints nothing: it refuses a corpus that is not there or not packed as the recipe
+says in half a second, where a start of all processes would take many.
 """
 
 from __future__ import annotations
@@ -9,13 +13,21 @@ import shlex
 import sys
 from pathlib import Path
 
+from data_prep.shards import open_corpus
 from training.config.load import load_recipe
+
+_OPEN_CORPUS = "--open-corpus"
 
 
 def main(arguments: list[str]) -> int:
     """Print them; an error in the recipe is one message and exit code 2."""
+    opens_corpus = arguments[0] == _OPEN_CORPUS
+    arguments = arguments[opens_corpus:]
     try:
         recipe = load_recipe(arguments[0], arguments[1:])
+        if opens_corpus:
+            open_corpus(recipe.data.corpus).open_pack(recipe.data.sequence_tokens)
+            return 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.launch.shared_runs import shared_recipe, state_of, wait_for_steps, write_recipe
 from tests.warm_python import warm_python
@@ -95,19 +94,24 @@ def test_more_processes_than_gpus_are_refused() -> None:
     assert "exceeds the 2 GPUs" in shown.stderr
 
 
+def test_a_corpus_that_is_not_there_is_one_line_before_any_process_starts(tmp_path: Path) -> None:
+    shown = local_sh(RECIPE, f"data.corpus={tmp_path / 'nowhere'}", f"run_dir={tmp_path / 'run'}")
+    assert (shown.returncode, shown.stdout) == (2, "")
+    (line,) = shown.stderr.splitlines()
+    assert line.startswith("error: ") and "nowhere/manifest.json: not found" in line
+
+
 def test_a_refused_start_says_why_and_that_it_was_refused(
+    small_corpus: Path,
     tmp_path: Path,
 ) -> None:
-    recipe = yaml.safe_load((REPO_ROOT / RECIPE).read_text())
-    recipe["data"]["corpus"] = str(tmp_path / "nowhere")
-    recipe["run_dir"] = str(tmp_path / "run")
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    shown = local_sh(str(path))
+    changes = [f"data.corpus={small_corpus}", "data.sequence_tokens=64"]
+    changes += [f"run_dir={tmp_path / 'run'}", "model.config.vocab_size=100"]
+    shown = local_sh(RECIPE, *changes)
     assert shown.returncode == 1
     assert "Traceback" not in shown.stderr
     assert shown.stderr.count("error: ") == 2  # why, and of torchrun which process it was
-    assert "nowhere/manifest.json: not found" in shown.stderr
+    assert "model vocabulary 100 is smaller than the corpus's 512" in shown.stderr
     assert "The start was refused or died before training" in shown.stderr
 
 
