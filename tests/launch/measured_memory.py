@@ -23,8 +23,8 @@ from training.model.shadow import AveragedWeights
 from training.ranks.dist import init_layout
 from training.ranks.watchdog import Watchdog
 from training.regularisers.table import model_regularisation
-from training.run.run import make_teacher
 from training.run.step import train_step
+from training.run.teacher import make_teacher
 
 # ZeRO-3 records the order of the modules in a first pass, and gathers ahead by it from then on.
 _WARM_UP_STEPS, _STEPS = 1, 1

@@ -32,7 +32,6 @@ from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import Engine, build_engine
 from training.model.fingerprint import engine_fingerprint
-from training.model.shadow import AveragedWeights, ShadowWeights
 from training.ranks.dist import Layout, init_layout, raise_together, together
 from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
@@ -43,11 +42,10 @@ from training.regularisers.entropy_cache import EntropyCache
 from training.regularisers.entropy_source import open_cache
 from training.regularisers.table import model_regularisation
 from training.run.loop import Run, run_steps
-from training.run.plan import Plan
 from training.run.schedule import warmup_steps
 from training.run.start import Start, check_start_together
 from training.run.surprises import print_surprises
-from training.run.teacher import Teacher
+from training.run.teacher import make_average, make_teacher
 
 
 def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
@@ -135,12 +133,7 @@ def _run(
             )
         facts = _facts(recipe, start, engine)
         # not earlier: a start that is refused leaves an existing run unchanged
-        raise_together(
-            _describe_run(run_dir, recipe, start.model_files) if layout.is_main else None
-        )
-        if layout.is_main:
-            _print_start(recipe, facts, start.mixture, progress)
-            print_surprises(recipe, start, newest)
+        raise_together(_begin(recipe, start, facts, progress, newest) if layout.is_main else None)
         record = RunRecord(run_dir, rank=layout.rank, total_steps=plan.total_steps)
         raise_together(record.begin(progress.step))
         # record within requests: an error is noted before a launcher's SIGTERM can end the process
@@ -182,6 +175,17 @@ def _run(
             dist.barrier()
 
 
+def _begin(
+    recipe: Recipe, start: Start, facts: dict[str, Any], progress: Progress, newest: Path | None
+) -> str | None:
+    """Write down and print what is run; returns an error message, if any."""
+    if error := _describe_run(Path(recipe.run_dir), recipe, start.model_files):
+        return error
+    _print_start(recipe, facts, start.mixture, progress)
+    print_surprises(recipe, start, newest)
+    return None
+
+
 def _base_of(recipe: Recipe, engine: Engine, newest: Path | None) -> dict[str, Any]:
     """What an identity says of the weights that the run began with, before a checkpoint is loaded.
 
@@ -193,26 +197,6 @@ def _base_of(recipe: Recipe, engine: Engine, newest: Path | None) -> dict[str, A
     if newest is not None and not needs_base:
         return {BASE_WEIGHTS: read_manifest(newest)["identity"].get(BASE_WEIGHTS)}
     return {BASE_WEIGHTS: engine_fingerprint(engine)}
-
-
-def make_average(recipe: Recipe, engine: Engine, plan: Plan) -> AveragedWeights | None:
-    """For a recipe with `ema`, from the weights as they are."""
-    if recipe.ema is None:
-        return None
-    steps_per_epoch = plan.samples_per_epoch / plan.samples_per_step
-    return AveragedWeights(engine, decay=recipe.ema.decay(steps_per_epoch=steps_per_epoch))
-
-
-def make_teacher(
-    recipe: Recipe, engine: Engine, average: AveragedWeights | None, *, num_domain_samples: int
-) -> Teacher | None:
-    """Before a checkpoint is loaded, when the engine has the weights that the run began with."""
-    settings = recipe.teacher
-    if settings is None:
-        return None
-    weights = ShadowWeights(engine) if settings.kind == "base" else average
-    assert weights is not None  # the recipe has `ema`
-    return Teacher(engine, weights, settings, num_domain_samples=num_domain_samples)
 
 
 def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:

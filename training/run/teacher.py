@@ -1,16 +1,18 @@
-"""A teacher in the steps of a run: what it predicts of a step's tokens, and for which it counts."""
+"""Other weights beside those that are trained: their average, and a teacher's predictions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from training.config.recipe import Recipe
 from training.config.teacher import Teacher as Settings
 from training.data.stream import MicroBatch
 from training.entrodrop.distillation import OutputLayer
 from training.model.engine import Engine
 from training.model.inputs import ModelInputs, TeacherView
-from training.model.shadow import ShadowWeights
+from training.model.shadow import AveragedWeights, ShadowWeights
+from training.run.plan import Plan
 
 
 class Teacher:
@@ -43,3 +45,23 @@ class Teacher:
             counts_B1 = is_replay_B1 if self._settings.on == "replay" else ~is_replay_B1
         weights_BS = (counts_B1 * self._settings.weight).float().expand(batch.ids_BS.shape)
         return TeacherView(self._hidden_BSD[micro_step], self._layer, weights_BS)
+
+
+def make_average(recipe: Recipe, engine: Engine, plan: Plan) -> AveragedWeights | None:
+    """For a recipe with `ema`, from the weights as they are."""
+    if recipe.ema is None:
+        return None
+    steps_per_epoch = plan.samples_per_epoch / plan.samples_per_step
+    return AveragedWeights(engine, decay=recipe.ema.decay(steps_per_epoch=steps_per_epoch))
+
+
+def make_teacher(
+    recipe: Recipe, engine: Engine, average: AveragedWeights | None, *, num_domain_samples: int
+) -> Teacher | None:
+    """Before a checkpoint is loaded, when the engine has the weights that the run began with."""
+    settings = recipe.teacher
+    if settings is None:
+        return None
+    weights = ShadowWeights(engine) if settings.kind == "base" else average
+    assert weights is not None  # the recipe has `ema`
+    return Teacher(engine, weights, settings, num_domain_samples=num_domain_samples)
