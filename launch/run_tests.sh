@@ -15,6 +15,9 @@ unset PYTHONDONTWRITEBYTECODE
 # files, so that one file needs none, and starts at once.
 workers=(-n 4 --dist loadfile --no-loadscope-reorder)
 files=0 others=0 before=""
+# What follows these options is their value. Other paths must exist: with workers, pytest would run
+# nothing and not say why.
+takes_a_value='^(-[kmpconWr]|--[a-z-]+)$'
 for argument in "$@"; do
     path=${argument%%::*}
     if [[ $before == --deselect || $before == --ignore ]]; then
@@ -23,6 +26,9 @@ for argument in "$@"; do
         files=$((files + 1))
     elif [[ -d $path ]]; then
         others=1
+    elif [[ $path != -* && ($path == */* || $path == *.py) && ! $before =~ $takes_a_value ]]; then
+        echo "error: $path: no such file or folder; paths begin at the root of the repository" >&2
+        exit 2
     fi
     before=$argument
 done
