@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def complete_line(folder: str, *, prompt: str, max_new_tokens: int, seed: int) -> str:
     """What the model adds to `prompt`, up to the end of the line."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Any: transformers' own types do not know that every such model generates
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
@@ -39,6 +41,13 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1234)
     given = parser.parse_args()
+    if not Path(given.export, "config.json").is_file():  # transformers would ask the hub for it
+        print(
+            f"error: {given.export}: no Hugging Face folder (it has no config.json); "
+            "`python -m training export RUN` writes RUN/export",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     continuation = complete_line(
         given.export, prompt=given.prompt, max_new_tokens=given.max_new_tokens, seed=given.seed
     )

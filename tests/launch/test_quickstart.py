@@ -4,6 +4,8 @@ import json
 import math
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,24 @@ def test_quickstart_never_touches_a_run_that_it_has_not_made(tmp_path: Path) -> 
     assert shown.returncode == 1
     assert "was not made by the quickstart" in shown.stderr
     assert (run_dir / "precious").exists()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_without_a_model_is_refused_at_once(exists: bool, tmp_path: Path) -> None:
+    """Not looked for on the hub, nor after the imports of torch and transformers."""
+    folder = tmp_path / "nope"
+    if exists:
+        folder.mkdir()
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "launch/generate.py", str(folder)],
+        cwd=REPO_ROOT,
+        env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {folder}: no Hugging Face folder (it has no config.json)")
+    assert time.monotonic() - began < 5
