@@ -12,7 +12,7 @@ from tests.training.report_runs import write_run, write_seeds
 from training.reports.compare import compare
 from training.reports.curves import load_runs
 from training.reports.groups import group_runs
-from training.reports.plots import smoothed
+from training.reports.plots import panels_of, smoothed
 from training.reports.report import comparison_text, page_of, write_report
 
 
@@ -258,3 +258,13 @@ def test_runs_from_before_a_key_was_renamed_are_in_the_group_of_those_after(tmp_
     ]
     (group,) = group_runs(load_runs(runs))
     assert [run.seed for run in group.runs] == [0, 1]
+
+
+def test_the_bands_say_when_they_mean_little(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, heldout=[3.0, 2.0]) for name in ("one", "two")]
+    for panels in (
+        panels_of(group_runs(load_runs(runs[:1]))),
+        panels_of(group_runs(load_runs(runs))),
+    ):
+        captions = [panel.caption for panel in panels if "band" in panel.name]
+        assert "A model that begins with random weights" in captions[0]

@@ -14,6 +14,10 @@ from training.reports.groups import Curve, RunGroup
 from training.reports.theme import Panel, Theme
 
 _DASHED = (0, (4, 2))
+_RANDOM_START = (
+    "A model that begins with random weights is about equally uncertain of every token, and its "
+    "bands say little."
+)
 _MOST_BAND_PANELS = 4
 _MOST_SET_PANELS = 4
 
@@ -75,7 +79,7 @@ def _band_panels(groups: list[RunGroup]) -> list[Panel]:
     if len(groups) == 1:
         caption = (
             "Held-out tokens by the entropy that the model gave them before the first step; a "
-            "star marks the best of each band."
+            f"star marks the best of each band. {_RANDOM_START}"
         )
         return [Panel("bands", title, caption, _draw_bands)]
     shown = np.linspace(1, num_bands, min(num_bands, _MOST_BAND_PANELS)).round().astype(int)
@@ -85,6 +89,8 @@ def _band_panels(groups: list[RunGroup]) -> list[Panel]:
             band, ""
         )
         caption = f"Held-out tokens in band {band} of {num_bands}{where}."
+        if band == 1:
+            caption += f" {_RANDOM_START}"
         draw = partial(_draw_one_band, band=band)
         panels.append(Panel(f"band_{band}", f"Held-out loss, band {band}", caption, draw))
     return panels
