@@ -249,6 +249,19 @@ def test_a_log_file_gets_whole_lines_with_eta_and_no_bar(
     assert lines[-1].startswith("training: step 10/10 (100%)  loss 0.500  dropped 11%  ETA 00:00")
 
 
+@pytest.mark.parametrize("total", [2, 9], ids=["planned", "early"])
+def test_the_last_line_has_the_loss_of_the_last_evaluation(
+    total: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with MetricsWriter(tmp_path, total_steps=total, start_step=0, enabled=True) as metrics:
+        for step in (1, 2):
+            metrics.log_step(step_row(step))
+            metrics.log_evaluation(evaluation_row(step) | {"loss": 3.0 / step})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"step 2/{total} " in line
+    assert "  loss 2.500  held-out 1.500  dropped 11%  " in line
+
+
 def test_closing_twice_does_no_harm(tmp_path: Path) -> None:
     metrics = MetricsWriter(tmp_path, total_steps=1, start_step=0, enabled=True)
     metrics.close()

@@ -96,6 +96,8 @@ class MetricsWriter:
         self._open_after(start_step if start_step > 0 else -1)
         self._total_steps = total_steps
         self._heldout: dict[str, Any] = {}
+        self._last_step: dict[str, Any] = {}
+        self._is_line_due = False
         self._progress = StepProgress(total_steps, what="training", done=start_step)
 
     def _open_after(self, step: int) -> None:
@@ -123,6 +125,7 @@ class MetricsWriter:
             self._board.close()
             self._file.close()
             self._open_after(step)
+            self._last_step, self._is_line_due = {}, False
             self._progress.show(step, self._total_steps)
 
     def log_run(self, facts: dict[str, Any]) -> None:
@@ -135,17 +138,17 @@ class MetricsWriter:
         if self._enabled:
             self._write({"kind": "step"} | row)
             self._add_scalars(row, STEP_TAGS)
+            self._last_step, self._is_line_due = row, row["step"] == self._total_steps
             self._show_step(row)
 
-    def _show_step(self, row: dict[str, Any]) -> None:
+    def _show_step(self, row: dict[str, Any], *, always: bool = False) -> None:
         numbers = {"loss": _number(row.get("loss"))}
         for name, found in results_by_set(self._heldout).items():
             if found.get("loss") is not None:
                 numbers[name] = _number(found["loss"]) + _change(found.get("forgetting_nats"))
         if row.get("drop_rate_realised") is not None:
             numbers["dropped"] = f"{100 * row['drop_rate_realised']:.0f}%"
-        step, total = row["step"], self._total_steps
-        self._progress.show(step, total, numbers=numbers, always=step == total)
+        self._progress.show(row["step"], self._total_steps, numbers=numbers, always=always)
 
     def log_epoch(self, row: dict[str, Any]) -> None:
         """Record and show what an epoch trained on: `finished_epoch` and `samples_digest`."""
@@ -189,6 +192,16 @@ class MetricsWriter:
                 self._add_evaluation(found, step=row["step"], prefix=f"heldout/{name}/")
             self._board.flush()
             self._heldout = row
+            # also of a run that ends early, which is known when it closes
+            self._is_line_due = bool(self._last_step)
+            if row["step"] == self._total_steps:
+                self._show_end()
+
+    def _show_end(self) -> None:
+        """The last step with the losses of the evaluation after it."""
+        if self._is_line_due:
+            self._is_line_due = False
+            self._show_step(self._last_step, always=True)
 
     def _add_evaluation(self, found: dict[str, Any], *, step: int, prefix: str) -> None:
         tags = {key: tag.replace("heldout/", prefix) for key, tag in EVALUATION_TAGS.items()}
@@ -215,6 +228,7 @@ class MetricsWriter:
         """Flush everything and end the progress bar; may be called again."""
         if self._enabled:
             self._enabled = False
+            self._show_end()
             self._progress.close()
             self._board.close()
             self._file.close()
