@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from common.exits import exit_code_of, heed_ctrl_c
+
+if __name__ == "__main__":
+    heed_ctrl_c()  # before the imports, which take longer
+
 import argparse
 import io
 import os
 import sys
 from collections.abc import Sequence
 
-from common.exits import exit_code_of
 from common.verbs import add_verbs
 from data_prep.executor import abort_mpi, mpi_rank, serve_as_mpi_worker
 

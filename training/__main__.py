@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from common.exits import exit_code_of, heed_ctrl_c
+
+if __name__ == "__main__":
+    heed_ctrl_c()  # before the imports, which take longer
+
 import argparse
 import os
 import sys
 
-from common.exits import exit_code_of
 from common.verbs import add_verbs
 from training.config.arguments import parse_arguments
 from training.ranks.launcher_env import set_rank_variables, whole_number
