@@ -107,13 +107,7 @@ stage "Export to a Hugging Face folder, loaded again and compared"
 TQDM_DISABLE=1 run_python training export "$run_dir"
 
 stage "Evaluation of the export"
-run_python training evaluate "$run_dir" >/dev/null
-"$PYTHON" - "$run_dir" <<'PYTHON'
-import json, pathlib, sys
-
-result = json.loads(pathlib.Path(sys.argv[1], "evaluation.json").read_text())
-print(f"held-out loss {result['loss']:.4f} nats per token over {result['num_targets']:,} targets")
-PYTHON
+run_python training evaluate "$run_dir"
 
 stage "A line of code from the export, with plain transformers"
 TQDM_DISABLE=1 "$PYTHON" launch/generate.py "$run_dir/export" --prompt "    def __init__(self,"

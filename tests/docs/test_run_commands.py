@@ -104,12 +104,12 @@ def test_commands_about_a_run_work_one_after_the_other(project: Path) -> None:
     assert (project / "runs" / "quickstart" / "STOP").exists()
 
     (export_and_evaluate,) = blocks("evaluation.md")
-    assert '"loss"' in run(export_and_evaluate, project)
+    assert "held-out loss of step 4, " in run(export_and_evaluate, project)
 
     build_domain, adapt, look_and_export, interpolate, export = blocks("forgetting.md")
     run(build_domain, project)
     assert "general" in run(adapt, project)
-    assert '"general"' in run(look_and_export, project)
+    assert "\n  general  " in run(look_and_export, project)
     report = project / "runs" / "shell" / "report" / "index.html"
     assert "Learnt and forgotten" in report.read_text()
     assert "lowest at " in run(interpolate, project)

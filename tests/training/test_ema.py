@@ -88,7 +88,7 @@ def test_its_loss_is_that_of_its_export(averaged, tmp_path):
     average = read_average(checkpoint(run_dir, 8))
     exported = load_file(folder / "model.safetensors")
     assert all(torch.equal(weight, average[name]) for name, weight in exported.items())
-    shown = json.loads(training_command("evaluate", str(run_dir)).stdout)
+    shown = json.loads(training_command("evaluate", "--json", str(run_dir)).stdout)
     assert shown["loss"] == pytest.approx(rows[-1]["ema_loss"], rel=1e-5)
     assert shown["mix"] == {"weights": "ema", "steps": [8], "tuned_share": 1.0}
 
@@ -132,7 +132,7 @@ def test_the_average_in_bf16_is_rounded_as_weights_are(small_corpus, tmp_path):
     )
     run_ranks(train_on_rank, recipe, world_size=2)
     training_command("export", str(tmp_path / "run"), "--weights=ema")
-    shown = json.loads(training_command("evaluate", str(tmp_path / "run")).stdout)
+    shown = json.loads(training_command("evaluate", "--json", str(tmp_path / "run")).stdout)
     last = metrics(tmp_path / "run", "evaluation")[-1]
     assert shown["loss"] == pytest.approx(last["ema_loss"], rel=1e-4)
     assert abs(last["ema_loss"] - last["loss"]) > 5e-3 * last["loss"]

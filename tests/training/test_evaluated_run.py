@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +17,7 @@ from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
 from tests.distributed import run_ranks
 from tests.training.short_runs import (
+    ROOT,
     SEQUENCE_TOKENS,
     metrics,
     saving_recipe,
@@ -122,10 +126,36 @@ def test_evaluate_finds_the_losses_of_the_last_evaluation(exported_run):
         assert band["loss"] == pytest.approx(reference["loss"], rel=1e-5)
 
 
+def test_evaluate_prints_a_summary_and_nothing_of_libraries(exported_run):
+    """The user's own environment names no accelerator."""
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    command = ["-m", "training", "evaluate", str(exported_run)]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    found = json.loads((exported_run / "evaluation.json").read_text())
+    change = found["loss"] - metrics(exported_run, "evaluation")[0]["loss"]
+    assert done.stdout.splitlines() == [
+        "held-out loss of step 8, in nats per token; in parentheses the change since before the "
+        "first step",
+        f"  held-out  {found['loss']:.4f} ({change:+.4f})  {found['num_targets']:,} targets",
+        str(exported_run / "evaluation.json"),
+    ]
+    assert "WARNING" not in done.stderr
+
+
+def test_the_summary_of_fewer_samples_says_that_it_is_not_stored(exported_run):
+    done = training_command("evaluate", str(exported_run), "evaluation.max_samples=3")
+    _, row, last = done.stdout.splitlines()
+    assert "(" not in row  # the loss before the first step is one of other samples
+    path = exported_run / "evaluation.json"
+    assert last == f"not stored, being of other data than {path}; --json prints all"
+
+
 def test_fewer_held_out_samples_have_no_bands_and_are_not_the_runs_own(exported_run):
     training_command("evaluate", str(exported_run))
     own = (exported_run / "evaluation.json").read_bytes()
-    done = training_command("evaluate", str(exported_run), "evaluation.max_samples=3")
+    done = training_command("evaluate", "--json", str(exported_run), "evaluation.max_samples=3")
     assert "bands" not in json.loads(done.stdout)
     told = f"{exported_run / 'heldout_bands'}: made of other samples; no held-out losses by band"
     assert told in done.stderr.splitlines()
@@ -152,7 +182,7 @@ def test_other_data_is_evaluated_without_the_bands_of_the_runs_own(
     )
     pack(other, seq_len=SEQUENCE_TOKENS)
     shown = json.loads(
-        training_command("evaluate", str(exported_run), f"data.corpus={other}").stdout
+        training_command("evaluate", "--json", str(exported_run), f"data.corpus={other}").stdout
     )
     assert shown["corpus"] == str(other)
     assert "bands" not in shown

@@ -137,7 +137,7 @@ def test_an_export_that_the_run_has_left_behind_is_told(finished, tmp_path):
     assert told in done.stderr
     assert json.loads((run_dir / "evaluation.json").read_text())["step"] == 6
     training_command("export", str(run_dir))
-    done = training_command("evaluate", str(run_dir))
+    done = training_command("evaluate", "--json", str(run_dir))
     assert "WARNING" not in done.stderr
     assert json.loads(done.stdout)["step"] == 8
 

@@ -136,7 +136,7 @@ def test_results_of_a_mix_do_not_pass_for_those_of_its_checkpoint(tuned, tmp_pat
     assert out == str(run_dir / "export")
     assert find_weights(run_dir, checkpoint=None).checkpoint is not None
     assert find_weights(run_dir / "export", checkpoint=None).run_dir is None
-    shown = json.loads(training_command("evaluate", str(run_dir)).stdout)
+    shown = json.loads(training_command("evaluate", "--json", str(run_dir)).stdout)
     assert shown["mix"] == {"weights": "trained", "steps": [8], "tuned_share": 0.5}
 
 
@@ -161,7 +161,12 @@ def test_shares_have_the_losses_of_their_exports_on_any_layout(tuned, tmp_path, 
     assert f"lowest at {found['best_share']:g}: python -m training export {run_dir}" in lines[-1]
     if launcher:
         export_run(run_dir, tuned_share=0.5)
-        training_command("evaluate", str(run_dir))
+        summary = training_command("evaluate", str(run_dir)).stdout.splitlines()
+        change = own[1] - first["loss"]
+        assert summary[1].startswith(f"  domain   {own[1]:.4f} ({change:+.4f})  ")
+        change = general[1] - first["sets"]["general"]["loss"]
+        assert summary[2].startswith(f"  general  {general[1]:.4f} ({change:+.4f})  ")
+        assert summary[3:] == [str(run_dir / "evaluation.json")]
         evaluated = json.loads((run_dir / "evaluation.json").read_text())
         assert evaluated["loss"] == pytest.approx(own[1], rel=1e-5)
 
