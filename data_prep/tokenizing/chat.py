@@ -243,6 +243,8 @@ def _exact_backend(tokenizer: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None  # else the same conversation has other ids each time
     # It only adds special tokens, which the template already writes, and trims spaces off offsets.
     backend.post_processor = None
     return backend

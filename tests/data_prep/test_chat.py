@@ -98,6 +98,18 @@ def test_each_token_is_learnt_if_and_only_if_it_lies_within_an_answer(
     assert mask.tolist() == [all(is_answer[a:b]) for a, b in encoding.offsets]
 
 
+def test_dropout_of_merges_is_switched_off(make_folder: MakeFolder) -> None:
+    """Else the same conversation would get other ids each time."""
+    folder = make_folder(CHATML)
+    expected = ChatEncoder(folder).encode(TALK)[0].tolist()
+    path = folder / "tokenizer.json"
+    saved = json.loads(path.read_text())
+    saved["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(saved))
+    encoder = ChatEncoder(folder)
+    assert all(encoder.encode(TALK)[0].tolist() == expected for _ in range(10))
+
+
 def test_marks_of_the_template_decide_as_in_transformers(make_folder: MakeFolder) -> None:
     folder = make_folder(MARKED)
     ids, mask = ChatEncoder(folder).encode(TALK)
