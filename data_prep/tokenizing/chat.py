@@ -84,7 +84,7 @@ class ChatEncoder:
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.uint32)
         offsets_T2 = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        mask = _mask(offsets_T2, spans=spans, with_partial=self._has_marks)
+        mask = _mask(offsets_T2, spans=spans, text=text, with_partial=self._has_marks)
         if not mask.any():
             raise ValueError("the chat template leaves no assistant token to train on")
         return ids, mask, text
@@ -250,15 +250,22 @@ def _exact_backend(tokenizer: PreTrainedTokenizerFast) -> tokenizers.Tokenizer:
     return backend
 
 
-def _mask(offsets_T2: np.ndarray, *, spans: list[Span], with_partial: bool) -> np.ndarray:
-    """1 for tokens within a span and, `with_partial` (as in transformers), partly within."""
+def _mask(
+    offsets_T2: np.ndarray, *, spans: list[Span], text: str, with_partial: bool
+) -> np.ndarray:
+    """1 for tokens within a span and, `with_partial` (as in transformers), partly within.
+
+    A header's blank may be in one token with the answer's first word (" yes" behind "assistant:
+    "): the model has to learn it.
+    """
     begin, end = offsets_T2.T
     mask = np.zeros(len(offsets_T2), dtype=np.uint8)
     for first, last in spans:
         if with_partial:
             mask |= (begin < last) & (end > first)
         else:
-            mask |= (begin >= first) & (begin < last) & (end <= last)
+            joins_blank = (begin >= len(text[:first].rstrip())) & (end > first)
+            mask |= ((begin >= first) | joins_blank) & (begin < last) & (end <= last)
     return mask
 
 

@@ -44,8 +44,8 @@ def _learnt(folder: Path, ids: np.ndarray, mask: np.ndarray) -> list[str]:
 @pytest.mark.parametrize(
     ("template", "options", "learnt"),
     [
-        # The tokenizer joined the answer's first line break to the header's: it is not learnt.
-        (CHATML, {}, ["low 日本 👩‍👩‍👧‍👦<|im_end|>", "\nhigh\n\n  <|im_end|>"]),
+        # The tokenizer joined the answer's first line break to the header's: both are learnt.
+        (CHATML, {}, ["low 日本 👩‍👩‍👧‍👦<|im_end|>", "\n\n\nhigh\n\n  <|im_end|>"]),
         (LLAMA, {"date_string": "26 Jul 2024"}, ["low 日本 👩‍👩‍👧‍👦<|eot_id|>", "high<|eot_id|>"]),
     ],
     ids=["chatml", "llama"],
@@ -75,7 +75,7 @@ _WORDS = st.lists(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(contents=st.lists(_WORDS, min_size=2, max_size=6), data=st.data())
-def test_each_token_is_learnt_if_and_only_if_it_lies_within_an_answer(
+def test_each_token_is_learnt_if_and_only_if_it_lies_within_an_answer_but_for_blanks_before_it(
     chatml: ChatEncoder, contents: list[str], data: st.DataObject
 ) -> None:
     roles = data.draw(
@@ -95,7 +95,32 @@ def test_each_token_is_learnt_if_and_only_if_it_lies_within_an_answer(
     ids, mask = chatml.encode(messages)
     encoding = chatml._backend.encode("".join(pieces), add_special_tokens=False)
     assert ids.tolist() == encoding.ids
-    assert mask.tolist() == [all(is_answer[a:b]) for a, b in encoding.offsets]
+    text = "".join(pieces)
+    # A header ends in a line break; a token may join it to the answer.
+    may_be = [answer or text[i].isspace() for i, answer in enumerate(is_answer)]
+    learnt = [
+        all(is_answer[a:b]) or (is_answer[b - 1] and all(may_be[a:b])) for a, b in encoding.offsets
+    ]
+    assert mask.tolist() == learnt
+
+
+VICUNA = (
+    "{% for m in messages %}{{ m.role }}: {% generation %}{{ m.content }}{{ eos_token }}"
+    "{% endgeneration %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_first_word_that_the_tokenizer_joins_to_the_headers_blank_is_learnt(
+    make_folder: MakeFolder,
+) -> None:
+    """As in transformers, where marks in the template say what the assistant speaks."""
+    folder = make_folder(VICUNA.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    messages: Messages = [{"role": "assistant", "content": "low"}]
+    ids, mask = ChatEncoder(folder).encode(messages)
+    theirs = _theirs(make_folder(VICUNA), messages, return_assistant_tokens_mask=True)
+    assert ids.tolist() == theirs["input_ids"]
+    assert mask.tolist() == theirs["assistant_masks"]
+    assert _learnt(folder, ids, mask) == [" low<eos>"]
 
 
 def test_dropout_of_merges_is_switched_off(make_folder: MakeFolder) -> None:
