@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,18 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from data_prep.tokenizing.chat_content import (
+    ASSISTANT,
+    Messages,
+    check_nothing_left_out,
+    check_says_something,
+    strings_of,
+)
 from data_prep.tokenizing.round_trip import HuggingFaceRoundTrip
 from data_prep.tokenizing.settings import HF_NAME
 
-Messages = list[dict[str, Any]]
 Span = tuple[int, int]  # of characters
 
-ASSISTANT = "assistant"
 # Others count if the template names them. A template may build '<|' + role + '|>', and a role
 # called "end" would then end a turn.
 _ROLES = ("system", "developer", "user", ASSISTANT, "tool", "function")
@@ -77,6 +81,7 @@ class ChatEncoder:
         """
         self._check(messages)
         text, spans = self._render(messages)
+        check_nothing_left_out(messages, rendered=text)
         if self._has_marks:
             self._check_marks(text, spans=spans)
         else:
@@ -104,7 +109,7 @@ class ChatEncoder:
             if content is not None and not isinstance(content, str):
                 kind = type(content).__name__
                 raise ValueError(f"message {number}: content must be text, found {kind}")
-            for text in (content or "", *_strings(message)):
+            for text in (content or "", *strings_of(message)):
                 if _LONE_SURROGATE.search(text):
                     raise ValueError(f"message {number}: contains a lone surrogate")
                 if found_token := self._control.search(text) or self._normalised_control(text):
@@ -112,6 +117,7 @@ class ChatEncoder:
                         f"message {number}: contains the control token {found_token[0]!r}, which "
                         "only the chat template may write"
                     )
+            check_says_something(message, number=number)
 
     def _joined_parts(self, parts: list[Any], *, number: int) -> str:
         texts = [
@@ -283,19 +289,6 @@ def _must_begin(text: str, beginning: str, *, what: str) -> None:
 
 def _turns(messages: Messages) -> list[int]:
     return [i for i, message in enumerate(messages) if message.get("role") == ASSISTANT]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every text in a message, keys included: templates print tool arguments as JSON."""
-    left = [value]  # no recursion: the user decides the depth
-    while left:
-        item = left.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            left += [*map(str, item), *item.values()]
-        elif isinstance(item, list):
-            left += item
 
 
 def _first_line(error: Exception) -> str:

@@ -86,6 +86,7 @@ def test_each_token_is_learnt_if_and_only_if_it_lies_within_an_answer_but_for_bl
         )
     )
     roles[-1] = "assistant"
+    contents = [text if text.strip() else f"the{text}" for text in contents]  # else refused
     pieces, is_answer = [], []
     for role, content in zip(roles, contents, strict=True):
         header, body = f"<|im_start|>{role}\n", f"{content}<|im_end|>"

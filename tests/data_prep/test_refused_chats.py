@@ -69,7 +69,10 @@ def test_marks_of_turns_are_found_where_a_lone_question_is_no_conversation(
         (TALK[:2], "no message has the role 'assistant'; roles: system, user"),
         ([], "no message has the role 'assistant'; roles: none"),
         ([{"role": "assistant", "content": 3}], "message 0: content must be text, found int"),
-        ([{"role": "assistant"}], "the chat template rejects it"),
+        ([{"role": "assistant"}], "message 0: the assistant says nothing"),
+        ([{"role": "assistant", "content": None}], "message 0: the assistant says nothing"),
+        ([*TALK, {"role": "assistant", "content": " \n"}], "message 5: the assistant says nothing"),
+        ([{"role": "user"}, *TALK[2:3]], "the chat template rejects it"),
     ],
 )
 def test_what_is_no_conversation_is_refused(
@@ -85,7 +88,10 @@ def test_what_is_no_conversation_is_refused(
         (CHATML.replace("'<|im_end|>' + ", ""), "ends the turn without a special token"),
         (CHATML.split("{%- if add")[0], "ignores add_generation_prompt"),
         ("{{ raise_exception('no!') }}", "the chat template rejects it: no!"),
-        (CHATML.replace("message['content']", "(messages | length | string)"), "differently once"),
+        (
+            CHATML.replace("<|im_end|>'", "' ~ (messages | length) ~ '<|im_end|>'"),
+            "differently once",
+        ),
     ],
 )
 def test_templates_that_hide_what_is_learnt_are_refused(
@@ -115,6 +121,65 @@ def test_folders_without_a_usable_template_are_refused(
 def test_a_folder_without_a_fast_tokenizer_is_refused(unigram_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"conversations need a tokenizer.json"):
         ChatEncoder(unigram_folder)
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+PARTS = [{"type": "text", "text": " kept "}, {"type": "text", "text": "lost"}]
+CONTENT = "message.content"
+
+
+@pytest.mark.parametrize(
+    ("messages", "shown", "match"),
+    [
+        (TALK, f"{CONTENT} if message.role != 'system' else ''", "message 0: .* its content"),
+        (TALK, f"{CONTENT} if loop.last or loop.index0 != 3 else '.'", "message 3: .* its content"),
+        (TALK, f"{CONTENT}[:20]", "message 1: .* its content"),
+        (TALK, f"{CONTENT} | upper", "message 0: .* its content"),
+        ([{**TALK[2], "tool_calls": [CALL]}], CONTENT, "message 0: .* its tool_calls"),
+        ([{**TALK[2], "tool_calls": 3}], CONTENT, "message 0: tool_calls must be a list of"),
+        (
+            [{"role": "user", "content": PARTS}, TALK[2]],
+            f"({CONTENT} if {CONTENT} is string else {CONTENT}[0].text)",
+            "message 0: .* its content",
+        ),
+        (
+            [{**TALK[2], "content": "so</think>no"}],
+            f"{CONTENT} | replace('no', '')",
+            "message 0: .* its content",
+        ),
+    ],
+)
+def test_what_the_template_leaves_out_is_refused(
+    make_folder: MakeFolder, messages: Messages, shown: str, match: str
+) -> None:
+    template = CHATML.replace("message['content']", f"({shown})")
+    with pytest.raises(ValueError, match=match) as error:
+        ChatEncoder(make_folder(template)).encode(messages)
+    assert "tool_calls must" in match or "the chat template leaves out its" in str(error.value)
+
+
+TOOL = {"role": "tool", "content": '{"sum": "2"}\n'}
+
+
+@pytest.mark.parametrize(
+    ("messages", "shown"),
+    [
+        (TALK, f"{CONTENT} | trim"),
+        (
+            TALK[:3],
+            f"{CONTENT} ~ messages[0].content if message.role == 'user' else "
+            f"{CONTENT} if message.role == 'assistant' else ''",
+        ),
+        ([TOOL, TALK[2]], f"{CONTENT} | tojson if message.role == 'tool' else {CONTENT}"),
+        ([{**TALK[2], "content": "so</think>\n\nno"}], f"{CONTENT}.split('</think>') | last"),
+    ],
+    ids=["trimmed", "system message elsewhere", "as JSON", "without thoughts"],
+)
+def test_what_templates_do_to_contents_by_design_is_no_loss(
+    make_folder: MakeFolder, messages: Messages, shown: str
+) -> None:
+    template = CHATML.replace("message['content']", f"({shown})")
+    ChatEncoder(make_folder(template)).encode(messages)
 
 
 _JSON = st.recursive(
