@@ -166,7 +166,7 @@ def _ids_document(record: Mapping[str, Any], *, place: int, wanted: Fields) -> D
     key = wanted.loss_mask or wanted.labels
     if key is None:
         return Document(ids, place=place)
-    marks = _integers(record[key], place=place, key=key)
+    marks = _integers(record[key], place=place, key=key, or_booleans=bool(wanted.loss_mask))
     if isinstance(marks, BadInput):
         return marks
     if len(marks) != len(ids):
@@ -186,12 +186,16 @@ def _ids_document(record: Mapping[str, Any], *, place: int, wanted: Fields) -> D
     return Document(ids, place=place, mask=is_target.astype(np.uint8))
 
 
-def _integers(value: object, *, place: int, key: str) -> np.ndarray | BadInput:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iub":
+def _integers(
+    value: object, *, place: int, key: str, or_booleans: bool = False
+) -> np.ndarray | BadInput:
+    # To Python and numpy true is 1, a valid id; a list of booleans is most likely a mask.
+    types = (int, bool) if or_booleans else (int,)
+    if isinstance(value, np.ndarray) and value.dtype.kind in ("iub" if or_booleans else "iu"):
         if value.dtype == np.uint64 and len(value) and value.max() >= 2**63:
             return BadInput(place, reason="not ids", detail=f"{key!r} has an id above 2^63")
         return value.astype(np.int64)
-    if isinstance(value, list) and all(type(item) is int or type(item) is bool for item in value):
+    if isinstance(value, list) and all(type(item) in types for item in value):
         try:
             return np.array(value, dtype=np.int64)
         except OverflowError:

@@ -76,6 +76,20 @@ def test_a_bad_mask_is_named(tmp_path: Path, row: dict[str, object], reason: str
     assert bad.sentence("a:1") == f"a:1: {reason}"
 
 
+def test_booleans_are_a_mask_and_never_ids(tmp_path: Path) -> None:
+    """To Python true is 1: a mask given as ids would be trained on."""
+    rows = {"ids": [[1, 2]], "m": [[True, False]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps({key: of[0] for key, of in rows.items()}))
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        (document,) = contents(tmp_path / name, fields=Fields(ids="ids", loss_mask="m"))
+        assert not isinstance(document, BadInput)
+        for fields in (Fields(ids="m"), Fields(ids="ids", labels="m")):
+            (bad,) = contents(tmp_path / name, fields=fields)
+            assert isinstance(bad, BadInput)
+            assert bad.sentence("a:1") == "a:1: not ids: 'm' must be a list of integers"
+
+
 def test_labels_that_are_other_ids_are_refused(tmp_path: Path) -> None:
     """Shifted labels would be taken for targets without a word."""
     (tmp_path / "a.jsonl").write_text('{"ids": [1, 2, 3], "labels": [2, 3, -100]}')
