@@ -182,7 +182,8 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
         load = partial(load_once, folder, record.sha256, fast=options.fast_path)
         pool.warm_up(load)
         tokenizer = load()
-        changes = changes_of(tokenizer.round_trip.prepared)
+        way = tokenizer.round_trip
+        changes = changes_of(way.prepared, eats_blanks=way.eats_blanks)
         _announce(tokenizer, domains=domains, changes=changes)
         eos = tokenizer.special_ids.eos
         if options.split_on_eos:

@@ -123,8 +123,8 @@ class _DomainWriter:
         if encoded.lossy and self._on_loss == "fail":
             raise ValueError(
                 f"{encoded.lossy[0].sentence()}; use a tokenizer that can spell any text "
-                "(byte-level BPE, or one with byte fallback), or add --on-loss count to go on and "
-                "count them"
+                "(byte-level BPE, or one with byte fallback) and does not rewrite it, or add "
+                "--on-loss count to go on and count them"
             )
         self._is_whole = False
         is_wanted: dict[Split, np.ndarray] = {"train": ~encoded.is_val, "val": encoded.is_val}

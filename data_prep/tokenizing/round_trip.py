@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from data_prep.tokenizing.long_text import splitting_patterns
-from data_prep.tokenizing.spelling import SPACE_MARK, Loss, loss_of
+from data_prep.tokenizing.spelling import SPACE_MARK, Loss, both_losses, loss_of, rewritten
 from data_prep.tokenizing.tiktoken_path import byte_of_character
 
 _BYTE_OF = byte_of_character()
@@ -34,8 +34,13 @@ class HuggingFaceRoundTrip:
         self._backend = backend
         self._added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
         model, split = settings["model"], settings.get("pre_tokenizer") or {}
-        steps = [*_steps(split), *_steps(settings.get("normalizer") or {})]
-        self._is_byte_level = any(step.get("type") == "ByteLevel" for step in steps)
+        self._normalises_to_bytes = _has_bytes(settings.get("normalizer") or {})
+        self._is_byte_level = self._normalises_to_bytes or _has_bytes(split)
+        self.eats_blanks = tuple(
+            token["content"]
+            for token in settings.get("added_tokens") or []
+            if not token["special"] and (token["lstrip"] or token["rstrip"])
+        )
         self._drops_nothing = splitting_patterns(split) is not None
         self._has_byte_names = bool(model.get("byte_fallback"))
         self._prefix: str = model.get("continuing_subword_prefix") or ""
@@ -67,7 +72,14 @@ class HuggingFaceRoundTrip:
         return self._may_remove or not self._alphabet.issuperset(self._normalised(text))
 
     def loss(self, text: str, ids: np.ndarray) -> Loss | None:
-        """What the ids [n] of a text lose of it; None if nothing."""
+        """What the ids [n] of a text lose of it, and its normaliser; None if nothing."""
+        normalised = self._normalised(text)
+        if self._normalises_to_bytes:
+            normalised = self._bytes_of(normalised).decode("utf-8", "replace")
+        by_normaliser = rewritten(text, normalised=normalised)
+        return both_losses(by_normaliser, self._loss_of_tokens(text, ids))
+
+    def _loss_of_tokens(self, text: str, ids: np.ndarray) -> Loss | None:
         spelt = self._spelt(ids.tolist())
         if spelt == self.prepared(text):
             return None
@@ -181,6 +193,10 @@ def _steps(part: dict[str, Any]) -> list[dict[str, Any]]:
     """The steps of a normaliser or of a split into words."""
     inner = part.get("normalizers") or part.get("pretokenizers")
     return [part] if inner is None else [step for one in inner for step in _steps(one)]
+
+
+def _has_bytes(part: dict[str, Any]) -> bool:
+    return any(step.get("type") == "ByteLevel" for step in _steps(part))
 
 
 def _removes(step: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from data_prep.tokenizing.settings import (
     read_json,
     special_names,
 )
-from data_prep.tokenizing.spelling import Loss, loss_of
+from data_prep.tokenizing.spelling import Loss, both_losses, loss_of, rewritten
 
 _CONVERT = (
     "convert the tokenizer with transformers: "
@@ -98,6 +98,8 @@ class SentencePieceTokenizer:
 class SentencePieceRoundTrip:
     """Its pieces spell the text that its normaliser gives, but for unknown characters."""
 
+    eats_blanks: tuple[str, ...] = ()
+
     def __init__(self, backend: sentencepiece.SentencePieceProcessor) -> None:
         self._backend = backend
         self._unknown_id: int = backend.unk_id()
@@ -112,9 +114,11 @@ class SentencePieceRoundTrip:
         return bool((ids == self._unknown_id).any())
 
     def loss(self, text: str, ids: np.ndarray) -> Loss | None:
-        """What the ids [n] of a text lose of it; None if nothing."""
+        """What the ids [n] of a text lose of it, and its normaliser; None if nothing."""
+        prepared = self.prepared(text)
         spelt = b"".join(map(self._spelling.__getitem__, ids.tolist()))
-        return loss_of([(self.prepared(text), spelt)], text=text)
+        by_normaliser = rewritten(text, normalised=prepared.decode())
+        return both_losses(by_normaliser, loss_of([(prepared, spelt)], text=text))
 
     @cached_property
     def _spelling(self) -> list[bytes]:

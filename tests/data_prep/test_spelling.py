@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
@@ -22,7 +22,7 @@ from tokenizers import (
 )
 
 from data_prep.tokenizing.round_trip import HuggingFaceRoundTrip
-from data_prep.tokenizing.spelling import Loss, changes_of
+from data_prep.tokenizing.spelling import Loss, changes_of, rewritten
 from data_prep.tokenizing.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from tests.data_prep.small_tokenizers import PLAIN, character_bpe, loss_of_text, saved
 
@@ -160,6 +160,57 @@ def test_an_eos_that_the_tokenizer_does_not_have_is_refused(tmp_path: Path) -> N
         ValueError, match=r"names the EOS '<\|im_end\|>', which tokenizer.json does"
     ):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "note", "loss"),
+    [
+        (
+            normalizers.Replace("e", ""),
+            "characters are dropped or replaced: 'e'",
+            Loss(num_chars=2, first=7, chars="e"),
+        ),
+        (
+            normalizers.Replace(Regex("[0-9]+"), "0"),
+            "characters are dropped or replaced: '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'",
+            Loss(num_chars=3, first=0, chars="26"),
+        ),
+        (
+            normalizers.Prepend("X"),
+            "characters are put in: 'X'",
+            Loss(num_chars=1, first=0, chars="2"),
+        ),
+    ],
+)
+def test_what_a_normaliser_does_to_ordinary_characters_is_lost_and_named(
+    bpe_folder: Path, tmp_path: Path, normalizer: normalizers.Normalizer, note: str, loss: Loss
+) -> None:
+    backend = Tokenizer.from_file(str(bpe_folder / "tokenizer.json"))
+    backend.normalizer = normalizers.Sequence([normalizer, normalizers.NFC()])
+    folder = saved(backend, tmp_path / "t")
+    assert loss_of_text(folder, "2026 \u00e9tend\u00fce E") == loss
+    assert changes_of(load_tokenizer(folder).round_trip.prepared) == (note,)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=30))
+@example(text="\u1fb3 \u0390 \u0130 \u03c2 \ufb01 \u00df \u0345 \uff5e")
+@settings(max_examples=300, deadline=None)
+def test_case_accents_forms_and_white_space_are_changes_and_no_loss(text: str) -> None:
+    lower = [normalizers.NFKD(), normalizers.Lowercase(), normalizers.Nmt()]
+    blanks = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    for steps in (lower, [*lower[::-1], *blanks], [normalizers.NFC(), normalizers.Strip()]):
+        normalised = normalizers.Sequence(steps).normalize_str(text)
+        assert rewritten(text, normalised=normalised) is None
+
+
+def test_a_token_that_eats_the_blanks_beside_it_is_named(tmp_path: Path) -> None:
+    tokenizer = character_bpe(unk_token="<unk>")
+    tokenizer.add_tokens([AddedToken("def", rstrip=True), AddedToken("words")])
+    tokenizer.add_special_tokens([AddedToken("<end>", lstrip=True)])  # text to a build
+    way = load_tokenizer(saved(tokenizer, tmp_path / "t")).round_trip
+    assert changes_of(way.prepared, eats_blanks=way.eats_blanks) == (
+        "blanks beside 'def' are dropped",
+    )
 
 
 def test_changes_of_a_normaliser_are_named(bpe_folder: Path) -> None:
