@@ -22,7 +22,10 @@ _BINARY = """
     xlsx
 """
 _ARCHIVES = "7z br lz4 lzma rar tar tbz tbz2 tgz txz z zip"
-ARCHIVE_SUFFIXES = frozenset(f".{name}" for name in _ARCHIVES.split())
+_ARCHIVE_SUFFIXES = (
+    *(f".tar{outer}" for outer in COMPRESSION_SUFFIXES),
+    *(f".{name}" for name in _ARCHIVES.split()),
+)
 _TABLES = "csv tsv"
 # A file may lie compressed in a folder if it would be read by this suffix without.
 _COMPRESSED = tuple(
@@ -32,7 +35,7 @@ _COMPRESSED = tuple(
 )
 _WHY_NOT = {
     **{f".{name}": "not text" for name in _BINARY.split()},
-    **dict.fromkeys(ARCHIVE_SUFFIXES, "not supported"),
+    **dict.fromkeys(_ARCHIVE_SUFFIXES, "not supported"),
     **{f".{name}": "a table" for name in _TABLES.split()},
     **dict.fromkeys(COMPRESSION_SUFFIXES, "compressed, not text or JSON"),
 }
@@ -64,12 +67,15 @@ class Globs:
         """Why a file is not read; "" if it is."""
         if _matches(relative, patterns=self.exclude):
             return "by --exclude"
-        if self.include:
-            return "" if self.names(relative) else "not in --include"
         name = relative.rsplit("/", 1)[-1].lower()
+        suffix = archive_suffix(name) or Path(name).suffix
+        if self.include:
+            if not self.names(relative):
+                return "not in --include"
+            # Its members would be read as one text, or as no text at all.
+            return f"{suffix} ({_WHY_NOT[suffix]})" if archive_suffix(name) else ""
         if name.startswith("."):
             return "hidden"
-        suffix = Path(name).suffix
         if name.endswith(_COMPRESSED) or suffix not in _WHY_NOT:
             return ""
         return f"{suffix} ({_WHY_NOT[suffix]})"
@@ -88,6 +94,11 @@ class Met:
     """Why it is left out; "" if it is read."""
     is_folder: bool = False
     """Left out with all that it holds, or read whole by a library."""
+
+
+def archive_suffix(name: str) -> str:
+    """`.tar.gz`, `.zip`, ...; "" for a file that is no archive."""
+    return next((suffix for suffix in _ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), "")
 
 
 def _matches(relative: str, *, patterns: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
 from data_prep.reading.documents import DocumentKind, Fields
-from data_prep.reading.folders import ARCHIVE_SUFFIXES, Globs, Met, walk_folder
+from data_prep.reading.folders import Globs, Met, archive_suffix, walk_folder
 from data_prep.reading.json_file import holds_lines
 from data_prep.reading.parts import InputFile, Kind
 
@@ -145,14 +145,13 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
         path = path.with_suffix(".idx")
     if not path.is_file():
         raise ValueError(f"--input {path}: no such file or folder")
-    if path.suffix.lower() in ARCHIVE_SUFFIXES:
-        raise ValueError(f"--input {path}: {path.suffix} is not supported; unpack it")
+    if suffix := archive_suffix(path.name):
+        raise ValueError(f"--input {path}: {suffix} is not supported; unpack it")
     kind = kind_of(path)
     if kind is None and not globs.names(path.name):
         raise ValueError(
             f"--input {path}: unknown suffix {path.suffix!r}; known: {_known(ids=True)} (text "
-            f"and JSON also with {', '.join(COMPRESSION_SUFFIXES)}). To read it as text add "
-            f"--include {path.name!r}, or give its folder"
+            f"and JSON also with {', '.join(COMPRESSION_SUFFIXES)}). {_advice(path)}"
         )
     kind = _by_content(path, kind=kind or "text", globs=globs)
     if kind in _IDS_ONLY and fields.kind != "ids":
@@ -160,6 +159,17 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
     if kind == "text" and fields.kind != "text":
         raise ValueError(f"--input {path}: holds text, not records with {fields.as_dict()}")
     yield _input_file(path, kind=kind)
+
+
+def _advice(path: Path) -> str:
+    """How a file of an unknown suffix can be read."""
+    if path.suffix.lower() in COMPRESSION_SUFFIXES:
+        if Path(path.stem).suffix.lower() in KIND_OF_SUFFIX:
+            return "Decompress it"
+        names = " or ".join(f"{path.stem}{inner}{path.suffix}" for inner in (".jsonl", ".txt"))
+        return f"Rename it after what it holds, such as {names}"
+    or_folder = "" if Globs().why_not_file(path.name) else ", or give its folder"
+    return f"To read it as text add --include {path.name!r}{or_folder}"
 
 
 def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:

@@ -93,6 +93,38 @@ def test_what_include_does_not_name_and_what_holds_no_records_is_counted(tmp_pat
         read_inputs(_files(tmp_path / "tables", "c.tar") / "c.tar")
 
 
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar.bz2", ".TAR.XZ", ".tar.zst", ".zip"])
+@pytest.mark.parametrize("include", [(), ("*.*",)])
+def test_an_archive_is_no_text_even_where_it_is_named(
+    tmp_path: Path, suffix: str, include: tuple[str, ...]
+) -> None:
+    folder = _files(tmp_path, "a.txt", f"c{suffix}")
+    globs = Globs(include=include)
+    with pytest.raises(ValueError, match=rf"{suffix.lower()} is not supported; unpack it"):
+        read_inputs(folder / f"c{suffix}", globs=globs)
+    texts, source = read_inputs(folder, globs=globs)
+    left_out = {f"{suffix.lower()} (not supported)": 1}
+    assert (texts, source.files_left_out) == (["a.txt"], left_out)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("x.bz2", "Rename it after what it holds, such as x.jsonl.bz2 or x.txt.bz2"),
+        ("x.py.gz", "Rename it after what it holds, such as x.py.jsonl.gz or x.py.txt.gz"),
+        ("x.parquet.gz", "Decompress it"),
+        ("x.csv", "To read it as text add --include 'x.csv'"),
+        ("x.xyz", "To read it as text add --include 'x.xyz', or give its folder"),
+    ],
+)
+def test_advice_for_an_unknown_suffix_leads_to_what_the_file_holds(
+    tmp_path: Path, name: str, advice: str
+) -> None:
+    with pytest.raises(ValueError, match=r"unknown suffix '\.") as error:
+        read_inputs(_files(tmp_path, name) / name)
+    assert str(error.value).endswith(f". {advice}")
+
+
 def test_the_closing_table_and_the_manifest_tell_what_wasread_inputs(
     tmp_path: Path, run_cli: Cli, bpe_folder: Path, write_jsonl: Callable[..., Path]
 ) -> None:
