@@ -52,6 +52,11 @@ class Parquet:
                 detail = f"columns: {', '.join(file.schema_arrow.names[:8])}"
                 yield BadInput(place, reason=f"missing column {missing[0]!r}", detail=detail)
                 return
+            doubled = [name for name in columns if file.schema_arrow.names.count(name) > 1]
+            if doubled:
+                detail = "rename one, or name another with --field"
+                yield BadInput(place, reason=f"several columns {doubled[0]!r}", detail=detail)
+                return
             first_rows = _first_rows(file)
             group = bisect_right(first_rows, part.start) - 1
             table = _read_group(part.file, group, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -26,6 +27,7 @@ from data_prep.tokenizing.tiktoken_path import NotTheSame, TiktokenPath
 # tables of the installed pair. Any other pair is compared on first use.
 VERIFIED_VERSIONS = frozenset({("0.23.3", "0.14.0"), ("0.23.1", "0.12.0")})
 _NUM_FIRST = 4
+_NAMES_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 
 
 Kind = Literal["huggingface", "sentencepiece"]
@@ -86,10 +88,7 @@ class HuggingFaceTokenizer:
 
     def __init__(self, folder: Path, *, fast: bool = True) -> None:
         path = folder / HF_NAME
-        try:
-            self._backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception
-            raise ValueError(f"{path}: not a tokenizer: {error}") from None
+        self._backend = _loaded(path)
         # Saved settings may truncate every text at 512 tokens, or pad it.
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -146,6 +145,45 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(list(ids), skip_special_tokens=False)
+
+
+def _loaded(path: Path) -> tokenizers.Tokenizer:
+    _check_prefix(path)
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except BaseException as error:
+        # The library raises a bare Exception, and where it panics something that is not even one.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{path}: not a tokenizer: {error}") from None
+    token_of: dict[int, str] = {}
+    for token, number in sorted(backend.get_vocab(with_added_tokens=False).items()):
+        other = token_of.setdefault(number, token)
+        if other != token:
+            raise ValueError(
+                f"{path}: the tokens {other!r} and {token!r} both have the id {number}; each needs "
+                "its own"
+            )
+    return backend
+
+
+def _check_prefix(path: Path) -> None:
+    """Refuse merges without the prefix of a word's later parts: the library panics at them."""
+    content = path.read_bytes()
+    if not _NAMES_PREFIX.search(content):
+        return  # as for almost all, which are not parsed twice
+    try:
+        model = json.loads(content)["model"]
+        prefix = model["continuing_subword_prefix"]
+        merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or []]
+        without = [merge for merge in merges if not merge[-1].startswith(prefix)]
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return  # the library says what is wrong
+    if without:
+        raise ValueError(
+            f"{path}: continuing_subword_prefix is {prefix!r}, but the second part of the merge "
+            f"{without[0]} does not begin with it"
+        )
 
 
 def _fast_path(settings: dict[str, Any]) -> tuple[TiktokenPath | None, str]:

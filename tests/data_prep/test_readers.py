@@ -176,6 +176,15 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
         _read(path)
 
 
+def test_parquet_with_several_columns_of_one_name_is_named(tmp_path: Path) -> None:
+    columns = [pyarrow.array([value]) for value in ("a", "b", "c")]
+    table = pyarrow.Table.from_arrays(columns, names=["text", "text", "body"])
+    pyarrow.parquet.write_table(table, tmp_path / "docs.parquet")
+    with pytest.raises(ValueError, match=r"docs\.parquet:row 1: several columns 'text': rename"):
+        _read(tmp_path / "docs.parquet")
+    assert _read(tmp_path / "docs.parquet", fields=Fields(text="body")) == ["c"]
+
+
 def test_a_missing_path_and_an_unknown_suffix_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file or folder"):
         _read(tmp_path / "nowhere.jsonl")

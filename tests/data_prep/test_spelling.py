@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -152,6 +154,39 @@ def test_dropout_of_merges_is_switched_off(tmp_path: Path) -> None:
     folder = saved(tokenizer, tmp_path / "t")
     ours = HuggingFaceTokenizer(folder)
     assert len({tuple(ours.encode([PLAIN])[0].tolist()) for _ in range(20)}) == 1
+
+
+def _saved_with(tmp_path: Path, **model: Any) -> Path:
+    folder = saved(character_bpe(), tmp_path / "t")
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["model"] |= model
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_two_tokens_of_one_id_are_refused(tmp_path: Path) -> None:
+    vocab = character_bpe().get_vocab()
+    folder = _saved_with(tmp_path, vocab={**vocab, "w": vocab["u"]})
+    with pytest.raises(ValueError, match=f"tokens 'u' and 'w' both have the id {vocab['u']}; "):
+        load_tokenizer(folder)
+
+
+def test_merges_without_the_prefix_that_the_model_names_are_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = _saved_with(tmp_path, continuing_subword_prefix="##")
+    with pytest.raises(ValueError, match=r"_prefix is '##', but the second part of the merge \['"):
+        load_tokenizer(folder)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_a_panic_of_the_library_is_one_sentence(tmp_path: Path) -> None:
+    folder = _saved_with(tmp_path, continuing_subword_prefix="##")
+    with (
+        patch("data_prep.tokenizing.tokenizer._check_prefix"),
+        pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer: "),
+    ):
+        load_tokenizer(folder)
 
 
 def test_an_eos_that_the_tokenizer_does_not_have_is_refused(tmp_path: Path) -> None:
