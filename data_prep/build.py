@@ -33,7 +33,7 @@ from data_prep.reading.documents import Fields, OnError, OnLoss
 from data_prep.reading.folders import Globs
 from data_prep.reading.sources import DomainInput, find_domains, modified_ns, split_name
 from data_prep.reading.texts import iter_texts
-from data_prep.record import files_sha256, record_text
+from data_prep.record import files_sha256, printable_path, record_text
 from data_prep.round_trip import Check
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
 from data_prep.tokenizing.spelling import changes_of
@@ -92,6 +92,8 @@ class BuildOptions:
         if self.shard_mib <= 0:
             raise ValueError(f"--shard-mib {self.shard_mib}: must be above 0")
         out = self.out.resolve()
+        if printable_path(str(out)) != str(out):
+            raise ValueError(f"--out {printable_path(str(out))}: its name must be valid UTF-8")
         for text in map(str, self.inputs):
             source = Path(split_name(text)[1]).resolve()
             if source == out or source in out.parents or out in source.parents:

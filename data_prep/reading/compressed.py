@@ -30,6 +30,24 @@ _NEW_FRAME: dict[str, Callable[[], Any]] = {
 COMPRESSION_SUFFIXES = (".gz", *_NEW_FRAME)
 
 
+_FIRST_BYTES = {
+    b"\x1f\x8b": "gzip (.gz)",
+    b"\x28\xb5\x2f\xfd": "Zstandard (.zst)",
+    b"BZh": "bzip2 (.bz2)",
+    b"\xfd7zXZ\x00": "xz (.xz)",
+    b"PK\x03\x04": "a zip archive",
+}
+
+
+def format_hint(content: bytes) -> str:
+    """Which compressed format a file's first bytes are of, to be told with what is wrong; or ""."""
+    names = [name for begin, name in _FIRST_BYTES.items() if content.startswith(begin)]
+    if not names:
+        return ""
+    mend = "unpack it" if "archive" in names[0] else "add its suffix to the name"
+    return f"; the file begins like {names[0]}: {mend}"
+
+
 def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
     """The content of an open file, decompressed if its suffix says so."""
     suffix = path.suffix.lower()

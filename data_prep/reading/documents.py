@@ -41,6 +41,15 @@ class BadInput(ValueError):
     def __reduce__(self) -> tuple[Any, ...]:
         return _bad_input, self.args
 
+    def with_hint(self, hint: str) -> BadInput:
+        """The same with more detail."""
+        return BadInput(
+            self.place,
+            reason=self.reason,
+            detail=self.detail + hint,
+            num_tokens=self.num_tokens,
+        )
+
     def sentence(self, where: str) -> str:
         return f"{where}: {self.reason}{': ' if self.detail else ''}{self.detail}"
 

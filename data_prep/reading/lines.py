@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint
 from data_prep.reading.documents import (
     BadInput,
     Document,
@@ -94,9 +94,10 @@ def json_document(line: bytes, *, place: int, fields: Fields) -> Item:
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return invalid_utf8(error, place=place)
+        # The first bytes of the file, too, if this is its first line.
+        return invalid_utf8(error, place=place).with_hint("" if place else format_hint(line))
     except json.JSONDecodeError as error:
-        detail = f"{error.msg} at column {error.colno}"
+        detail = f"{error.msg} at column {error.colno}{'' if place else format_hint(line)}"
         return BadInput(place, reason="broken JSON", detail=detail)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 10,000 brackets
         return BadInput(place, reason="broken JSON", detail=str(error))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
-from data_prep.reading.documents import Fields, text_document
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint
+from data_prep.reading.documents import BadInput, Fields, text_document
 from data_prep.reading.lines import broken_compression
 from data_prep.reading.parts import InputFile, Item, Part
 
@@ -24,4 +25,7 @@ class TextFiles:
             except BROKEN_COMPRESSION as error:
                 yield broken_compression(error, place=0)
                 return
-        yield text_document(content, place=0)
+        document = text_document(content.removeprefix(codecs.BOM_UTF8), place=0)
+        if isinstance(document, BadInput):
+            document = document.with_hint(format_hint(content))
+        yield document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +153,15 @@ def test_an_older_corpus_stays_unless_told_otherwise(
     assert tree(folder) == before
     build_corpus(source, add_eos=False, overwrite=True)
     assert tree(folder) != before
+
+
+def test_a_name_of_the_corpus_that_is_not_utf8_is_refused(
+    tmp_path: Path, source: Path, build_corpus: Callable[..., Path]
+) -> None:
+    out = tmp_path / os.fsdecode(b"c\xe9")
+    with pytest.raises(ValueError, match=r"--out .*/c\\xe9: its name must be valid UTF-8"):
+        build_corpus(source, out=out)
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 def test_overwrite_never_deletes_a_folder_that_is_not_ours(

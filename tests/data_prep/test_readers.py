@@ -143,6 +143,36 @@ def test_bad_ids_are_named_by_file_and_line(tmp_path: Path, value: str) -> None:
         _read(path, fields=IDS)
 
 
+@pytest.mark.parametrize(
+    ("magic", "name"),
+    [
+        (b"\x1f\x8b", r"gzip \(\.gz\): add its suffix to the name"),
+        (b"\x28\xb5\x2f\xfd", r"Zstandard \(\.zst\): add"),
+        (b"BZh", r"bzip2 \(\.bz2\): add"),
+        (b"\xfd7zXZ\x00", r"xz \(\.xz\): add"),
+        (b"PK\x03\x04", "a zip archive: unpack it"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_compressed_bytes_under_a_plain_name_are_recognised(
+    tmp_path: Path, magic: bytes, name: str, suffix: str
+) -> None:
+    path = tmp_path / f"docs{suffix}"
+    path.write_bytes(magic + b"\xff\n{}\n")
+    with pytest.raises(ValueError, match=f"invalid UTF-8: 0x.*; the file begins like {name}"):
+        _read(path)
+    path.write_bytes(b"ab\n" + magic + b"\xff\n")
+    with pytest.raises(ValueError, match=r"broken JSON|invalid UTF-8") as error:
+        _read(path)
+    assert "begins like" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone \xef\xbb\xbf two")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n')
+    assert _read(tmp_path) == ["one \ufeff two", "one"]
+
+
 def test_invalid_utf8_in_a_text_file_is_named_by_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"one\ntwo\nthr\xe9e\n")
