@@ -64,6 +64,18 @@ def with_a_shorter_head(weights: Weights) -> Weights:
     return weights | {"lm_head.weight": torch.zeros(500, 16)}
 
 
+def with_another_head(weights: Weights) -> Weights:
+    return weights | {"lm_head.weight": torch.zeros(512, 16)}
+
+
+def with_the_head_again(weights: Weights) -> Weights:
+    return weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+
+
+def with_another_head_by_older_names(weights: Weights) -> Weights:
+    return {name.removeprefix("model."): each for name, each in with_another_head(weights).items()}
+
+
 def found_in(folder: Path) -> str | None:
     model = Model(pretrained=str(folder))
     config = resolve_model_config(model, vocab_size=512, dtype=torch.float32)
@@ -90,6 +102,19 @@ def test_other_weights_are_named(tmp_path, edit, words):
     assert message is not None
     assert all(word in message for word in words), message
     assert message.endswith("is the folder another model's, or incomplete?")
+
+
+@pytest.mark.parametrize("edit", [with_another_head, with_another_head_by_older_names])
+def test_tied_weights_that_the_files_have_twice_must_be_the_same(tmp_path, capfd, edit):
+    """transformers alone would then train both, and ZeRO-3 only the one."""
+    message = found_in(write_folder(tmp_path / "other", edit, tied=True))
+    assert message is not None and "\n" not in message
+    assert "ties lm_head.weight to model.embed_tokens.weight, but its files have both" in message
+    folder = write_folder(tmp_path / "same", with_the_head_again, tied=True)
+    capfd.readouterr()
+    assert found_in(folder) is None
+    assert capfd.readouterr() == ("", "")
+    assert found_in(write_folder(tmp_path / "untied", with_another_head)) is None
 
 
 def test_weights_of_the_hub_that_are_not_here_yet_are_not_waited_for(tmp_path, monkeypatch):
