@@ -67,6 +67,80 @@ def test_a_key_that_nothing_reads_is_refused(model_type, key):
     assert f"config.{key} is not a key of {model_type}" in message
 
 
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (
+            {"model_type": "qwen2", "sliding_window": 16},
+            "config.sliding_window 16 has no effect: of these keys together transformers makes "
+            "sliding_window None; remove it, or set use_sliding_window: true",
+        ),
+        ({"model_type": "qwen3", "sliding_window": 16}, "config.sliding_window 16 has no effect"),
+        (
+            {"model_type": "llama", "rope_theta": 5e5, "rope_parameters": {"rope_theta": 1e4}},
+            "config.rope_theta 500000.0 has no effect: of these keys together transformers makes "
+            "rope_theta 10000.0; ",
+        ),
+        (
+            {"model_type": "llama", "rope_parameters": {"rope_theta": 5e5}, "rope_scaling": LINEAR},
+            "config.rope_parameters {'rope_theta': 500000.0} has no effect: ",
+        ),
+        (
+            {"model_type": "llama", "rope_scaling": {"factor": 2.0}},
+            "config.rope_scaling.factor 2.0 has no effect: the rope_type 'default' does not read "
+            "it; of those that do, take linear or llama3 or ",
+        ),
+        (
+            {"model_type": "llama", "rope_scaling": {**LINEAR, "beta_fastt": 32}},
+            "config.rope_scaling.beta_fastt 32 has no effect: the rope_type 'linear' does not ",
+        ),
+    ],
+)
+def test_a_key_that_transformers_drops_is_refused(config, told):
+    assert told in refused(lambda: resolve(**config))
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "qwen2", "sliding_window": 32768, "use_sliding_window": False},
+        {"model_type": "qwen3", "sliding_window": 16, "use_sliding_window": True},
+        {"model_type": "cohere2", "sliding_window_pattern": 4},
+        {"model_type": "cohere2", "sliding_window_pattern": 2},
+        {"model_type": "llama", "rope_theta": 1e4, "rope_scaling": LINEAR},
+        {"model_type": "llama", "rope_theta": 5e5, "rope_parameters": LINEAR},
+        {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"model_type": "llama", "rope_scaling": None, "rope_theta": 5e5, "head_dim": None},
+        {"model_type": "llama", "rope_theta": 5e5, "rope_parameters": {"rope_theta": 5e5}},
+        {"model_type": "qwen3", "rope_parameters": {**YARN, "beta_fast": 32.0, "truncate": True}},
+        {"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+         "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+        {"model_type": "llama", "hidden_act": "silu", "torch_dtype": "bfloat16"},
+        {"model_type": "llama", "transformers_version": "4.51.0", "use_cache": True},
+    ],
+)  # fmt: skip
+def test_a_key_that_is_read_passes_whatever_became_of_it(config):
+    resolve(**config)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "cohere2", "gemma3_text", "phi"])
+def test_all_keys_of_a_class_may_be_written_out(model_type):
+    keys = {k: v for k, v in AutoConfig.for_model(model_type).to_dict().items() if v is not None}
+    resolve(**keys)
+
+
+def test_rope_parameters_of_a_recipe_stay_as_they_were_written():
+    rope = {"rope_type": "linear", "factor": 2.0}
+    assert resolve(model_type="llama", rope_parameters=rope).rope_parameters["rope_theta"] == 1e4
+    assert rope == {"rope_type": "linear", "factor": 2.0}
+
+
 def test_numbers_in_quantized_weights_are_refused_wherever_the_configuration_says_so():
     config = AutoConfig.for_model("got_ocr2")
     refuse_quantized(config)

@@ -114,6 +114,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt_bigcode", {}, "dropout in attention is not supported"),
     ("mllama", {}, "MllamaForCausalLM has no layers apart from its output layer"),
     ("phimoe", {}, "draws random numbers of its own in training, others on each layout; set "),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 has no effect"),
+    ("qwen3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+     "partial_rotary_factor 0.5 has no effect"),
     ("starcoder2", {"residual_dropout": 0.1}, "set residual_dropout to 0"),
 ]  # fmt: skip
 
@@ -125,6 +128,12 @@ def test_a_family_with_other_numbers_is_refused_in_a_sentence(model_type, keys, 
     assert message.startswith(f"model: {model_type} is not supported: ")
     assert told in message
     assert "\n" not in message
+
+
+def test_a_folder_with_a_key_that_transformers_reads_nowhere_is_its_model_all_the_same():
+    config = AutoConfig.for_model("llama", partial_rotary_factor=0.5)
+    folder = Model(pretrained="/models/llama")
+    assert find_other_numbers(folder, config, sequence_tokens=SEQUENCE_TOKENS) is None
 
 
 def test_what_a_gate_draws_leaves_the_runs_own_draws_as_they_were():

@@ -5,6 +5,7 @@ B rows, S tokens of this rank's sequence shard, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
 from training.config.sections import Model
 from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.checks import (
+    refuse_idle_keys,
     refuse_other_shapes,
     refuse_quantized,
     refuse_unknown_keys,
@@ -135,8 +137,9 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
             )
         else:
             given = {"vocab_size": vocab_size, **(model.config or {})}
-            config = AutoConfig.for_model(**given)
+            config = AutoConfig.for_model(**copy.deepcopy(given))  # it writes into rope_parameters
             refuse_unknown_keys(given)
+            refuse_idle_keys(given, config)
         text = config.get_text_config()
     except Exception as error:  # transformers raises errors of many kinds for a wrong value
         message = " ".join(str(error).split())

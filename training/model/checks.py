@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+)
 from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import RotaryEmbeddingConfigMixin
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin
 
 from common.hints import did_you_mean
 from training.config.layout import check_head_counts
 from training.config.sections import Model
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_NOT_OF_THE_MODEL = {"torch_dtype", "name_or_path", "attn_implementation", "output_attentions"}
+"""Keys of published configurations that change no number, or that training sets itself."""
+_OVERRIDDEN_BY = {
+    "sliding_window": "or set use_sliding_window: true",
+    "rope_theta": "or set it in rope_parameters alone",
+    "rope_parameters": "or rope_scaling, which replaces it",
+}
+_ALWAYS_IN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+"""Of the last, whether a model reads it, the gate tries."""
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -69,6 +85,104 @@ def _is_read(key: str, config_class: type[PretrainedConfig]) -> bool:
     )
     sources = {inspect.getsource(sys.modules[reader.__module__]) for reader in readers}
     return any(read.search(source) for source in sources)
+
+
+def refuse_idle_keys(given: dict[str, Any], config: PretrainedConfig) -> None:
+    """transformers drops a key without a word where another one overrides it.
+
+    Args:
+        config: what it made of the given keys.
+    """
+    if getattr(config, "is_heterogeneous", False):  # which keeps keys by layers, and is refused
+        return
+    for key, value in sorted(given.items()):
+        if _is_idle(key, given, config):
+            remedy = _OVERRIDDEN_BY.get(key, "or change the key that overrides it")
+            raise ValueError(
+                f"config.{key} {value!r} has no effect: of these keys together transformers makes "
+                f"{key} {_made_of(key, config)!r}; remove it, {remedy}"
+            )
+    for key in ("rope_parameters", "rope_scaling"):
+        _refuse_idle_rope_keys(key, given.get(key) or {}, config)
+
+
+def _is_idle(key: str, given: dict[str, Any], config: PretrainedConfig) -> bool:
+    """Neither its value is there, nor does the configuration change without it, or with another."""
+    value = given[key]
+    is_common = key in PretrainedConfig().to_dict() or key in _NOT_OF_THE_MODEL
+    # published configurations have a window next to the key that says that there is none
+    is_off = key == "sliding_window" and given.get("use_sliding_window") is False
+    if value is None or is_common or is_off or _holds(_made_of(key, config), value):
+        return False
+    made = config.to_dict()
+    without = {other: each for other, each in given.items() if other != key}
+    return _make(without) == made and (
+        not isinstance(value, (bool, int, float)) or _make(given | {key: _another(value)}) == made
+    )
+
+
+def _made_of(key: str, config: PretrainedConfig) -> Any:
+    """Keys of RoPE that once stood alone have moved into rope_parameters."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return getattr(config, key, rope.get(key))
+
+
+def _holds(found: Any, value: Any) -> bool:
+    if isinstance(found, PretrainedConfig):  # a part, with keys of its own
+        return True
+    if isinstance(value, dict):
+        return isinstance(found, dict) and all(_holds(found.get(k), v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return isinstance(found, (list, tuple)) and list(found) == list(value)
+    return bool(found == value)
+
+
+def _make(keys: dict[str, Any]) -> dict[str, Any] | None:
+    """What transformers makes of them; None where it refuses them."""
+    try:
+        made: dict[str, Any] = AutoConfig.for_model(**copy.deepcopy(keys)).to_dict()
+    except Exception:  # of many kinds
+        return None
+    return made
+
+
+def _another(value: float) -> float:
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int) else value / 2 or 0.5
+
+
+def _refuse_idle_rope_keys(name: str, given: dict[str, Any], config: PretrainedConfig) -> None:
+    """A `factor` without a rope_type, which transformers then takes for the plain one."""
+    kinds = [each for each in given.values() if isinstance(each, dict)]  # one of each layer type
+    own = getattr(type(config)(), "rope_parameters", None) or {}
+    for rope in kinds or [given]:
+        rope_type = str(rope.get("rope_type", rope.get("type", "default")))
+        for key in sorted(rope.keys() - own.keys() - _ALWAYS_IN_ROPE):
+            if not _reads_of_rope(key, rope_type, config):
+                readers = [
+                    each
+                    for each in sorted(ROPE_INIT_FUNCTIONS)
+                    if each not in _LENGTH_DEPENDENT_ROPE and _reads_of_rope(key, each, config)
+                ]
+                hint = (
+                    f"of those that do, take {' or '.join(readers)}"
+                    if readers
+                    else "none does, so check its name"
+                )
+                raise ValueError(
+                    f"config.{name}.{key} {rope[key]!r} has no effect: the rope_type "
+                    f"{rope_type!r} does not read it; {hint}, or remove it"
+                )
+
+
+def _reads_of_rope(key: str, rope_type: str, config: PretrainedConfig) -> bool:
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    reader = ROPE_INIT_FUNCTIONS.get(rope_type)
+    modules = [type(config).__module__] + ([model_class.__module__] if model_class else [])
+    sources = [inspect.getsource(sys.modules[module]) for module in modules]
+    sources += [inspect.getsource(reader)] if reader else []
+    return any(f'"{key}"' in source for source in sources)
 
 
 def refuse_other_shapes(config: PretrainedConfig) -> None:

@@ -5,9 +5,11 @@ B rows, T tokens of a row (plain_T: of a document but its last).
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,7 @@ _ROWS = ((9, 1, 14), (17, 7))
 """Tokens of the documents of each row."""
 _MATRIX_GAIN, _VECTOR_NOISE = 1.5, 0.3
 _MAX_CHARACTERS = 300
+_PART = "partial_rotary_factor"
 _RANDOM = re.compile("drop|jitter")
 """Settings of random parts, by their names."""
 
@@ -82,6 +85,7 @@ def measure_difference(
         expected = [plain_scores(plain, ids) for ids in inputs.ids_BS.flatten().split(lengths)]
     except Exception as error:  # of any kind, as above
         raise _NotComparableError(_one_line(error)) from error
+    _try_partial_rotation(model, tiny)
     register_attention()
     lm = plain_model(model, tiny, attention=ATTENTION_NAME)
     lm.load_state_dict(plain.state_dict())
@@ -130,6 +134,45 @@ def _randomise(lm: PreTrainedModel) -> None:
             weight.copy_(noise * _MATRIX_GAIN / weight.shape[-1] ** 0.5)
         else:
             weight.add_(noise * _VECTOR_NOISE)
+
+
+def _try_partial_rotation(model: Model, tiny: PretrainedConfig) -> None:
+    """Most kinds of model keep a `partial_rotary_factor` that their code does not read.
+
+    Raises:
+        ValueError: for a recipe that sets it in vain. In a folder it is what transformers reads.
+    """
+    factors = [value for value in _find(model.config, _PART) if value not in (None, 1)]
+    if not factors:
+        return
+    half, whole = (_frequencies(model, tiny, factor) for factor in (0.5, 1.0))
+    if len(half) == len(whole) and all(map(torch.equal, half, whole)):
+        raise ValueError(
+            f"model.config.{_PART} {factors[0]} has no effect: it rotates all numbers of a head; "
+            "remove it, or take a model_type that reads it, such as phi3 or glm4"
+        )
+
+
+def _frequencies(model: Model, config: PretrainedConfig, factor: float) -> list[Tensor]:
+    """Of the rotary embeddings, with another factor."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    if hasattr(text, _PART):
+        setattr(text, _PART, factor)
+    rope = getattr(text, "rope_parameters", None) or {}
+    for each in (rope, *rope.values()):
+        if isinstance(each, dict) and _PART in each:
+            each[_PART] = factor
+    buffers = plain_model(model, config).named_buffers()
+    return [buffer for name, buffer in buffers if name.endswith("inv_freq")]
+
+
+def _find(tree: Any, key: str) -> list[Any]:
+    """All its values in nested mappings."""
+    if not isinstance(tree, dict):
+        return []
+    below = [found for value in tree.values() for found in _find(value, key)]
+    return [tree[key], *below] if key in tree else below
 
 
 def _try_training(ours: CausalLMWithEntropy, inputs: ModelInputs) -> None:
