@@ -60,8 +60,8 @@ def made(corpus: Corpus, folder: Path, *, pretrained: Path | None = None, **conf
     return written(make_model_folder(model, of_model, corpus, base=pretrained), folder)
 
 
-def assert_it_gives_the_ids_of_the_corpus(folder: Path, corpus: Corpus) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def assert_it_gives_the_ids_of_the_corpus(folder: Path, corpus: Corpus, **options: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     specials = corpus.manifest.special_ids
     for number in range(corpus.num_documents()):
         ids = corpus.document(number).tolist()

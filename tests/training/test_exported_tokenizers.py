@@ -50,6 +50,16 @@ def test_rules_of_a_tokenizer_json_hold_under_any_class(tmp_path, class_name):
         assert (folder / "tokenizer.json").read_bytes() == kept
 
 
+@pytest.mark.parametrize("trusts", [False, True])
+def test_rules_hold_where_transformers_ignores_the_class_that_is_named(
+    tmp_path, imported_code, trusts
+):
+    """It takes the one of the model's type, whose rules are for Qwen's own tokenizer."""
+    corpus = build_corpus(tmp_path, with_own_rules(tmp_path / "t", "PreTrainedTokenizerFast"))
+    folder = made(corpus, tmp_path / "model", model_type="qwen2")
+    assert_it_gives_the_ids_of_the_corpus(folder, corpus, trust_remote_code=trusts)
+
+
 FOLDING = {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc_cf"}
 SETTINGS = {"add_bos_token": True, "tokenizer_class": "LlamaTokenizer", "bos_token": "<s>"}
 
@@ -63,7 +73,7 @@ def test_a_sentencepiece_model_reads_every_text_as_the_corpus_does(tmp_path, opt
         (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
     corpus = build_corpus(tmp_path, tokenizer)
     prefix = [1] if settings else []
-    for model_type in ("llama", "qwen3"):
+    for model_type in ("llama", "qwen3", "qwen2"):
         found = AutoTokenizer.from_pretrained(
             made(corpus, tmp_path / model_type, model_type=model_type)
         )
@@ -72,7 +82,7 @@ def test_a_sentencepiece_model_reads_every_text_as_the_corpus_does(tmp_path, opt
             assert found.encode(text) == [*prefix, *ids.tolist()]
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "llama", "mistral", "olmo2"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "mistral", "olmo2"])
 @pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
 def test_a_tokenizer_of_our_own_is_complete(tmp_path, algorithm, model_type):
     corpus = build_corpus(tmp_path, algorithm)

@@ -14,13 +14,24 @@ SETTINGS = "tokenizer_config.json"
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
 """Does what the files say, for tokenizer.json and sentencepiece models alike; a class named after
 a model has rules of its own."""
+_OWN_MODULE, _OWN_CLASS = "plain_tokenizer", "PlainTokenizer"
+_OWN_CODE = f"""\
+from transformers import {_PLAIN_CLASS}
+
+
+class {_OWN_CLASS}({_PLAIN_CLASS}):
+    pass
+"""
 
 
 def write_tokenizer(folder: Path, source: Path, *, model: Model, expected: ExpectedTokens) -> Any:
     """Copy the files of a tokenizer, byte for byte, next to a model's configuration.
 
     If transformers makes other ids of them, by the rules of the class that they name, or that
-    belongs to the model, the plain class is named in `tokenizer_config.json`.
+    belongs to the model, the plain class is named in `tokenizer_config.json`. For a few types of
+    model, qwen2 among them, transformers takes no notice of that unless the folder has code of its
+    own: these get a class that adds nothing to the plain one. Nobody needs to trust it: without
+    `trust_remote_code` transformers then takes the plain one.
 
     Args:
         folder: has a `config.json` already, from which transformers may take the class.
@@ -29,16 +40,17 @@ def write_tokenizer(folder: Path, source: Path, *, model: Model, expected: Expec
         The tokenizer, as transformers loads it from there.
 
     Raises:
-        ValueError: when neither gives the ids of the corpus.
+        ValueError: when none of it gives the ids of the corpus.
     """
     shutil.copytree(source, folder, dirs_exist_ok=True)
     tokenizer, _ = _load(folder, model=model, expected=expected)
     if tokenizer is not None:
         return tokenizer
-    _set_plain_class(folder, expected=expected)
-    tokenizer, mistake = _load(folder, model=model, expected=expected)
-    if tokenizer is not None:
-        return tokenizer
+    for has_own_class in (False, True):
+        _set_plain_class(folder, expected=expected, has_own_class=has_own_class)
+        tokenizer, mistake = _load(folder, model=model, expected=expected)
+        if tokenizer is not None:
+            return tokenizer
     raise ValueError(
         f"data.corpus: transformers does not use the tokenizer {source} as the corpus does, so an "
         f"exported model would not work: {mistake}. Save it with transformers "
@@ -57,12 +69,15 @@ def _load(folder: Path, *, model: Model, expected: ExpectedTokens) -> tuple[Any,
     return (None if mistake else tokenizer), mistake
 
 
-def _set_plain_class(folder: Path, *, expected: ExpectedTokens) -> None:
+def _set_plain_class(folder: Path, *, expected: ExpectedTokens, has_own_class: bool) -> None:
     path = folder / SETTINGS
     settings = read_object(path) if path.is_file() else {}
     for role, (token, _) in expected.specials.items():
         settings.setdefault(f"{role}_token", token)
     settings["tokenizer_class"] = _PLAIN_CLASS
+    if has_own_class:
+        settings["auto_map"] = {"AutoTokenizer": [None, f"{_OWN_MODULE}.{_OWN_CLASS}"]}
+        (folder / f"{_OWN_MODULE}.py").write_text(_OWN_CODE, encoding="utf-8")
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
