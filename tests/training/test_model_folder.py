@@ -100,6 +100,17 @@ def test_older_readers_find_their_names(bpe, tmp_path):
     assert AutoConfig.from_pretrained(folder).rope_parameters == rope
 
 
+@pytest.mark.parametrize("rope", [{}, {"partial_rotary_factor": 0.5}])
+def test_a_class_that_keeps_older_names_beside_the_newer_can_be_exported(bpe, tmp_path, rope):
+    corpus = build_corpus(tmp_path, bpe)
+    rope = {"rope_type": "default", "rope_theta": 5e5, **rope}
+    folder = made(
+        corpus, tmp_path / "model", model_type="phi3", rope_parameters=rope, pad_token_id=0
+    )
+    kept = AutoConfig.from_pretrained(folder).rope_parameters
+    assert kept == {"partial_rotary_factor": 1.0} | rope
+
+
 def test_a_base_that_is_gone_is_named(tmp_path):
     gone = str(tmp_path / "gone")
     message = refused(lambda: find_base(Model(pretrained=gone)))
