@@ -111,6 +111,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("doge", {}, "attention is given attention_mask"),
     ("deepseek_v3", {}, "values of 128 numbers a head and keys of 192"),
     ("stablelm", {}, "does not pass keyword arguments on to its attention"),
+    ("falcon", {"num_kv_heads": 71}, "this model does not pass keyword arguments on to its att"),
     ("gpt_bigcode", {}, "dropout in attention is not supported"),
     ("mllama", {}, "MllamaForCausalLM has no layers apart from its output layer"),
     ("phimoe", {}, "draws random numbers of its own in training, others on each layout; set "),

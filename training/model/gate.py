@@ -33,6 +33,7 @@ _ROWS = ((9, 1, 14), (17, 7))
 _MATRIX_GAIN, _VECTOR_NOISE = 1.5, 0.3
 _MAX_CHARACTERS = 300
 _PART = "partial_rotary_factor"
+_OUR_WORDS = (ATTENTION_NAME, "document_layout")
 _RANDOM = re.compile("drop|jitter")
 """Settings of random parts, by their names."""
 
@@ -63,7 +64,7 @@ def find_other_numbers(
         except _NotComparableError as error:
             return f"{kind} cannot be compared with plain transformers: {error}"
         except Exception as error:  # of any kind: the forward pass is the model's own code
-            return f"{kind} is not supported: {_one_line(error)}"
+            return f"{kind} is not supported: {_of_the_attention(error) or _one_line(error)}"
     if difference <= TOLERANCE_NATS:
         return None
     return (
@@ -227,6 +228,13 @@ def _try_last_position(ours: CausalLMWithEntropy, *, sequence_tokens: int) -> No
 
 def _largest(differences: Tensor) -> float:
     return float(differences.abs().nan_to_num(torch.inf).max())
+
+
+def _of_the_attention(error: Exception) -> str | None:
+    """A model with a table of attentions of its own, or without `**kwargs`, says only our words."""
+    if isinstance(error, ValueError) or not any(word in str(error) for word in _OUR_WORDS):
+        return None
+    return "this model does not pass keyword arguments on to its attention"
 
 
 def _one_line(error: Exception) -> str:
