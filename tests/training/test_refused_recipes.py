@@ -81,7 +81,7 @@ VALUES = [
     ("optimizer.betas=[0.9, 0.9]", "did you mean optimizer.beta2?"),
     ("train.max_step=3", "did you mean train.max_steps?"),
     ("data.sequence_token=3", "did you mean data.sequence_tokens?"),
-    ("a..b=3", "a: unknown key; valid: run_dir, model,"),
+    ("q..b=3", "q: unknown key; valid: run_dir, model,"),
     ("data.mixture={notes: {epoch: 1}}", "did you mean data.mixture.notes.epochs?"),
     # what does not fit together
     ("train.global_batch_tokens=64", "nearest that work: 128"),
