@@ -40,8 +40,8 @@ def train_with_bad_batch(
         seen["step"], seen["calls"] = kwargs["step"], 0
         return original(*args, **kwargs)
 
-    def forward_with_fault(engine: Any, batch: Any, regulariser: Any, micro_step: int) -> Any:
-        done = forward(engine, batch, regulariser, micro_step)
+    def forward_with_fault(engine: Any, batch: Any, regulariser: Any, micro_step: int, *more: Any):
+        done = forward(engine, batch, regulariser, micro_step, *more)
         is_bad = seen["step"] == BAD_STEP or (lasting and seen["step"] > BAD_STEP)
         is_here = is_bad and micro_step == 0 and engine.layout.dp_rank == 1
         seen["calls"] += 1
