@@ -19,6 +19,7 @@ from launch.planner.architecture import find_architecture
 from launch.planner.forecast import Machine, forecast
 from launch.planner.prefetch import gathered_numbers, order_of_uses
 from launch.planner.zero import read_zero
+from tests.grids import WHOLE
 from tests.launch.measured_memory import measure_peaks
 from tests.launch.planned_shapes import SHAPES, Shape, forecast_peaks
 from training.config.ema import Ema
@@ -30,7 +31,7 @@ RECIPES = REPO_ROOT / "training" / "recipes"
 QWEN_8B = str(RECIPES / "qwen3_8b.yaml")
 FOR_ONE_GPU = ["qwen3_0.6b", "qwen3_1.7b", "qwen3_8b", "llama3.1_8b"]
 FOR_A_NODE = ["qwen3_8b_32k", "qwen3_8b_128k"]
-MEASURED = ("activations", "two to a sample", "tied", "all kept whole")
+MEASURED = ("activations", "two to a sample", "all kept whole", *(("tied",) if WHOLE else ()))
 
 
 @pytest.fixture(autouse=True)

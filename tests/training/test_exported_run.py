@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.distributed import run_ranks
+from tests.grids import WHOLE
 from tests.training.short_runs import (
     message_of_error,
     metrics,
@@ -100,7 +101,7 @@ def test_a_recipe_that_a_run_keeps_damaged_is_refused_by_name(tmp_path, content)
         load_run_recipe(tmp_path)
 
 
-@pytest.mark.parametrize("sp_size", [1, 2])
+@pytest.mark.parametrize("sp_size", [1, 2] if WHOLE else [2])
 def test_pretrained_weights_are_adapted_in_bf16_with_checkpointed_activations(
     finished, exported, small_corpus, tmp_path, sp_size
 ):

@@ -14,6 +14,7 @@ from data_prep.packing.pack import pack
 from data_prep.shards import open_corpus
 from launch.planner.corpus import read_size
 from tests.distributed import run_ranks
+from tests.grids import WHOLE
 from tests.scores import write_scores
 from tests.training.refusals import CPU
 from tests.training.short_runs import SEQUENCE_TOKENS, metrics, short_recipe, train_on_rank
@@ -210,7 +211,7 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", SOURCES if WHOLE else ("online", "cache"))
 def test_a_stopped_run_with_replay_has_the_losses_of_one_on_another_layout(
     scored, tmp_path, source
 ):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import run_ranks
+from tests.grids import WHOLE
 from tests.training.short_runs import metrics, saving_recipe, train_on_rank
 from training.checkpoints.manifest import read_manifest
 
@@ -31,7 +32,7 @@ def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return run_dir
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS if WHOLE else ("one", "four_by_two"))
 def test_a_run_goes_on_with_other_ranks(undisturbed, small_corpus, tmp_path, layout):
     world_size, sp_size = LAYOUTS[layout]
     run_dir = tmp_path / "run"
