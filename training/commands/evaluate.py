@@ -49,16 +49,21 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     tasks.add_argument("--out", type=Path, metavar="FILE", help="default: a file in RUN/tasks")
 
 
+def name_accelerator() -> None:
+    """Before DeepSpeed is loaded, which otherwise searches for one and warns."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def run(options: argparse.Namespace) -> int:
     if options.tasks is not None:
         return _run_tasks(options)
     for name in _TASK_OPTIONS:
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} needs --tasks")
-    import torch
-
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed searches and warns
+    name_accelerator()
     from training.run.evaluate_run import evaluate_run
 
     result = evaluate_run(options.run_dir, options.overrides)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from training.commands.evaluate import name_accelerator
 from training.commands.export import EMA, add_weights
 from training.config.arguments import add_overrides
 
@@ -41,6 +42,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    name_accelerator()
     from training.run.interpolation import interpolate_run
 
     is_main = os.environ.get("RANK", "0") == "0"
