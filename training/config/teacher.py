@@ -14,8 +14,9 @@ from training.config.sections import STRICT
 class Teacher:
     """Keeps the model near a slower or older copy of itself (Hinton et al., arXiv 1503.02531).
 
-    A token's loss is (1 - weight) times the cross-entropy to the text and weight times that to the
-    teacher's prediction, which sees the text without dropped tokens and without noise.
+    A token's loss is (1 - weight) times what it is without a teacher, label smoothing and z-loss
+    included, plus weight times the cross-entropy to the prediction of the teacher, which sees the
+    text without dropped tokens and without noise.
     """
 
     kind: Literal["ema", "base"]
