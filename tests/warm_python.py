@@ -5,10 +5,9 @@ processor time. `warm_python()` is the path of an executable to use in the place
 `sys.executable`: it hands its arguments, environment, folder, open files and signals to a server
 that forks for each. What runs is the same code in a process of its own. Different are: its parent,
 its session and its command line in /proc, so tests about these use the plain one, and so do tests
-about imports. It ends without the interpreter's farewell, in which mpi4py leaves MPI: data_prep
-under mpirun is plain. All have one seed of string hashes; runs without a network, some under mpirun
-and some of a cluster are plain, and are compared with forks. On a host of
-tests.launch.hosts the fork enters its namespaces. Where no server can start, it is the plain one.
+about imports. All have one seed of string hashes; data_prep under mpirun and some runs of a cluster
+are plain, and are compared with forks. A client in namespaces of its own, as on a host of
+tests.launch.hosts, has a fork that enters them. Where no server can start, it is the plain one.
 """
 
 from __future__ import annotations

@@ -208,6 +208,9 @@ def _end(code: int) -> NoReturn:
     """As the interpreter ends, without taking itself down, of which libraries would tell."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()  # mpirun takes a rank that ends without it for a failed one
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()

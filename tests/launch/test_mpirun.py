@@ -13,6 +13,7 @@ import pytest
 from tests.launch.shared_runs import state_of, undisturbed_losses, write_recipe
 from tests.mpi import find_mpirun
 from tests.training.short_runs import NUM_STEPS, metrics, short_recipe
+from tests.warm_python import warm_path, warm_python
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 START = ["launch/mpirun.sh", "training/recipes/quickstart.yaml", "-n", "2"]
@@ -100,7 +101,8 @@ def test_ranks_of_mpirun_train_as_ranks_of_another_launcher(
     expected = undisturbed_losses(recipe)
     recipe = replace(recipe, run_dir=str(tmp_path / "run"))
     path = write_recipe(recipe, tmp_path / "recipe.yaml")
-    done = run("launch/mpirun.sh", path, "-n", 2, OMP_NUM_THREADS="1")
+    found = {"PYTHON": warm_python(), "PATH": warm_path()}
+    done = run("launch/mpirun.sh", path, "-n", 2, OMP_NUM_THREADS="1", **found)
     assert done.returncode == 0, done.stderr
     assert state_of(tmp_path / "run") == ("complete", NUM_STEPS)
     assert metrics(tmp_path / "run", "step") == expected

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed import ranks_folder, run_ranks
-from tests.grids import is_taken
+from tests.grids import WHOLE, is_taken
 from tests.training.layouts import (
     UnevenPack,
     make_regulariser,
@@ -38,6 +38,9 @@ LAYOUTS = {
     "dp_2_sp_2": (4, 2, 4),
     "dp_2_sp_2_accumulation_2": (4, 2, 2),
 }
+if not WHOLE:  # two ways at once, between each alone and all three
+    for two_ways in ("dp_2_accumulation_2", "sp_2_accumulation_2", "dp_2_sp_2"):
+        del LAYOUTS[two_ways]
 
 
 DROPOUTS: dict[str, dict[str, Any]] = {

@@ -60,7 +60,9 @@ def run_apart(
 def test_a_run_needs_no_network_no_home_and_no_writable_data(finished, small_corpus, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(short_recipe(small_corpus, tmp_path / "run")))
-    done = run_apart(f"launch/local.sh {recipe} --cpu", small_corpus, ROOT)
+    importing = f"{sys.executable} -c 'import training.run.run'"
+    training = f"launch/local.sh {recipe} --cpu"
+    done = run_apart(f"{importing}; {training}", small_corpus, ROOT, python=warm_python())
     assert done.returncode == 0, done.stderr
     for kind in ("step", "evaluation"):
         assert metrics(tmp_path / "run", kind) == metrics(finished, kind)

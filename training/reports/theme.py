@@ -94,9 +94,11 @@ def draw_panel(groups: list[RunGroup], panel: Panel) -> dict[Theme, Picture]:
     for theme in THEMES:
         with matplotlib.rc_context(_settings(theme)):
             figure = _figure(theme, height=3.7)
-            axes = figure.add_subplot(title=panel.title)
+            axes = figure.add_subplot()
             panel.draw(axes, groups, theme)
-            _set_epochs(axes, groups)
+            has_tokens = _set_epochs(axes, groups)
+            # matplotlib would find its height by measuring all letters again and again
+            axes.set_title(panel.title, y=1.0, pad=30 if has_tokens else 8)
             if places:
                 figure.set_layout_engine("none")
                 for each, place in zip(figure.axes, places, strict=True):
@@ -136,7 +138,7 @@ def tiled(pictures: list[Picture], *, theme: Theme, columns: int) -> Picture:
 def as_png(picture: Picture) -> bytes:
     """The bytes of its file, the same for the same picture."""
     buffer = io.BytesIO()
-    Image.fromarray(picture[..., :3]).save(buffer, format="png", compress_level=4)
+    Image.fromarray(picture[..., :3]).save(buffer, format="png", compress_level=1)
     return buffer.getvalue()
 
 
@@ -151,13 +153,14 @@ def _drawn(figure: Figure) -> Picture:
     return np.array(canvas.buffer_rgba())
 
 
-def _set_epochs(axes: Axes, groups: list[RunGroup]) -> None:
+def _set_epochs(axes: Axes, groups: list[RunGroup]) -> bool:
+    """Label the axis of epochs; whether there is one of tokens, too."""
     last = [run.steps[-1] for group in groups for run in group.runs]
     axes.set(xlabel="epochs", xlim=(0, max(row["epoch"] for row in last) * 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     ratios = [row["tokens"] / row["epoch"] for row in last if row["epoch"]]
     if not ratios or max(ratios) > 1.01 * min(ratios):
-        return  # corpora of different sizes: one axis cannot be right for all
+        return False  # corpora of different sizes: one axis cannot be right for all
     tokens = axes.secondary_xaxis(
         "top", functions=(lambda x: x * ratios[0], lambda x: x / ratios[0])
     )
@@ -165,6 +168,7 @@ def _set_epochs(axes: Axes, groups: list[RunGroup]) -> None:
     tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
     tokens.tick_params(labelsize=8, length=2)
     tokens.set_xlabel("tokens", fontsize=8, labelpad=2, loc="right")
+    return True
 
 
 def _settings(theme: Theme) -> dict[Any, Any]:
@@ -178,7 +182,6 @@ def _settings(theme: Theme) -> dict[Any, Any]:
         "axes.titlesize": 11.5,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
-        "axes.titlepad": 8,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "figure.constrained_layout.h_pad": 0.1,

@@ -138,7 +138,8 @@ def _environments(run: PlannedRun, options: SweepOptions) -> list[dict[str, str]
         return [common | {"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
     num_processes = options.num_processes or run.recipe.train.sequence_parallel_size
     threads = max(1, len(os.sched_getaffinity(0)) // (num_jobs * num_processes))
-    return [{"OMP_NUM_THREADS": str(threads)} | common for _ in range(num_jobs)]
+    common["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(threads)
+    return [common for _ in range(num_jobs)]
 
 
 def _gpus() -> list[str]:
