@@ -112,7 +112,12 @@ def test_a_request_in_the_last_step_leaves_a_complete_run(small_corpus, tmp_path
 def test_sigterm_to_one_process_under_torchrun_loses_nothing(small_corpus, tmp_path):
     """The real command, with an order from outside at a moment that nobody chose."""
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
-    changes = {"train__max_steps": 30, "evaluation__every_steps": None}
+    changes = {
+        "train__max_steps": 30,
+        "train__micro_batch_samples": 8,
+        "evaluation__every_steps": None,
+        "regulariser": "none",
+    }
     run_ranks(train_on_rank, short_recipe(small_corpus, whole, **changes), world_size=2)
     recipe = short_recipe(small_corpus, run_dir, **changes)
     recipe_file = tmp_path / "recipe.yaml"
