@@ -262,10 +262,11 @@ def test_an_evaluation_made_after_the_save_of_its_step_counts_once(
     from common.checksum import FileRecord
     from training.checkpoints.manifest import MANIFEST, write_manifest
 
+    begun = tmp_path / "run"
+    recipe = worsening(small_corpus, begun, general_corpus, train__stop_after_steps=1)
+    run_ranks(train_on_rank, recipe, world_size=2)
     for has_row in (True, False):
-        run_dir = tmp_path / f"run-{has_row}"
-        recipe = worsening(small_corpus, run_dir, general_corpus, train__stop_after_steps=1)
-        run_ranks(train_on_rank, recipe, world_size=2)
+        run_dir = Path(shutil.copytree(begun, tmp_path / f"run-{has_row}"))
         folder = run_dir / "checkpoints" / "step-00000001"
         content = read_manifest(folder)
         files = {name: FileRecord(**record) for name, record in content.pop("files").items()}

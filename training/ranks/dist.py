@@ -69,6 +69,8 @@ def init_layout(*, sp_size: int) -> Layout:
     if not has_gpu:
         refuse_lost_gpus()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # or DeepSpeed starts numactl in every micro-step, to count places for processes
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     elif local_rank >= torch.cuda.device_count():
         raise ValueError(
             f"LOCAL_RANK is {local_rank}, but this process sees {torch.cuda.device_count()} GPUs: "
