@@ -50,6 +50,10 @@ TRAINS: list[tuple[str, dict[str, Any]]] = [
     ("gemma3_text", {"sliding_window": 4096, "final_logit_softcapping": 2.0}),
     ("phi", {}),
     ("phi3", {"partial_rotary_factor": 0.5}),
+    ("gpt_oss", {"sliding_window": 32}),
+    ("granite_swa", FULL),
+    ("deepseek_v3", {}),
+    ("mimo_v2_flash", {}),
 ]  # fmt: skip
 
 
@@ -103,13 +107,8 @@ def compare_losses_and_gradients(model_type: str, **keys: Any) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("flint", FULL, "attention is given s_aux"),
-    ("gpt_oss", FULL, "attention is given s_aux"),
-    ("granite_swa", FULL, "attention is given s_aux"),
-    ("granitemoe_swa", FULL, "attention is given s_aux"),
     ("inkling_text", FULL, "attention is given position_bias"),
     ("doge", {}, "attention is given attention_mask"),
-    ("deepseek_v3", {}, "values of 128 numbers a head and keys of 192"),
     ("stablelm", {}, "does not pass keyword arguments on to its attention"),
     ("falcon", {"num_kv_heads": 71}, "this model does not pass keyword arguments on to its att"),
     ("gpt_bigcode", {}, "dropout in attention is not supported"),

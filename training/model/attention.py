@@ -1,4 +1,4 @@
-"""Attention that never crosses a document, alone and as the core of Ulysses.
+"""Attention that never crosses a document.
 
 B rows, T tokens of a whole sequence, H heads of this rank, E numbers a head.
 """
@@ -9,11 +9,13 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from training.data.documents import DocumentLayout
+from training.model.flash_sinks import flash_with_sinks
 
 ATTENTION_NAME = "entrodrop_documents"
 
@@ -40,6 +42,7 @@ def document_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document, in the signature of transformers.
@@ -51,10 +54,11 @@ def document_attention(
         sliding_window: how many tokens of its document each sees, itself included; None or 0 for
             all before it.
         softcap: c of scores c tanh(x / c), as in Gemma 2; None or 0 for plain ones.
+        s_aux: `[H]`, the sinks of gpt-oss: scores that take a part of the weights, for no value.
         others: whatever else a model hands to its attention.
 
     Returns:
-        `[B, T, H, E]` and no attention weights.
+        `[B, T, H, E]`, of values, and no attention weights.
 
     Raises:
         ValueError: for anything that would change the result and is not implemented here.
@@ -66,22 +70,17 @@ def document_attention(
     if dropout:
         raise ValueError("dropout in attention is not supported; set it to 0 in the model's config")
     _refuse_other_attention(others | {"attention_mask": attention_mask})
-    if value_BHTE.shape[-1] != query_BHTE.shape[-1]:
-        raise ValueError(
-            f"attention with values of {value_BHTE.shape[-1]} numbers a head and keys of "
-            f"{query_BHTE.shape[-1]} is not supported"
-        )
     batch, num_heads, length, head_size = query_BHTE.shape
     # one stream of tokens: [B, H, T, E] -> [B * T, H, E]
     query, key, value = (
-        x.transpose(1, 2).reshape(batch * length, x.shape[1], head_size)
+        x.transpose(1, 2).reshape(batch * length, x.shape[1], x.shape[-1])
         for x in (query_BHTE, key_BHTE, value_BHTE)
     )
-    scores = _Scores(scaling or head_size**-0.5, sliding_window or None, softcap or None)
+    scores = _Scores(scaling or head_size**-0.5, sliding_window or None, softcap or None, s_aux)
     has_flash = query.is_cuda and query.dtype != torch.float32 and scores.softcap is None
     attend = _flash if has_flash else _document_by_document
     context = attend(query, key, value, document_layout, scores)
-    return context.view(batch, length, num_heads, head_size), None
+    return context.view(batch, length, num_heads, value.shape[-1]), None
 
 
 class _Scores(NamedTuple):
@@ -90,6 +89,7 @@ class _Scores(NamedTuple):
     scale: float
     window: int | None
     softcap: float | None
+    sinks: Tensor | None
 
 
 def _refuse_other_attention(arguments: dict[str, Any]) -> None:
@@ -110,18 +110,28 @@ def _is_off(value: Any) -> bool:
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scores: _Scores
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn  # CUDA only
-
     if key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    ends, longest = layout.boundaries_tensor, layout.max_tokens
-    window = (-1 if scores.window is None else scores.window - 1, 0)  # before and after itself
+    width = value.shape[-1]
+    size = max(query.shape[-1], width)  # of all three; zeros change no score
+    query, key, value = (F.pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
+    documents = (layout.boundaries_tensor, layout.max_tokens)
+    before = -1 if scores.window is None else scores.window - 1
+    if scores.sinks is not None:
+        sums = flash_with_sinks(
+            query, key, value, scores.sinks, documents=documents, scale=scores.scale, before=before
+        )
+        return sums[..., :width]
+    from torch.nn.attention.varlen import varlen_attn  # CUDA only
+
+    ends, longest = documents
+    window = (before, 0)  # tokens before and after itself
     context = varlen_attn(
         query, key, value, ends, ends, longest, longest, scale=scores.scale, window_size=window
     )
     assert isinstance(context, Tensor)  # a tuple comes only with return_aux
-    return context
+    return context[..., :width]
 
 
 def _document_by_document(
@@ -133,7 +143,8 @@ def _document_by_document(
     for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
         # [t, H, E] -> [1, H, t, E]
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        if scores.softcap or (scores.window or q.shape[2]) < q.shape[2]:
+        is_plain = scores.softcap is None and scores.sinks is None
+        if not is_plain or (scores.window or q.shape[2]) < q.shape[2]:
             context = _by_blocks(q, k, v, scores)
         else:
             context = scaled_dot_product_attention(
@@ -153,8 +164,8 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, scores: _Scores) -> Tensor:
         columns = torch.arange(first, end, device=q.device)
         is_seen = (columns <= rows) & (columns > rows - window)
         block = (q[:, :, start:end], k[:, :, first:end], v[:, :, first:end])
-        if scores.softcap:
-            outputs.append(_capped(*block, is_seen, scores.scale, scores.softcap))
+        if scores.softcap or scores.sinks is not None:
+            outputs.append(_by_weights(*block, is_seen, scores))
         else:
             outputs.append(
                 scaled_dot_product_attention(
@@ -167,43 +178,20 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, scores: _Scores) -> Tensor:
     return torch.cat(outputs, dim=2)
 
 
-def _capped(
-    q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor, scale: float, softcap: float
-) -> Tensor:
-    """Attention with capped scores, which torch's own kernels do not have."""
+def _by_weights(q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor, scores: _Scores) -> Tensor:
+    """Attention with capped scores or with sinks, which torch's own kernels do not have."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    capped = softcap * torch.tanh(q @ k.transpose(2, 3) * scale / softcap)
-    weights = capped.float().masked_fill(~is_seen, -torch.inf).softmax(dim=-1)
+    logits = q @ k.transpose(2, 3) * scores.scale
+    if scores.softcap:
+        logits = scores.softcap * torch.tanh(logits / scores.softcap)
+    logits = logits.float().masked_fill(~is_seen, -torch.inf)
+    if scores.sinks is not None:
+        sinks = scores.sinks.float()[None, :, None, None].expand(*logits.shape[:3], 1)
+        logits = torch.cat([logits, sinks], dim=-1)
+    weights = logits.softmax(dim=-1)[..., : k.shape[2]]
     return weights.to(v.dtype) @ v
 
 
 def register_attention() -> None:
     """Register `ATTENTION_NAME` with transformers, without Ulysses around it."""
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, document_attention)
-
-
-def shard_attention(
-    model: PreTrainedModel, *, sp_size: int, micro_batch_samples: int, sequence_tokens: int
-) -> Any | None:
-    """Put Ulysses around the attention of `model`: heads are exchanged for sequence shards.
-
-    Returns:
-        DeepSpeed's model-parallel unit for `deepspeed.initialize(mpu=...)`, None without shards.
-
-    Raises:
-        ValueError: when heads cannot be split among `sp_size` ranks.
-
-    Source: `deepspeed/runtime/sequence_parallel/ulysses_sp.py`, `UlyssesSPAttentionHF`.
-    """
-    if sp_size == 1:
-        return None
-    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
-
-    return UlyssesSPAttentionHF.register_with_transformers(
-        model_name_or_path=model,
-        core_attn_implementation=ATTENTION_NAME,
-        sequence_parallel_size=sp_size,
-        micro_batch_size=micro_batch_samples,
-        seq_length=sequence_tokens,
-        seq_length_is_variable=False,
-    )

@@ -227,8 +227,9 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
     """Parts of other architectures that would silently change the numbers."""
     if getattr(config, "output_router_logits", False):
         raise ValueError(
-            "model: output_router_logits: true asks for a router loss, which is not supported; set "
-            "it to false to train without"
+            "model: output_router_logits: true asks for a router loss, which is not supported: it "
+            "is no sum over tokens, so it would be another on each layout; set it to false to "
+            "train without"
         )
     layer_types = set(getattr(config, "layer_types", None) or ())
     if others := layer_types - _LAYER_TYPES:

@@ -15,7 +15,6 @@ from transformers import PretrainedConfig
 
 from training.config.recipe import Recipe
 from training.entrodrop.distillation import OutputLayer
-from training.model.attention import shard_attention
 from training.model.causal_lm import CausalLMWithEntropy, build_model, decoder_layers
 from training.model.ds_config import join_ds_config
 from training.model.inputs import (
@@ -25,6 +24,7 @@ from training.model.inputs import (
     Scored,
     TeacherView,
 )
+from training.model.ulysses import shard_attention
 from training.model.weights import find_non_finite
 from training.ranks.dist import Layout, raise_together
 from training.ranks.watchdog import Watchdog
@@ -174,7 +174,6 @@ def build_engine(
     if recipe.model.pretrained is not None:
         raise_together(find_non_finite(model))
     mpu = shard_attention(
-        model.lm,
         sp_size=layout.sp_size,
         micro_batch_samples=recipe.train.micro_batch_samples,
         sequence_tokens=recipe.data.sequence_tokens,
