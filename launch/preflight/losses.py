@@ -18,7 +18,10 @@ def measure(context: Context) -> None:
     """
     recipe = context.recipe
     mistake = find_other_numbers(
-        recipe.model, model_config(recipe), sequence_tokens=recipe.data.sequence_tokens
+        recipe.model,
+        model_config(recipe),
+        sequence_tokens=recipe.data.sequence_tokens,
+        sp_size=context.setting.sp_size,
     )
     if mistake is not None:
         raise ValueError(mistake)

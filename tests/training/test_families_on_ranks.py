@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import pytest
@@ -33,6 +34,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": MLA | {"n_routed_experts": 8, "num_experts_per_tok": 2},
 }
 
+MAMBA = FEW | {"layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2}
+DELTA = MAMBA | {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": DELTA,
+    "qwen3_next": DELTA | {"num_experts": 4, "num_experts_per_tok": 2},
+    "granitemoehybrid": MAMBA | {"mamba_n_heads": 8, "hidden_size": 64, "num_local_experts": 0},
+    "lfm2": FEW | {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    "falcon_h1": FEW | {"num_hidden_layers": 2, "mamba_n_heads": 8, "mamba_d_ssm": 64},
+}
+
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and positions `[2, 32]`; the first row is one token alone, for the same experts."""
@@ -44,12 +55,13 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def measure_all(sp_size: int) -> dict[str, str | None]:
     """By family, what differs from plain transformers on this rank."""
-    return {family: measure(family, sp_size=sp_size) for family in FAMILIES}
+    families = FAMILIES | HYBRIDS if sp_size == 1 else FAMILIES
+    return {family: measure(family, keys, sp_size=sp_size) for family, keys in families.items()}
 
 
-def measure(family: str, *, sp_size: int) -> str | None:
+def measure(family: str, keys: dict[str, Any], *, sp_size: int) -> str | None:
     layout = init_layout(sp_size=sp_size)
-    base = {"model_type": family, **FAMILIES[family]}
+    base = {"model_type": family, **keys}
     changes = {"train__sequence_parallel_size": sp_size, "model__config": base}
     recipe = tiny_recipe(**changes, train__micro_batch_samples=sp_size)
     config = tiny_config(
@@ -109,7 +121,9 @@ def forget(engine: Any) -> None:
 measured = functools.cache(lambda sp_size: run_ranks(measure_all, sp_size, world_size=2))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("sp_size", [1, 2])
+@pytest.mark.parametrize(
+    ("family", "sp_size"),
+    [*itertools.product(FAMILIES, (1, 2)), *itertools.product(HYBRIDS, (1,))],
+)
 def test_losses_and_gradients_are_those_of_plain_transformers(family, sp_size):
     assert [rank[family] for rank in measured(sp_size)] == [None, None]

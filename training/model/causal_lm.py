@@ -37,6 +37,7 @@ from training.model.inputs import (
     TeacherView,
 )
 from training.model.output_layer import entropy_head
+from training.model.recurrences import Recurrences
 
 
 class CausalLMWithEntropy(nn.Module):
@@ -58,6 +59,7 @@ class CausalLMWithEntropy(nn.Module):
         self.hidden_dropout = HiddenDropout(
             decoder_layers(lm), rate=regularisation.hidden_dropout, seed=seed
         )
+        self.recurrences = Recurrences(decoder_layers(lm))
         self.replaces_by_mean = regularisation.replaces_by_mean
         self._mean_D: Tensor | None = None
         # Registered before DeepSpeed's own hook, which releases the gathered weight.
@@ -94,6 +96,7 @@ class CausalLMWithEntropy(nn.Module):
             then differentiable.
         """
         self.hidden_dropout.begin(inputs.token_index_BS)
+        self.recurrences.begin(inputs.documents)
         embeds_BSD = self.lm.get_input_embeddings()(inputs.ids_BS)
         if inputs.replaced_BS is not None:
             embeds_BSD = self._replace(embeds_BSD, inputs.replaced_BS)

@@ -22,7 +22,6 @@ from common.hints import did_you_mean
 from training.config.layout import check_head_counts
 from training.config.sections import Model
 
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _NOT_OF_THE_MODEL = {"torch_dtype", "name_or_path", "attn_implementation", "output_attentions"}
 """Keys of published configurations that change no number, or that training sets itself."""
@@ -230,12 +229,6 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
             "model: output_router_logits: true asks for a router loss, which is not supported: it "
             "is no sum over tokens, so it would be another on each layout; set it to false to "
             "train without"
-        )
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    if others := layer_types - _LAYER_TYPES:
-        raise ValueError(
-            f"model: layers of the types {', '.join(sorted(map(str, others)))} are not supported; "
-            f"only {' and '.join(sorted(_LAYER_TYPES))}"
         )
     for found in _values_of(getattr(config, "rope_parameters", None), "rope_type"):
         if "dynamic" in found or found == "longrope":

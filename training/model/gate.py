@@ -24,6 +24,7 @@ from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.causal_lm import CausalLMWithEntropy
 from training.model.inputs import ModelInputs
 from training.model.plain_losses import plain_scores
+from training.model.shard_check import refuse_mixing
 from training.model.tiny import VOCAB_SIZE, plain_model, tiny_config
 
 TOLERANCE_NATS = 1e-4
@@ -39,7 +40,12 @@ _RANDOM = re.compile("drop|jitter")
 
 
 def find_other_numbers(
-    model: Model, config: PretrainedConfig, *, sequence_tokens: int, trains: bool = True
+    model: Model,
+    config: PretrainedConfig,
+    *,
+    sequence_tokens: int,
+    sp_size: int = 1,
+    trains: bool = True,
 ) -> str | None:
     """Compare losses and entropies of packed documents with plain transformers; a second or so.
 
@@ -50,6 +56,7 @@ def find_other_numbers(
     Args:
         config: of the model as it would be trained.
         sequence_tokens: of a sample.
+        sp_size: ranks that share one.
         trains: try a step in training mode, too.
 
     Returns:
@@ -59,7 +66,7 @@ def find_other_numbers(
     with _aside():
         try:
             difference = measure_difference(
-                model, config, sequence_tokens=sequence_tokens, trains=trains
+                model, config, sequence_tokens=sequence_tokens, sp_size=sp_size, trains=trains
             )
         except _NotComparableError as error:
             return f"{kind} cannot be compared with plain transformers: {error}"
@@ -74,7 +81,7 @@ def find_other_numbers(
 
 
 def measure_difference(
-    model: Model, config: PretrainedConfig, *, sequence_tokens: int, trains: bool = True
+    model: Model, config: PretrainedConfig, *, sequence_tokens: int, sp_size: int, trains: bool
 ) -> float:
     """The largest difference of a loss or an entropy, in nats; infinity for NaN."""
     try:
@@ -98,6 +105,8 @@ def measure_difference(
     if trains:
         _try_training(ours, inputs)
     _try_last_position(ours, sequence_tokens=sequence_tokens)
+    if sp_size > 1:
+        refuse_mixing(ours, inputs)
     is_target_BT = inputs.targets_BS != IGNORE
     return max(
         _largest(ours_BT[is_target_BT] - torch.cat(plain_T))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.config.sections import Model
 from training.model.causal_lm import decoder_layers
+from training.model.tiny_mixers import narrow_mixers
 
 VOCAB_SIZE = 257
 _HIDDEN, _HEAD, _INNER = 64, 16, 32
@@ -75,6 +76,7 @@ def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 
 def _narrow(config: PretrainedConfig, *, sequence_tokens: int) -> None:
     _narrow_heads(config)
+    narrow_mixers(config)
     for key, value in list(vars(config).items()):
         if _INNER_SIZES.search(key):
             setattr(config, key, _with_numbers(value, _INNER))

@@ -43,11 +43,16 @@ def find_misfit(
         or a tokenizer that is not the corpus's; None where all fits.
     """
     key = repr((recipe.model, config.to_json_string(use_diff=False), corpus.folder, trains))
-    key += f" {corpus.fingerprint} {recipe.data.sequence_tokens} {_stamps(recipe.model)}"
+    lengths = (recipe.data.sequence_tokens, recipe.train.sequence_parallel_size)
+    key += f" {corpus.fingerprint} {lengths} {_stamps(recipe.model)}"
     if key not in _FOUND:
         _FOUND[key] = (
             find_other_numbers(
-                recipe.model, config, sequence_tokens=recipe.data.sequence_tokens, trains=trains
+                recipe.model,
+                config,
+                sequence_tokens=recipe.data.sequence_tokens,
+                sp_size=recipe.train.sequence_parallel_size,
+                trains=trains,
             )
             or find_other_weights(recipe.model, config)
             or _find_other_tokenizer(recipe.model, corpus)

@@ -1,0 +1,53 @@
+"""Whether a model's tokens see each other in its attention alone, as shards of a sequence need.
+
+B rows, T tokens of a row, H heads, E numbers a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from training.model.inputs import ModelInputs
+
+if TYPE_CHECKING:
+    from training.model.causal_lm import CausalLMWithEntropy
+
+_OWN_VALUES = "entrodrop_own_values"
+_ROUNDING_NATS = 1e-4
+
+
+@torch.no_grad()
+def refuse_mixing(model: CausalLMWithEntropy, inputs: ModelInputs) -> None:
+    """Run whole rows and halves of them, with an attention that shows each token itself alone.
+
+    Raises:
+        ValueError: where losses differ; a rank has a shard, wherever that begins.
+    """
+    ALL_ATTENTION_FUNCTIONS.register(_OWN_VALUES, _own_values)
+    model.lm.set_attn_implementation(_OWN_VALUES)
+    whole_BT = model(inputs)[0]
+    half = inputs.ids_BS.shape[1] // 2
+    for own in (slice(0, half), slice(half, None)):
+        shard = replace(
+            inputs,
+            ids_BS=inputs.ids_BS[:, own],
+            position_ids_BS=inputs.position_ids_BS[:, own],
+            targets_BS=inputs.targets_BS[:, own],
+        )
+        if not bool(((model(shard)[0] - whole_BT[:, own]).abs() <= _ROUNDING_NATS).all()):
+            raise ValueError(
+                "outside its attention, too, a token sees others, of which a rank would have a "
+                "part; set train.sequence_parallel_size to 1"
+            )
+
+
+def _own_values(
+    module: nn.Module, query_BHTE: Tensor, key_BHTE: Tensor, value_BHTE: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    repeats = query_BHTE.shape[1] // value_BHTE.shape[1]
+    return value_BHTE.repeat_interleave(repeats, dim=1).transpose(1, 2), None
