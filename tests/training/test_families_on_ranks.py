@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.distributed import run_ranks
+from tests.grids import WHOLE
 from tests.training.layouts import tiny_recipe
 from tests.training.measured_layouts import CapturingEngine
 from training.data.documents import find_documents
@@ -43,6 +44,11 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "lfm2": FEW | {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
     "falcon_h1": FEW | {"num_hidden_layers": 2, "mamba_n_heads": 8, "mamba_d_ssm": 64},
 }
+
+SOME = ("gpt_oss", "qwen3_moe", "deepseek_v3", "qwen3_5_text", "granitemoehybrid", "lfm2")
+if not WHOLE:
+    FAMILIES = {name: keys for name, keys in FAMILIES.items() if name in SOME}
+    HYBRIDS = {name: keys for name, keys in HYBRIDS.items() if name in SOME}
 
 
 def rows() -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,12 +23,14 @@ from training.checkpoints.manifest import (
 )
 from training.checkpoints.mixing import Mix, find_mix
 from training.checkpoints.model_folder import (
+    IS_PART,
     MODEL_FOLDER,
     SAMPLES,
     find_base,
     make_model_folder,
     read_folder,
 )
+from training.checkpoints.other_parts import restore_parts
 from training.config.load import KEPT_RECIPE, load_recipe
 from training.config.recipe import Recipe
 from training.config.sections import Model
@@ -75,6 +77,8 @@ def export_run(
     mix.refuse_what_cannot_be_mixed(recipe.model)
     files = _model_files(run_dir, recipe)
     samples = load_samples(files.pop(SAMPLES))
+    is_part = files.pop(IS_PART, None) is not None
+    base = find_base(recipe.model) if is_part else None
     with _staged(out) as staging:
         _write_files(files, staging)
         lm = _write_weights(staging, mix, recipe.model)
@@ -82,6 +86,8 @@ def export_run(
         mistake = _find_mistake(staging, lm, recipe.model, samples)
         if mistake is not None:
             raise ValueError(f"export: {mistake}; nothing was exported")
+        if base is not None:
+            restore_parts(staging, base)
         _mark(staging, mix)
     return out
 

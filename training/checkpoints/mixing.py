@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from training.checkpoints.choice import find_checkpoint
 from training.checkpoints.ema_files import read_average
@@ -25,6 +24,7 @@ from training.checkpoints.identity import BASE_WEIGHTS
 from training.checkpoints.manifest import find_corruption, newest_complete, read_manifest
 from training.config.sections import Model
 from training.model.fingerprint import model_fingerprint
+from training.model.multimodal import load_text_model
 
 Weights = dict[str, Tensor]
 """By the names of transformers."""
@@ -180,7 +180,7 @@ def load_base(model: Model, checkpoint: Path) -> Weights:
         ValueError: when they are no longer the same.
     """
     assert model.pretrained is not None
-    base = AutoModelForCausalLM.from_pretrained(
+    base = load_text_model(
         model.pretrained, dtype=torch.float32, trust_remote_code=model.trust_remote_code
     )
     identity = read_manifest(checkpoint)["identity"]

@@ -18,12 +18,15 @@ from data_prep.shards import Corpus
 from training.checkpoints.corpus_samples import dump_samples, sample_corpus
 from training.checkpoints.tokenizer_files import SETTINGS, read_object, write_tokenizer
 from training.config.sections import Model
+from training.model.multimodal import is_part
 from training.model.skeleton import build_skeleton
 from training.model.special_ids import SPECIAL_KEYS, special_ids
 
 MODEL_FOLDER = "model"
 SAMPLES = "corpus_samples.json"
-"""Of the corpus that is trained on; the only file there that an export does not have."""
+"""Of the corpus that is trained on; an export does not have it."""
+IS_PART = "is_part.json"
+"""Nor this: there where only the text model of a larger checkpoint is trained."""
 _SCRATCH = "entrodrop_model"
 """transformers names modules after their folder: the code must not be taken for the base's."""
 _GENERATION = "generation_config.json"
@@ -63,6 +66,8 @@ def make_model_folder(
         )
         _finish_configs(folder, model=model, tokenizer=tokenizer)
         (folder / SAMPLES).write_bytes(dump_samples(samples))
+        if base is not None and is_part(model):
+            (folder / IS_PART).write_text("{}\n", encoding="utf-8")
         return read_folder(folder)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from training.model.inputs import (
     ModelRegularisation,
     TeacherView,
 )
+from training.model.multimodal import name_rules, text_part, without_report
 from training.model.output_layer import entropy_head
 from training.model.recurrences import Recurrences
 
@@ -138,6 +140,8 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
             config = AutoConfig.from_pretrained(
                 model.pretrained, trust_remote_code=model.trust_remote_code
             )
+            folder = Path(model.pretrained)
+            config = text_part(config, folder if folder.is_dir() else None)
         else:
             given = {"vocab_size": vocab_size, **(model.config or {})}
             config = AutoConfig.for_model(**copy.deepcopy(given))  # it writes into rope_parameters
@@ -193,12 +197,14 @@ def build_model(
     torch.manual_seed(seed)
     common = {"attn_implementation": ATTENTION_NAME, "dtype": config.dtype}
     if model.pretrained is not None:
-        lm = AutoModelForCausalLM.from_pretrained(
-            model.pretrained,
-            config=config,
-            trust_remote_code=model.trust_remote_code,
-            **common,
-        )
+        with without_report():
+            lm = AutoModelForCausalLM.from_pretrained(
+                model.pretrained,
+                config=config,
+                key_mapping=name_rules(config),
+                trust_remote_code=model.trust_remote_code,
+                **common,
+            )
     else:
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **common)
     del keep_alive

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from training.config.sections import Model
+from training.model.multimodal import is_part, name_rules, text_name
 
 _SHOWN = 4
+_OF_TEXT = ("model.layers.", "lm_head.")
 
 
 def find_other_weights(model: Model, config: PretrainedConfig) -> str | None:
@@ -41,6 +43,7 @@ def find_other_weights(model: Model, config: PretrainedConfig) -> str | None:
         try:
             lm, found = _load(model, config, {"": "meta"})
             apart = _find_other_values(model, config, lm)
+            has_more = is_part(model)
         except Exception as error:  # of many kinds: safetensors, torch, quantizers
             if isinstance(error, OSError) and not is_folder:
                 return None
@@ -49,11 +52,16 @@ def find_other_weights(model: Model, config: PretrainedConfig) -> str | None:
         f"{name} has {list(here)} instead of {list(wanted)}"
         for name, here, wanted in found["mismatched_keys"]
     ]
+    unexpected = [
+        name
+        for name in found["unexpected_keys"]
+        if not has_more or text_name(name) != name or name.startswith(_OF_TEXT)
+    ]
     parts = [
         f"{len(names)} {what}: {_some(names)}"
         for what, names in (
             ("missing", found["missing_keys"]),
-            ("that this model has no place for", found["unexpected_keys"]),
+            ("that this model has no place for", unexpected),
             ("of another shape", shapes),
         )
         if names
@@ -73,6 +81,7 @@ def _load(
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(model.pretrained),
         config=copy.deepcopy(config),
+        key_mapping=name_rules(config),
         trust_remote_code=model.trust_remote_code,
         local_files_only=not Path(str(model.pretrained)).is_dir(),
         device_map=devices,

@@ -13,6 +13,7 @@ from training.config.recipe import Recipe
 from training.data.stream import SampleStream
 from training.model.checks import warn_of_positions
 from training.model.ds_config import join_ds_config, training_dtype
+from training.model.multimodal import tell_of_other_parts
 from training.ranks.dist import Layout, together
 from training.regularisers.replacement import check_mask_token
 from training.run.fit import find_misfit, fitting_config
@@ -55,6 +56,7 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
     model_files: dict[str, bytes] = {}
     if layout.is_main:
+        tell_of_other_parts(recipe.model)
         warn_of_positions(model_config, sequence_tokens=recipe.data.sequence_tokens)
         if mistake := find_misfit(recipe, corpus, model_config):
             raise ValueError(mistake)

@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+
+from training.model.multimodal import load_text_model
 
 
 class WholeModel(HFLM):
@@ -30,9 +32,7 @@ class WholeModel(HFLM):
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", trust_remote_code=False
-            )
+            model: Any = load_text_model(folder, dtype="auto", trust_remote_code=False)
         except Exception as error:  # transformers raises errors of many kinds
             message = " ".join(str(error).split())
             raise ValueError(f"{folder}: cannot be loaded: {message}") from None
