@@ -32,6 +32,7 @@ COMMANDS: dict[str, Any] = {
 }
 # enough for each verb's parser to be content
 ARGUMENTS = {
+    "add-tokens": ["x", "--tokenizer", "t", "--out", "o"],
     "train-tokenizer": ["--input", "x", "--algorithm", "bpe", "--vocab-size", "9", "--out", "o"],
     "build": ["--input", "x", "--tokenizer", "t", "--out", "o"],
     "dedup": ["x"],

@@ -25,7 +25,7 @@ examples:
   python -m training sweep RECIPE.yaml --vary regulariser=none,entrodrop --seeds 1,2,3
 """
 
-VERBS = ("train", "evaluate", "export", "interpolate", "report", "sweep", "preview")
+VERBS = ("train", "evaluate", "export", "interpolate", "report", "sweep", "preview", "add-tokens")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -89,6 +89,15 @@ def test_what_came_with_the_base_is_kept(bpe, tmp_path):
         assert (folder / name).read_bytes() == (base / name).read_bytes()
 
 
+def test_an_invalid_generation_config_of_the_base_is_told_and_kept(bpe, tmp_path, capsys):
+    base = write_base(tmp_path / "base", bpe)
+    (base / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6}')
+    folder = made(build_corpus(tmp_path, bpe), tmp_path / "model", pretrained=base)
+    told = capsys.readouterr().err
+    assert "WARNING: generation_config.json" in told and "temperature" in told
+    assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.6
+
+
 def test_older_readers_find_their_names(bpe, tmp_path):
     """transformers 4 knows no rope_parameters, and would take another base without a word."""
     corpus = build_corpus(tmp_path, bpe)

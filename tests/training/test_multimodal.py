@@ -81,6 +81,8 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     lm = AutoModelForImageTextToText.from_config(config)
     lm.save_pretrained(folder, max_shard_size="60KB")
     (folder / "preprocessor_config.json").write_text("{}\n")
+    (folder / "LICENSE.txt").write_text("of the base\n")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\ntags: [x]\n---\n# Base\n")
     return folder
 
 
@@ -103,8 +105,8 @@ def test_trained_weights_go_back_into_it_and_the_rest_stays(base, tmp_path):
         weight.data += 1
     text.save_pretrained(tmp_path)
     restore_parts(tmp_path, base)
-    names = sorted(path.name for path in base.iterdir() if path.name != "generation_config.json")
-    assert set(names) <= {path.name for path in tmp_path.iterdir()}
+    names = {path.name for path in base.glob("*model*.safetensors*")} | {"preprocessor_config.json"}
+    assert names <= {path.name for path in tmp_path.iterdir()}
     for path in base.glob("*.safetensors"):
         found = load_file(tmp_path / path.name)
         for name, weight in load_file(path).items():
@@ -133,6 +135,10 @@ def test_a_run_on_one_exports_the_same_class(base, tmp_path, small_corpus, capsy
     tell_of_other_parts(recipe.model)
     assert "its text model is trained, the rest stays as it is" in capsys.readouterr().err
     exported = export_run(tmp_path / "run")
+    assert (exported / "LICENSE.txt").read_text() == "of the base\n"
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\n---\n# run\n")
+    assert f"| began from | {base.name} |\n| optimizer steps | 2 |" in card
     before = AutoModelForImageTextToText.from_pretrained(base)
     after = AutoModelForImageTextToText.from_pretrained(exported)
     assert type(after) is type(before) is getattr(transformers, before.config.architectures[0])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from common.checksum import record_file
 from data_prep.shards import open_corpus
 from training.checkpoints.corpus_samples import CorpusSamples, load_samples
+from training.checkpoints.files import staged_folder
 from training.checkpoints.manifest import (
     MANIFEST,
     read_manifest,
     write_manifest,
 )
 from training.checkpoints.mixing import Mix, find_mix
+from training.checkpoints.model_card import write_model_card
 from training.checkpoints.model_folder import (
     IS_PART,
     MODEL_FOLDER,
@@ -79,7 +79,7 @@ def export_run(
     samples = load_samples(files.pop(SAMPLES))
     is_part = files.pop(IS_PART, None) is not None
     base = find_base(recipe.model) if is_part else None
-    with _staged(out) as staging:
+    with staged_folder(out) as staging:
         _write_files(files, staging)
         lm = _write_weights(staging, mix, recipe.model)
         _write_files(files, staging)  # transformers writes some of them anew
@@ -88,6 +88,9 @@ def export_run(
             raise ValueError(f"export: {mistake}; nothing was exported")
         if base is not None:
             restore_parts(staging, base)
+        write_model_card(
+            staging, recipe, mix=mix.facts, manifest=read_manifest(mix.checkpoints[-1])
+        )
         _mark(staging, mix)
     return out
 
@@ -128,20 +131,6 @@ def _model_files(run_dir: Path, recipe: Recipe) -> dict[str, bytes]:
             flush=True,
         )
     return make_model_folder(recipe.model, config, open_corpus(recipe.data.corpus), base=base)
-
-
-@contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` at the end, or is removed."""
-    staging = out.with_name(f".staging-{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        shutil.rmtree(out, ignore_errors=True)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_files(files: dict[str, bytes], folder: Path) -> None:

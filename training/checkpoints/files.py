@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -223,3 +224,17 @@ def only_data(source: str | Path) -> Iterator[None]:
             del os.environ[_FORCED]
         if before is not None:
             os.environ[_FORCED] = before
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` at the end, or is removed."""
+    staging = out.with_name(f".staging-{out.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        shutil.rmtree(out, ignore_errors=True)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from data_prep.shards import Corpus
 from training.checkpoints.corpus_samples import dump_samples, sample_corpus
@@ -29,7 +30,10 @@ IS_PART = "is_part.json"
 """Nor this: there where only the text model of a larger checkpoint is trained."""
 _SCRATCH = "entrodrop_model"
 """transformers names modules after their folder: the code must not be taken for the base's."""
-_GENERATION = "generation_config.json"
+GENERATION = "generation_config.json"
+LICENCES = ("LICEN[CS]E*", "licen[cs]e*", "NOTICE*", "USE_POLICY*")
+_CARD = "README.md"
+"""The base's names its licence, for that of an export."""
 _CODE = "*.py"
 _TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 _NOT_COMPARED = ("_name_or_path", "transformers_version")
@@ -57,7 +61,7 @@ def make_model_folder(
         folder = Path(scratch) / _SCRATCH
         folder.mkdir()
         if base is not None:
-            names = [_GENERATION, *([_CODE] if model.trust_remote_code else [])]
+            names = [GENERATION, _CARD, *LICENCES, *([_CODE] if model.trust_remote_code else [])]
             names += [] if _has_template_in_settings(corpus.tokenizer_dir) else _TEMPLATES
             _copy_base(base, folder, names=names)
         _save_config(config, folder)
@@ -89,7 +93,14 @@ def find_base(model: Model) -> Path | None:
         return Path(model.pretrained)
     from huggingface_hub import snapshot_download
 
-    names = ["config.json", _GENERATION, *_TEMPLATES, *([_CODE] if model.trust_remote_code else [])]
+    names = [
+        "config.json",
+        _CARD,
+        GENERATION,
+        *LICENCES,
+        *_TEMPLATES,
+        *([_CODE] if model.trust_remote_code else []),
+    ]
     try:
         return Path(snapshot_download(model.pretrained, allow_patterns=names))
     except (ValueError, OSError) as error:  # a name of no repository, or no network
@@ -133,10 +144,11 @@ def _finish_configs(folder: Path, *, model: Model, tokenizer: Any) -> None:
     config = built.config
     # of a model from scratch, ids that its recipe does not name are defaults of its class
     own = config.to_dict() if model.config is None else model.config
-    generation = _generation_of(built, folder / _GENERATION, own=own)
+    generation = _generation_of(built, folder / GENERATION, own=own)
     generation |= special_ids(tokenizer, generation)
     content = {key: value for key, value in generation.items() if value is not None}
-    (folder / _GENERATION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _tell_of_invalid(content)
+    (folder / GENERATION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for key, value in special_ids(tokenizer, own).items():
         # a few classes demand a number where this tokenizer has no such token
         with suppress(StrictDataclassFieldValidationError):
@@ -147,6 +159,19 @@ def _finish_configs(folder: Path, *, model: Model, tokenizer: Any) -> None:
     again = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     if lost := _differences(config, again):
         raise ValueError(f"model: transformers does not keep {', '.join(lost)} in config.json")
+
+
+def _tell_of_invalid(generation: dict[str, Any]) -> None:
+    """transformers loads such a file, with a warning, and then refuses to write it."""
+    try:
+        GenerationConfig(**generation).validate(strict=True)
+    except ValueError as error:
+        print(
+            f"WARNING: {GENERATION} of the model that is trained, which an export takes along, is "
+            f"invalid: {' '.join(str(error).split())}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _add_older_names(path: Path) -> None:

@@ -103,7 +103,8 @@ def check_vocabulary(config: PretrainedConfig, corpus: Corpus) -> None:
         raise ValueError(
             f"model vocabulary {size} is smaller than the corpus's {corpus.vocab_size}, and its "
             f"documents use ids up to {largest}: it was tokenised for another model; build it with "
-            "--tokenizer of this one"
+            "--tokenizer of this one. If the tokenizer is this one's with tokens added, `python -m "
+            "training add-tokens` makes a model with rows for them"
         )
     raise ValueError(
         f"model vocabulary {size} is smaller than the corpus's {corpus.vocab_size}; its documents "
