@@ -13,6 +13,9 @@ size D, Q numbers in all queries and K in all keys, MLP size F, w bytes a number
                                         where keys and values are repeated for all heads
     gated MLP         4 w F             gate, silu(gate), up, their product
 
+A LayerNorm keeps D (w + w); an MLP of two weights 2 w F, or more with an activation that torch has
+no kernel for.
+
 With sequence parallelism, and on a CPU, the attention's output is kept twice: as attention left it
 and as the next product reads it.
 """
@@ -47,7 +50,13 @@ class Activations:
 
     @property
     def _norm(self) -> int:
-        return self.tokens * self.arch.hidden * (_FP32 + 2 * self.number_bytes)
+        numbers = 2 * self.number_bytes + (0 if self.arch.kind.layer_norm else _FP32)
+        return self.tokens * self.arch.hidden * numbers
+
+    @property
+    def _norms(self) -> int:
+        """Of half a layer: before it, and in some families behind it too."""
+        return self._norm * (2 if self.arch.kind.norms > 2 else 1)
 
     @property
     def attention(self) -> int:
@@ -57,16 +66,17 @@ class Activations:
         outputs = 1 if self.on_gpu and not self.shards_sequence else 2
         numbers = width * (arch.queries + 2 * keys + outputs * arch.queries)
         scalars = 1 + arch.heads  # the norm's 1 / rms, and ln sum e^score of each head
-        if arch.family == "qwen3":
+        if arch.kind.qk_norm:
             numbers += (_FP32 + width) * (arch.queries + arch.keys)
             scalars += arch.heads + arch.kv_heads
-        return self._norm + self.tokens * (numbers + _FP32 * scalars)
+        return self._norms + self.tokens * (numbers + _FP32 * scalars)
 
     @property
     def mlp(self) -> int:
         """Kept by the second half of a layer."""
-        numbers = 4 * self.number_bytes * self.arch.intermediate
-        return self._norm + self.tokens * (numbers + _FP32)
+        numbers = self.arch.mlp_numbers * self.number_bytes * self.arch.intermediate
+        norms = self._norms if self.arch.kind.norms > 1 else 0
+        return norms + self.tokens * (numbers + _FP32)
 
     @property
     def layer(self) -> int:

@@ -10,10 +10,8 @@ from typing import Any
 
 from common.hints import did_you_mean
 from launch.planner.corpus import read_vocab_size
+from launch.planner.families import FAMILIES, Family, is_set, kept_by_mlp
 from training.config.recipe import Recipe
-
-_FAMILIES = ("llama", "qwen3")
-"""`model_type` of the families whose modules and activations are known here."""
 
 PUBLIC_MODELS: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-0.6B": {
@@ -42,7 +40,7 @@ PUBLIC_MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder of RMSNorms, rotary attention and a gated MLP, none with a bias."""
+    """A dense decoder: an embedding, layers that are all alike, a norm and an output layer."""
 
     family: str
     hidden: int
@@ -55,6 +53,13 @@ class Architecture:
     vocab: int
     tied: bool
     """The head's weight is the embedding's."""
+    positions: int
+    """Learned ones."""
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    mlp_numbers: int
+    """Kept by the MLP for each of its width."""
     source: str
     """Where these sizes come from."""
 
@@ -69,20 +74,42 @@ class Architecture:
         return self.kv_heads * self.head
 
     @property
+    def kind(self) -> Family:
+        """What its family has in common."""
+        return FAMILIES[self.family]
+
+    @property
+    def norm(self) -> int:
+        """Numbers in a norm of the hidden size."""
+        return self.hidden * (2 if self.kind.layer_norm else 1)
+
+    @property
     def layer_weights(self) -> tuple[int, ...]:
         """Numbers in each module of a layer, in the order in which the modules run."""
-        hidden, per_head = self.hidden, (self.head,) if self.family == "qwen3" else ()
-        return (
-            hidden,  # norm
-            hidden * self.queries,
-            *per_head,  # norm of queries
-            hidden * self.keys,
-            *per_head,  # norm of keys
-            hidden * self.keys,
-            self.queries * hidden,
-            hidden,  # norm
-            *(hidden * self.intermediate,) * 3,  # gate, up, down
-        )
+        norms = (self.norm,) * self.kind.norms
+        before, last = (norms[:3], norms[3:]) if len(norms) > 2 else (norms, ())
+        return (*before[:1], *self._attention_weights, *before[1:], *self.mlp_weights, *last)
+
+    @property
+    def _attention_weights(self) -> tuple[int, ...]:
+        query_norm, key_norm = {
+            "": ((), ()),
+            "head": ((self.head,), (self.head,)),
+            "all": ((self.queries,), (self.keys,)),
+        }[self.kind.qk_norm]
+        query, key = ((self.hidden + self.qkv_bias) * n for n in (self.queries, self.keys))
+        out = (self.queries + self.out_bias) * self.hidden
+        if self.kind.fused_qkv:
+            return (query + 2 * key, *query_norm, *key_norm, out)
+        return (query, *query_norm, key, *key_norm, key, out)
+
+    @property
+    def mlp_weights(self) -> tuple[int, ...]:
+        """Up with what comes beside it, then down."""
+        up = (self.hidden + self.mlp_bias) * self.intermediate
+        down = (self.intermediate + self.mlp_bias) * self.hidden
+        ups = (up,) * (2 if self.kind.gated else 1)
+        return (sum(ups), down) if self.kind.fused_gate else (*ups, down)
 
     @property
     def embedding_weight(self) -> int:
@@ -91,8 +118,10 @@ class Architecture:
     @property
     def parameters(self) -> int:
         """All of them, a tied weight once."""
-        ends = self.embedding_weight * (1 if self.tied else 2) + self.hidden
-        return self.layers * sum(self.layer_weights) + ends
+        ends = self.embedding_weight * (1 if self.tied else 2) + self.positions * self.hidden
+        norms = self.norm * (2 if self.kind.embedding_norm else 1)
+        bias = self.vocab if self.kind.head_bias else 0
+        return self.layers * sum(self.layer_weights) + ends + norms + bias
 
 
 def find_architecture(recipe: Recipe) -> Architecture:
@@ -158,34 +187,45 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
         ValueError: for a family that is not known here, or a size that is not a number.
     """
     family = config.get("model_type")
-    if family not in _FAMILIES:
+    if family not in FAMILIES:
+        hint = did_you_mean(str(family), FAMILIES)
         raise ValueError(
-            f"{source}: model_type {family} is not supported by the planner; supported are "
-            f"{', '.join(_FAMILIES)}"
+            f"{source}: model_type {family} is not supported by the planner{hint}; supported are "
+            f"{', '.join(FAMILIES)}"
         )
-    if biased := [key for key in ("attention_bias", "mlp_bias") if config.get(key)]:
+    kind = FAMILIES[family]
+    if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):
         raise ValueError(
-            f"{source}: {biased[0]} true is not supported by the planner; only false is"
+            f"{source}: word_embed_proj_dim {config['word_embed_proj_dim']} is not supported by "
+            "the planner; only that of the hidden size is"
         )
 
     def size(key: str, default: int | None = None) -> int:
+        key = kind.names.get(key, key)
         value = config.get(key, default)
+        if value is None:
+            value = default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{source}: {key} must be an integer above 0 (is {value!r})")
         return value
 
     heads = size("num_attention_heads")
     hidden = size("hidden_size")
+    positions = 0 if kind.positions is None else size(kind.positions) + kind.more_positions
     return Architecture(
         family=family,
         hidden=hidden,
-        intermediate=size("intermediate_size"),
+        intermediate=size("intermediate_size", None if kind.gated else 4 * hidden),
         layers=size("num_hidden_layers"),
         heads=heads,
         kv_heads=size("num_key_value_heads", heads),
-        # the default of transformers
-        head=size("head_dim", 128 if family == "qwen3" else hidden // heads),
+        head=size("head_dim", kind.head_dim or hidden // heads),
         vocab=size("vocab_size"),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tied=bool(config.get("tie_word_embeddings", kind.tied)),
+        positions=positions,
+        qkv_bias=is_set(family, kind.qkv_bias, config),
+        out_bias=is_set(family, kind.out_bias, config),
+        mlp_bias=is_set(family, kind.mlp_bias, config),
+        mlp_numbers=kept_by_mlp(kind, config),
         source=source,
     )

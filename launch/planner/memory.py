@@ -185,17 +185,17 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
     chunk = 0 if run.one_pass_head else acts.head_chunk
     for held in moment(arch.layers + 1, kept, *(() if arch.tied else (arch.embedding_weight,))):
         yield held._replace(head=chunk)
-    mlp_weight = arch.hidden * arch.intermediate
-    *attention_weights, _, _, _ = arch.layer_weights
+    *ups, down = arch.mlp_weights
+    others = arch.layer_weights[: -len(arch.mlp_weights)]
     for block in range(arch.layers, 0, -1):
         below = (block - 1) * _kept_by_layer(run) + acts.hidden_gradients
         below += acts.layer_input if run.checkpointing else 0
         whole = below + acts.layer
-        yield from moment(block, whole + acts.mlp_gradient, mlp_weight)  # down
+        yield from moment(block, whole + acts.mlp_gradient, down)
         # the product's gradient and two after it; the product itself is freed
         yield from moment(block, whole + 2 * acts.mlp_gradient)
-        yield from moment(block, whole - acts.mlp_gradient, mlp_weight, mlp_weight)  # up, gate
-        yield from moment(block, below + acts.attention, *reversed(attention_weights))
+        yield from moment(block, whole - acts.mlp_gradient, *reversed(ups))
+        yield from moment(block, below + acts.attention, *reversed(others))
     yield from moment(0, acts.layer_input, arch.embedding_weight)
     waiting = 0
     yield states._replace(gathered=gathered[0], whole_gradients=bucket.held + bucket.send())

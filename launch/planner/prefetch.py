@@ -45,7 +45,7 @@ def order_of_uses(arch: Architecture, *, checkpointing: bool) -> Order:
         sizes += arch.layer_weights
     last = arch.layers + 1
     modules.append((last, (len(sizes),)))
-    sizes.append(arch.hidden)
+    sizes.append(arch.norm)
     modules.append((last, (0 if arch.tied else len(sizes),)))
     if not arch.tied:
         sizes.append(arch.embedding_weight)
