@@ -17,6 +17,7 @@ from training.config.recipe import Recipe
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads
 from training.model.ds_config import training_dtype
+from training.model.heads import heads_of
 from training.model.tokenizers import (
     TOKENIZER_FILE,
     find_other_ids,
@@ -49,10 +50,11 @@ def measure(context: Context) -> dict[str, Any]:
     text = model_config(recipe, corpus).get_text_config()
     check_vocabulary(text, corpus)
     check_heads(text, sp_size=context.setting.sp_size)
+    heads = heads_of(text)
     num_files = _check_files(Path(recipe.model.pretrained)) if recipe.model.pretrained else 0
     return {
-        "heads": text.num_attention_heads,
-        "kv_heads": text.num_key_value_heads,
+        "heads": heads.queries,
+        "kv_heads": heads.keys,
         "vocab": text.vocab_size,
         "corpus_vocab": corpus.vocab_size,
         "files": num_files,

@@ -15,6 +15,7 @@ from tests.training.gates import FULL, SEQUENCE_TOKENS, gate
 from training.config.sections import Model
 from training.data.documents import find_documents
 from training.model.attention import document_attention
+from training.model.length_rope import LengthRope
 from training.model.output_layer import EntropyHead
 from training.model.tiny import tiny_config
 
@@ -57,6 +58,10 @@ def without_a_window(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Ten
     return mask, keywords | {"sliding_window": None}
 
 
+def without_alibi(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tensor | None, Any]:
+    return mask, keywords | {"key_bias": None}
+
+
 def in_one_document(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tensor | None, Any]:
     layout = keywords["document_layout"]
     length = layout.boundaries[-1] // 2
@@ -75,6 +80,7 @@ def in_one_document(mask: Tensor | None, keywords: dict[str, Any]) -> tuple[Tens
         ("doge", {}, own_arguments),
         ("gemma2", {"final_logit_softcapping": None}, without_a_cap),
         ("mistral", {"sliding_window": 32}, without_a_window),
+        ("bloom", {}, without_alibi),
         ("llama", {}, twice_as_sharp),
         ("llama", {}, in_one_document),
     ],
@@ -103,4 +109,26 @@ def test_a_head_with_another_loss_or_entropy_is_found(monkeypatch, part):
 
     monkeypatch.setattr(EntropyHead, "forward", planted)
     message = gate("llama")
+    assert message is not None and "its losses here differ from those of" in message
+
+
+FACTORS = {"short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
+LONGROPE = {
+    "rope_scaling": {"type": "longrope", **FACTORS},
+    "max_position_embeddings": 512,
+    "original_max_position_embeddings": SEQUENCE_TOKENS - 1,
+}
+DYNAMIC = {
+    "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+    "max_position_embeddings": SEQUENCE_TOKENS - 1,
+}
+
+
+@pytest.mark.parametrize(("model_type", "keys"), [("phi3", LONGROPE), ("llama", DYNAMIC)])
+def test_one_length_for_all_documents_gives_other_losses(monkeypatch, model_type, keys):
+    """As transformers has it: that of the longest row."""
+    assert gate(model_type, **keys) is None
+    monkeypatch.setattr(LengthRope, "__init__", lambda self, lm: None)
+    monkeypatch.setattr(LengthRope, "begin", lambda self, inputs: None)
+    message = gate(model_type, **keys)
     assert message is not None and "its losses here differ from those of" in message

@@ -11,12 +11,9 @@ from transformers import AutoConfig
 from tests.training.refusals import build_ids, check, refused
 from training.config.sections import Model
 from training.model.causal_lm import resolve_model_config
-from training.model.checks import (
-    refuse_quantized,
-    refuse_unknown_keys,
-    refuse_unsupported,
-    warn_of_positions,
-)
+from training.model.checks import refuse_quantized, refuse_unknown_keys, warn_of_positions
+from training.model.heads import heads_of
+from training.model.own_dropout import own_dropout
 
 
 def test_samples_beyond_the_positions_that_the_model_knows_are_told(capsys) -> None:
@@ -26,15 +23,6 @@ def test_samples_beyond_the_positions_that_the_model_knows_are_told(capsys) -> N
     warn_of_positions(config, sequence_tokens=65)
     (line,) = capsys.readouterr().err.splitlines()
     assert "sequence_tokens 65 exceeds the model's max_position_embeddings 64" in line
-
-
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
-def test_rope_that_depends_on_the_batch_is_refused(rope_type: str) -> None:
-    config = AutoConfig.for_model("llama")
-    refuse_unsupported(config)
-    config.rope_parameters = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0}
-    with pytest.raises(ValueError, match=f"rope_type '{rope_type}' is not supported"):
-        refuse_unsupported(config)
 
 
 def resolve(**config: Any) -> Any:
@@ -91,7 +79,7 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
         (
             {"model_type": "llama", "rope_scaling": {"factor": 2.0}},
             "config.rope_scaling.factor 2.0 has no effect: the rope_type 'default' does not read "
-            "it; of those that do, take linear or llama3 or ",
+            "it; of those that do, take dynamic or linear or llama3 or ",
         ),
         (
             {"model_type": "llama", "rope_scaling": {**LINEAR, "beta_fastt": 32}},
@@ -171,3 +159,30 @@ def test_a_vocabulary_below_the_tokenizers_is_told_with_the_ids_in_use(
     message = refused(lambda: check(made, model__config__vocab_size=vocab_size))
     assert f"model vocabulary {vocab_size} is smaller than the corpus's 512" in message
     assert told in message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "heads"),
+    [
+        ("gpt2", {"n_head": 6}, (6, 6)),
+        ("qwen3", {"num_attention_heads": 8, "num_key_value_heads": 2}, (8, 2)),
+        ("gpt_bigcode", {"n_head": 6}, (6, 1)),
+        ("gpt_bigcode", {"n_head": 6, "multi_query": False}, (6, 6)),
+        ("falcon", {"num_kv_heads": 71}, (71, 1)),
+        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 8, "hidden_size": 8192,
+                    "num_attention_heads": 128}, (128, 128)),
+    ],
+)  # fmt: skip
+def test_heads_are_found_under_the_names_of_each_family(model_type, keys, heads):
+    assert heads_of(AutoConfig.for_model(model_type, **keys)) == heads
+
+
+def test_a_models_own_dropout_is_0_only_where_the_recipe_says_so():
+    config = {"model_type": "seed_oss", "attention_dropout": 0.1, "residual_dropout": 0.2}
+    told = "attention_dropout must be 0; set model.disable_dropout: true, which makes "
+    assert told in refused(lambda: resolve(**config))
+    model = Model(config=config, disable_dropout=True)
+    made = resolve_model_config(model, vocab_size=512, dtype=torch.float32)
+    assert (made.attention_dropout, made.residual_dropout) == (0.0, 0.0)
+    gpt2 = AutoConfig.for_model("gpt2")
+    assert set(own_dropout(gpt2)) == {"attn_pdrop", "embd_pdrop", "resid_pdrop"}

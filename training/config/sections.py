@@ -37,6 +37,9 @@ class Model:
     """Recompute each layer in the backward pass: about a third more compute, far less memory."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model repository. Only for sources you trust."""
+    disable_dropout: bool = False
+    """Set all dropout and jitter of the model's own configuration to 0. They would draw other
+    numbers on each layout, so that a model that has some is refused otherwise."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:

@@ -43,6 +43,7 @@ def document_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    key_bias: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each document, in the signature of transformers.
@@ -55,6 +56,7 @@ def document_attention(
             all before it.
         softcap: c of scores c tanh(x / c), as in Gemma 2; None or 0 for plain ones.
         s_aux: `[H]`, the sinks of gpt-oss: scores that take a part of the weights, for no value.
+        key_bias: fp32 `[H, T]`, ALiBi: added to the scores of a key by its place in its document.
         others: whatever else a model hands to its attention.
 
     Returns:
@@ -68,7 +70,7 @@ def document_attention(
             "no document_layout: this model does not pass keyword arguments on to its attention"
         )
     if dropout:
-        raise ValueError("dropout in attention is not supported; set it to 0 in the model's config")
+        raise ValueError("dropout in attention is not supported; set model.disable_dropout: true")
     _refuse_other_attention(others | {"attention_mask": attention_mask})
     batch, num_heads, length, head_size = query_BHTE.shape
     # one stream of tokens: [B, H, T, E] -> [B * T, H, E]
@@ -76,8 +78,11 @@ def document_attention(
         x.transpose(1, 2).reshape(batch * length, x.shape[1], x.shape[-1])
         for x in (query_BHTE, key_BHTE, value_BHTE)
     )
-    scores = _Scores(scaling or head_size**-0.5, sliding_window or None, softcap or None, s_aux)
-    has_flash = query.is_cuda and query.dtype != torch.float32 and scores.softcap is None
+    scores = _Scores(
+        scaling or head_size**-0.5, sliding_window or None, softcap or None, s_aux, key_bias
+    )
+    is_of_flash = scores.softcap is None and key_bias is None
+    has_flash = query.is_cuda and query.dtype != torch.float32 and is_of_flash
     attend = _flash if has_flash else _document_by_document
     context = attend(query, key, value, document_layout, scores)
     return context.view(batch, length, num_heads, value.shape[-1]), None
@@ -90,6 +95,7 @@ class _Scores(NamedTuple):
     window: int | None
     softcap: float | None
     sinks: Tensor | None
+    key_bias: Tensor | None
 
 
 def _refuse_other_attention(arguments: dict[str, Any]) -> None:
@@ -143,7 +149,7 @@ def _document_by_document(
     for q, k, v in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
         # [t, H, E] -> [1, H, t, E]
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        is_plain = scores.softcap is None and scores.sinks is None
+        is_plain = scores.softcap is scores.sinks is scores.key_bias is None
         if not is_plain or (scores.window or q.shape[2]) < q.shape[2]:
             context = _by_blocks(q, k, v, scores)
         else:
@@ -170,7 +176,7 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, scores: _Scores) -> Tensor:
             outputs.append(
                 scaled_dot_product_attention(
                     *block,
-                    attn_mask=is_seen,
+                    attn_mask=_as_mask(is_seen, scores.key_bias, first=first, like=q),
                     scale=scores.scale,
                     enable_gqa=k.shape[1] != q.shape[1],
                 )
@@ -178,8 +184,19 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, scores: _Scores) -> Tensor:
     return torch.cat(outputs, dim=2)
 
 
+def _as_mask(is_seen: Tensor, key_bias: Tensor | None, *, first: int, like: Tensor) -> Tensor:
+    """Of queries up to the last key; biases relative to each query's own, small where it counts."""
+    if key_bias is None:
+        return is_seen
+    num_queries, num_keys = is_seen.shape
+    keys = key_bias[:, first : first + num_keys]
+    relative = keys[:, None, :] - keys[:, num_keys - num_queries :, None]
+    return relative.masked_fill(~is_seen, -torch.inf).to(like.dtype)
+
+
 def _by_weights(q: Tensor, k: Tensor, v: Tensor, is_seen: Tensor, scores: _Scores) -> Tensor:
     """Attention with capped scores or with sinks, which torch's own kernels do not have."""
+    assert scores.key_bias is None, "no family has ALiBi beside a softcap or sinks"
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     logits = q @ k.transpose(2, 3) * scores.scale
     if scores.softcap:

@@ -37,8 +37,11 @@ from training.model.inputs import (
     ModelRegularisation,
     TeacherView,
 )
+from training.model.length_rope import LengthRope
 from training.model.multimodal import name_rules, text_part, without_report
+from training.model.older_attention import OlderAttention, allow_construction
 from training.model.output_layer import entropy_head
+from training.model.own_dropout import disable_dropout
 from training.model.recurrences import Recurrences
 
 
@@ -54,14 +57,18 @@ class CausalLMWithEntropy(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        has_transform = _has_transform(lm)
         lm.set_output_embeddings(
             entropy_head(lm, label_smoothing=regularisation.label_smoothing, z_loss=z_loss)
         )
         self.lm = lm
+        self._has_transform = has_transform
         self.hidden_dropout = HiddenDropout(
             decoder_layers(lm), rate=regularisation.hidden_dropout, seed=seed
         )
         self.recurrences = Recurrences(decoder_layers(lm))
+        self.older_attention = OlderAttention(lm)
+        self.length_rope = LengthRope(lm)
         self.replaces_by_mean = regularisation.replaces_by_mean
         self._mean_D: Tensor | None = None
         # Registered before DeepSpeed's own hook, which releases the gathered weight.
@@ -99,6 +106,8 @@ class CausalLMWithEntropy(nn.Module):
         """
         self.hidden_dropout.begin(inputs.token_index_BS)
         self.recurrences.begin(inputs.documents)
+        self.older_attention.begin(inputs)
+        self.length_rope.begin(inputs)
         embeds_BSD = self.lm.get_input_embeddings()(inputs.ids_BS)
         if inputs.replaced_BS is not None:
             embeds_BSD = self._replace(embeds_BSD, inputs.replaced_BS)
@@ -110,8 +119,17 @@ class CausalLMWithEntropy(nn.Module):
             use_cache=False,
             document_layout=inputs.documents,
         ).last_hidden_state
+        if self._has_transform:
+            hidden_BSD = self.lm.lm_head(hidden_BSD)
         head = self.lm.get_output_embeddings()
         return head(hidden_BSD, inputs.targets_BS, token_weights_BS, teacher, as_teacher)
+
+
+def _has_transform(lm: PreTrainedModel) -> bool:
+    """Whether `lm_head` stands between the layers and the output layer: ModernBERT's decoder."""
+    head = getattr(lm, "lm_head", None)
+    output = lm.get_output_embeddings()
+    return isinstance(head, nn.Module) and all(each is not output for each in head.modules())
 
 
 def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
@@ -151,6 +169,8 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
     except Exception as error:  # transformers raises errors of many kinds for a wrong value
         message = " ".join(str(error).split())
         raise ValueError(f"model: {message}") from None
+    if model.disable_dropout:
+        disable_dropout(config)
     refuse_other_shapes(text)
     refuse_quantized(config)
     refuse_unsupported(text)
@@ -194,6 +214,7 @@ def build_model(
     # transformers keeps only a weak reference: it must live until the weights exist
     keep_alive = HfDeepSpeedConfig(dict(ds_config))
     register_attention()
+    allow_construction(config)
     torch.manual_seed(seed)
     common = {"attn_implementation": ATTENTION_NAME, "dtype": config.dtype}
     if model.pretrained is not None:

@@ -21,8 +21,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddin
 from common.hints import did_you_mean
 from training.config.layout import check_head_counts
 from training.config.sections import Model
+from training.model.heads import heads_of
+from training.model.own_dropout import remedy
 
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _NOT_OF_THE_MODEL = {"torch_dtype", "name_or_path", "attn_implementation", "output_attentions"}
 """Keys of published configurations that change no number, or that training sets itself."""
 _OVERRIDDEN_BY = {
@@ -37,7 +38,6 @@ _SIZES = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
-    "num_key_value_heads",
 )
 
 
@@ -162,7 +162,7 @@ def _refuse_idle_rope_keys(name: str, given: dict[str, Any], config: PretrainedC
                 readers = [
                     each
                     for each in sorted(ROPE_INIT_FUNCTIONS)
-                    if each not in _LENGTH_DEPENDENT_ROPE and _reads_of_rope(key, each, config)
+                    if _reads_of_rope(key, each, config)
                 ]
                 hint = (
                     f"of those that do, take {' or '.join(readers)}"
@@ -197,14 +197,15 @@ def refuse_other_shapes(config: PretrainedConfig) -> None:
                 f"model: {config.model_type} is not supported; it must be a decoder with "
                 f"{', '.join(_SIZES)}, such as llama, mistral or qwen3"
             )
-    for key in (*_SIZES, "intermediate_size", "head_dim"):
+    for key in (*_SIZES, "num_key_value_heads", "intermediate_size", "head_dim"):
         size = getattr(config, key, None)
         if isinstance(size, int) and size < 1:
             raise ValueError(f"model: {key} is {size}; expected a number of at least 1")
-    if config.num_attention_heads % config.num_key_value_heads:
+    heads = heads_of(config)
+    if heads.queries % heads.keys:
         raise ValueError(
-            f"model: num_attention_heads {config.num_attention_heads} is not a multiple of "
-            f"num_key_value_heads {config.num_key_value_heads}"
+            f"model: num_attention_heads {heads.queries} is not a multiple of "
+            f"num_key_value_heads {heads.keys}"
         )
     activation = getattr(config, "hidden_act", None)
     if activation is not None and activation not in ACT2FN:
@@ -230,22 +231,8 @@ def refuse_unsupported(config: PretrainedConfig) -> None:
             "is no sum over tokens, so it would be another on each layout; set it to false to "
             "train without"
         )
-    for found in _values_of(getattr(config, "rope_parameters", None), "rope_type"):
-        if "dynamic" in found or found == "longrope":
-            raise ValueError(
-                f"model: rope_type {found!r} is not supported: it depends on the length of a "
-                "batch's longest row, which a rank with only a part of it does not see"
-            )
     if getattr(config, "attention_dropout", 0.0):
-        raise ValueError("model: attention_dropout must be 0")
-
-
-def _values_of(tree: Any, key: str) -> list[str]:
-    """Of a key in nested mappings: RoPE may be set for each kind of layer."""
-    if not isinstance(tree, dict):
-        return []
-    own = [str(tree[key])] if key in tree else []
-    return own + [found for value in tree.values() for found in _values_of(value, key)]
+        raise ValueError(f"model: attention_dropout must be 0; {remedy(config)}")
 
 
 def warn_of_positions(config: PretrainedConfig, *, sequence_tokens: int) -> None:
@@ -266,7 +253,5 @@ def check_heads(config: PretrainedConfig, *, sp_size: int) -> None:
     Raises:
         ValueError: naming the sizes that work.
     """
-    text = config.get_text_config()
-    check_head_counts(
-        heads=text.num_attention_heads, kv_heads=text.num_key_value_heads, sp_size=sp_size
-    )
+    heads = heads_of(config.get_text_config())
+    check_head_counts(heads=heads.queries, kv_heads=heads.keys, sp_size=sp_size)

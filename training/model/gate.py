@@ -6,7 +6,6 @@ B rows, T tokens of a row (plain_T: of a document but its last).
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,8 @@ from training.data.stream import IGNORE
 from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.causal_lm import CausalLMWithEntropy
 from training.model.inputs import ModelInputs
+from training.model.older_attention import allow_construction
+from training.model.own_dropout import remedy
 from training.model.plain_losses import plain_scores
 from training.model.shard_check import refuse_mixing
 from training.model.tiny import VOCAB_SIZE, plain_model, tiny_config
@@ -35,8 +36,6 @@ _MATRIX_GAIN, _VECTOR_NOISE = 1.5, 0.3
 _MAX_CHARACTERS = 300
 _PART = "partial_rotary_factor"
 _OUR_WORDS = (ATTENTION_NAME, "document_layout")
-_RANDOM = re.compile("drop|jitter")
-"""Settings of random parts, by their names."""
 
 
 def find_other_numbers(
@@ -95,6 +94,7 @@ def measure_difference(
         raise _NotComparableError(_one_line(error)) from error
     _try_partial_rotation(model, tiny)
     register_attention()
+    allow_construction(config)
     lm = plain_model(model, tiny, attention=ATTENTION_NAME)
     lm.load_state_dict(plain.state_dict())
     if model.activation_checkpointing:
@@ -173,6 +173,8 @@ def _frequencies(model: Model, config: PretrainedConfig, factor: float) -> list[
     for each in (rope, *rope.values()):
         if isinstance(each, dict) and _PART in each:
             each[_PART] = factor
+            if each.get("rope_type") == "longrope":  # its factors are of another number
+                each["rope_type"] = "default"
     buffers = plain_model(model, config).named_buffers()
     return [buffer for name, buffer in buffers if name.endswith("inv_freq")]
 
@@ -200,12 +202,9 @@ def _try_training(ours: CausalLMWithEntropy, inputs: ModelInputs) -> None:
     losses[0].sum().backward()
     ours.eval()
     if not torch.equal(*losses):
-        settings = ours.lm.config.get_text_config().to_dict()
-        named = [key for key, value in settings.items() if _RANDOM.search(key) and value]
         raise ValueError(
-            "it draws random numbers of its own in training, others on each layout; set "
-            f"{', '.join(named) or 'its dropout'} to 0 in model.config, "
-            "or in config.json of the model's folder"
+            "it draws random numbers of its own in training, others on each layout; "
+            + remedy(ours.lm.config)
         )
 
 

@@ -29,6 +29,8 @@ class ModelInputs:
     """Of the whole rows."""
     token_index_BS: Tensor | None = None
     """int64, the identity of each token, for hidden dropout."""
+    document_tokens_BS: Tensor | None = None
+    """int64, tokens of the piece of a document that each is in; rows that are whole need none."""
     replaced_BS: Tensor | None = None
     """bool, tokens whose embedding becomes 0, or the mean of all."""
     noise_BSD: Tensor | None = None
@@ -43,6 +45,7 @@ class ModelInputs:
             targets_BS=batch.targets_BS,
             documents=batch.documents,
             token_index_BS=batch.token_index_BP[:, :-1],
+            document_tokens_BS=batch.document_tokens_BS,
         )
 
 

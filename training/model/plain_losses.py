@@ -33,7 +33,8 @@ def find_other_losses(lm: PreTrainedModel, documents: Sequence[Sequence[int]]) -
         The mean differences of nll and entropy in a sentence; None when they are rounding.
     """
     lm = lm.float().eval()
-    rows = [torch.tensor(ids) for ids in documents if len(ids) > 1]
+    # a dynamic RoPE of transformers remembers the longest that it has seen: that one comes last
+    rows = sorted((torch.tensor(ids) for ids in documents if len(ids) > 1), key=len)
     if not rows:
         return None
     plain = [plain_scores(lm, row) for row in rows]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.config.sections import Model
 from training.model.causal_lm import decoder_layers
+from training.model.length_rope import LENGTH_DEPENDENT
 from training.model.tiny_mixers import narrow_mixers
 
 VOCAB_SIZE = 257
@@ -20,9 +21,13 @@ _HIDDEN, _HEAD, _INNER = 64, 16, 32
 _MIN_LAYERS = 2
 _WINDOW = 5
 """Of a model whose windows are shorter than a sample: shorter than a document of a tiny one."""
+_ORIGINAL = 8
+"""Positions of a RoPE that depends on the length, where a document may have more."""
 _UNLIMITED = 4096
 """Of a model whose windows are not."""
 
+_PLAIN_ATTENTION = {"falcon": "sdpa"}
+"""By family, where "eager" is wrong: Falcon's adds ALiBi twice (transformers 5.24)."""
 _HEAD_SIZES = ("head_dim", "v_head_dim")
 """Settings without which the size of a head follows from the hidden size."""
 _INNER_SIZES = re.compile(r"intermediate_size|ffn_dim|ffn_hidden_size|^n_inner$|lora_rank$")
@@ -51,15 +56,19 @@ def tiny_config(
 
 
 def plain_model(
-    model: Model, config: PretrainedConfig, *, attention: str = "eager"
+    model: Model, config: PretrainedConfig, *, attention: str | None = None
 ) -> PreTrainedModel:
-    """By transformers alone, newly initialised and whole on this rank."""
+    """By transformers alone, newly initialised and whole on this rank.
+
+    Args:
+        attention: by default that of transformers which is exact.
+    """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()  # it may outlive its engine
     lm = AutoModelForCausalLM.from_config(
         copy.deepcopy(config),  # a model keeps it, and the kind of its attention in it
-        attn_implementation=attention,
+        attn_implementation=attention or _PLAIN_ATTENTION.get(config.model_type, "eager"),
         trust_remote_code=model.trust_remote_code,
     )
     assert isinstance(lm, PreTrainedModel)
@@ -77,6 +86,7 @@ def _parts(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 def _narrow(config: PretrainedConfig, *, sequence_tokens: int) -> None:
     _narrow_heads(config)
     narrow_mixers(config)
+    _narrow_rope(config, sequence_tokens=sequence_tokens)
     for key, value in list(vars(config).items()):
         if _INNER_SIZES.search(key):
             setattr(config, key, _with_numbers(value, _INNER))
@@ -96,12 +106,36 @@ def _narrow_heads(config: PretrainedConfig) -> None:
     heads = getattr(config, "num_attention_heads", None)
     if not isinstance(heads, int) or not getattr(config, "hidden_size", None):
         return
+    if rotated := vars(config).get("rotary_dim"):  # GPT-J's, of a head
+        config.rotary_dim = min(rotated * _HEAD * heads // config.hidden_size, _HEAD)
     if vars(config).get("head_dim") == config.hidden_size / heads:
         config.head_dim = _HEAD
         config.hidden_size = _HEAD * heads
     else:
         has_own_sizes = any(vars(config).get(key) for key in _HEAD_SIZES)
         config.hidden_size = _HIDDEN if has_own_sizes else _HEAD * heads
+
+
+def _narrow_rope(config: PretrainedConfig, *, sequence_tokens: int) -> None:
+    """Of a RoPE that depends on a document's length, after the heads: both kinds of documents."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for each in (rope, *rope.values()):
+        if not isinstance(each, dict) or each.get("rope_type") not in LENGTH_DEPENDENT:
+            continue
+        original = each.get("original_max_position_embeddings") or config.max_position_embeddings
+        tiny = _ORIGINAL if original < sequence_tokens else _UNLIMITED
+        # the ratio of both lengths scales the embeddings
+        config.max_position_embeddings = config.max_position_embeddings * tiny // original
+        if each["rope_type"] == "longrope":
+            each["original_max_position_embeddings"] = tiny
+            if hasattr(config, "original_max_position_embeddings"):  # Phi-3's, which comes first
+                config.original_max_position_embeddings = tiny
+            head = getattr(config, "head_dim", None) or (
+                config.hidden_size // config.num_attention_heads
+            )
+            pairs = int(head * each.get("partial_rotary_factor", 1.0)) // 2
+            for key in ("short_factor", "long_factor"):
+                each[key] = [each[key][n * len(each[key]) // pairs] for n in range(pairs)]
 
 
 def _with_numbers(value: Any, number: int) -> Any:

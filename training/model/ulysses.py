@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from training.model.attention import ATTENTION_NAME, document_attention
 
-_PER_HEAD = ("s_aux",)
+_PER_HEAD = ("s_aux", "key_bias")
 """Arguments of attention that have one number for each head of the whole layer."""
 
 
@@ -75,6 +75,8 @@ class _ShardedAttention:
         heads, width = query_BHSE.shape[1], value_BHSE.shape[-1]
         size = max(query_BHSE.shape[-1], width)
         exchange = self._exchange(heads, key_BHSE.shape[1], size)
+        # it gathers positions for other attentions; some models have none to hand on
+        keywords["position_ids"] = query_BHSE.new_zeros(1, 1)
         keywords["scaling"] = keywords.get("scaling") or query_BHSE.shape[-1] ** -0.5
         for name in _PER_HEAD:
             if (whole := keywords.get(name)) is not None:
