@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from training.model.attention import ATTENTION_NAME
 from training.model.inputs import ModelInputs
 
 if TYPE_CHECKING:
     from training.model.causal_lm import CausalLMWithEntropy
 
-_OWN_VALUES = "entrodrop_own_values"
 _ROUNDING_NATS = 1e-4
 
 
@@ -28,17 +28,22 @@ def refuse_mixing(model: CausalLMWithEntropy, inputs: ModelInputs) -> None:
     Raises:
         ValueError: where losses differ; a rank has a shard, wherever that begins.
     """
-    ALL_ATTENTION_FUNCTIONS.register(_OWN_VALUES, _own_values)
-    model.lm.set_attn_implementation(_OWN_VALUES)
+    before = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
+    ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME] = _own_values
+    try:
+        _compare_halves(model, inputs)
+    finally:
+        ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME] = before
+
+
+def _compare_halves(model: CausalLMWithEntropy, inputs: ModelInputs) -> None:
     whole_BT = model(inputs)[0]
     half = inputs.ids_BS.shape[1] // 2
     for own in (slice(0, half), slice(half, None)):
-        shard = replace(
-            inputs,
-            ids_BS=inputs.ids_BS[:, own],
-            position_ids_BS=inputs.position_ids_BS[:, own],
-            targets_BS=inputs.targets_BS[:, own],
-        )
+        by_token = {
+            name: value[:, own] for name, value in vars(inputs).items() if isinstance(value, Tensor)
+        }
+        shard = replace(inputs, **by_token)
         if not bool(((model(shard)[0] - whole_BT[:, own]).abs() <= _ROUNDING_NATS).all()):
             raise ValueError(
                 "outside its attention, too, a token sees others, of which a rank would have a "
