@@ -130,6 +130,7 @@ def _packed_documents() -> ModelInputs:
         position_ids_BS=positions_BT,
         targets_BS=targets_BT.masked_fill(begins_BT, IGNORE),
         documents=find_documents(positions_BT, device=torch.device("cpu")),
+        document_tokens_BS=torch.tensor([[n for n in row for _ in range(n)] for row in _ROWS]),
     )
 
 
