@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 
@@ -16,7 +17,7 @@ from training.model.causal_lm import resolve_model_config
 from training.model.own_dropout import own_dropout
 
 PAGE = Path(__file__).resolve().parents[0] / "models.md"
-_SECONDS = 3600
+_SECONDS, _AT_A_TIME = 600, 8
 KNOWN_AS = {
     "bloom": "BLOOM, BLOOMZ",
     "cohere2": "Command R7B, Aya",
@@ -61,14 +62,14 @@ _HEAD = """\
 
 Written by `python -m docs.generate_models_table` with transformers {version}: of each of the
 {families} families that it can load as a causal LM, a tiny model with the settings of the family's
-own defaults was tried, in fp32. {trained} train.
+own defaults was tried, in fp32, without their dropout. {trained} train.
 
-A family trains if losses, entropies and all gradients of packed documents are those of plain
-transformers, document by document, to 1e-5; on two ranks with a sequence each, and with one
-sequence cut in two (`train.sequence_parallel_size: 2`). What a family has beside its defaults, your
-model may have: before any weight is loaded, a start tries a tiny model of your own configuration in
-the same way, and refuses it in a sentence if a loss differs. `python -m launch.preflight` does so
-without a start.
+A family trains if losses and all gradients of packed documents are those of plain transformers,
+document by document, to 1e-5, on two ranks with sequences that are cut in two
+(`train.sequence_parallel_size: 2`), or where that does not go, with a sequence each.
+Your model may differ from its family's defaults: before any weight is loaded, a start tries a tiny
+model of your own configuration in the same way, and refuses it in a sentence if a loss differs.
+`python -m launch preflight` does so without a start.
 
 - **Dropout.** The families marked so have dropout of their own by default, and so do many published
   configurations of theirs. It would draw other numbers on each layout: set
@@ -110,32 +111,46 @@ def _try(family: str, sp_size: int) -> str | None:
         return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def page() -> str:
-    """The whole page; takes ten minutes."""
-    refused = {family: refusal(family) for family in FAMILIES}
-    candidates = [family for family, why in refused.items() if why is None]
-    for family, why in _on_ranks(candidates, 1).items():
-        refused[family] = why
-    trained = [family for family in candidates if refused[family] is None]
-    on_shards = _on_ranks(trained, 2)
-    rows = [_row(family, on_shards[family]) for family in sorted(trained)]
-    head = _HEAD.format(
-        version=transformers.__version__, families=len(FAMILIES), trained=len(trained)
-    )
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for family, why in sorted(refused.items()):
-        if why is not None:
-            reasons[reason(family, why)].append(f"`{family}`")
-    others = [f"| {why} | {', '.join(names)} |\n" for why, names in sorted(reasons.items())]
-    return head + "".join(rows) + _REFUSED + "".join(others)
+class Outcome(NamedTuple):
+    """Of a family, by the longest way that it goes."""
+
+    refused: str | None
+    on_shards: str | None = None
+    """Why a sequence cannot be cut."""
+
+
+def examine(families: Sequence[str]) -> dict[str, Outcome]:
+    """Start, then losses and gradients on two ranks, with a sequence cut in two if that goes."""
+    found = {family: Outcome(refusal(family)) for family in families}
+    candidates = [family for family, outcome in found.items() if outcome.refused is None]
+    on_shards = _on_ranks(candidates, 2)
+    whole = _on_ranks([family for family in candidates if on_shards[family]], 1)
+    return found | {family: Outcome(whole.get(family), on_shards[family]) for family in candidates}
 
 
 def _on_ranks(families: list[str], sp_size: int) -> dict[str, str | None]:
-    first, *others = run_ranks(try_all, families, sp_size, world_size=2, timeout_seconds=_SECONDS)
-    return {
-        family: next((each[family] for each in (first, *others) if each[family]), None)
-        for family in families
-    }
+    """A few at a time: some take much memory."""
+    found: dict[str, str | None] = {}
+    for start in range(0, len(families), _AT_A_TIME):
+        some = families[start : start + _AT_A_TIME]
+        ranks = run_ranks(try_all, some, sp_size, world_size=2, timeout_seconds=_SECONDS)
+        found |= {
+            family: next((each[family] for each in ranks if each[family]), None) for family in some
+        }
+    return found
+
+
+def page(found: Mapping[str, Outcome]) -> str:
+    """The whole page."""
+    trained = {family: each.on_shards for family, each in found.items() if each.refused is None}
+    rows = [_row(family, why) for family, why in sorted(trained.items())]
+    head = _HEAD.format(version=transformers.__version__, families=len(found), trained=len(trained))
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for family, each in sorted(found.items()):
+        if each.refused is not None:
+            reasons[reason(family, each.refused)].append(f"`{family}`")
+    others = [f"| {why} | {', '.join(names)} |\n" for why, names in sorted(reasons.items())]
+    return head + "".join(rows) + _REFUSED + "".join(others)
 
 
 def _row(family: str, why_not: str | None) -> str:
@@ -161,5 +176,5 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(page(examine(FAMILIES)), encoding="utf-8")
     print(PAGE.name)

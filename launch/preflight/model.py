@@ -17,7 +17,7 @@ from training.config.recipe import Recipe
 from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads
 from training.model.ds_config import training_dtype
-from training.model.heads import heads_of
+from training.model.heads import heads_of_layers
 from training.model.tokenizers import (
     TOKENIZER_FILE,
     find_other_ids,
@@ -50,7 +50,7 @@ def measure(context: Context) -> dict[str, Any]:
     text = model_config(recipe, corpus).get_text_config()
     check_vocabulary(text, corpus)
     check_heads(text, sp_size=context.setting.sp_size)
-    heads = heads_of(text)
+    heads = heads_of_layers(text)[0]
     num_files = _check_files(Path(recipe.model.pretrained)) if recipe.model.pretrained else 0
     return {
         "heads": heads.queries,

@@ -187,9 +187,9 @@ def test_more_gpus_are_named_when_no_change_fits() -> None:
                 "--gpus",
                 "8",
                 "model.pretrained=null",
-                "model.config={model_type: gpt2, vocab_size: 9}",
+                "model.config={model_type: mamba, vocab_size: 9}",
             ],
-            ["model_type gpt2", "llama, qwen3"],
+            ["model_type mamba", "llama, ministral3"],
         ),
     ],
 )

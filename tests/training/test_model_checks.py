@@ -140,8 +140,8 @@ def test_numbers_in_quantized_weights_are_refused_wherever_the_configuration_say
 
 
 def test_layers_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match="gemma4_text has layers of different sizes"):
-        resolve(model_type="gemma4_text")
+    with pytest.raises(ValueError, match="dots3_note_text has layers of different sizes"):
+        resolve(model_type="dots3_note_text")
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi4_mini": PHI3 | {"partial_rotary_factor": 0.5},
     "llama_dynamic": {"model_type": "llama", **FEW, **DYNAMIC},
 }
+CONFIGS["gemma4"] = {
+    "model_type": "gemma4_text",
+    "num_hidden_layers": 6,
+    "num_kv_shared_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 16,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+}
+"""No older one, but with layers of different sizes, and tokens embedded in each."""
 CONFIGS["phi4_mini"]["rope_scaling"] = {
     key: value[:4] if isinstance(value, list) else value
     for key, value in PHI3["rope_scaling"].items()
 }
 
 SOME = ("gpt2", "gpt_neo", "opt_350m", "bloom", "falcon_rw", "stablelm", "phi4_mini",
-        "llama_dynamic", "modernbert-decoder")  # fmt: skip
+        "llama_dynamic", "modernbert-decoder", "gemma4")  # fmt: skip
 """One of each thing that a layout might change."""
 TAKEN = CONFIGS if WHOLE else {name: CONFIGS[name] for name in SOME}
 measured = functools.cache(lambda sp_size: run_ranks(measure_all, TAKEN, sp_size, world_size=2))

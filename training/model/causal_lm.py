@@ -84,6 +84,16 @@ class CausalLMWithEntropy(nn.Module):
             return embeds_BSD * (~replaced_BS)[..., None].to(embeds_BSD.dtype)
         return torch.where(replaced_BS[..., None], self._mean_D.to(embeds_BSD.dtype), embeds_BSD)
 
+    def _embedded_per_layer(self, inputs: ModelInputs, embeds_BSD: Tensor) -> dict[str, Tensor]:
+        """Gemma 4's small models embed each token once more for every layer."""
+        if not getattr(self.lm.config.get_text_config(), "hidden_size_per_layer_input", 0):
+            return {}
+        model: Any = self.lm.base_model
+        embedded = model.get_per_layer_inputs(inputs.ids_BS, embeds_BSD)
+        if inputs.replaced_BS is not None:  # nothing of a dropped token gets through
+            embedded = embedded * (~inputs.replaced_BS)[..., None, None].to(embedded.dtype)
+        return {"per_layer_inputs": embedded}
+
     def forward(
         self,
         inputs: ModelInputs,
@@ -118,6 +128,7 @@ class CausalLMWithEntropy(nn.Module):
             position_ids=inputs.position_ids_BS,
             use_cache=False,
             document_layout=inputs.documents,
+            **self._embedded_per_layer(inputs, embeds_BSD),
         ).last_hidden_state
         if self._has_transform:
             hidden_BSD = self.lm.lm_head(hidden_BSD)

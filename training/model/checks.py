@@ -21,7 +21,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddin
 from common.hints import did_you_mean
 from training.config.layout import check_head_counts
 from training.config.sections import Model
-from training.model.heads import heads_of
+from training.model.heads import heads_of_layers
 from training.model.own_dropout import remedy
 
 _NOT_OF_THE_MODEL = {"torch_dtype", "name_or_path", "attn_implementation", "output_attentions"}
@@ -33,6 +33,8 @@ _OVERRIDDEN_BY = {
 }
 _ALWAYS_IN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 """Of the last, whether a model reads it, the gate tries."""
+_LAYERS_APART = ("gemma4_text", "gemma4_unified_text")
+"""Families that may have layers of different sizes."""
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -186,7 +188,7 @@ def _reads_of_rope(key: str, rope_type: str, config: PretrainedConfig) -> bool:
 
 def refuse_other_shapes(config: PretrainedConfig) -> None:
     """Not a decoder of our kind, or one that cannot be built: transformers accepts sizes of 0."""
-    if getattr(config, "is_heterogeneous", False):
+    if getattr(config, "is_heterogeneous", False) and config.model_type not in _LAYERS_APART:
         raise ValueError(
             f"model: {config.model_type} has layers of different sizes (per_layer_config), which "
             "are not supported"
@@ -198,15 +200,15 @@ def refuse_other_shapes(config: PretrainedConfig) -> None:
                 f"{', '.join(_SIZES)}, such as llama, mistral or qwen3"
             )
     for key in (*_SIZES, "num_key_value_heads", "intermediate_size", "head_dim"):
-        size = getattr(config, key, None)
+        size = vars(config).get(key)
         if isinstance(size, int) and size < 1:
             raise ValueError(f"model: {key} is {size}; expected a number of at least 1")
-    heads = heads_of(config)
-    if heads.queries % heads.keys:
-        raise ValueError(
-            f"model: num_attention_heads {heads.queries} is not a multiple of "
-            f"num_key_value_heads {heads.keys}"
-        )
+    for heads in heads_of_layers(config):
+        if heads.queries % heads.keys:
+            raise ValueError(
+                f"model: num_attention_heads {heads.queries} is not a multiple of "
+                f"num_key_value_heads {heads.keys}"
+            )
     activation = getattr(config, "hidden_act", None)
     if activation is not None and activation not in ACT2FN:
         hint = did_you_mean(activation, ACT2FN.keys(), most=3, cutoff=0.0)
@@ -253,5 +255,5 @@ def check_heads(config: PretrainedConfig, *, sp_size: int) -> None:
     Raises:
         ValueError: naming the sizes that work.
     """
-    heads = heads_of(config.get_text_config())
-    check_head_counts(heads=heads.queries, kv_heads=heads.keys, sp_size=sp_size)
+    for heads in heads_of_layers(config.get_text_config()):
+        check_head_counts(heads=heads.queries, kv_heads=heads.keys, sp_size=sp_size)

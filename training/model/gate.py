@@ -145,6 +145,11 @@ def _randomise(lm: PreTrainedModel) -> None:
             weight.copy_(noise * _MATRIX_GAIN / weight.shape[-1] ** 0.5)
         else:
             weight.add_(noise * _VECTOR_NOISE)
+    modules: Iterator[Any] = lm.modules()
+    for module in modules:
+        if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
+            # normalised queries that nothing scales: rounding would decide so sharp an attention
+            module.q_norm.weight.mul_(module.head_dim**-0.5)
 
 
 def _try_partial_rotation(model: Model, tiny: PretrainedConfig) -> None:

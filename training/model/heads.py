@@ -17,8 +17,14 @@ class Heads(NamedTuple):
     """Of values there are as many."""
 
 
+def heads_of_layers(config: PretrainedConfig) -> list[Heads]:
+    """All that its layers have, each once."""
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    return list(dict.fromkeys(map(heads_of, layers)))
+
+
 def heads_of(config: PretrainedConfig) -> Heads:
-    """Of a text model.
+    """Of a text model, or of one of its layers where these differ.
 
     Example: Falcon 7B shares one head of keys, whatever its num_kv_heads says; GPT-2 has no
     setting for it, and as many as of queries.

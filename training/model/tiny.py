@@ -165,6 +165,13 @@ def _per_layer(config: PretrainedConfig) -> dict[str, list[Any]]:
 def _keep_layers(config: PretrainedConfig, num_layers: int) -> None:
     """The first ones."""
     lists = _per_layer(config)
+    if shared := getattr(config, "num_kv_shared_layers", 0):  # the last ones
+        own = config.num_hidden_layers - shared
+        config.num_kv_shared_layers = max(0, num_layers - own)
+    if getattr(config, "is_heterogeneous", False):
+        overrides = config._heterogeneity_spec.per_layer_overrides
+        for layer in [layer for layer in overrides if layer >= num_layers]:
+            del overrides[layer]
     config.num_hidden_layers = num_layers
     for key, values in lists.items():
         setattr(config, key, values[:num_layers])
