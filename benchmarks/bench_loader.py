@@ -151,7 +151,7 @@ def samples_a_second(loader: str, folder: Path, *, seconds: float) -> float:
 def make_sparse_corpus(folder: Path, *, num_tokens: int) -> None:
     """A corpus of documents of 1,000 zeros that takes no space on disk."""
     from data_prep.build import BuildOptions, build
-    from data_prep.reading.documents import Fields
+    from data_prep.reading.fields import Fields
 
     small = folder / "small.jsonl"
     small.write_text(json.dumps({"ids": [1] * 10}) + "\n")
@@ -243,7 +243,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     from benchmarks.text_corpus import train_bpe
     from data_prep.build import BuildOptions, build
     from data_prep.packing.pack import pack
-    from data_prep.reading.documents import Fields
+    from data_prep.reading.fields import Fields
 
     text = folder / "text.jsonl"
     text.write_text(json.dumps({"text": Path(__file__).read_text()}) + "\n")

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from common.verbs import add_verbs
-from data_prep.executor import abort_mpi, mpi_rank, serve_as_mpi_worker
+from data_prep.mpi import abort_mpi, mpi_rank
 
 _DESCRIPTION = """\
 Turn raw text into a corpus that training reads: token ids in shards, with a manifest that
@@ -58,6 +58,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         # score runs a model on all ranks, through torch
         if mpi_rank() > 0 and options.verb != "score":
             if shares_work:
+                from data_prep.executor import serve_as_mpi_worker
+
                 serve_as_mpi_worker()
             return 0
         return int(options.run(options))

@@ -29,7 +29,8 @@ from data_prep.journal import (
     write_plan,
 )
 from data_prep.manifest import MANIFEST_NAME, Manifest, SplitRule, TokenizerRecord
-from data_prep.reading.documents import Fields, OnError, OnLoss
+from data_prep.reading.documents import OnError, OnLoss
+from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
 from data_prep.reading.sources import DomainInput, find_domains, modified_ns, split_name
 from data_prep.reading.texts import iter_texts
@@ -37,7 +38,7 @@ from data_prep.record import files_sha256, printable_path, record_text
 from data_prep.round_trip import Check
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
 from data_prep.tokenizing.spelling import changes_of
-from data_prep.tokenizing.tokenizer import Tokenizer, kind_of, load_once
+from data_prep.tokenizing.tokenizer import Tokenizer, kind_of, load_once, prove_fast_path
 from data_prep.tokenizing.training import Algorithm, train_tokenizer
 from data_prep.write_corpus import write_corpus
 
@@ -70,7 +71,7 @@ class BuildOptions:
     overwrite: bool = False
     restart: bool = False
     fast_path: bool = True
-    """Encode with tiktoken where it is provably equivalent."""
+    """Encode with gigatoken where it is provably equivalent."""
 
     def check(self) -> None:
         if (self.tokenizer is None) == (self.train_tokenizer is None):
@@ -181,12 +182,16 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
     folder = (staging / "tokenizer").resolve()
     record = _describe(options=options, folder=folder)
     with open_pool(options.num_workers or num_usable_cores()) as pool:
-        load = partial(load_once, folder, record.sha256, fast=options.fast_path)
+        load = partial(load_once, folder, record.sha256)
         pool.warm_up(load)
         tokenizer = load()
+        is_text = any(domain.fields.kind == "text" for domain in domains)
+        fast = None
+        if is_text and options.fast_path:
+            fast = _fast_path(tokenizer, into=staging.parent)
         way = tokenizer.round_trip
         changes = changes_of(way.prepared, eats_blanks=way.eats_blanks)
-        _announce(tokenizer, domains=domains, changes=changes)
+        _announce(domains=domains, changes=changes)
         eos = tokenizer.special_ids.eos
         if options.split_on_eos:
             domains = _split_on(eos, domains=domains)
@@ -197,7 +202,7 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
             suffix=(eos,) if options.add_eos and eos is not None else (),
             val_frac=options.val_frac,
             dtype=np.dtype("<u2" if tokenizer.vocab_size <= 65_536 else "<u4"),
-            fast=options.fast_path,
+            fast=fast,
             check=options.checked,
         )
         journal = _write_shards(
@@ -253,11 +258,18 @@ def _write_shards(
     return journal
 
 
-def _announce(
-    tokenizer: Tokenizer, *, domains: Sequence[DomainInput], changes: Sequence[str]
-) -> None:
-    if any(domain.fields.kind == "text" for domain in domains):
-        print(f"encoding with {tokenizer.how}", file=sys.stderr)
+def _fast_path(tokenizer: Tokenizer, *, into: Path) -> Path | None:
+    """The proven fast path in a file that the workers load; they need not prove it again."""
+    path, how = prove_fast_path(tokenizer)
+    print(f"encoding with {how}", file=sys.stderr)
+    if path is None:
+        return None
+    file = into / "fast_path.json"
+    path.save(file)
+    return file
+
+
+def _announce(*, domains: Sequence[DomainInput], changes: Sequence[str]) -> None:
     if changes and any(domain.fields.kind != "ids" for domain in domains):
         print(
             f"note: this tokenizer changes texts before it encodes them: {', '.join(changes)}; "

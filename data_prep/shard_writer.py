@@ -32,13 +32,22 @@ class Documents:
 
     def part(self, is_wanted: np.ndarray) -> Documents:
         """Those documents for which `is_wanted` [documents] bool is set."""
-        token_is_wanted = np.repeat(is_wanted, self.lengths)
+        if is_wanted.all():
+            return self
+        # Wanted documents in a row are copied at once.
+        edges = np.flatnonzero(np.diff(is_wanted, prepend=False, append=False)).reshape(-1, 2)
+        ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        runs = [slice(start, end) for start, end in ends[edges]]
         return Documents(
-            tokens=self.tokens[token_is_wanted],
+            tokens=_rows(self.tokens, runs=runs),
             lengths=self.lengths[is_wanted],
             origins=self.origins[is_wanted],
-            mask=None if self.mask is None else self.mask[token_is_wanted],
+            mask=None if self.mask is None else _rows(self.mask, runs=runs),
         )
+
+
+def _rows(array: np.ndarray, *, runs: list[slice]) -> np.ndarray:
+    return np.concatenate([array[:0], *(array[run] for run in runs)])
 
 
 class OpenShard(Record):

@@ -19,7 +19,8 @@ from common.progress import progress_bar
 from data_prep.cleaning.documents import iter_documents
 from data_prep.cleaning.near import hash_ngrams
 from data_prep.executor import WorkerPool
-from data_prep.reading.documents import BadInput, Document, Fields
+from data_prep.reading.documents import BadInput, Document
+from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
 from data_prep.reading.formats import cut_files, describe_fault, name_place, read_part
 from data_prep.reading.sources import DomainInput, find_domains

@@ -67,7 +67,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--no-fast-path",
         dest="fast_path",
         action="store_false",
-        help="encode with the tokenizer's own library even where tiktoken is proven equivalent",
+        help="encode with the tokenizer's own library even where gigatoken is proven equivalent",
     )
     tokens.add_argument(
         "--on-loss",

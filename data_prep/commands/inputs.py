@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.hints import did_you_mean
-from data_prep.reading.documents import ROLES, Fields
-from data_prep.reading.folders import Globs
+from data_prep.reading.fields import ROLES, Fields
+
+if TYPE_CHECKING:
+    from data_prep.reading.folders import Globs
 
 
 def add_input_argument(verb: argparse.ArgumentParser) -> None:
@@ -57,6 +59,8 @@ def add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
 
 
 def globs_from(options: argparse.Namespace) -> Globs:
+    from data_prep.reading.folders import Globs
+
     return Globs(
         include=tuple(options.include),
         exclude=tuple(options.exclude),

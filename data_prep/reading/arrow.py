@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_prep.reading.documents import BadInput, Fields, document_of
+from data_prep.reading.documents import BadInput, document_of
+from data_prep.reading.fields import Fields
 from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
 
 _BLOCK_ROWS = 1024

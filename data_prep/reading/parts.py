@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from data_prep.reading.documents import BadInput, Document, Fields
+from data_prep.reading.documents import BadInput, Document
+from data_prep.reading.fields import Fields
 
 Kind = Literal["lines", "stream", "json", "text", "parquet", "arrow", "hub", "npy", "megatron"]
 Item = Document | BadInput

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
-from data_prep.reading.documents import DocumentKind, Fields
+from data_prep.reading.fields import DocumentKind, Fields
 from data_prep.reading.folders import Globs, Met, archive_suffix, walk_folder
 from data_prep.reading.json_file import holds_lines
 from data_prep.reading.parts import InputFile, Kind

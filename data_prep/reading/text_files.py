@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint
-from data_prep.reading.documents import BadInput, Fields, text_document
+from data_prep.reading.documents import BadInput, text_document
+from data_prep.reading.fields import Fields
 from data_prep.reading.lines import broken_compression
 from data_prep.reading.parts import InputFile, Item, Part
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.documents import BadInput, Document, Fields
+from data_prep.reading.documents import BadInput, Document
+from data_prep.reading.fields import Fields
 from data_prep.reading.megatron_index import document_offsets, open_index, read_values
 from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
 

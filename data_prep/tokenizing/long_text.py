@@ -12,7 +12,7 @@ LONG_TEXT_CHARS = 1 << 18
 # character, or by spaces and a letter or digit; the last space belongs to what comes after it:
 # "x\n" + "y" and "x\n   " + " y". A longer run is matched as a whole ("\n\ny" is not
 # "\n" + "\ny") and is not cut.
-_SAFE_CUT = re.compile(r"(?<=\S)\n(?: *(?= \w)|(?=\S))")
+SAFE_CUT = re.compile(r"(?<=\S)\n(?: *(?= \w)|(?=\S))")
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3_PATTERN = (
@@ -62,7 +62,7 @@ def pieces_of_long_text(text: str, *, piece_chars: int = LONG_TEXT_CHARS) -> lis
     """The text in parts of at least `piece_chars`, except the last; a short text stays whole."""
     pieces, start = [], 0
     while len(text) - start > piece_chars:
-        cut = _SAFE_CUT.search(text, start + piece_chars)
+        cut = SAFE_CUT.search(text, start + piece_chars)
         if cut is None:
             break
         pieces.append(text[start : cut.end()])

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
+from data_prep.tokenizing.gigatoken_path import byte_of_character
 from data_prep.tokenizing.long_text import splitting_patterns
 from data_prep.tokenizing.spelling import SPACE_MARK, Loss, both_losses, loss_of, rewritten
-from data_prep.tokenizing.tiktoken_path import byte_of_character
 
 _BYTE_OF = byte_of_character()
 _BYTE_OF_LETTER = {ord(letter): byte for letter, byte in _BYTE_OF.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from data_prep.tokenizing.gigatoken_path import byte_of_character
 from data_prep.tokenizing.settings import HF_NAME, SENTENCEPIECE_NAME
-from data_prep.tokenizing.tiktoken_path import byte_of_character
 from data_prep.tokenizing.tokenizer import Tokenizer, kind_of
 
 # Tokens may end within one character and begin within the next, again and again.

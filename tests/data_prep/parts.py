@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from data_prep.reading.documents import BadInput, Document, Fields
+from data_prep.reading.documents import BadInput, Document
+from data_prep.reading.fields import Fields
 from data_prep.reading.megatron_index import DTYPE_OF_CODE, INDEX_HEADER, INDEX_MAGIC
 from data_prep.reading.parts import Format, InputFile, Item
 

@@ -12,7 +12,8 @@ from typing import Any
 import zstandard
 
 from data_prep.manifest import Source
-from data_prep.reading.documents import Document, Fields
+from data_prep.reading.documents import Document
+from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
 from data_prep.reading.formats import cut_files, describe_fault, read_part
 from data_prep.reading.sources import find_domains

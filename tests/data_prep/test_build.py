@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep.packing.pack import pack
-from data_prep.reading.documents import Fields
+from data_prep.reading.fields import Fields
 from data_prep.shards import open_corpus
 from data_prep.verify import verify
 from tests.data_prep.read_back import decoded

@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from data_prep.cleaning.contamination import Against, read_benchmark
-from data_prep.reading.documents import Fields
+from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs, walk_folder
 from data_prep.shards import open_corpus
 from tests.data_prep.read_back import PACK, read_inputs

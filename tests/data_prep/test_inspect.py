@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.packing.pack import pack
-from data_prep.reading.documents import Fields
+from data_prep.reading.fields import Fields
 from data_prep.shards import Corpus, open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from data_prep.viewing.colours import css_colours

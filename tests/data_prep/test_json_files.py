@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.reading.documents import Document, Fields
+from data_prep.reading.documents import Document
+from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
 from data_prep.reading.formats import cut_files, read_part
 from data_prep.reading.sources import find_domains

@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_prep.reading.documents import BadInput, Fields
+from data_prep.reading.documents import BadInput
+from data_prep.reading.fields import Fields
 from data_prep.shards import open_corpus
 from tests.data_prep.read_back import contents
 

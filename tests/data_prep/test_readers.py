@@ -14,7 +14,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data_prep.reading.documents import BadInput, Document, Fields
+from data_prep.reading.documents import BadInput, Document
+from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
 from data_prep.reading.formats import cut_files, name_place, read_part
 from data_prep.reading.sources import find_domains

@@ -14,7 +14,7 @@ from tokenizers import (
     pre_tokenizers,
 )
 
-from data_prep.reading.documents import Fields
+from data_prep.reading.fields import Fields
 from data_prep.shards import open_corpus
 from tests.data_prep.small_tokenizers import LOST, PLAIN, character_bpe, saved
 

@@ -14,7 +14,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data_prep.reading.documents import Document, Fields
+from data_prep.reading.documents import Document
+from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs, walk_folder
 from data_prep.reading.formats import cut_files, read_part
 from data_prep.reading.parts import InputFile
@@ -216,7 +217,7 @@ def test_reading_through_datasets_never_loads_torch(
     program = f"""
 import sys
 from data_prep.reading.arrow import Arrow
-from data_prep.reading.documents import Fields
+from data_prep.reading.fields import Fields
 from data_prep.reading.parts import InputFile
 fields = Fields(text="text")
 file = InputFile({str(tmp_path / "saved")!r}, "arrow", 1000)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common.progress import progress_bar
-from data_prep.reading.documents import Fields
+from data_prep.reading.fields import Fields
 from data_prep.shards import Corpus, open_corpus
 from data_prep.viewing import stats
 from data_prep.viewing.stats import corpus_stats

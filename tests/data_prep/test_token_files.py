@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.reading import token_files
-from data_prep.reading.documents import Fields
+from data_prep.reading.fields import Fields
 from data_prep.reading.parts import InputFile
 from data_prep.reading.token_files import Megatron, Npy
 from tests.data_prep.parts import (

@@ -51,7 +51,7 @@ def test_bpe_takes_the_fast_path_and_transformers_reads_it(
     from transformers import AutoTokenizer
 
     out = run_cli("train-tokenizer", "--input", source, *VOCAB, "--out", tmp_path / "bpe")[1]
-    assert "encodes    with tiktoken, proven equivalent" in out
+    assert "encodes    with gigatoken, proven equivalent" in out
     reference = AutoTokenizer.from_pretrained(str(tmp_path / "bpe"))
     for text, ids in zip(tricky, load_tokenizer(tmp_path / "bpe").encode(tricky), strict=True):
         assert ids.tolist() == reference(text, split_special_tokens=True).input_ids

@@ -13,7 +13,7 @@ import torch
 
 from data_prep.build import BuildOptions, build
 from data_prep.packing.pack import pack
-from data_prep.reading.documents import Fields
+from data_prep.reading.fields import Fields
 from tests.training.short_runs import SEQUENCE_TOKENS, short_recipe
 from training.config.recipe import Recipe
 from training.ranks.dist import Layout
