@@ -42,6 +42,17 @@ def ceiling(corpus: Path, tokenizer: Path, out: Path) -> float:
     return time.perf_counter() - began
 
 
+def gigatoken_alone(corpus: Path, tokenizer: Path, out: Path) -> float:
+    """The fast path's library alone: texts in memory, one thread per core, nothing written."""
+    from gigatoken.gigatoken_rs import load_hf_json
+
+    backend = load_hf_json((tokenizer / "tokenizer.json").read_bytes())
+    texts = read_texts(corpus)
+    began = time.perf_counter()
+    backend.encode_batch(texts, parallel=True)
+    return time.perf_counter() - began
+
+
 def ours(corpus: Path, tokenizer: Path, out: Path, *, fast_path: bool = True) -> float:
     """`python -m data_prep build`: JSON lines to a finished, checked, durable folder."""
     from data_prep.build import BuildOptions, build
@@ -128,6 +139,7 @@ def datatrove(corpus: Path, tokenizer: Path, out: Path) -> float:
 
 WAYS: dict[str, Callable[[Path, Path, Path], float]] = {
     "ceiling": ceiling,
+    "gigatoken alone": gigatoken_alone,
     "ours, same library": ours_by_the_same_library,
     "ours": ours,
     "Pool.imap": pool_imap,
@@ -143,9 +155,8 @@ def measure(way: str, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
     command = [sys.executable, "-m", "benchmarks.bench_data_prep", "--way", way, "--paths", *paths]
     threads = {"RAYON_NUM_THREADS": str(CORES), "TOKENIZERS_PARALLELISM": "true"}
     # A pool worker has one core: its tokenizer must not start threads of its own.
-    environment = os.environ | (
-        threads if way == "ceiling" else {"TOKENIZERS_PARALLELISM": "false"}
-    )
+    is_alone = way in ("ceiling", "gigatoken alone")
+    environment = os.environ | (threads if is_alone else {"TOKENIZERS_PARALLELISM": "false"})
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if found.returncode:
         raise SystemExit(f"{way} failed:\n{found.stderr[-3000:]}")
@@ -171,6 +182,7 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=110, help="MB of text; default: 110")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab-size", type=int, default=32_000)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[], help="default: all")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--paths", nargs=3, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -190,7 +202,9 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     corpus, tokenizer = folder / "corpus.jsonl", folder / "tokenizer"
     num_documents = write_corpus(corpus, num_bytes=options.mb * 10**6)
     train_bpe(corpus, vocab_size=options.vocab_size, to=tokenizer)
-    ways = [way for way in WAYS if way != "datatrove" or find_spec("datatrove")]
+    ways = [way for way in WAYS if way in (options.ways or WAYS)]
+    if not find_spec("datatrove"):
+        ways = [way for way in ways if way != "datatrove"]
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     num_tokens = 0
     for _ in range(options.rounds):
@@ -205,14 +219,14 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     print(f"{num_documents:,} documents, {options.mb} MB of text, {num_tokens:,} tokens\n")
     print("| way | seconds | spread | M tokens/s | to the ceiling |")
     print("|---|---|---|---|---|")
-    best = statistics.median(seconds["ceiling"])
+    best = statistics.median(seconds.get("ceiling", seconds[ways[0]]))
     for way, spent in seconds.items():
         middle = statistics.median(spent)
         print(
             f"| {way} | {middle:.1f} | {min(spent):.1f} to {max(spent):.1f} "
             f"| {num_tokens / middle / 1e6:.2f} | {best / middle:.2f} |"
         )
-    if mpirun := find_mpirun():
+    if not options.ways and (mpirun := find_mpirun()):
         paths = {"corpus": corpus, "tokenizer": tokenizer, "folder": folder}
         one, two = (
             statistics.median(measure_mpi(mpirun, ranks, **paths) for _ in range(options.rounds))

@@ -42,6 +42,8 @@ from data_prep.tokenizing.tokenizer import Tokenizer, kind_of, load_once, prove_
 from data_prep.tokenizing.training import Algorithm, train_tokenizer
 from data_prep.write_corpus import write_corpus
 
+_SMALL_BYTES = 2 << 20
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -66,7 +68,7 @@ class BuildOptions:
     add_eos: bool = True
     split_on_eos: bool = False
     """A flat .npy of ids holds many documents, each ending in EOS."""
-    num_workers: int | None = None  # None: one per core
+    num_workers: int | None = None  # None: one per core, or one for a small corpus
     shard_mib: float = 512
     overwrite: bool = False
     restart: bool = False
@@ -181,14 +183,16 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
     """Write the shards next to the tokenizer and return the manifest."""
     folder = (staging / "tokenizer").resolve()
     record = _describe(options=options, folder=folder)
-    with open_pool(options.num_workers or num_usable_cores()) as pool:
+    is_small = options.num_workers is None and _is_small(domains)
+    num_workers = options.num_workers or (1 if is_small else num_usable_cores())
+    with open_pool(num_workers) as pool:
         load = partial(load_once, folder, record.sha256)
         pool.warm_up(load)
         tokenizer = load()
-        is_text = any(domain.fields.kind == "text" for domain in domains)
         fast = None
-        if is_text and options.fast_path:
-            fast = _fast_path(tokenizer, into=staging.parent)
+        if any(domain.fields.kind == "text" for domain in domains):
+            is_wanted = options.fast_path and not is_small
+            fast = _fast_path(tokenizer, into=staging.parent, is_wanted=is_wanted)
         way = tokenizer.round_trip
         changes = changes_of(way.prepared, eats_blanks=way.eats_blanks)
         _announce(domains=domains, changes=changes)
@@ -258,9 +262,16 @@ def _write_shards(
     return journal
 
 
-def _fast_path(tokenizer: Tokenizer, *, into: Path) -> Path | None:
+def _is_small(domains: Sequence[DomainInput]) -> bool:
+    """Whether all is encoded sooner than processes have started and a fast path is proven."""
+    num_bytes = sum(domain.num_bytes for domain in domains)
+    is_known = all(file.kind != "hub" for domain in domains for file in domain.files)
+    return is_known and num_bytes < _SMALL_BYTES
+
+
+def _fast_path(tokenizer: Tokenizer, *, into: Path, is_wanted: bool) -> Path | None:
     """The proven fast path in a file that the workers load; they need not prove it again."""
-    path, how = prove_fast_path(tokenizer)
+    path, how = prove_fast_path(tokenizer) if is_wanted else (None, tokenizer.how)
     print(f"encoding with {how}", file=sys.stderr)
     if path is None:
         return None

@@ -130,7 +130,7 @@ def _sketch(
             signatures[first : first + len(rows)] = rows
             first += len(rows)
             bar.update(len(rows))
-    return signatures
+    return np.asarray(signatures)  # each row of a memmap would be a memmap
 
 
 def sketch_task(task: _Task) -> np.ndarray:

@@ -100,7 +100,10 @@ def _add_writing(writing: argparse._ArgumentGroup) -> None:
         help="fraction of documents held out, by a hash of their text (default: 0.01)",
     )
     writing.add_argument(
-        "--workers", type=int, metavar="N", help="worker processes (default: one per core)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="worker processes (default: one per core; one below 2 MiB)",
     )
     writing.add_argument(
         "--shard-mib", type=float, default=512, metavar="M", help="shard size (default: 512)"
