@@ -8,11 +8,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_prep.reading.fields import Fields
+from data_prep.reading.fields import Fields, value_at
 
 OnError = Literal["fail", "skip"]
 OnLoss = Literal["fail", "count"]
 Messages = list[dict[str, Any]]
+_SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+}
 IGNORED_LABEL = -100  # of Hugging Face's collators and of torch's cross-entropy
 
 
@@ -64,12 +73,17 @@ def document_of(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Doc
 
     Ids are not checked against the vocabulary here.
     """
+    values: dict[str, Any] = {}
     for key in wanted.as_dict().values():
-        if key not in record:
+        try:
+            values[key] = value_at(record, key)
+        except KeyError:
             found = ", ".join(sorted(map(str, record))[:8]) or "none"
             return BadInput(place, reason=f"missing key {key!r}", detail=f"keys: {found}")
-        if isinstance(record[key], BadInput):
-            return record[key]
+        if isinstance(values[key], BadInput):
+            bad: BadInput = values[key]
+            return bad
+    record = values
     if wanted.text:
         return text_document(record[wanted.text], place=place, key=wanted.text)
     if wanted.ids:
@@ -169,6 +183,10 @@ def _conversation(value: object, *, place: int, key: str) -> Document | BadInput
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         detail = f"{key!r} must be a list of messages"
         return BadInput(place, reason="not a conversation", detail=detail)
+    if any("role" not in turn and "from" in turn for turn in value):
+        value = _from_sharegpt(value, place=place)
+        if isinstance(value, BadInput):
+            return value
     for number, turn in enumerate(value):
         if not isinstance(turn.get("role"), str):
             detail = f"message {number} has no role"
@@ -177,3 +195,19 @@ def _conversation(value: object, *, place: int, key: str) -> Document | BadInput
         if isinstance(content, str) and (bad := _lone_surrogate(content, place=place)):
             return bad
     return Document(value, place=place)
+
+
+def _from_sharegpt(turns: Messages, *, place: int) -> Messages | BadInput:
+    """Messages of turns with `from` and `value`, as in ShareGPT's files."""
+    messages = []
+    for number, turn in enumerate(turns):
+        speaker, words = turn.get("from"), turn.get("value")
+        role = _SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None or not isinstance(words, str):
+            known = ", ".join(_SHAREGPT_ROLES)
+            detail = f"message {number} is from {speaker!r}, known are {known}"
+            if role is not None:
+                detail = f"message {number} has no text in 'value'"
+            return BadInput(place, reason="not a conversation", detail=detail)
+        messages.append({"role": role, "content": words})
+    return messages

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 DocumentKind = Literal["text", "ids", "chat"]
 
@@ -11,6 +12,8 @@ DocumentKind = Literal["text", "ids", "chat"]
 @dataclass(frozen=True)
 class Fields:
     """Names of the record fields that make up a document; unset ones are not read.
+
+    A field within another is named with a dot: `meta.text`.
 
     One of `text`, `ids`, `messages` or `prompt` with `completion`. With `ids`, `loss_mask` (1
     for a target) or `labels` (the id, or -100) may mark which tokens are targets.
@@ -49,8 +52,31 @@ class Fields:
     def has_mask(self) -> bool:
         return bool(self.kind == "chat" or self.loss_mask or self.labels)
 
+    def roots(self, names: Collection[str]) -> list[str]:
+        """Those of a record's own fields that hold what is wanted, each once."""
+        keys = self.as_dict().values()
+        return list(dict.fromkeys(k if k in names else k.partition(".")[0] for k in keys))
+
     def as_dict(self) -> dict[str, str]:
         return {role: getattr(self, role) for role in ROLES if getattr(self, role)}
 
 
 ROLES = tuple(field.name for field in fields(Fields) if field.name != "split_after")
+
+
+def value_at(record: Mapping[str, Any], key: str) -> Any:
+    """A field of a record, or, where it has none of this name, one within its fields.
+
+    Raises:
+        KeyError: if there is neither.
+    """
+    if key in record:
+        return record[key]
+    value: Any = record
+    for name in key.split("."):
+        if not isinstance(value, Mapping):
+            if isinstance(value, Exception):
+                return value  # what is wrong with the field that holds it
+            raise KeyError(key)
+        value = value[name]
+    return value

@@ -12,6 +12,7 @@ from data_prep.reading.fields import Fields
 from data_prep.reading.json_file import JsonRecords
 from data_prep.reading.lines import PlainLines, StreamedLines
 from data_prep.reading.parts import Format, InputFile, Item, Kind, Part
+from data_prep.reading.tables import Tables
 from data_prep.reading.text_files import TextFiles
 from data_prep.record import printable_path
 
@@ -31,6 +32,8 @@ def format_of(kind: Kind) -> Format:
         return StreamedLines()
     if kind == "json":
         return JsonRecords()
+    if kind == "table":
+        return Tables()
     if kind == "text":
         return TextFiles()
     if kind == "parquet":

@@ -50,14 +50,13 @@ class JsonRecords:
         place = begin = start
         records: list[Any] = []
         num_chars, before = 0, 0
-        keys = fields.as_dict().values()
         with Path(file.path).open("rb") as raw:
             stream = _text_of(file, raw)  # held: it closes the file when it is collected
             try:
                 for number, (record, size) in enumerate(_elements(stream)):
                     if number < start:
                         continue
-                    records.append(_only(record, keys=keys))
+                    records.append(_only(record, fields=fields))
                     place, num_chars = number + 1, num_chars + size
                     if num_chars >= PART_BYTES:
                         num_bytes, before = raw.tell() - before, raw.tell()
@@ -87,11 +86,12 @@ def _text_of(file: InputFile, raw: IO[bytes]) -> IO[str]:
     return io.TextIOWrapper(decompressed(Path(file.path), raw), encoding="utf-8-sig", newline="")
 
 
-def _only(record: Any, *, keys: Any) -> Any:
+def _only(record: Any, *, fields: Fields) -> Any:
     """The wanted fields of a record, and the names of the others, for error messages."""
     if not isinstance(record, dict):
         return record
-    return {key: value if key in keys else None for key, value in record.items()}
+    roots = fields.roots(record)
+    return {key: value if key in roots else None for key, value in record.items()}
 
 
 def _document(record: Any, *, place: int, fields: Fields) -> Document | BadInput:

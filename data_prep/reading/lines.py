@@ -12,7 +12,7 @@ import orjson
 
 from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint
 from data_prep.reading.documents import BadInput, Document, document_of, invalid_utf8
-from data_prep.reading.fields import Fields
+from data_prep.reading.fields import Fields, value_at
 from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
 
 
@@ -119,5 +119,8 @@ def _text_of(line: bytes, *, key: str) -> str | None:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
-    text = record.get(key) if isinstance(record, dict) else None
+    try:
+        text = value_at(record, key) if isinstance(record, dict) else None
+    except KeyError:
+        return None
     return text if isinstance(text, str) else None

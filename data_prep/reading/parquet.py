@@ -44,10 +44,10 @@ class Parquet:
         if isinstance(part.data, BadInput):
             yield part.data
             return
-        columns = tuple(fields.as_dict().values())
         place = part.start
         try:
             file = _open(part.file)
+            columns = tuple(fields.roots(file.schema_arrow.names))
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 detail = f"columns: {', '.join(file.schema_arrow.names[:8])}"

@@ -9,7 +9,9 @@ from typing import Any, Literal, Protocol
 from data_prep.reading.documents import BadInput, Document
 from data_prep.reading.fields import Fields
 
-Kind = Literal["lines", "stream", "json", "text", "parquet", "arrow", "hub", "npy", "megatron"]
+Kind = Literal[
+    "lines", "stream", "json", "table", "text", "parquet", "arrow", "hub", "npy", "megatron"
+]
 Item = Document | BadInput
 PART_BYTES = 1 << 20
 

@@ -21,6 +21,8 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
     ".jsonl": "lines",
     ".ndjson": "lines",
     ".json": "json",
+    ".csv": "table",
+    ".tsv": "table",
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".npy": "npy",
@@ -129,7 +131,9 @@ def kind_of(path: Path) -> Kind | None:
     suffix = path.suffix.lower()
     if suffix in COMPRESSION_SUFFIXES:
         inner = KIND_OF_SUFFIX.get(Path(path.stem).suffix.lower())
-        return "stream" if inner == "lines" else inner if inner in ("json", "text") else None
+        if inner == "lines":
+            return "stream"
+        return inner if inner in ("json", "table", "text") else None
     return KIND_OF_SUFFIX.get(suffix)
 
 
@@ -146,8 +150,10 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
     if not path.is_file():
         raise ValueError(f"--input {path}: no such file or folder")
     if suffix := archive_suffix(path.name):
-        raise ValueError(f"--input {path}: {suffix} is not supported; unpack it")
+        raise ValueError(f"--input {path}: {suffix} is not supported; {_unpack(path, suffix)}")
     kind = kind_of(path)
+    if kind == "table" and globs.names(path.name):
+        kind = "text"
     if kind is None and not globs.names(path.name):
         raise ValueError(
             f"--input {path}: unknown suffix {path.suffix!r}; known: {_known(ids=True)} (text "
@@ -156,9 +162,21 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
     kind = _by_content(path, kind=kind or "text", globs=globs)
     if kind in _IDS_ONLY and fields.kind != "ids":
         raise ValueError(f"--input {path}: holds ids, not text; add --ids-key input_ids")
+    if kind == "table" and fields.kind == "ids":
+        raise ValueError(f"--input {path}: a table holds text, no lists of ids; use JSON lines")
     if kind == "text" and fields.kind != "text":
         raise ValueError(f"--input {path}: holds text, not records with {fields.as_dict()}")
     yield _input_file(path, kind=kind)
+
+
+def _unpack(path: Path, suffix: str) -> str:
+    """The command that makes a folder of an archive."""
+    folder = path.name[: -len(suffix)] or "unpacked"
+    if suffix == ".zip":
+        return f"unpack it (`python -m zipfile -e {path} {folder}`) and read the folder {folder}"
+    if suffix.startswith((".tar", ".tbz", ".tgz", ".txz")):
+        return f"unpack it (`mkdir {folder} && tar -xf {path} -C {folder}`) and read {folder}"
+    return "unpack it and read the folder"
 
 
 def _advice(path: Path) -> str:
@@ -186,6 +204,7 @@ def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[
                 yield met
         else:
             kind = _by_content(path, kind=kind_of(path) or "text", globs=globs)
+            kind = "text" if kind == "table" else kind  # --include has named it
             if kind in _KINDS_OF_A_FOLDER[fields.kind]:
                 yield _input_file(path, kind=kind)
             else:

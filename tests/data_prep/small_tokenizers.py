@@ -6,13 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_prep.tokenizing.gigatoken_path import NEWER_CHARACTERS, GigatokenPath
 from data_prep.tokenizing.spelling import Loss
 from data_prep.tokenizing.tokenizer import load_tokenizer
 
 LOST = "Ünïcode ☃ and 水車"
 PLAIN = "unicode and other words"
+# Characters that both libraries know.
+ANY_TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters=NEWER_CHARACTERS), max_size=120
+)
+
+
+def path_of(settings: dict[str, Any]) -> GigatokenPath:
+    """The fast path of a `tokenizer.json`."""
+    return GigatokenPath.of(settings, backend=Tokenizer.from_str(json.dumps(settings)))
 
 
 def saved(tokenizer: Tokenizer, folder: Path, **names: str) -> Path:

@@ -113,7 +113,6 @@ def test_an_archive_is_no_text_even_where_it_is_named(
         ("x.bz2", "Rename it after what it holds, such as x.jsonl.bz2 or x.txt.bz2"),
         ("x.py.gz", "Rename it after what it holds, such as x.py.jsonl.gz or x.py.txt.gz"),
         ("x.parquet.gz", "Decompress it"),
-        ("x.csv", "To read it as text add --include 'x.csv'"),
         ("x.xyz", "To read it as text add --include 'x.xyz', or give its folder"),
     ],
 )

@@ -1,0 +1,88 @@
+"""Tables as text (.csv, .tsv): a row is a record, the first row names its fields."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
+from data_prep.reading.documents import BadInput, document_of
+from data_prep.reading.fields import Fields
+from data_prep.reading.lines import broken_compression
+from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
+
+_MAX_FIELD_CHARS = 1 << 30  # the module's own limit of 128 K would refuse long texts
+
+
+class Tables:
+    """A line end within quotes is no end of a row, so rows are read here and sent with the part."""
+
+    def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
+        place = begin = start
+        records: list[dict[str, str] | BadInput] = []
+        num_chars, before = 0, 0
+        csv.field_size_limit(_MAX_FIELD_CHARS)
+        with Path(file.path).open("rb") as raw:
+            stream = decompressed(Path(file.path), raw)
+            # Held: it closes the file when it is collected.
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            rows = _rows(text, path=Path(file.path))
+            try:
+                bad = _bad_names(names := next(rows, []), fields=fields)
+                for number, row in enumerate(() if bad else rows):
+                    if number < start:
+                        continue
+                    records.append(_record(row, names=names, place=number, fields=fields))
+                    place, num_chars = number + 1, num_chars + sum(map(len, row))
+                    if num_chars >= PART_BYTES:
+                        num_bytes, before = raw.tell() - before, raw.tell()
+                        yield Part(file, begin, place, num_bytes=num_bytes, data=records)
+                        begin, records, num_chars = place, [], 0
+            except BROKEN_COMPRESSION as error:
+                bad = broken_compression(error, place=place)
+            except UnicodeDecodeError as error:
+                bad = BadInput(place, reason="invalid UTF-8", detail=str(error))
+            except csv.Error as error:
+                bad = BadInput(place, reason="broken table", detail=str(error))
+            if records:
+                yield Part(file, begin, place, num_bytes=raw.tell() - before, data=records)
+            if bad:
+                yield Part(file, place, place, data=bad)
+
+    def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
+        if isinstance(part.data, BadInput):
+            yield part.data
+            return
+        for place, record in enumerate(part.data, start=part.start):
+            if isinstance(record, BadInput):
+                yield record
+            else:
+                yield document_of(record, place=place, wanted=fields)
+
+
+def _rows(text: IO[str], *, path: Path) -> Iterator[list[str]]:
+    delimiter = "\t" if ".tsv" in map(str.lower, path.suffixes) else ","
+    return (row for row in csv.reader(text, delimiter=delimiter, strict=True) if row)
+
+
+def _bad_names(names: list[str], *, fields: Fields) -> BadInput | None:
+    for wanted in fields.as_dict().values():
+        if wanted not in names:
+            detail = f"columns: {', '.join(names[:8]) or 'none'}; the first row names them"
+            return BadInput(0, reason=f"missing column {wanted!r}", detail=detail)
+        if names.count(wanted) > 1:
+            detail = "rename one, or name another with --field"
+            return BadInput(0, reason=f"several columns {wanted!r}", detail=detail)
+    return None
+
+
+def _record(
+    row: list[str], *, names: list[str], place: int, fields: Fields
+) -> dict[str, str] | BadInput:
+    if len(row) != len(names):
+        detail = f"{len(row)} fields, the first row has {len(names)}"
+        return BadInput(place, reason="row of another length", detail=detail)
+    return {key: row[names.index(key)] for key in fields.as_dict().values()}
