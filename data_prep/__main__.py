@@ -12,6 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from common.verbs import add_verbs
 from data_prep.mpi import abort_mpi, mpi_rank
@@ -42,16 +43,17 @@ VERBS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m data_prep") -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a user error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold bytes that are not UTF-8; printing it must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
-    return exit_code_of(lambda: _run(arguments))  # Ctrl-C may come while the verbs are loaded, too
+    # Ctrl-C may come while the verbs are loaded, too
+    return exit_code_of(lambda: _run(arguments, prog=prog))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    options = make_parser().parse_args(arguments)
+def _run(arguments: Sequence[str] | None, *, prog: str) -> int:
+    options = build_parser(prog).parse_args(arguments)
     shares_work = _shares_work(options)
 
     def run() -> int:
@@ -77,21 +79,26 @@ def _shares_work(options: argparse.Namespace) -> bool:
     return options.verb in ("build", "import-megatron", "decontaminate")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
+    """The command line; each verb's help says what it does."""
     parser = argparse.ArgumentParser(
-        prog="python -m data_prep",
-        description=_DESCRIPTION,
+        prog=prog,
+        description=_DESCRIPTION.replace("python -m data_prep", prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_verbs(parser, package="data_prep.commands", names=VERBS)
     return parser
 
 
-if __name__ == "__main__":
-    exit_code = main()
+def end_process(exit_code: int) -> NoReturn:
+    """The last call of a command."""
     if "torch" in sys.modules:
         # threads of a process group may abort the interpreter during a slow shutdown
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
     sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    end_process(main())

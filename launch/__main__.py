@@ -8,28 +8,31 @@ if __name__ == "__main__":
     heed_ctrl_c()  # before the imports, which take longer
 
 import argparse
+import os
 import sys
+from typing import NoReturn
 
 from common.verbs import add_verbs
 from training.config.arguments import parse_arguments
 
-VERBS = ("plan", "preflight")
+VERBS = ("new", "plan", "preflight")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, prog: str = "python -m launch") -> int:
     """Run one verb; a user error is one message and exit code 2."""
-    return exit_code_of(lambda: _run(argv))  # Ctrl-C may come while the verbs are loaded, too
+    # Ctrl-C may come while the verbs are loaded, too
+    return exit_code_of(lambda: _run(argv, prog=prog))
 
 
-def _run(argv: list[str] | None) -> int:
-    options = parse_arguments(build_parser(), argv)
+def _run(argv: list[str] | None, *, prog: str) -> int:
+    options = parse_arguments(build_parser(prog), argv)
     return int(options.run(options))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The command line; each verb's help says what it does."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch", description="Plan and check before allocating GPUs."
+        prog=prog, description="Begin a project; plan and check before allocating GPUs."
     )
     # the deepspeed launcher inserts it first; the environment has the same value
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -37,10 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
-    code = main()
+def end_process(code: int) -> NoReturn:
+    """The last call of a command."""
     if "torch" in sys.modules:
-        from launch.commands.preflight import end_process
-
-        end_process(code)
+        # checks that hang are still running in threads, and so is gloo
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    end_process(main())

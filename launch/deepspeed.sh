@@ -51,7 +51,7 @@ done < <(forwarded_variables)
 
 command=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$(realpath -- "$hostfile")"
     --no_ssh_check ${MASTER_ADDR:+--master_addr "$MASTER_ADDR"} --master_port "$port"
-    --module training train --rank-logs "$(realpath -- "$RECIPE")" "${OVERRIDES[@]}")
+    --module training train --rank-logs "$(realpath -- "$RECIPE_FILE")" "${OVERRIDES[@]}")
 if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0

@@ -55,7 +55,10 @@ export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
 export TRANSFORMERS_VERBOSITY=${TRANSFORMERS_VERBOSITY:-error}
 export DS_LOG_LEVEL=${DS_LOG_LEVEL:-warning}
 export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
-export PYTHONPATH=$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}
+# An installed package is found without; its folder may hold names of the standard library's.
+if [[ $REPO_ROOT != */site-packages && $REPO_ROOT != */dist-packages ]]; then
+    export PYTHONPATH=$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}
+fi
 
 # share_cores PROCESSES: threads for each process of this machine, unless the user has set them.
 # Otherwise torchrun gives each a single one, which slows an optimizer in host memory, and without

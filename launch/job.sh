@@ -38,10 +38,10 @@ take_value() {
     WORDS=2
 }
 
-# read_recipe RECIPE [a.b=c ...]: sets RUN_DIR and SEQUENCE_PARALLEL_SIZE, or exits with the error.
+# read_recipe RECIPE [a.b=c ...]: sets RUN_DIR, SEQUENCE_PARALLEL_SIZE and RECIPE_FILE, which may be
+# a shipped one that was given by its name, or exits with the error.
 read_recipe() {
     local facts
-    [[ -f $1 ]] || fail "there is no recipe $1"
     facts=$("$PYTHON" -m launch.recipe_facts "$@") || exit 2
     eval "$facts"
 }

@@ -55,7 +55,7 @@ fi
 
 command=("$PYTHON" -m launch.torchrun --standalone --local-addr=127.0.0.1
     "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
-    "--nproc-per-node=$num_processes" -m training train --rank-logs "$RECIPE" "${OVERRIDES[@]}")
+    "--nproc-per-node=$num_processes" -m training train --rank-logs "$RECIPE_FILE" "${OVERRIDES[@]}")
 if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0

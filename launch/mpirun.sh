@@ -75,7 +75,7 @@ command=("$MPIRUN" -np "$num_processes" "${placement[@]}" --bind-to none)
 while read -r name; do
     command+=(-x "$name")
 done < <(forwarded_variables)
-command+=("$PYTHON" -m training train --rank-logs "$(realpath -- "$RECIPE")"
+command+=("$PYTHON" -m training train --rank-logs "$(realpath -- "$RECIPE_FILE")"
     "${OVERRIDES[@]}")
 if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_prep.shards import open_corpus
 from training.config.load import load_recipe
+from training.config.shipped import find_recipe
 
 _OPEN_CORPUS = "--open-corpus"
 
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
         return 2
     # absolute: a launcher may start processes in another folder
     run_dir = Path(recipe.run_dir).absolute()
+    print(f"RECIPE_FILE={shlex.quote(str(find_recipe(arguments[0])))}")
     print(f"SEQUENCE_PARALLEL_SIZE={recipe.train.sequence_parallel_size}")
     print(f"RUN_DIR={shlex.quote(str(run_dir))}")
     return 0

@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 from common.verbs import add_verbs
 from training.config.arguments import parse_arguments
@@ -28,13 +29,14 @@ examples:
 VERBS = ("train", "evaluate", "export", "interpolate", "report", "sweep", "preview", "add-tokens")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, prog: str = "python -m training") -> int:
     """Run one verb; a user error is one message and exit code 2."""
-    return exit_code_of(lambda: _run(argv))  # Ctrl-C may come while the verbs are loaded, too
+    # Ctrl-C may come while the verbs are loaded, too
+    return exit_code_of(lambda: _run(argv, prog=prog))
 
 
-def _run(argv: list[str] | None) -> int:
-    options = parse_arguments(build_parser(), argv)
+def _run(argv: list[str] | None, *, prog: str) -> int:
+    options = parse_arguments(build_parser(prog), argv)
     has_ranks = options.verb in ("train", "evaluate", "interpolate")
     # the rank is not known before, so every process says what is wrong with it
     if has_ranks and (code := exit_code_of(_set_ranks)):
@@ -50,10 +52,10 @@ def _set_ranks() -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The command line; each verb's help says what it does."""
     parser = argparse.ArgumentParser(
-        prog="python -m training",
+        prog=prog,
         description="Train a causal LM on little data without overfitting, and inspect the result.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,8 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-if __name__ == "__main__":
-    exit_code = main()
+def end_process(exit_code: int) -> NoReturn:
+    """The last call of a command."""
     if "RANK" in os.environ:
         # gloo's threads release tensors after the last collective has returned; one that does so
         # during interpreter shutdown aborts the process
@@ -73,3 +75,7 @@ if __name__ == "__main__":
         sys.stderr.flush()
         os._exit(exit_code)
     sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    end_process(main())

@@ -6,10 +6,8 @@ import argparse
 import json
 import math
 
-from launch.planner.forecast import Machine, forecast
-from launch.planner.table import as_data, as_text
+from launch.planner.machine import Machine
 from training.config.arguments import add_recipe
-from training.config.load import load_recipe
 
 SUMMARY = "memory, time and disk of a run, and what to change when it does not fit"
 DESCRIPTION = """\
@@ -67,6 +65,11 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    # imports here: --help and usage errors answer before the recipe's types are made
+    from launch.planner.forecast import forecast
+    from launch.planner.table import as_data, as_text
+    from training.config.load import load_recipe
+
     result = forecast(
         load_recipe(options.recipe, options.overrides),
         Machine(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import textwrap
 import time
 from typing import TYPE_CHECKING
@@ -117,13 +116,6 @@ def run(options: argparse.Namespace) -> int:
             print(summary(results, seconds=seconds), flush=True)
     exchange.leave()
     return 1 if verdict_of(results) == "fail" else 0
-
-
-def end_process(code: int) -> None:
-    """At once: checks that hang are still running in threads, and so is gloo."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def _refuse_timeout_without_number() -> None:

@@ -65,7 +65,7 @@ share_cores "$num_processes"
 command=("$PYTHON" -m launch.torchrun "--nnodes=$NUM_NODES" "--node-rank=$NODE_RANK"
     "--nproc-per-node=$num_processes" "--master-addr=$MASTER_ADDR"
     "--master-port=${MASTER_PORT:-29500}" "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
-    -m training train "$recipe" --rank-logs "${overrides[@]}")
+    -m training train "$RECIPE_FILE" --rank-logs "${overrides[@]}")
 if [[ -n $dry_run ]]; then
     print_command "${command[@]}"
     exit 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 from launch.planner.forecast import Forecast, forecast
 from training.config.layout import DoesNotDivideError
@@ -54,7 +53,7 @@ def _changes(given: Forecast) -> Iterator[tuple[list[str], Recipe]]:
     own_sp = train.sequence_parallel_size
     sp_sizes = [own_sp, *(n for n in range(2 * own_sp, ranks + 1, own_sp) if ranks % n == 0)]
     is_bf16 = given.run.zero.number_bytes == 2  # as in the JSON files with offload
-    offloads = [file for file in _OFFLOADS if is_bf16 and Path(file).is_file()]
+    offloads = _OFFLOADS if is_bf16 else ()
     ds_files = [recipe.deepspeed, *offloads]
     for ds_file, sp_size, micro_batch, checkpointing in product(
         ds_files,

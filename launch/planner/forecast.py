@@ -9,6 +9,7 @@ from launch.planner.architecture import Architecture, find_architecture
 from launch.planner.corpus import CorpusSize, read_size
 from launch.planner.duration import Duration, forecast_duration
 from launch.planner.host import Host, forecast_host
+from launch.planner.machine import Machine
 from launch.planner.memory import Moment, Phase, Run, peak_moments
 from launch.planner.zero import read_zero
 from training.config.layout import DoesNotDivideError, batch_shape, check_head_counts
@@ -17,29 +18,6 @@ from training.config.recipe import Recipe
 GIB = 2**30
 _OUTSIDE_TENSORS_BYTES = 2 * GIB
 """CUDA's context, NCCL's buffers, libraries' workspaces: an assumption, not measured here."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The hardware of the run."""
-
-    num_gpus: int
-    gpu_gib: float
-    gpus_per_node: int = 8
-    host_gib: float | None = None
-    """Memory of a node; None skips the comparison."""
-    gpu_tflops: float = 989.0
-    """Dense bf16 of a GPU; 989 is the H100's in NVIDIA's data sheet."""
-    mfu: float = 0.4
-    """Share of this peak that all matrix products reach, recomputed ones too."""
-    margin_frac: float = 0.1
-    """Share of a GPU that must stay free: fragments of the allocator, and the forecast's error."""
-    corpus_tokens: int | None = None
-    """Of an epoch; None reads the pack."""
-
-    @property
-    def ranks_per_node(self) -> int:
-        return min(self.num_gpus, self.gpus_per_node)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from training.config.recipe import Recipe
+from training.config.shipped import find_ds_config
 
 # deepspeed/runtime/zero/config.py of DeepSpeed 0.19: numbers of parameters, not bytes
 _DEFAULTS = {
@@ -47,7 +47,7 @@ def read_zero(recipe: Recipe) -> Zero:
     Raises:
         ValueError: when it cannot be read, or a size in it is not a number.
     """
-    path = Path(recipe.deepspeed)
+    path = find_ds_config(recipe.deepspeed)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         zero: dict[str, Any] = config.get("zero_optimization", {})

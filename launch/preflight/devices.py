@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from launch.planner.architecture import find_architecture
-from launch.planner.forecast import GIB, Machine, forecast, make_run
+from launch.planner.forecast import GIB, forecast, make_run
 from launch.planner.host import forecast_host
+from launch.planner.machine import Machine
 from launch.planner.memory import peak_moments
 from launch.preflight.finding import Finding, first_of_hosts, name_ranks, ranks_by_value
 from launch.preflight.formatting import count, size

@@ -23,6 +23,7 @@ from launch.preflight.model import model_config
 from launch.preflight.setting import Context
 from training.config.recipe import Recipe
 from training.config.sections import Model
+from training.config.shipped import find_ds_config
 from training.data.stream import SampleStream
 from training.model import tiny
 from training.model.attention import ATTENTION_NAME
@@ -146,7 +147,9 @@ def tiny_recipe(context: Context, *, dtype: torch.dtype) -> Iterator[Recipe]:
 
 
 def _tiny_ds_config(recipe: Recipe, *, dtype: torch.dtype) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(Path(recipe.deepspeed).read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(
+        find_ds_config(recipe.deepspeed).read_text(encoding="utf-8")
+    )
     config["bf16"] = config.get("bf16", {}) | {"enabled": dtype is torch.bfloat16}
     zero = config["zero_optimization"]
     for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size"):

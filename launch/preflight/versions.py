@@ -17,8 +17,8 @@ from packaging.version import Version
 from launch.preflight.finding import Finding, name_ranks, ranks_by_value
 from launch.preflight.setting import Context, Setting
 from training.config.load import dump_recipe
+from training.config.shipped import PACKAGE_ROOT, find_ds_config
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "tokenizers", "numpy")
 _SHOWN = ("python", "torch", "deepspeed", "transformers")
 
@@ -30,10 +30,10 @@ def measure(context: Context, *, version_of: Callable[[str], str] = version) -> 
     found["cuda"] = str(torch.version.cuda)
     if context.setting.on_gpu:
         found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    found["sources"] = sources_hash(_REPOSITORY)
+    found["sources"] = sources_hash(PACKAGE_ROOT)
     if commit := _commit():
         found["commit"] = commit
-    deepspeed = Path(context.recipe.deepspeed)
+    deepspeed = find_ds_config(context.recipe.deepspeed)
     content = dump_recipe(context.recipe) + deepspeed.read_text(encoding="utf-8")
     found["recipe"] = _short_hash(content.encode())
     return found
@@ -75,7 +75,7 @@ def _short_hash(content: bytes) -> str:
 
 def _commit() -> str | None:
     """None where this is not a checkout, or git does not trust it."""
-    command = ["git", "-C", str(_REPOSITORY), "rev-parse", "--short", "HEAD"]
+    command = ["git", "-C", str(PACKAGE_ROOT), "rev-parse", "--short", "HEAD"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -86,7 +86,7 @@ def _commit() -> str | None:
 def _outside(found: Mapping[str, str]) -> Finding:
     """What pyproject.toml requires, against what is installed."""
     text = ", ".join(f"{name} {found[name]}" for name in _SHOWN)
-    project = _REPOSITORY / "pyproject.toml"
+    project = PACKAGE_ROOT / "pyproject.toml"
     if project.is_file():
         wanted = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
         requirements = {each.name: each.specifier for each in map(Requirement, wanted)}

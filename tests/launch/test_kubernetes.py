@@ -161,7 +161,7 @@ def test_the_command_of_the_manifest_runs_torchrun_for_its_node() -> None:
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [
-        (["nowhere.yaml"], {}, "there is no recipe nowhere.yaml"),
+        (["nowhere.yaml"], {}, "recipe nowhere.yaml: No such file"),
         ([QUICKSTART, "train.epoch=2"], {}, "did you mean train.epochs?"),
         ([QUICKSTART, "--fast"], {}, "unknown option --fast"),
         ([QUICKSTART], {"NODE_RANK": "2"}, "NODE_RANK is 2; the 2 containers have 0 to 1"),

@@ -70,7 +70,7 @@ def test_overrides_with_spaces_and_quotes_arrive_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.yaml"], "there is no recipe nowhere.yaml"),
+        (["nowhere.yaml"], "recipe nowhere.yaml: No such file"),
         ([RECIPE, "train.epoch=2"], "did you mean train.epochs?"),
         ([RECIPE, "-n", "3"], "not a multiple of train.sequence_parallel_size 2"),
         ([RECIPE, "-n", "two"], "not a number of processes"),

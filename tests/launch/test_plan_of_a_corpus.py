@@ -12,7 +12,8 @@ import torch
 from data_prep.shards import open_corpus
 from launch.planner import forecast as forecast_module
 from launch.planner.advice import advise, more_gpus
-from launch.planner.forecast import Machine, forecast
+from launch.planner.forecast import forecast
+from launch.planner.machine import Machine
 from launch.planner.table import as_text
 from training.config.load import load_recipe
 from training.config.recipe import Recipe

@@ -16,7 +16,8 @@ from launch.__main__ import main
 from launch.planner import architecture
 from launch.planner.advice import advise, more_gpus
 from launch.planner.architecture import find_architecture
-from launch.planner.forecast import Machine, forecast
+from launch.planner.forecast import forecast
+from launch.planner.machine import Machine
 from launch.planner.prefetch import gathered_numbers, order_of_uses
 from launch.planner.zero import read_zero
 from tests.grids import WHOLE

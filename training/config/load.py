@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from common.hints import did_you_mean
 from training.config.recipe import Recipe
 from training.config.renamed import RENAMED, new_name, with_new_names
+from training.config.shipped import find_recipe
 
 KEPT_RECIPE = "recipe.resolved.yaml"
 """In a run folder: the recipe with every default written out."""
@@ -53,14 +54,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe and apply `a.b=c` overrides.
 
     Args:
-        path: the recipe file.
+        path: the recipe file, or the name of a shipped one.
         overrides: dotted keys with YAML values, for example `train.epochs=3`.
 
     Raises:
         ValueError: with every mistake of file and overrides in one message.
     """
+    found = find_recipe(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = found.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

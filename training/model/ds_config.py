@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 
 from common.hints import did_you_mean
 from training.config.recipe import Recipe
+from training.config.shipped import find_ds_config
 
 _RECIPE_OWNS = {
     "train_batch_size": "train.global_batch_tokens",
@@ -42,7 +42,7 @@ def training_dtype(deepspeed: str) -> torch.dtype:
 
 
 def _read_ds_config(deepspeed: str) -> dict[str, Any]:
-    path = Path(deepspeed)
+    path = find_ds_config(deepspeed)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from pathlib import Path
 
+from training.config.shipped import job_script
 from training.sweeps.grid import PlannedRun
 from training.sweeps.jobs import Outcome
 
-_SCRIPT = Path("launch/slurm/train.sbatch")
 _JOB_FILE = "slurm_job_id"
 _ENDED_LONG_AGO = "Invalid job id"
 
 
-def check_place() -> None:
-    """Jobs start in the folder that they are submitted from.
-
-    Raises:
-        ValueError: when that is not the repository.
-    """
-    if not _SCRIPT.exists():
-        raise ValueError(f"--slurm: there is no {_SCRIPT} here; run it in the repository")
-
-
 def slurm_command(run: PlannedRun, options: str) -> list[str]:
     """What submits a run; the user's options come last, so that they win."""
-    return [
-        "sbatch",
-        "--parsable",
-        f"--job-name={run.name}",
-        f"--output={run.run_dir}/slurm-%j.out",
-        *shlex.split(options),
-        str(_SCRIPT),
-        str(run.recipe_path),
-    ]
+    own = ("--parsable", f"--job-name={run.name}", f"--output={run.run_dir}/slurm-%j.out")
+    script, told = job_script("train.sbatch")
+    prefix = ["env", *(f"{name}={value}" for name, value in told.items())] if told else []
+    return [*prefix, "sbatch", *own, *shlex.split(options), str(script), str(run.recipe_path)]
 
 
 def queued_job(run: PlannedRun) -> str | None:

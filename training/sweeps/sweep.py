@@ -27,7 +27,7 @@ from training.sweeps.grid import (
     plan_runs,
 )
 from training.sweeps.jobs import LocalRuns, Outcome, local_command, state_of, steps_done
-from training.sweeps.slurm import check_place, queued_job, slurm_command, submit
+from training.sweeps.slurm import queued_job, slurm_command, submit
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,8 @@ def run_sweep(options: SweepOptions) -> int:
         ValueError: before the first run starts, with the mistakes of all combinations.
     """
     axes = parse_axes(options.varied, options.seeds)
-    if options.slurm is not None:
-        check_place()
-        if options.num_processes is not None:
-            raise ValueError("-n is for this machine; for jobs use --slurm='--ntasks=...'")
+    if options.slurm is not None and options.num_processes is not None:
+        raise ValueError("-n is for this machine; for jobs use --slurm='--ntasks=...'")
     mistakes = Mistakes()
     runs = plan_runs(options.recipe, options.overrides, axes, mistakes=mistakes)
     total_steps = _check(runs, options, mistakes)

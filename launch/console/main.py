@@ -1,0 +1,33 @@
+"""The command `entrodrop`: every command of this project under one name, from any folder."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+from common.exits import exit_code_of, heed_ctrl_c
+
+# Modules with VERBS, main and end_process; not imported here, since each loads what others do not.
+_MODULES = ("training.__main__", "launch.__main__")
+_PREP = "data_prep.__main__"
+
+
+def main() -> None:
+    """The console script; a user error is one message and exit code 2."""
+    heed_ctrl_c()  # the other imports take longer
+    verb, rest = (sys.argv[1] if sys.argv[1:] else "--help"), sys.argv[2:]
+    if verb == "prep":
+        _hand_over(_PREP, rest, prog="entrodrop prep")
+    for name in _MODULES:
+        if verb in importlib.import_module(name).VERBS:
+            _hand_over(name, sys.argv[1:], prog="entrodrop")
+    from launch.console.own_verbs import run_own_verb
+
+    sys.exit(exit_code_of(lambda: run_own_verb(verb, rest)))
+
+
+def _hand_over(name: str, arguments: list[str], *, prog: str) -> None:
+    """Does not return: how a process ends is known to the module."""
+    module: Any = importlib.import_module(name)
+    module.end_process(module.main(arguments, prog=prog))
