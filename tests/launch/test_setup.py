@@ -47,8 +47,8 @@ class Site:
         for name in ("launch", ".venv/bin", "tools", "packages/mpi4py"):
             (folder / name).mkdir(parents=True)
         shutil.copy(REPO_ROOT / "launch" / "setup.sh", folder / "launch")
-        for name in ("requirements.txt", "requirements-dev.txt", "requirements-mpi.txt"):
-            shutil.copy(REPO_ROOT / name, folder)
+        for path in REPO_ROOT.glob("requirements*.txt"):
+            shutil.copy(path, folder)
         for tool in TOOLS:
             (folder / "tools" / tool).symlink_to(str(shutil.which(tool)))
         # setup.sh looks each second whether pip is done

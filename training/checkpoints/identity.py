@@ -17,7 +17,7 @@ from training.config.sections import Model
 from training.model.special_ids import SPECIAL_KEYS
 
 # keys that may change between a save and its resume: none affects what is learnt
-_FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog")
+_FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog", "trackers")
 BASE_WEIGHTS = "base_weights"
 _MEANINGS = {
     BASE_WEIGHTS: " (fingerprint of the weights of model.pretrained)",

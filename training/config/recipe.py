@@ -30,6 +30,8 @@ from training.config.sections import (
 )
 from training.config.teacher import Teacher
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 @dataclass(config=STRICT)
 class Recipe:
@@ -65,6 +67,9 @@ class Recipe:
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     guard: Guard = Field(default_factory=Guard)
     watchdog: Watchdog = Field(default_factory=Watchdog)
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where curves go beside metrics.jsonl: `[tensorboard, wandb]`. W&B, MLflow and Trackio are
+    extra packages, and told by their own variables where to send to: `docs/reports.md`."""
 
     @property
     def is_lagged(self) -> bool:
@@ -99,6 +104,12 @@ class Recipe:
     def measure(self) -> Literal["shannon", "nll"]:
         """What decides which tokens drop."""
         return "nll" if self.regulariser == "rho1" else self.entropy.measure
+
+    @model_validator(mode="after")
+    def _each_tracker_once(self) -> Recipe:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: one is named twice (are {', '.join(self.trackers)})")
+        return self
 
     @model_validator(mode="after")
     def _extra_to_another(self) -> Recipe:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 class Board:
     """Writes until the disk is full; the next start has a new one."""
 
-    def __init__(self, folder: Path, *, purge_step: int) -> None:
+    def __init__(self, folder: Path, *, purge_step: int, is_wanted: bool = True) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        if not is_wanted:
+            return
         # 1.5 seconds of import that only the writing rank pays
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = folder
-        self._writer: SummaryWriter | None = None
         if later := _files_of_later(folder):
             print(
                 f"{folder}: {later[-1].name} was begun at a later time than it is now; TensorBoard "

@@ -17,6 +17,7 @@ from training.metrics.heldout_rows import results_by_set
 from training.metrics.overfit_warning import OverfitWatch
 from training.metrics.tensorboard_writer import Board
 from training.metrics.tokens import TokenPicture, TokenTexts, add_histogram
+from training.metrics.trackers import TENSORBOARD, Trackers
 
 STEP_TAGS = {
     "loss": "train/loss",
@@ -76,7 +77,15 @@ CHARTS = {
 class MetricsWriter:
     """Records and shows the numbers of a run; on all ranks but one every method does nothing."""
 
-    def __init__(self, run_dir: Path, *, total_steps: int, start_step: int, enabled: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        total_steps: int,
+        start_step: int,
+        enabled: bool,
+        trackers: Trackers | None = None,
+    ) -> None:
         """Open the files for appending after `start_step`.
 
         Args:
@@ -85,12 +94,15 @@ class MetricsWriter:
             total_steps: steps of the whole run, for the progress bar.
             start_step: steps before this start, 0 for a new run.
             enabled: true on rank 0 alone.
+            trackers: beside metrics.jsonl; by default TensorBoard alone.
         """
         self._enabled = enabled
         if not enabled:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
+        self._trackers = trackers or Trackers((TENSORBOARD,))
+        self._trackers.begin()
         self._texts: TokenTexts | None = None
         # A new run keeps no rows: those before its first checkpoint belong to a start that failed.
         self._open_after(start_step if start_step > 0 else -1)
@@ -112,7 +124,11 @@ class MetricsWriter:
             if row["kind"] == "evaluation":
                 self._evaluations[row["step"]] = row
         self._file = MetricsFile(path)
-        self._board = Board(self._run_dir / "tensorboard", purge_step=max(step + 1, 0))
+        self._board = Board(
+            self._run_dir / "tensorboard",
+            purge_step=max(step + 1, 0),
+            is_wanted=TENSORBOARD in self._trackers.names,
+        )
         self._board.show(lambda writer: writer.add_custom_scalars(CHARTS))
 
     def evaluation(self, step: int) -> dict[str, Any] | None:
@@ -176,7 +192,7 @@ class MetricsWriter:
         """Record and show what was wrong with a step: `text`, and `samples` by number."""
         if self._enabled:
             self._write({"kind": "bad_step"} | row)
-            self._board.text("train/bad_step", row["text"], row["step"])
+            self._text("train/bad_step", row["text"], row["step"])
             tqdm.write(row["text"], file=sys.stderr)
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
@@ -222,7 +238,7 @@ class MetricsWriter:
                 self._board.show(partial(add_histogram, tag=tag, counts=found, step=step))
             if self._texts is None:
                 self._texts = TokenTexts(tokenizer)
-            self._board.text("dropout/sample", self._texts.marked(picture), step)
+            self._text("dropout/sample", self._texts.marked(picture), step)
 
     def close(self) -> None:
         """Flush everything and end the progress bar; may be called again."""
@@ -232,6 +248,7 @@ class MetricsWriter:
             self._progress.close()
             self._board.close()
             self._file.close()
+            self._trackers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -249,14 +266,20 @@ class MetricsWriter:
         warning = self._overfit.saw(row)
         if warning:
             tqdm.write(f"step {row['step']}: {warning}", file=sys.stderr)
-            self._board.text("heldout/overfitting", str(warning), row["step"])
+            self._text("heldout/overfitting", str(warning), row["step"])
             self._write({"kind": "warning", "step": row["step"], "text": str(warning)})
 
     def _add_scalars(self, row: dict[str, Any], tags: dict[str, str]) -> None:
-        for key, tag in tags.items():
-            value = row.get(key)
-            if value is not None and math.isfinite(value):
-                self._board.scalar(tag, value, row["step"])
+        given = {tag: row.get(key) for key, tag in tags.items()}
+        found = {t: v for t, v in given.items() if v is not None and math.isfinite(v)}
+        for tag, value in found.items():
+            self._board.scalar(tag, value, row["step"])
+        if found:
+            self._trackers.scalars(found, row["step"])
+
+    def _text(self, tag: str, text: str, step: int) -> None:
+        self._board.text(tag, text, step)
+        self._trackers.text(tag, text, step)
 
 
 def _change(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from training.checkpoints.saver import Saver
 from training.config.load import KEPT_RECIPE, dump_recipe
 from training.config.recipe import Recipe
 from training.data.joined_pack import join, join_scores
+from training.metrics.tracker_clients import TrackedRun
+from training.metrics.trackers import TENSORBOARD, Trackers, new_key
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import Engine, build_engine
 from training.model.fingerprint import engine_fingerprint
-from training.ranks.dist import Layout, init_layout, raise_together, together
+from training.ranks.dist import Layout, broadcast_from_rank0, init_layout, raise_together, together
 from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
 from training.ranks.stopping import StopRequests
@@ -131,6 +133,7 @@ def _run(
                 cache=cache,
                 average=average,
             )
+        progress = _tracked(recipe, progress)
         facts = _facts(recipe, start, engine)
         # not earlier: a start that is refused leaves an existing run unchanged
         raise_together(_begin(recipe, start, facts, progress, newest) if layout.is_main else None)
@@ -145,6 +148,7 @@ def _run(
                 total_steps=plan.total_steps,
                 start_step=progress.step,
                 enabled=layout.is_main,
+                trackers=_trackers(recipe, facts, progress),
             ) as metrics,
         ):
             if progress.step == 0:
@@ -209,6 +213,22 @@ def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:
         **{f"pack_of_{name}": found for name, found in start.data.other_fingerprints.items()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
     }
+
+
+def _tracked(recipe: Recipe, progress: Progress) -> Progress:
+    """With the key of its earlier starts, or a new one, where trackers need it."""
+    if set(recipe.trackers) <= {TENSORBOARD}:
+        return progress
+    key = progress.tracked_as or broadcast_from_rank0(new_key())
+    return replace(progress, tracked_as=key)
+
+
+def _trackers(recipe: Recipe, facts: dict[str, Any], progress: Progress) -> Trackers:
+    run_dir = Path(recipe.run_dir)
+    if progress.tracked_as is None:
+        return Trackers(recipe.trackers)
+    config = {"recipe": asdict(recipe), "facts": facts}
+    return Trackers(recipe.trackers, TrackedRun(progress.tracked_as, run_dir.name, run_dir, config))
 
 
 def _clear(cache: EntropyCache) -> str | None:

@@ -1,0 +1,158 @@
+"""Trackers, by their real clients: one run over resumes, and none that ends or delays a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed import run_ranks
+from tests.training.short_runs import saving_recipe
+from training.checkpoints.manifest import read_manifest
+from training.config.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / ".venv" / "trackers"
+"""Where launch/setup.sh --dev puts them."""
+
+needs_clients = pytest.mark.skipif(
+    not CLIENTS.is_dir(), reason="needs the trackers' clients: launch/setup.sh --dev"
+)
+
+# Two starts of a run by W&B and MLflow, whose servers are gone; one by an MLflow that is silent.
+_WRITES = """
+import os, socket, sys, time
+from pathlib import Path
+from training.metrics import trackers
+from training.metrics.tracker_clients import TrackedRun
+from training.metrics.trackers import Trackers
+from training.metrics.writer import MetricsWriter
+
+folder = Path(sys.argv[1])
+
+def write(name, names, *, start):
+    run = TrackedRun("0123456789abcdef", name, folder / name, {"recipe": {"seed": 1234}})
+    opened = {"total_steps": 4, "start_step": start, "enabled": True}
+    with MetricsWriter(run.run_dir, **opened, trackers=Trackers(names, run)) as metrics:
+        for step in range(start + 1, start + 3):
+            metrics.log_step({"step": step, "loss": 1.0 / step, "epoch": 0.1 * step})
+        metrics.log_bad_step({"step": step, "text": "what a step <did>"})
+
+os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+write("run", ("wandb", "mlflow"), start=0)
+write("run", ("wandb", "mlflow"), start=2)
+with socket.create_server(("127.0.0.1", 0)) as silent:
+    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+    trackers._SECONDS_TO_CLOSE = 0.5
+    write("other", ("mlflow",), start=0)
+from mlflow import MlflowClient
+client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+for run in client.search_runs([client.get_experiment_by_name("entrodrop").experiment_id]):
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    print("found", run.info.run_name, run.info.status, run.data.params["recipe.seed"],
+          {each.step: each.value for each in history})
+sys.stdout.flush()
+os._exit(0)  # as a rank does
+"""
+
+
+@needs_clients
+def test_a_resume_goes_on_in_the_same_run_and_a_silent_server_delays_none(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITES, str(tmp_path)],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{CLIENTS}",
+            "WANDB_BASE_URL": "http://127.0.0.1:9",
+        },
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    )
+    found = [line for line in done.stdout.splitlines() if line.startswith("found")]
+    losses = {step: 1.0 / step for step in (1, 2, 3, 4)}
+    assert found == [f"found run FINISHED 1234 {losses}"]
+    assert done.stderr.count("mlflow: no connection to http://127.0.0.1:9: offline, into") == 2
+    assert done.stderr.count("wandb: no connection to http://127.0.0.1:9: offline, into") == 2
+    assert done.stderr.count("trackers: mlflow: does not answer within") == 1
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*-0123456789abcdef/*.wandb"))
+    assert [_wandb_curve(file, "train/loss") for file in files] == [
+        {step: losses[step] for step in steps} for steps in ((1, 2), (3, 4))
+    ]
+
+
+def _train_twice(recipe: Recipe, resumed: Recipe) -> None:
+    sys.path.append(str(CLIENTS))
+    from training.run.run import train
+
+    train(recipe)
+    train(resumed)
+
+
+@needs_clients
+def test_a_key_in_checkpoints_joins_starts_and_a_tracker_that_fails_ends_none(
+    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "no such mode")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    run_dir = tmp_path / "run"
+    keys = {"trackers": ("wandb", "trackio"), "train__sequence_parallel_size": 1}
+    recipe = saving_recipe(small_corpus, run_dir, train__stop_after_steps=3, **keys)
+    resumed = saving_recipe(small_corpus, run_dir, train__stop_after_steps=4, **keys)
+    run_ranks(_train_twice, recipe, resumed, world_size=2)
+    assert capfd.readouterr().err.count("trackers: wandb: ") == 2  # once for each start
+    assert not (run_dir / "tensorboard").exists()
+    saved = [read_manifest(path) for path in sorted((run_dir / "checkpoints").glob("step-*"))]
+    assert [manifest["step"] for manifest in saved] == [3, 4]
+    (key,) = {manifest["tracked_as"] for manifest in saved}
+    with sqlite3.connect(tmp_path / "trackio" / "entrodrop.db") as database:
+        tracked = database.execute("select run_name, step, metrics from metrics").fetchall()
+    assert {name for name, _, _ in tracked} == {f"run-{key[:8]}"}
+    curves = [(step, json.loads(content)) for _, step, content in tracked]
+    curve = [(step, found["train/loss"]) for step, found in curves if "train/loss" in found]
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert curve == [(row["step"], row["loss"]) for row in rows if row["kind"] == "step"]
+
+
+def _wandb_curve(path: Path, tag: str) -> dict[int, float]:
+    """By step, what is in an offline file: records in blocks of 32 KiB, as LevelDB's log."""
+    sys.path.append(str(CLIENTS))
+    try:
+        from wandb.proto.wandb_internal_pb2 import Record
+    finally:
+        sys.path.remove(str(CLIENTS))
+    content, at, record = path.read_bytes(), 7, b""
+    curve = {}
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        record += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            found = Record.FromString(record)
+            record = b""
+            row = {"/".join(i.nested_key) or i.key: i.value_json for i in found.history.item}
+            if tag in row:
+                curve[int(row["step"])] = float(row[tag])
+    return curve
+
+
+def test_a_tracker_that_is_not_installed_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.metrics.trackers import refuse_missing_clients
+
+    (tmp_path / "mlflow").mkdir()  # a folder of that name is no client
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"trackers: mlflow is not installed: .* pip install mlflow"):
+        refuse_missing_clients(("tensorboard", "mlflow"))
+    refuse_missing_clients(("tensorboard",))
