@@ -24,13 +24,14 @@ _FLAGS = (
 )
 
 
-def _run(page: Path, *flags: str, folder: Path, is_dark: bool = False) -> str:
+def _run(page: Path | str, *flags: str, folder: Path, is_dark: bool = False) -> str:
     browser = next(filter(None, map(shutil.which, _NAMES)), None)
     if browser is None:
         pytest.skip("needs Chromium")
     dark = ["--blink-settings=preferredColorScheme=0"] if is_dark else []
+    url = page if isinstance(page, str) else page.as_uri()
     done = subprocess.run(
-        [browser, *_FLAGS, *dark, f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri()],
+        [browser, *_FLAGS, *dark, f"--user-data-dir={folder / 'profile'}", *flags, url],
         capture_output=True,
         text=True,
         timeout=120,
@@ -39,9 +40,15 @@ def _run(page: Path, *flags: str, folder: Path, is_dark: bool = False) -> str:
     return done.stdout
 
 
-def built_page(page: Path, *, folder: Path) -> str:
-    """The document after the browser has read it and run its script."""
-    return _run(page, "--dump-dom", folder=folder)
+def built_page(page: Path | str, *, folder: Path, seconds: float = 0.0) -> str:
+    """The document after the browser has read it and run its script.
+
+    Args:
+        page: a file, or an address.
+        seconds: how long its timers go on; time passes at once while nothing is awaited.
+    """
+    budget = [f"--virtual-time-budget={round(1000 * seconds)}"] if seconds else []
+    return _run(page, "--dump-dom", *budget, folder=folder)
 
 
 def picture(

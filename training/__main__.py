@@ -26,7 +26,10 @@ examples:
   python -m training sweep RECIPE.yaml --vary regulariser=none,entrodrop --seeds 1,2,3
 """
 
-VERBS = ("train", "evaluate", "export", "interpolate", "report", "sweep", "preview", "add-tokens")
+VERBS = (
+    *("train", "evaluate", "export", "interpolate", "report", "watch", "sweep", "preview"),
+    "add-tokens",
+)
 
 
 def main(argv: list[str] | None = None, *, prog: str = "python -m training") -> int:

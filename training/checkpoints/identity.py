@@ -53,7 +53,8 @@ def run_identity(
     for key in _FREE_IN_TRAIN:
         kept["train"].pop(key)
     kept["data"].pop("verify")
-    kept["evaluation"].pop("every_steps")  # the rest decides what its bands are
+    for key in ("every_steps", "prompts", "prompt_tokens"):  # the rest decides what its bands are
+        kept["evaluation"].pop(key)
     kept["evaluation"]["best_by"] = recipe.evaluation.decides_best  # the order of sets may, too
     return {
         "recipe": kept,

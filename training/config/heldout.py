@@ -41,6 +41,11 @@ class Evaluation:
     """Use only this many samples of a set, the first ones; null uses all."""
     num_bands: Annotated[int, Field(ge=1, le=64)] = 4
     """Bands of equal size, cut by the entropies of the model at step 0 and then frozen."""
+    prompts: Location | None = None
+    """File with a prompt in each line, or a .jsonl file with `{"prompt": "..."}`: each evaluation
+    continues them with the current weights, always by the likeliest token."""
+    prompt_tokens: Positive = 32
+    """Tokens that follow each prompt; each takes a forward pass of one micro-batch."""
     sets: dict[SetName, HeldoutData] | None = None
     """Several held-out sets by name: `{domain: {}, general: {corpus: data/general}}`. null is one,
     the validation split of `data.corpus`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -43,7 +43,7 @@ class TokenTexts:
         for is_dropped, run in groupby(pairs, key=lambda pair: pair[1]):
             text = self._decode([token for token, _ in run])
             pieces.append(f"⟦{text}⟧" if is_dropped else text)
-        indented = "\n".join(f"    {line}" for line in "".join(pieces).splitlines())
+        indented = _indented("".join(pieces))
         dropped, shown = sum(picture.is_dropped), len(picture.ids)
         head = f"Sample {picture.sample}: {dropped} of its first {shown} tokens dropped, in ⟦ ⟧."
         return f"{head}\n\n{indented}\n"
@@ -60,6 +60,16 @@ class TokenTexts:
 
             return SentencePieceProcessor(model_file=str(model)).decode
         return lambda ids: " ".join(map(str, ids))  # a corpus of ids that came without a tokenizer
+
+
+def as_markdown(continuations: Sequence[Mapping[str, str]]) -> str:
+    """Each prompt with its continuation behind ▸, every character as it is."""
+    shown = [f"{each['prompt']}▸{each['text']}" for each in continuations]
+    return "\n\n---\n\n".join(map(_indented, shown)) + "\n"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def add_histogram(writer: Any, tag: str, counts: Sequence[int], *, step: int) -> None:

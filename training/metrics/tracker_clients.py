@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,7 +48,9 @@ class Client(Protocol):
 
 def open_client(name: str, run: TrackedRun) -> Client:
     """A run of a tracker, a new one or that of the run's earlier starts."""
-    return {"wandb": WandbRun, "mlflow": MlflowRun, "trackio": TrackioRun}[name](run)
+    clients: dict[str, Callable[[TrackedRun], Client]]
+    clients = {"wandb": WandbRun, "mlflow": MlflowRun, "trackio": TrackioRun}
+    return clients[name](run)
 
 
 class WandbRun:

@@ -16,7 +16,7 @@ from training.metrics.file import METRICS_FILE, MetricsFile, cut_after, read_met
 from training.metrics.heldout_rows import results_by_set
 from training.metrics.overfit_warning import OverfitWatch
 from training.metrics.tensorboard_writer import Board
-from training.metrics.tokens import TokenPicture, TokenTexts, add_histogram
+from training.metrics.tokens import TokenPicture, TokenTexts, add_histogram, as_markdown
 from training.metrics.trackers import TENSORBOARD, Trackers
 
 STEP_TAGS = {
@@ -206,6 +206,8 @@ class MetricsWriter:
             self._add_evaluation(row, step=row["step"], prefix="heldout/")
             for name, found in row.get("sets", {}).items():
                 self._add_evaluation(found, step=row["step"], prefix=f"heldout/{name}/")
+            if texts := row.get("continuations"):
+                self._text("heldout/continuations", as_markdown(texts), row["step"])
             self._board.flush()
             self._heldout = row
             # also of a run that ends early, which is known when it closes

@@ -100,7 +100,8 @@ class CausalLMWithEntropy(nn.Module):
         token_weights_BS: Tensor | None = None,
         teacher: TeacherView | None = None,
         as_teacher: bool = False,
-    ) -> tuple[Tensor, ...]:
+        likeliest_at_K: Tensor | None = None,
+    ) -> tuple[Tensor, ...] | Tensor:
         """Loss and entropy at each position of the shard.
 
         Args:
@@ -108,6 +109,7 @@ class CausalLMWithEntropy(nn.Module):
                 advance: the head then computes logits once, not twice.
             teacher: whose predictions are part of that loss.
             as_teacher: return (hidden, output weight, output bias) instead.
+            likeliest_at_K: places of the flattened shard; return only the likeliest next tokens.
 
         Returns:
             nll (in training with smoothing and z-loss, if the head has them) and entropy, fp32
@@ -133,6 +135,8 @@ class CausalLMWithEntropy(nn.Module):
         if self._has_transform:
             hidden_BSD = self.lm.lm_head(hidden_BSD)
         head = self.lm.get_output_embeddings()
+        if likeliest_at_K is not None:
+            return head(hidden_BSD.flatten(0, 1)[likeliest_at_K])
         return head(hidden_BSD, inputs.targets_BS, token_weights_BS, teacher, as_teacher)
 
 

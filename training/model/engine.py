@@ -93,6 +93,21 @@ class Engine:
         finally:
             self.ds.train()
 
+    @torch.no_grad()
+    def likeliest(self, inputs: ModelInputs, places_K: Tensor) -> Tensor:
+        """The likeliest next token behind some places of this shard, int64 `[K]`.
+
+        Args:
+            places_K: int64, row * S + position in the shard.
+        """
+        self.watchdog.enter("forward")
+        self.ds.eval()
+        try:
+            found: Tensor = self.ds(inputs, likeliest_at_K=places_K)
+        finally:
+            self.ds.train()
+        return found
+
     def put(self, weights: Mapping[str, Tensor] | None) -> None:
         """Replace the model's weights by those of rank 0; every rank calls it.
 

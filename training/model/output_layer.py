@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from training.data.stream import IGNORE
@@ -41,16 +42,19 @@ class EntropyHead(nn.Module):
     def forward(
         self,
         hidden_BSD: Tensor,
-        targets_BS: Tensor,
-        token_weights_BS: Tensor | None,
+        targets_BS: Tensor | None = None,
+        token_weights_BS: Tensor | None = None,
         teacher: TeacherView | None = None,
         as_teacher: bool = False,
-    ) -> tuple[Tensor | None, ...]:
+    ) -> tuple[Tensor | None, ...] | Tensor:
         """(nll, entropy), or with token weights (their loss, nll, entropy) in one pass.
 
-        As a teacher: what makes its predictions, (hidden, weight, bias).
+        As a teacher: what makes its predictions, (hidden, weight, bias). Without targets: the
+        likeliest token behind each of a few hidden states `[K, D]`.
         """
         bias_V: Any = self.bias
+        if targets_BS is None:  # neither a scale above 0 nor a softcap changes which it is
+            return functional.linear(hidden_BSD, self.weight, bias_V).argmax(dim=-1)
         if self.scale != 1.0:
             hidden_BSD = hidden_BSD * self.scale
         if as_teacher:  # copies: behind this module the gathered weight is gone

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.reports.continuations import continuations_section
 from training.reports.curves import RunCurves, load_runs
 from training.reports.groups import RunGroup, group_runs
 from training.reports.html_page import (
@@ -92,6 +93,7 @@ def page_of(groups: list[RunGroup], figures: Sequence[str]) -> str:
         section("Numbers of each run", table(run_table(groups))),
         _sets(groups),
         section("Held-out loss by entropy band", table(band_table(groups))) if has_bands else "",
+        continuations_section(runs),
         _tasks(groups),
         _differences(groups) if len(groups) > 1 else "",
         section("The runs" if len(runs) > 1 else "The run", "".join(map(_facts, runs))),

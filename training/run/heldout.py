@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.hints import did_you_mean
-from data_prep.shards import PackIndex
+from data_prep.shards import PackIndex, open_corpus
 from training.config.heldout import HeldoutData
 from training.config.recipe import Recipe
 from training.data.other_corpora import open_pack_like
@@ -18,6 +18,7 @@ from training.model.engine import Engine
 from training.model.shadow import AveragedWeights
 from training.ranks.dist import Layout, broadcast_from_rank0
 from training.run.best import evaluation_row
+from training.run.continuations import Continuations
 from training.run.evaluation import Bands, bands_of_stream, evaluate, freeze_bands
 
 _SPLITS = {"val": "validation", "train": "train"}
@@ -132,6 +133,7 @@ class Heldout:
     bands: dict[str, Bands] = field(default_factory=dict)
     average: AveragedWeights | None = None
     """Evaluated beside the weights."""
+    continuations: Continuations | None = None
 
     @classmethod
     def open(
@@ -153,7 +155,14 @@ class Heldout:
             step: from which the run continues.
             first_row: its evaluation before the first step, if it had one.
         """
-        found = cls(engine, recipe, streams, losses_by_set(first_row or {}), average=average)
+        found = cls(
+            engine,
+            recipe,
+            streams,
+            losses_by_set(first_row or {}),
+            average=average,
+            continuations=Continuations.open(recipe, open_corpus(recipe.data.corpus)),
+        )
         for name, stream in streams.items():
             if step == 0:
                 found.bands[name] = freeze_bands(
@@ -194,4 +203,7 @@ class Heldout:
                     averaged = evaluate(self.engine, stream, None)
                     results[name]["ema_loss"] = averaged["loss"]
                     results[name]["seconds"] += averaged["seconds"]
-        return evaluation_row(results, self.recipe.evaluation)
+        row = evaluation_row(results, self.recipe.evaluation)
+        if self.continuations is not None:
+            row["continuations"] = self.continuations.rows(self.engine)
+        return row

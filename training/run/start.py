@@ -17,6 +17,7 @@ from training.model.ds_config import join_ds_config, training_dtype
 from training.model.multimodal import tell_of_other_parts
 from training.ranks.dist import Layout, together
 from training.regularisers.replacement import check_mask_token
+from training.run.continuations import Continuations
 from training.run.fit import find_misfit, fitting_config
 from training.run.heldout import heldout_streams
 from training.run.plan import Plan, choose_mixture, derive_plan, refuse_small_replay
@@ -51,6 +52,7 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     plan = derive_plan(recipe, data.pack, mixture, layout)
     refuse_small_replay(recipe, mixture, plan)
     heldout = heldout_streams(recipe, data.heldout, layout)
+    Continuations.open(recipe, data.pack.corpus)  # what it refuses
     has_gpu = layout.device.type == "cuda"
     join_ds_config(recipe, num_micro_steps=plan.micro_steps, has_gpu=has_gpu)
     dtype = training_dtype(recipe.deepspeed)
