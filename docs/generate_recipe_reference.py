@@ -103,6 +103,8 @@ def _kind(hint: Any) -> str:
         return " ".join([_kind(base), ", ".join(limits)]).strip()
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin is tuple:
+        return f"list of {_kind(arguments[0])}"
     if type(None) in arguments:
         return " or ".join(_kind(part) for part in arguments if part is not type(None)) + " or null"
     names = {int: "integer", float: "number", str: "text", bool: "true, false"}
@@ -130,6 +132,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return "required"
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
+    if isinstance(field.default, tuple):
+        return f"`[{', '.join(map(str, field.default))}]`"
     return "null" if field.default is None else f"`{field.default}`"
 
 
