@@ -229,3 +229,13 @@ def test_a_dry_run_prints_what_would_run_with_the_numbers_of_sbatch(
     if script != "prep":
         assert "MASTER_ADDR=h1 MASTER_PORT=2" in job.printed
         assert "srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task=1 --mpi=none " in job.printed
+
+
+def test_a_job_of_an_installed_package_runs_in_the_folder_that_it_was_submitted_from(
+    run_job, recipe, tmp_path
+):
+    write_recipe(recipe, tmp_path / "r.yaml")
+    told = {"ENTRODROP_ROOT": str(REPO_ROOT), "ENTRODROP_WORK_DIR": str(tmp_path)}
+    job = run_job("train.sbatch", ("--nodes=2",), "r.yaml", "--dry-run", **told)
+    assert job.state == "COMPLETED", job.printed
+    assert "-m training train r.yaml --rank-logs" in job.printed

@@ -16,7 +16,8 @@ from training.metrics.tracker_clients import Client, TrackedRun, open_client
 TENSORBOARD = "tensorboard"
 _MOST_WAITING = 10_000
 """Rows that wait for a slow tracker before it is left."""
-_SECONDS_TO_CLOSE = 60.0
+_SECONDS_TO_CLOSE = 30.0
+"""Below the time after which a launch script ends a launcher that stays."""
 
 
 def new_key() -> str:
@@ -67,7 +68,7 @@ class Trackers:
             thread.put(lambda client: client.text(tag, text, step))
 
     def close(self) -> None:
-        """Send what is left; a tracker that does not answer is left after a minute."""
+        """Send what is left; a tracker that does not answer is left after half a minute."""
         deadline = time.monotonic() + _SECONDS_TO_CLOSE
         for thread in self._threads:
             thread.end()
