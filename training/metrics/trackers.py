@@ -71,7 +71,7 @@ class Trackers:
         """Send what is left; a tracker that does not answer is left after half a minute."""
         deadline = time.monotonic() + _SECONDS_TO_CLOSE
         for thread in self._threads:
-            thread.end()
+            thread.put(None)
         for thread in self._threads:
             thread.wait(deadline)
         self._threads = []
@@ -87,20 +87,14 @@ class _Tracker:
         self._thread = threading.Thread(target=self._serve, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
-    def put(self, call: Callable[[Client], None]) -> None:
+    def put(self, call: Callable[[Client], None] | None) -> None:
+        """None is the last."""
         if self._has_failed:
             return
         try:
             self._calls.put_nowait(call)
         except queue.Full:
             self._give_up(f"does not answer, and {_MOST_WAITING:,} rows wait for it")
-
-    def end(self) -> None:
-        if not self._has_failed:
-            try:
-                self._calls.put_nowait(None)
-            except queue.Full:
-                self._give_up(f"does not answer, and {_MOST_WAITING:,} rows wait for it")
 
     def wait(self, deadline: float) -> None:
         self._thread.join(0.0 if self._has_failed else max(deadline - time.monotonic(), 0.0))
