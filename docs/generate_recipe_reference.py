@@ -6,12 +6,13 @@ import ast
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from training.config import ema, heldout, recipe, replay, sections, teacher
+from training.config import adapter, ema, heldout, recipe, replay, sections, teacher
 from training.config.recipe import Recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +40,7 @@ def reference() -> str:
     """The whole page."""
     comments = {
         key: text
-        for module in (sections, heldout, ema, teacher, replay, recipe)
+        for module in (sections, heldout, adapter, ema, teacher, replay, recipe)
         for key, text in field_docstrings(Path(module.__file__)).items()
     }
     return _INTRODUCTION + _section(Recipe, prefix="", comments=comments)
@@ -103,10 +104,11 @@ def _kind(hint: Any) -> str:
         return " ".join([_kind(base), ", ".join(limits)]).strip()
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin in (Union, UnionType):
+        parts = ["null" if part is type(None) else _kind(part) for part in arguments]
+        return " or ".join(parts)
     if origin is tuple:
         return f"list of {_kind(arguments[0])}"
-    if type(None) in arguments:
-        return " or ".join(_kind(part) for part in arguments if part is not type(None)) + " or null"
     names = {int: "integer", float: "number", str: "text", bool: "true, false"}
     return names.get(hint, "keys and values")
 

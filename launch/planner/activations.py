@@ -16,6 +16,10 @@ size D, Q numbers in all queries and K in all keys, MLP size F, w bytes a number
 A LayerNorm keeps D (w + w); an MLP of two weights 2 w F, or more with an activation that torch has
 no kernel for.
 
+Beside an adapter the weights of norms are frozen, and normalised inputs are not kept; products keep
+their inputs, which DeepSpeed's own saves whether its weight is trained or not. `adapter.py` says
+what comes on top.
+
 With sequence parallelism, and on a CPU, the attention's output is kept twice: as attention left it
 and as the next product reads it.
 """
@@ -50,7 +54,9 @@ class Activations:
 
     @property
     def _norm(self) -> int:
-        numbers = 2 * self.number_bytes + (0 if self.arch.kind.layer_norm else _FP32)
+        # the normalised input is for the gradient of the norm's weight
+        kept = 2 if self.arch.adapter is None else 1
+        numbers = kept * self.number_bytes + (0 if self.arch.kind.layer_norm else _FP32)
         return self.tokens * self.arch.hidden * numbers
 
     @property
@@ -67,7 +73,8 @@ class Activations:
         numbers = width * (arch.queries + 2 * keys + outputs * arch.queries)
         scalars = 1 + arch.heads  # the norm's 1 / rms, and ln sum e^score of each head
         if arch.kind.qk_norm:
-            numbers += (_FP32 + width) * (arch.queries + arch.keys)
+            normalised = width if arch.adapter is None else 0
+            numbers += (_FP32 + normalised) * (arch.queries + arch.keys)
             scalars += arch.heads + arch.kv_heads
         return self._norms + self.tokens * (numbers + _FP32 * scalars)
 
@@ -80,7 +87,9 @@ class Activations:
 
     @property
     def layer(self) -> int:
-        return self.attention + self.mlp
+        adapter = self.arch.adapter
+        of_adapter = adapter.kept_bytes(self.number_bytes) if adapter else 0
+        return self.attention + self.mlp + self.tokens * of_adapter
 
     @property
     def ends(self) -> int:
@@ -92,7 +101,9 @@ class Activations:
     def forward_extra(self) -> int:
         """Of a layer whose activations are not kept: input, norm, and three of the MLP."""
         numbers = 2 * self.arch.hidden + 3 * self.arch.intermediate
-        return self.tokens * numbers * self.number_bytes
+        adapter = self.arch.adapter
+        of_adapter = adapter.passing_bytes(self.tokens, self.number_bytes) if adapter else 0
+        return self.tokens * numbers * self.number_bytes + of_adapter
 
     @property
     def mlp_gradient(self) -> int:

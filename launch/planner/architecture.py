@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.hints import did_you_mean
+from launch.planner.adapter import AdapterSizes, adapter_sizes
 from launch.planner.corpus import read_vocab_size
 from launch.planner.families import FAMILIES, Family, is_set, kept_by_mlp
 from training.config.recipe import Recipe
@@ -62,6 +63,8 @@ class Architecture:
     """Kept by the MLP for each of its width."""
     source: str
     """Where these sizes come from."""
+    adapter: AdapterSizes | None = None
+    """Of each layer, whose own weights are then frozen."""
 
     @property
     def queries(self) -> int:
@@ -112,12 +115,36 @@ class Architecture:
         return (sum(ups), down) if self.kind.fused_gate else (*ups, down)
 
     @property
+    def linear_sizes(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's linear layers, in the order in which they run."""
+        hidden, inner = self.hidden, self.intermediate
+        return {
+            "q_proj": (hidden, self.queries),
+            "k_proj": (hidden, self.keys),
+            "v_proj": (hidden, self.keys),
+            "o_proj": (self.queries, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }
+
+    @property
+    def adapter_weights(self) -> tuple[int, ...]:
+        """Numbers in each weight of a layer's adapter."""
+        return self.adapter.weights if self.adapter else ()
+
+    @property
+    def trained(self) -> int:
+        """Numbers that are not frozen."""
+        return self.layers * sum(self.adapter_weights) if self.adapter else self.parameters
+
+    @property
     def embedding_weight(self) -> int:
         return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All of them, a tied weight once."""
+        """All of the model itself, a tied weight once."""
         ends = self.embedding_weight * (1 if self.tied else 2) + self.positions * self.hidden
         norms = self.norm * (2 if self.kind.embedding_norm else 1)
         bias = self.vocab if self.kind.head_bias else 0
@@ -130,6 +157,18 @@ def find_architecture(recipe: Recipe) -> Architecture:
     Raises:
         ValueError: for a model that is neither local nor known by name, or of another family.
     """
+    arch = _of_model(recipe)
+    if recipe.adapter is None:
+        return arch
+    if arch.kind.fused_qkv or arch.kind.fused_gate or not arch.kind.gated:
+        raise ValueError(
+            f"adapter: no forecast for the layers of {arch.family}, whose linear layers are not "
+            "those of llama"
+        )
+    return replace(arch, adapter=adapter_sizes(recipe.adapter, arch.linear_sizes))
+
+
+def _of_model(recipe: Recipe) -> Architecture:
     model = recipe.model
     if model.config is not None:
         config = dict(model.config)

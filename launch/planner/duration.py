@@ -22,7 +22,7 @@ class Duration:
     step_seconds: float
     flops_per_token: float
     num_passes: float
-    """In thirds of a training pass over the model: 3 are forward and backward."""
+    """Forward passes of the same cost: 3 are forward and backward, 2 beside an adapter."""
 
     @property
     def days(self) -> float | None:
@@ -43,14 +43,20 @@ def forecast_duration(
 
     A forward pass takes 2 operations a weight and token, and 2 (Q K^T, then with V) x 2 x T / 2 x Q
     a layer for attention over T tokens before it on average T / 2; a backward pass twice that
-    (Narayanan et al., arXiv 2104.04473, appendix). Activation checkpointing adds a forward pass,
-    and so do online entropies and a teacher. Documents shorter than a sample take less than this.
+    (Narayanan et al., arXiv 2104.04473, appendix), beside an adapter about as much. Activation
+    checkpointing adds a forward pass, and so do online entropies and a teacher. Documents shorter
+    than a sample take less than this.
     """
     train, length = recipe.train, recipe.data.sequence_tokens
     weights = arch.layers * sum(arch.layer_weights) + arch.embedding_weight
     attention = 2 * length * arch.queries * arch.layers
     forward_flops = 2 * weights + attention
-    num_passes = 3.0 + recipe.model.activation_checkpointing + recipe.probes
+    # no gradients of frozen weights; an adapter's own products are few
+    num_passes = (
+        (3.0 if arch.adapter is None else 2.0)
+        + recipe.model.activation_checkpointing
+        + recipe.probes
+    )
     num_passes += recipe.teacher is not None
     steps = None
     if corpus_tokens is not None:

@@ -10,7 +10,7 @@ from training.config.recipe import Recipe
 _PROCESS_BYTES = 3 * 2**30
 """Python, torch, CUDA's host side and data of one process: an assumption, not measured on a GPU."""
 _CHECKPOINT_BYTES = 12
-"""A weight: fp32 master and Adam's two moments; bf16 weights are made from the first."""
+"""A trained weight: fp32 master, Adam's two moments; bf16 weights are made from the first."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ def forecast_host(
     Args:
         pack_tokens: of the train split; None if unknown.
     """
-    zero, own = run.zero, run.partition
+    zero, own, trained = run.zero, run.partition, run.trained_partition
     master = moments = gradients = parameters = pinned = 0
     if zero.offloads_optimizer:
-        master, moments = own * 4, own * 8
+        master, moments = trained * 4, trained * 8
         # of both precisions: reduced, and as Adam reads them
-        held = (own * zero.number_bytes, own * 4)
-        master += own * 4 if run.averages else 0
+        held = (trained * zero.number_bytes, trained * 4)
+        master += trained * 4 if run.averages else 0
         gradients = sum(map(_pinned_block, held)) if zero.pins_optimizer else sum(held)
         pinned += gradients if zero.pins_optimizer else 0
     if zero.offloads_parameters:
@@ -70,11 +70,11 @@ def forecast_host(
         optimizer=ranks_per_node * (master + moments + gradients),
         parameters=ranks_per_node * parameters,
         pinned=ranks_per_node * pinned,
-        checkpoint_copy=ranks_per_node * own * checkpoint_bytes if saves_beside else 0,
+        checkpoint_copy=ranks_per_node * trained * checkpoint_bytes if saves_beside else 0,
         model_files=run.arch.parameters * 2 if recipe.model.pretrained else 0,
-        checkpoint_on_disk=run.arch.parameters * checkpoint_bytes + entropies,
+        checkpoint_on_disk=run.arch.trained * checkpoint_bytes + entropies,
         checkpoints_kept=settings.keep_last + settings.keep_best + 1 if settings.every_steps else 1,
-        export_on_disk=run.arch.parameters * zero.number_bytes,
+        export_on_disk=run.arch.trained * zero.number_bytes,
         entropies_on_disk=entropies,
     )
 

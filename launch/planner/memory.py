@@ -68,6 +68,14 @@ class Run:
         sizes = order_of_uses(self.arch, checkpointing=False).sizes
         return sum(-(-size // self.world_size) for size in sizes)
 
+    @property
+    def trained_partition(self) -> int:
+        """Those of them that are not frozen."""
+        if self.arch.adapter is None:
+            return self.partition
+        sizes = self.arch.adapter_weights
+        return self.arch.layers * sum(-(-size // self.world_size) for size in sizes)
+
 
 def peak_moments(run: Run) -> dict[Phase, Moment]:
     """The moment of each phase at which most is held."""
@@ -89,8 +97,9 @@ def _total(moment: Moment) -> int:
 def _states(run: Run) -> Moment:
     """Held from the first step to the last."""
     zero, own = run.zero, run.partition
-    on_gpu = 0 if zero.offloads_optimizer else own
-    num_sets = 2 if run.teacher == "base" else 1
+    on_gpu = 0 if zero.offloads_optimizer else run.trained_partition
+    # beside an adapter the base is at hand
+    num_sets = 2 if run.teacher == "base" and run.arch.adapter is None else 1
     bucket = zero.reduce_bucket * zero.communication_bytes if zero.contiguous_gradients else 0
     return Moment(
         parameters=(0 if zero.offloads_parameters else own * zero.number_bytes) * num_sets,
@@ -115,7 +124,7 @@ def _average_bytes(run: Run) -> int:
 
 def _load(run: Run, states: Moment) -> Iterator[Moment]:
     """Before Adam's moments exist."""
-    own = 0 if run.zero.offloads_optimizer else run.partition
+    own = 0 if run.zero.offloads_optimizer else run.trained_partition
     largest = max(order_of_uses(run.arch, checkpointing=False).sizes)
     # the master copy is made twice before buckets and gradients are there
     copied = Moment(parameters=states.parameters, optimizer=2 * own * _MASTER_BYTES)
@@ -155,9 +164,9 @@ def _kept_by_layer(run: Run) -> int:
 
 
 def _head_gradients(run: Run) -> int:
-    """Of the head's input and weight, whole."""
+    """Of the head's input and, where it is trained, weight, whole."""
     weight = run.arch.embedding_weight * run.zero.number_bytes
-    return run.activations.layer_input + weight
+    return run.activations.layer_input + (0 if run.arch.adapter else weight)
 
 
 def _backward(run: Run, states: Moment) -> Iterator[Moment]:
@@ -178,12 +187,16 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
                 whole_gradients=waiting + held + (bucket.add(weight) if weight else 0),
             )
 
+    def of_base(*weights: int) -> tuple[int, ...]:
+        return weights if arch.adapter is None else ()
+
     # A tied weight's gradient waits until the embedding has added its own.
-    waiting = arch.embedding_weight * width if arch.tied else 0
+    waiting = sum(of_base(arch.embedding_weight)) * width if arch.tied else 0
     kept = arch.layers * _kept_by_layer(run) + acts.ends + acts.layer_input
     # two passes compute the logits again
     chunk = 0 if run.one_pass_head else acts.head_chunk
-    for held in moment(arch.layers + 1, kept, *(() if arch.tied else (arch.embedding_weight,))):
+    output = () if arch.tied else of_base(arch.embedding_weight)
+    for held in moment(arch.layers + 1, kept, *output):
         yield held._replace(head=chunk)
     *ups, down = arch.mlp_weights
     others = arch.layer_weights[: -len(arch.mlp_weights)]
@@ -191,12 +204,13 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
         below = (block - 1) * _kept_by_layer(run) + acts.hidden_gradients
         below += acts.layer_input if run.checkpointing else 0
         whole = below + acts.layer
-        yield from moment(block, whole + acts.mlp_gradient, down)
+        yield from moment(block, whole + acts.mlp_gradient, *of_base(down))
         # the product's gradient and two after it; the product itself is freed
         yield from moment(block, whole + 2 * acts.mlp_gradient)
-        yield from moment(block, whole - acts.mlp_gradient, *reversed(ups))
-        yield from moment(block, below + acts.attention, *reversed(others))
-    yield from moment(0, acts.layer_input, arch.embedding_weight)
+        yield from moment(block, whole - acts.mlp_gradient, *of_base(*reversed(ups)))
+        yield from moment(block, below + acts.attention, *of_base(*reversed(others)))
+        yield from moment(block, below, *arch.adapter_weights)
+    yield from moment(0, acts.layer_input, *of_base(arch.embedding_weight))
     waiting = 0
     yield states._replace(gathered=gathered[0], whole_gradients=bucket.held + bucket.send())
 
@@ -248,13 +262,15 @@ def _step(run: Run, states: Moment) -> Moment:
         return states
     width = run.zero.number_bytes
     bytes_each = width if width == _MASTER_BYTES else width + _MASTER_BYTES
-    return states._replace(whole_gradients=min(run.partition, run.zero.sub_group) * bytes_each)
+    own = min(run.trained_partition, run.zero.sub_group)
+    return states._replace(whole_gradients=own * bytes_each)
 
 
 def _evaluation(run: Run, states: Moment) -> Moment:
     """A forward pass that keeps nothing; with an average, also the weights that it replaces."""
     acts = run.activations
-    replaced = states.parameters if run.averages else 0
+    own = 0 if run.zero.offloads_parameters else run.trained_partition
+    replaced = own * run.zero.number_bytes if run.averages else 0
     inside = max(use_bytes for use, use_bytes in _gathered(run) if not use.is_backward)
     return states._replace(
         parameters=states.parameters + replaced,

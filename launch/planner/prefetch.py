@@ -39,10 +39,11 @@ def order_of_uses(arch: Architecture, *, checkpointing: bool) -> Order:
     """The modules with weights in the order in which a training step runs them."""
     sizes = [arch.embedding_weight]
     modules: list[tuple[int, tuple[int, ...]]] = [(0, (0,))]
+    of_layer = (*arch.layer_weights, *arch.adapter_weights)
     for layer in range(arch.layers):
-        weights = range(len(sizes), len(sizes) + len(arch.layer_weights))
+        weights = range(len(sizes), len(sizes) + len(of_layer))
         modules.append((layer + 1, tuple(weights)))
-        sizes += arch.layer_weights
+        sizes += of_layer
     last = arch.layers + 1
     modules.append((last, (len(sizes),)))
     sizes.append(arch.norm)

@@ -56,7 +56,8 @@ def _heading(given: Forecast, name: str) -> list[str]:
     number = "bf16" if run.zero.number_bytes == 2 else "fp32"
     return [
         f"{name}: {arch.parameters / 1e9:.3f} billion parameters in {number} "
-        f"(sizes from {arch.source})",
+        f"(sizes from {arch.source})"
+        + (f"; {arch.trained:,} of an adapter are trained" if arch.adapter else ""),
         f"GPUs: {machine.num_gpus} of {machine.gpu_gib:g} GiB, {machine.ranks_per_node} per node; "
         f"{recipe.deepspeed}",
         f"samples of {recipe.data.sequence_tokens:,} tokens, "

@@ -22,6 +22,7 @@ def measure(context: Context) -> None:
         model_config(recipe),
         sequence_tokens=recipe.data.sequence_tokens,
         sp_size=context.setting.sp_size,
+        adapter=recipe.adapter,
     )
     if mistake is not None:
         raise ValueError(mistake)

@@ -131,6 +131,7 @@ def tiny_recipe(context: Context, *, dtype: torch.dtype) -> Iterator[Recipe]:
             deepspeed=str(path),
             regulariser="none",
             extra_regulariser=None,
+            adapter=None,
             model=Model(
                 config={"model_type": "preflight"},
                 activation_checkpointing=recipe.model.activation_checkpointing,

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.step_workload import RandomPack
+from launch.planner.architecture import find_architecture
 from tests.distributed import run_ranks
 from tests.training.layouts import make_regulariser, whole_epochs
 from training.config.layout import batch_shape
@@ -85,7 +86,7 @@ def measure_peaks(recipe: Recipe, *, world_size: int) -> dict[str, int]:
 
 def _measure(recipe: Recipe) -> dict[str, int]:
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
-    vocab_size = (recipe.model.config or {})["vocab_size"]
+    vocab_size = find_architecture(recipe).vocab
     pack: Any = RandomPack(recipe.data.sequence_tokens, vocab_size, one_document=True)
     samples_per_step, num_micro_steps = batch_shape(
         global_batch_tokens=recipe.train.global_batch_tokens,

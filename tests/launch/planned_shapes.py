@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from launch.planner.architecture import find_architecture
 from launch.planner.forecast import make_run
 from launch.planner.memory import Moment, Phase, peak_moments
 from tests.training.layouts import tiny_recipe
+from training.config.adapter import Adapter
 from training.config.recipe import Recipe
 
 # so that buckets, gathering ahead and what stays whole matter as they do for large models
@@ -104,6 +105,16 @@ SHAPES = (
         },
     ),
 )  # fmt: skip
+
+
+def beside_adapter(recipe: Recipe, folder: Path, **settings: Any) -> Recipe:
+    """The same shape as an adapter beside a base, which is made in the folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**(recipe.model.config or {}))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
+    model = replace(recipe.model, pretrained=str(folder / "base"), config=None)
+    return replace(recipe, model=model, adapter=Adapter(**settings))
 
 
 def forecast_peaks(recipe: Recipe, *, num_ranks: int) -> dict[Phase, Moment]:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.planner.architecture import from_config
 from launch.planner.families import FAMILIES
-from training.model.causal_lm import decoder_layers
+from training.model.layers import decoder_layers
 
 SIZES = {
     "vocab_size": 512,

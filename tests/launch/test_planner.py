@@ -22,7 +22,7 @@ from launch.planner.prefetch import gathered_numbers, order_of_uses
 from launch.planner.zero import read_zero
 from tests.grids import WHOLE
 from tests.launch.measured_memory import measure_peaks
-from tests.launch.planned_shapes import SHAPES, Shape, forecast_peaks
+from tests.launch.planned_shapes import SHAPES, Shape, beside_adapter, forecast_peaks
 from training.config.ema import Ema
 from training.config.load import load_recipe
 from training.config.teacher import Teacher
@@ -30,7 +30,7 @@ from training.config.teacher import Teacher
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RECIPES = REPO_ROOT / "training" / "recipes"
 QWEN_8B = str(RECIPES / "qwen3_8b.yaml")
-FOR_ONE_GPU = ["qwen3_0.6b", "qwen3_1.7b", "qwen3_8b", "llama3.1_8b"]
+FOR_ONE_GPU = ["qwen3_0.6b", "qwen3_0.6b_lora", "qwen3_1.7b", "qwen3_8b", "llama3.1_8b"]
 FOR_A_NODE = ["qwen3_8b_32k", "qwen3_8b_128k"]
 MEASURED = ("activations", "two to a sample", "all kept whole", *(("tied",) if WHOLE else ()))
 
@@ -61,6 +61,31 @@ def test_a_teacher_and_an_average_are_forecast_within_a_tenth(tmp_path: Path) ->
     assert forecasts["forward"].total == pytest.approx(measured["forward"], rel=0.1)
     assert forecasts["backward"].total == pytest.approx(measured["backward"], rel=0.1)
     assert forecasts["step"].total == pytest.approx(measured["update"], rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["lora", *(("dora",) if WHOLE else ())])
+def test_an_adapter_is_forecast_within_a_tenth(tmp_path: Path, kind: str) -> None:
+    """Loading is not compared: here the whole base passes through the same memory."""
+    plain = next(shape for shape in SHAPES if shape.name == "bf16, checkpointing").recipe(tmp_path)
+    recipe = beside_adapter(plain, tmp_path, kind=kind)
+    measured = measure_peaks(recipe, world_size=2)
+    forecasts = forecast_peaks(recipe, num_ranks=2)
+    assert forecasts["forward"].total == pytest.approx(measured["forward"], rel=0.1)
+    assert forecasts["backward"].total == pytest.approx(measured["backward"], rel=0.1)
+    assert forecasts["step"].total == pytest.approx(measured["update"], rel=0.12)
+
+
+def test_frozen_weights_have_neither_gradients_nor_optimizer_state() -> None:
+    machine = Machine(num_gpus=1, gpu_gib=6)
+    planned = forecast(load_recipe(RECIPES / "qwen3_0.6b_lora.yaml"), machine)
+    assert planned.fits
+    # rank 16; q and o have 1024 + 2048 inputs and outputs, k and v 2048, the MLP's three 4096
+    assert planned.arch.trained == 28 * 16 * (2 * 3072 + 2 * 2048 + 3 * 4096)
+    held = planned.moments["save"]
+    assert held.parameters == 2 * (planned.arch.parameters + planned.arch.trained)
+    assert held.gradients == 2 * planned.arch.trained
+    assert held.optimizer == 12 * planned.arch.trained
+    assert planned.host.checkpoint_on_disk == 12 * planned.arch.trained
 
 
 def test_an_average_of_the_weights_costs_its_fp32_shards(tmp_path: Path) -> None:

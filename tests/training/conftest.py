@@ -88,6 +88,17 @@ def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "exported_run", make) / "export"
 
 
+@pytest.fixture(scope="session")
+def adapted(exported: Path, small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps of a LoRA beside `exported`, with `ema`, saved at 3 and 6."""
+    from tests.training.adapter_runs import LORA, SAVED, adapter_recipe, trained
+
+    def make(run_dir: Path) -> None:
+        trained(adapter_recipe(small_corpus, exported, run_dir, LORA, **SAVED))
+
+    return made_once(tmp_path_factory, "adapted_run", make)
+
+
 def _trained(corpus: Path, name: str, factory: pytest.TempPathFactory, **changes: Any) -> Path:
     from tests.distributed import run_ranks  # loads the engine, which few files need
     from tests.training.short_runs import saving_recipe, train_on_rank

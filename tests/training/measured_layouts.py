@@ -120,6 +120,8 @@ def measure(
     base["train__sequence_parallel_size"] = sp_size
     recipe = tiny_recipe(**base)
     engine, stream = make_engine(recipe, layout)
+    if recipe.adapter is not None:
+        put_random_weights(engine)  # a new one adds nothing
     results = {}
     for name in dropouts:
         changed = tiny_recipe(**base, **DROPOUTS[name])
@@ -162,6 +164,20 @@ def make_engine(recipe: Recipe, layout: Any) -> tuple[Any, SampleStream]:
     return CapturingEngine(**vars(engine)), stream
 
 
+def put_random_weights(engine: Engine) -> None:
+    """In place of those that are trained, also in the optimizer."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    generator = torch.Generator().manual_seed(3)
+    weights = {
+        name: 1.0 + torch.randn(weight.ds_shape, generator=generator) / 3
+        for name, weight in engine.trained.items()
+    }
+    engine.put(weights)
+    for name, weight in engine.trained.items():
+        safe_set_full_fp32_param(weight, weights[name])
+
+
 class CapturingEngine(Engine):
     """Keeps the full gradients of a step and leaves the weights as they are (lr 0)."""
 
@@ -176,7 +192,7 @@ class CapturingEngine(Engine):
         if ends_step:
             gradients = {
                 name: safe_get_full_grad(parameter).clone()
-                for name, parameter in self.ds.module.named_parameters()
+                for name, parameter in self.trained.items()
             }
             object.__setattr__(self, "captured", gradients)
         self.ds.step()

@@ -153,6 +153,25 @@ def load(folder: str) -> str:
     return str(caught.value)
 
 
+def test_a_model_from_a_folder_begins_in_training_mode(tmp_path):
+    """transformers loads it for evaluation: without dropout, and nothing is recomputed."""
+    folder = write_folder(tmp_path, unchanged)
+    assert run_ranks(is_in_training, str(folder), world_size=1) == [True]
+
+
+def is_in_training(folder: str) -> bool:
+    recipe = tiny_recipe(model={"pretrained": folder})
+    config = resolve_model_config(recipe.model, vocab_size=512, dtype=torch.float32)
+    engine = build_engine(
+        recipe,
+        config,
+        layout=init_layout(sp_size=1),
+        num_micro_steps=1,
+        regularisation=NO_REGULARISATION,
+    )
+    return all(module.training for module in engine.model.modules())
+
+
 def with_nan(weights: Weights) -> Weights:
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
     return weights

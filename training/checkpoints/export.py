@@ -13,14 +13,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from common.checksum import record_file
 from data_prep.shards import open_corpus
+from training.checkpoints.adapter_folder import (
+    adapter_weights,
+    is_adapter_folder,
+    load_beside_base,
+    rounded,
+    write_adapter,
+)
 from training.checkpoints.corpus_samples import CorpusSamples, load_samples
 from training.checkpoints.files import staged_folder
+from training.checkpoints.identity import BASE_WEIGHTS
 from training.checkpoints.manifest import (
     MANIFEST,
     read_manifest,
     write_manifest,
 )
-from training.checkpoints.mixing import Mix, find_mix
+from training.checkpoints.mixing import Mix, find_mix, trained_in
 from training.checkpoints.model_card import write_model_card
 from training.checkpoints.model_folder import (
     IS_PART,
@@ -46,6 +54,7 @@ def export_run(
     checkpoints: Sequence[str] = (),
     tuned_share: float = 1.0,
     averaged: bool = False,
+    merge: bool = False,
     out: Path | None = None,
 ) -> Path:
     """Write the weights of a checkpoint as safetensors, with configuration and tokenizer.
@@ -59,10 +68,11 @@ def export_run(
             intact one.
         tuned_share: how far from the base (0) to them (1).
         averaged: take the moving averages that they hold (`ema`), not their weights.
+        merge: of a run with an adapter, write one model, not the adapter alone.
         out: by default `run_dir/export`; an older export is replaced, anything else refused.
 
     Returns:
-        The folder, which plain `transformers` loads.
+        The folder, which plain `transformers` loads; an adapter's, which `peft` loads.
 
     Raises:
         ValueError: when there is no complete checkpoint, when `out` is not an export, or when the
@@ -75,15 +85,25 @@ def export_run(
     warn_of_remote_code(recipe.model)
     mix = find_mix(run_dir, checkpoints, tuned_share=tuned_share, averaged=averaged)
     mix.refuse_what_cannot_be_mixed(recipe.model)
+    _refuse_unfit_form(recipe, mix, merge=merge)
     files = _model_files(run_dir, recipe)
     samples = load_samples(files.pop(SAMPLES))
     is_part = files.pop(IS_PART, None) is not None
     base = find_base(recipe.model) if is_part else None
+    if base is not None and recipe.adapter is not None and not merge:
+        raise ValueError(
+            "the run trained the text model of a larger one, beside which peft would not find the "
+            "layers of its adapter: add --merge"
+        )
     with staged_folder(out) as staging:
-        _write_files(files, staging)
-        lm = _write_weights(staging, mix, recipe.model)
-        _write_files(files, staging)  # transformers writes some of them anew
-        mistake = _find_mistake(staging, lm, recipe.model, samples)
+        if recipe.adapter is None or merge:
+            _write_files(files, staging)
+            lm = _write_weights(staging, mix, recipe)
+            _write_files(files, staging)  # transformers writes some of them anew
+            mistake = _find_mistake(staging, lm, recipe.model, samples)
+        else:  # its tokenizer is the base's
+            lm = _write_adapter(staging, mix, recipe, kept=run_dir / MODEL_FOLDER)
+            mistake = find_other_losses(lm, samples.documents)
         if mistake is not None:
             raise ValueError(f"export: {mistake}; nothing was exported")
         if base is not None:
@@ -95,10 +115,20 @@ def export_run(
     return out
 
 
+def _refuse_unfit_form(recipe: Recipe, mix: Mix, *, merge: bool) -> None:
+    if merge and recipe.adapter is None:
+        raise ValueError("--merge: this run has no adapter; its export is a whole model anyway")
+    if recipe.adapter is not None and not merge and mix.is_between_models:
+        raise ValueError(
+            "--average and --interpolate-base make weights that are no adapter's: add --merge"
+        )
+
+
 def _refuse_foreign(out: Path) -> None:
     """Before any work: only an older export may be replaced."""
     is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    is_export = (out / MANIFEST).is_file() and (out / "config.json").is_file()
+    is_model = (out / "config.json").is_file() or is_adapter_folder(out)
+    is_export = (out / MANIFEST).is_file() and is_model
     if out.is_symlink() or not (is_free or is_export):
         raise ValueError(f"{out} exists and is not an export; name a folder that does not exist")
 
@@ -139,14 +169,30 @@ def _write_files(files: dict[str, bytes], folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def _write_weights(folder: Path, mix: Mix, model: Model) -> PreTrainedModel:
+def _write_adapter(folder: Path, mix: Mix, recipe: Recipe, *, kept: Path) -> PreTrainedModel:
+    """Save an adapter, and load it again beside its base.
+
+    Raises:
+        ValueError: when its weights are others then, or the base has changed.
+    """
+    assert recipe.adapter is not None
+    (checkpoint,) = mix.checkpoints
+    trained = rounded(mix.load_trained(checkpoint), trained_in(checkpoint))
+    write_adapter(folder, trained, model=recipe.model, adapter=recipe.adapter, kept=kept)
+    again = load_beside_base(folder, model=recipe.model, checkpoint=checkpoint)
+    _compare(adapter_weights(again), trained)
+    return again
+
+
+def _write_weights(folder: Path, mix: Mix, recipe: Recipe) -> PreTrainedModel:
     """Save the weights next to the configuration, and load them again.
 
     Raises:
         ValueError: when they cannot be written, or are others when they are loaded.
     """
+    model = recipe.model
     lm = build_skeleton(folder, model)
-    trained = mix.load(model, dtype=lm.dtype)
+    trained = mix.load(model, dtype=lm.dtype, adapter=recipe.adapter)
     lm.load_state_dict(trained, assign=True)
     lm.tie_weights()
     lm.generation_config = GenerationConfig()  # ours is written later, in the base's words
@@ -160,7 +206,7 @@ def _write_weights(folder: Path, mix: Mix, model: Model) -> PreTrainedModel:
     again = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", trust_remote_code=model.trust_remote_code
     )
-    _compare(again, trained)
+    _compare(again.state_dict(), trained)
     return again
 
 
@@ -182,13 +228,14 @@ def _mark(folder: Path, mix: Mix) -> None:
     files = {name.as_posix(): record_file(folder / name, durable=True) for name in names}
     content = {key: manifest[key] for key in ("step", "tokens", "heldout_loss")}
     content["checkpoint_sha256"] = record_file(newest / MANIFEST).sha256
+    if is_adapter_folder(folder):
+        content[BASE_WEIGHTS] = manifest["identity"][BASE_WEIGHTS]
     if not mix.is_one_checkpoint:  # no held-out loss is known of it
         content |= {"heldout_loss": None, "checkpoint_sha256": None, **mix.facts}
     write_manifest(folder, content, files=files)
 
 
-def _compare(lm: PreTrainedModel, trained: dict[str, Tensor]) -> None:
-    again = lm.state_dict()
+def _compare(again: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
     different = [
         name
         for name in trained.keys() | again.keys()

@@ -113,7 +113,9 @@ def _load_engine(engine: Engine, checkpoint: Path) -> None:
     engine.ds.checkpoint_engine = CheckpointFiles(checkpoint, loaded=read)
     # a run that started from a resharded checkpoint may roll back to one of its own
     engine.ds._config.load_universal_checkpoint = False
-    found, _ = engine.ds.load_checkpoint(str(checkpoint), tag=ENGINE_TAG)
+    found, _ = engine.ds.load_checkpoint(
+        str(checkpoint), tag=ENGINE_TAG, load_module_strict=not engine.has_frozen
+    )
     raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
     set_random_state(read[random_state_path(checkpoint, rank)])
 
@@ -147,7 +149,7 @@ def _load_resharded(engine: Engine, checkpoint: Path) -> None:
         only_data(copy),
     ):
         engine.ds._config.load_universal_checkpoint = True
-        found = load_universal(engine.ds, copy, tag=ENGINE_TAG)
+        found = load_universal(engine.ds, copy, tag=ENGINE_TAG, strict=not engine.has_frozen)
         raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
 
 

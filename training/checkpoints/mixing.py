@@ -16,13 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from training.checkpoints.choice import find_checkpoint
 from training.checkpoints.ema_files import read_average
 from training.checkpoints.files import ENGINE_TAG, only_data
 from training.checkpoints.identity import BASE_WEIGHTS
 from training.checkpoints.manifest import find_corruption, newest_complete, read_manifest
+from training.config.adapter import Adapter
 from training.config.sections import Model
+from training.model.adapter import merge_adapter
 from training.model.fingerprint import model_fingerprint
 from training.model.multimodal import load_text_model
 
@@ -45,6 +48,11 @@ class Mix:
     @property
     def is_one_checkpoint(self) -> bool:
         return len(self.checkpoints) == 1 and self.tuned_share == 1.0 and not self.averaged
+
+    @property
+    def is_between_models(self) -> bool:
+        """Whether its weights are of no model that was trained or averaged in training."""
+        return len(self.checkpoints) > 1 or self.tuned_share < 1.0
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -72,20 +80,35 @@ class Mix:
             if (broken := find_corruption(folder, hashes=True)) is not None:
                 raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
 
-    def load(self, model: Model, *, dtype: torch.dtype) -> Weights:
+    def load(self, model: Model, *, dtype: torch.dtype, adapter: Adapter | None = None) -> Weights:
         """All weights, rounded once to the dtype of the training.
 
         The engine trains on its fp32 masters rounded to `dtype`; so does this.
 
+        Args:
+            adapter: of the run; it is merged into the base, each checkpoint's on its own.
+
         Raises:
             ValueError: when the base has other weights than the model that was trained.
         """
-        mixed = _mean_of(self.checkpoints, read_average if self.averaged else load_masters)
+
+        def load_one(checkpoint: Path) -> Weights:
+            weights = self.load_trained(checkpoint)
+            if adapter is None:
+                return weights
+            base = load_base(model, checkpoint)
+            return merge_adapter(base, adapter, weights, dtype=trained_in(checkpoint))
+
+        mixed = _mean_of(self.checkpoints, load_one)
         if self.tuned_share < 1.0:
-            base = load_base(model, self.checkpoints[-1])
+            base = load_base(model, self.checkpoints[-1]).state_dict()
             mixed = interpolate(base, mixed, tuned_share=self.tuned_share)
         # one by one: the masters need not all live beside what is made of them
         return {name: mixed.pop(name).to(dtype) for name in list(mixed)}
+
+    def load_trained(self, checkpoint: Path) -> Weights:
+        """Of one checkpoint what was trained, fp32: all weights, or an adapter's."""
+        return read_average(checkpoint) if self.averaged else load_masters(checkpoint)
 
 
 def refuse_no_share(tuned_share: float) -> None:
@@ -170,8 +193,15 @@ def _mean_of(checkpoints: Sequence[Path], load: Callable[[Path], Weights]) -> We
     return mean
 
 
-def load_base(model: Model, checkpoint: Path) -> Weights:
-    """The weights that training began with, in fp32; for a model that has a base.
+def trained_in(checkpoint: Path) -> torch.dtype:
+    """The dtype of the weights in its training."""
+    name: str = read_manifest(checkpoint)["identity"]["dtype"]
+    dtype: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return dtype
+
+
+def load_base(model: Model, checkpoint: Path) -> PreTrainedModel:
+    """The model that training began with, in fp32; for a run that has a base.
 
     Args:
         checkpoint: of the run, which knows them by their fingerprint.
@@ -183,9 +213,7 @@ def load_base(model: Model, checkpoint: Path) -> Weights:
     base = load_text_model(
         model.pretrained, dtype=torch.float32, trust_remote_code=model.trust_remote_code
     )
-    identity = read_manifest(checkpoint)["identity"]
-    dtype = getattr(torch, identity["dtype"].removeprefix("torch."))
-    expected = identity.get(BASE_WEIGHTS)
+    expected = read_manifest(checkpoint)["identity"].get(BASE_WEIGHTS)
     if expected is None:  # of an older version
         print(
             f"WARNING: {checkpoint} does not say which weights its run began with; those of "
@@ -193,12 +221,12 @@ def load_base(model: Model, checkpoint: Path) -> Weights:
             file=sys.stderr,
             flush=True,
         )
-    elif model_fingerprint(base, dtype=dtype) != expected:
+    elif model_fingerprint(base, dtype=trained_in(checkpoint)) != expected:
         raise ValueError(
             f"model.pretrained {model.pretrained} no longer holds the weights that this run began "
             "with; put those back"
         )
-    return dict(base.state_dict())
+    return base
 
 
 def interpolate(base: Mapping[str, Tensor], tuned: Weights, *, tuned_share: float) -> Weights:

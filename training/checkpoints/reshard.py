@@ -67,19 +67,22 @@ def is_of_other_ranks(manifest: Mapping[str, Any], layout: Layout) -> bool:
     return bool(manifest["layout"]["world_size"] != layout.world_size)
 
 
-def load_universal(ds: Any, copy: Path, *, tag: str) -> bool:
+def load_universal(ds: Any, copy: Path, *, tag: str, strict: bool) -> bool:
     """Load it into a DeepSpeed engine, without two bugs of DeepSpeed 0.19.
 
     Its loader gives every parameter group the hyperparameters of the first one, so that norms
     would decay, and lets all parts of the optimizer count their steps in one tensor, so that
     Adam's step runs ahead (stage3.py, `load_hp_checkpoint_state_from_checkpoint_dir_stage3`).
+
+    Args:
+        strict: every weight of the model must be in the copy.
     """
     optimizer = ds.optimizer.optimizer
     settings = [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
-    loaded, _ = ds.load_checkpoint(str(copy), tag=tag)
+    loaded, _ = ds.load_checkpoint(str(copy), tag=tag, load_module_strict=strict)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
     for state in optimizer.state.values():

@@ -166,7 +166,10 @@ def _write_own_files(engine: Engine, files: CheckpointFiles, cache: EntropyCache
     engine.ds.checkpoint_engine = files
     # It would copy scripts that are not needed, and raise on one rank when the disk is full.
     engine.ds._copy_recovery_script = lambda _folder: None
-    engine.ds.save_checkpoint(str(staging), tag=ENGINE_TAG, save_latest=False)
+    # what is frozen is the base's, which a resume knows by its fingerprint
+    engine.ds.save_checkpoint(
+        str(staging), tag=ENGINE_TAG, save_latest=False, exclude_frozen_parameters=True
+    )
     files.save(random_state(), random_state_path(staging, layout.rank))
     if cache is not None:
         files.sizes[CACHE_FILE] = cache.num_bytes if layout.is_main else 0

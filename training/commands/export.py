@@ -19,7 +19,8 @@ trained weights. One process, no GPU.
 
 --average takes the mean of several checkpoints. --interpolate-base takes the weights 0.7 of the way
 from the base to the tuned ones: often better on the domain, and the base's knowledge decays less.
-`python -m training interpolate RUN` tries several.
+`python -m training interpolate RUN` tries several. Of a run with an adapter only that is written,
+as a folder that peft loads beside the base; with --merge a whole model.
 """
 
 
@@ -53,6 +54,11 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         help="how far from the base (0) to the tuned weights (1, the default)",
     )
     add_weights(verb)
+    verb.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a run with an adapter: one whole model, not the adapter alone",
+    )
     verb.add_argument("--out", type=Path, help="default: RUN/export")
 
 
@@ -72,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         checkpoints=words,
         tuned_share=options.interpolate_base,
         averaged=options.weights == EMA,
+        merge=options.merge,
         out=options.out,
     )
     print(folder)

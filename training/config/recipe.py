@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from training.config.adapter import Adapter
 from training.config.ema import Ema
 from training.config.heldout import Evaluation, HeldoutData
 from training.config.replay import Replay
@@ -52,6 +53,8 @@ class Recipe:
     (gamma * quantile), by the same `dropout.*` keys."""
     extra_regulariser: ExtraRegulariserName | None = None
     """A standard regulariser added to the first one, with its strength in `baseline.*`."""
+    adapter: Adapter | None = None
+    """Small matrices that train in place of the weights: `{kind: lora, rank: 16}`."""
     replay: Replay | None = None
     """General text among the domain's: `{corpus: data/general, share: 0.25}`."""
     ema: Ema | None = None
@@ -174,6 +177,15 @@ class Recipe:
                 "entropy.scope: corpus with replay would take its threshold from all of "
                 "replay.corpus, of which the run trains on a share: set entropy.scope: batch, or "
                 "replay: null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_has_a_base(self) -> Recipe:
+        if self.adapter is not None and self.model.pretrained is None:
+            raise ValueError(
+                "adapter needs weights to train beside: set model.pretrained (model.config begins "
+                "with random ones, which would stay random)"
             )
         return self
 

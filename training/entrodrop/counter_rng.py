@@ -22,6 +22,7 @@ REPLACE_STREAM = 3
 NOISE_STREAM = 4
 HIDDEN_STREAM = 5
 PROOF_STREAM = 6
+ADAPTER_STREAM = 7
 
 
 def token_keys(token_index: Tensor, *, seed: int, stream: int) -> Tensor:

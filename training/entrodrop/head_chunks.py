@@ -24,11 +24,14 @@ class Logits:
 
 
 class Gradients:
-    """Of the head's inputs, added up chunk by chunk."""
+    """Of the head's inputs, added up chunk by chunk; None for a weight or bias that is frozen."""
 
     def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
         self._weight_VD = weight_VD
-        self.hidden_ND, self.weight_VD = torch.zeros_like(hidden_ND), torch.zeros_like(weight_VD)
+        self.hidden_ND = torch.zeros_like(hidden_ND)
+        self.weight_VD = torch.zeros_like(weight_VD) if weight_VD.requires_grad else None
+        if bias_V is not None and not bias_V.requires_grad:
+            bias_V = None
         self._bias_V = bias_V
         # a sum over all tokens, which bf16 would round at each chunk
         self._bias_sum_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
@@ -36,7 +39,8 @@ class Gradients:
     def add(self, rows_C: Tensor, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
         """`gradient_CV`: of the logits of `rows_C`."""
         self.hidden_ND[rows_C] = gradient_CV @ self._weight_VD
-        self.weight_VD.addmm_(gradient_CV.T, hidden_CD)
+        if self.weight_VD is not None:
+            self.weight_VD.addmm_(gradient_CV.T, hidden_CD)
         if self._bias_sum_V is not None:
             self._bias_sum_V += gradient_CV.sum(dim=0, dtype=torch.float32)
 

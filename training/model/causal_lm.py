@@ -20,7 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from training.config.adapter import Adapter
 from training.config.sections import Model
+from training.model.adapter import AdapterDropout, inject_adapter
 from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.checks import (
     refuse_idle_keys,
@@ -37,6 +39,7 @@ from training.model.inputs import (
     ModelRegularisation,
     TeacherView,
 )
+from training.model.layers import decoder_layers
 from training.model.length_rope import LengthRope
 from training.model.multimodal import name_rules, text_part, without_report
 from training.model.older_attention import OlderAttention, allow_construction
@@ -69,6 +72,7 @@ class CausalLMWithEntropy(nn.Module):
         self.recurrences = Recurrences(decoder_layers(lm))
         self.older_attention = OlderAttention(lm)
         self.length_rope = LengthRope(lm)
+        self._adapter_dropouts = [m for m in lm.modules() if isinstance(m, AdapterDropout)]
         self.replaces_by_mean = regularisation.replaces_by_mean
         self._mean_D: Tensor | None = None
         # Registered before DeepSpeed's own hook, which releases the gathered weight.
@@ -120,11 +124,16 @@ class CausalLMWithEntropy(nn.Module):
         self.recurrences.begin(inputs.documents)
         self.older_attention.begin(inputs)
         self.length_rope.begin(inputs)
+        for dropout in self._adapter_dropouts:
+            dropout.begin(inputs.token_index_BS)
         embeds_BSD = self.lm.get_input_embeddings()(inputs.ids_BS)
         if inputs.replaced_BS is not None:
             embeds_BSD = self._replace(embeds_BSD, inputs.replaced_BS)
         if inputs.noise_BSD is not None:
             embeds_BSD = embeds_BSD + inputs.noise_BSD.to(embeds_BSD.dtype)
+        if torch.is_grad_enabled() and not embeds_BSD.requires_grad:
+            # of a frozen embedding: ZeRO-3 lets a layer go when its input has its gradient
+            embeds_BSD.requires_grad_()
         hidden_BSD = self.lm.base_model(
             inputs_embeds=embeds_BSD,
             position_ids=inputs.position_ids_BS,
@@ -145,15 +154,6 @@ def _has_transform(lm: PreTrainedModel) -> bool:
     head = getattr(lm, "lm_head", None)
     output = lm.get_output_embeddings()
     return isinstance(head, nn.Module) and all(each is not output for each in head.modules())
-
-
-def decoder_layers(lm: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers, whatever the architecture calls them."""
-    count = lm.config.get_text_config().num_hidden_layers
-    for module in lm.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ValueError(f"model: no list of {count} layers in {type(lm.base_model).__name__}")
 
 
 def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -> PretrainedConfig:
@@ -213,6 +213,7 @@ def build_model(
     seed: int,
     z_loss: float = 0.0,
     regularisation: ModelRegularisation = NO_REGULARISATION,
+    adapter: Adapter | None = None,
 ) -> CausalLMWithEntropy:
     """Create or load the weights, partitioned by ZeRO-3 from the start.
 
@@ -223,6 +224,8 @@ def build_model(
         seed: of the initial weights; rank 0's are broadcast.
         z_loss: of the loss in training.
         regularisation: likewise in training alone.
+        adapter: what trains beside the weights, which are then frozen. ZeRO-3 partitions it later,
+            with the engine.
     """
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -243,9 +246,12 @@ def build_model(
             )
     else:
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **common)
+    if adapter is not None:
+        inject_adapter(lm, adapter, seed=seed)
     del keep_alive
     # rows are packed, without padding; torch would not train the row of that id, often the end's
     lm.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
     if model.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return CausalLMWithEntropy(lm, regularisation, z_loss=z_loss, seed=seed)
+    model_of_run = CausalLMWithEntropy(lm, regularisation, z_loss=z_loss, seed=seed)
+    return model_of_run.train()  # from_pretrained leaves it in evaluation: no checkpointing, say

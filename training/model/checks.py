@@ -51,6 +51,12 @@ def refuse_unknown_source(model: Model) -> None:
         )
         if looks_local and not Path(model.pretrained).is_dir():
             raise ValueError(f"model.pretrained: there is no folder {model.pretrained}")
+        folder = Path(model.pretrained)
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise ValueError(
+                f"model.pretrained: {folder} is an adapter; merge it with its base first "
+                "(python -m training export RUN --merge)"
+            )
         return
     model_type = str((model.config or {})["model_type"])
     if model_type not in CONFIG_MAPPING:

@@ -10,12 +10,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.utils import set_z3_leaf_module
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from training.config.recipe import Recipe
 from training.entrodrop.distillation import OutputLayer
-from training.model.causal_lm import CausalLMWithEntropy, build_model, decoder_layers
+from training.model.causal_lm import CausalLMWithEntropy, build_model
 from training.model.ds_config import join_ds_config
 from training.model.inputs import (
     NO_REGULARISATION,
@@ -24,6 +24,7 @@ from training.model.inputs import (
     Scored,
     TeacherView,
 )
+from training.model.layers import decoder_layers
 from training.model.ulysses import shard_attention
 from training.model.weights import find_non_finite
 from training.ranks.dist import Layout, raise_together
@@ -39,11 +40,23 @@ class Engine:
     sp_group: dist.ProcessGroup | None
     num_micro_steps: int
     num_parameters: int
+    num_trained: int
+    """Of them; the rest is frozen."""
     watchdog: Watchdog = field(default_factory=Watchdog.off)
 
     @property
     def model(self) -> CausalLMWithEntropy:
         return self.ds.module
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The weights that are trained: all of them, or an adapter's."""
+        return {n: p for n, p in self.model.lm.named_parameters() if p.requires_grad}
+
+    @property
+    def has_frozen(self) -> bool:
+        """Whether some weights are not: checkpoints do not hold these."""
+        return self.num_trained < self.num_parameters
 
     @property
     def vocab_size(self) -> int:
@@ -109,12 +122,12 @@ class Engine:
         return found
 
     def put(self, weights: Mapping[str, Tensor] | None) -> None:
-        """Replace the model's weights by those of rank 0; every rank calls it.
+        """Replace the weights that are trained by those of rank 0; every rank calls it.
 
         Args:
             weights: whole, by the names of transformers; None on other ranks.
         """
-        for name, parameter in self.model.lm.named_parameters():
+        for name, parameter in self.trained.items():
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
                 if weights is not None:
                     parameter.copy_(weights[name])
@@ -185,6 +198,7 @@ def build_engine(
         seed=recipe.seed,
         z_loss=recipe.train.z_loss,
         regularisation=regularisation or NO_REGULARISATION,
+        adapter=recipe.adapter,
     )
     if recipe.model.pretrained is not None:
         raise_together(find_non_finite(model))
@@ -216,19 +230,22 @@ def build_engine(
         sp_group=mpu.get_sequence_parallel_group() if mpu else None,
         num_micro_steps=num_micro_steps,
         num_parameters=sum(_whole_shape(p).numel() for p in model.parameters()),
+        num_trained=sum(_whole_shape(p).numel() for p in model.parameters() if p.requires_grad),
         watchdog=watchdog or Watchdog.off(),
     )
 
 
-def _whole_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]  # set by ZeRO-3
+def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """An adapter is whole on every rank until the engine partitions it."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return shape
 
 
 def _parameter_groups(model: CausalLMWithEntropy, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms and biases, which have one dimension, do not."""
-    matrices = [p for p in model.parameters() if len(_whole_shape(p)) > 1]
-    vectors = [p for p in model.parameters() if len(_whole_shape(p)) <= 1]
+    """Matrices decay; norms, biases and DoRA's sizes, which have one dimension, do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if len(_whole_shape(p)) > 1]
+    vectors = [p for p in trained if len(_whole_shape(p)) <= 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},

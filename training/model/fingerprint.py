@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from training.model.adapter import base_weights
 from training.model.engine import Engine
 from training.ranks.dist import sum_over_ranks
 
@@ -16,9 +17,9 @@ _BITS = {2: torch.int16, 4: torch.int32}
 
 
 def engine_fingerprint(engine: Engine) -> str:
-    """Of the weights that the engine computes with; every rank calls it."""
+    """Of the weights that the engine computes with, without an adapter; every rank calls it."""
     names, sums = [], []
-    for name, weight in engine.model.lm.named_parameters():
+    for name, weight in base_weights(engine.model.lm):
         shard: Tensor = weight.ds_tensor  # type: ignore[attr-defined]
         begin = engine.layout.rank * shard.numel()
         own = shard.flatten()[: max(0, weight.ds_numel - begin)]  # type: ignore[attr-defined]

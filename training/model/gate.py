@@ -16,9 +16,11 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from training.config.adapter import Adapter
 from training.config.sections import Model
 from training.data.documents import find_documents
 from training.data.stream import IGNORE
+from training.model.adapter import AdapterError, inject_adapter
 from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.causal_lm import CausalLMWithEntropy
 from training.model.inputs import ModelInputs
@@ -45,6 +47,7 @@ def find_other_numbers(
     sequence_tokens: int,
     sp_size: int = 1,
     trains: bool = True,
+    adapter: Adapter | None = None,
 ) -> str | None:
     """Compare losses and entropies of packed documents with plain transformers; a second or so.
 
@@ -57,6 +60,7 @@ def find_other_numbers(
         sequence_tokens: of a sample.
         sp_size: ranks that share one.
         trains: try a step in training mode, too.
+        adapter: what would be trained beside the weights.
 
     Returns:
         Why the model cannot be trained here, in a sentence; None where the numbers are the same.
@@ -65,10 +69,17 @@ def find_other_numbers(
     with _aside():
         try:
             difference = measure_difference(
-                model, config, sequence_tokens=sequence_tokens, sp_size=sp_size, trains=trains
+                model,
+                config,
+                sequence_tokens=sequence_tokens,
+                sp_size=sp_size,
+                trains=trains,
+                adapter=adapter,
             )
         except _NotComparableError as error:
             return f"{kind} cannot be compared with plain transformers: {error}"
+        except AdapterError as error:
+            return str(error)
         except Exception as error:  # of any kind: the forward pass is the model's own code
             return f"{kind} is not supported: {_of_the_attention(error) or _one_line(error)}"
     if difference <= TOLERANCE_NATS:
@@ -80,9 +91,18 @@ def find_other_numbers(
 
 
 def measure_difference(
-    model: Model, config: PretrainedConfig, *, sequence_tokens: int, sp_size: int, trains: bool
+    model: Model,
+    config: PretrainedConfig,
+    *,
+    sequence_tokens: int,
+    sp_size: int,
+    trains: bool = True,
+    adapter: Adapter | None = None,
 ) -> float:
-    """The largest difference of a loss or an entropy, in nats; infinity for NaN."""
+    """The largest difference of a loss or an entropy, in nats; infinity for NaN.
+
+    A new adapter makes none.
+    """
     try:
         tiny = tiny_config(model, config, sequence_tokens=sequence_tokens)
         plain = plain_model(model, tiny).eval()
@@ -99,6 +119,8 @@ def measure_difference(
     lm.load_state_dict(plain.state_dict())
     if model.activation_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
+    if adapter is not None:
+        inject_adapter(lm, adapter, seed=0)
     ours = CausalLMWithEntropy(lm).eval()
     with torch.no_grad():
         found = ours(inputs)
@@ -131,6 +153,7 @@ def _packed_documents() -> ModelInputs:
         targets_BS=targets_BT.masked_fill(begins_BT, IGNORE),
         documents=find_documents(positions_BT, device=torch.device("cpu")),
         document_tokens_BS=torch.tensor([[n for n in row for _ in range(n)] for row in _ROWS]),
+        token_index_BS=torch.arange(ids_BT.numel()).view_as(ids_BT),
     )
 
 

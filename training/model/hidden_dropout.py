@@ -47,12 +47,27 @@ class HiddenDropout:
     def apply(self, hidden_BSD: Tensor, *, layer: int) -> Tensor:
         """Drop channels after a layer, counted from 0."""
         assert self._token_index_BS is not None
-        num_channels = hidden_BSD.shape[-1]
-        channels_D = torch.arange(num_channels, device=hidden_BSD.device)
-        keys_BSD = token_keys(
-            self._token_index_BS[..., None] * num_channels + channels_D,
-            seed=self._seed,
-            stream=HIDDEN_STREAM + _STREAMS_A_LAYER * (layer + 1),
+        use = (HIDDEN_STREAM, layer)
+        return drop_channels(
+            hidden_BSD, self._token_index_BS, rate=self.rate, seed=self._seed, use=use
         )
-        is_kept_BSD = uniform_from_keys(keys_BSD) >= self.rate
-        return hidden_BSD * is_kept_BSD / (1 - self.rate)
+
+
+def drop_channels(
+    x_BSD: Tensor, token_index_BS: Tensor, *, rate: float, seed: int, use: tuple[int, int]
+) -> Tensor:
+    """Set channels to 0 with probability `rate` and divide the others by 1 - rate.
+
+    Args:
+        use: a stream of `counter_rng`, and which of its layers, counted from 0.
+    """
+    stream, layer = use
+    num_channels = x_BSD.shape[-1]
+    channels_D = torch.arange(num_channels, device=x_BSD.device)
+    keys_BSD = token_keys(
+        token_index_BS[..., None] * num_channels + channels_D,
+        seed=seed,
+        stream=stream + _STREAMS_A_LAYER * (layer + 1),
+    )
+    is_kept_BSD = uniform_from_keys(keys_BSD) >= rate
+    return x_BSD * is_kept_BSD / (1 - rate)

@@ -1,4 +1,4 @@
-"""Other weights of the same model, in shards as ZeRO-3 has them: an average, or those before."""
+"""Other weights of the same model: an average or those before, in ZeRO-3's shards; or its base."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import torch
 from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor
 
+from training.model.adapter import switched_off
 from training.model.engine import Engine
 
 
 class ShadowWeights:
-    """The weights as they were when it was made; each rank has its share, in their own dtype."""
+    """The weights that are trained, as they were when it was made.
+
+    Each rank has its share of them, in their own dtype.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._parameters: dict[str, Any] = dict(engine.model.lm.named_parameters())
+        self._parameters: dict[str, Any] = engine.trained
         self._shards = self._now()
 
     def _now(self) -> dict[str, Tensor]:
@@ -47,6 +51,19 @@ class ShadowWeights:
         self._engine.ds.optimizer.empty_partition_cache()
         for name, weight in self._parameters.items():
             weight.ds_tensor.copy_(shards[name].view_as(weight.ds_tensor))
+
+
+class BaseOfAdapter:
+    """The weights beside which an adapter trains: at hand by switching it off, without a copy."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The model computes with them alone within it."""
+        with switched_off(self._engine.model.lm):
+            yield
 
 
 class AveragedWeights(ShadowWeights):
@@ -90,7 +107,11 @@ class AveragedWeights(ShadowWeights):
         lm = self._engine.model.lm
         first = {id(weight): name for name, weight in self._parameters.items()}
         every = lm.named_parameters(remove_duplicate=False)
-        return {name: first[id(weight)] for name, weight in every if name not in self._parameters}
+        return {
+            name: first[id(weight)]
+            for name, weight in every
+            if name not in self._parameters and id(weight) in first
+        }
 
     @property
     def buffers(self) -> dict[str, Tensor]:

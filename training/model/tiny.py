@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from training.config.sections import Model
-from training.model.causal_lm import decoder_layers
+from training.model.layers import decoder_layers
 from training.model.length_rope import LENGTH_DEPENDENT
 from training.model.tiny_mixers import narrow_mixers
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from training.config.sections import Model
+from training.model.adapter import base_weights
 from training.model.multimodal import is_part, name_rules, text_name
 
 _SHOWN = 4
@@ -124,7 +125,7 @@ def find_non_finite(model: nn.Module) -> str | None:
     """NaN or infinity in this rank's part of the weights, in a sentence; None for neither."""
     names = [
         name.removeprefix("lm.")
-        for name, parameter in model.named_parameters()
+        for name, parameter in base_weights(model)
         if not bool(torch.isfinite(parameter.ds_tensor).all())  # type: ignore[attr-defined]
     ]
     if not names:

@@ -13,6 +13,8 @@ from typing import Any
 
 from common.durable import atomic_write
 from data_prep.shards import PackIndex, open_corpus
+from training.checkpoints.adapter_folder import is_adapter_folder, read_adapter
+from training.checkpoints.identity import BASE_WEIGHTS
 from training.checkpoints.manifest import (
     find_corruption_together,
     newest_complete,
@@ -20,11 +22,13 @@ from training.checkpoints.manifest import (
 )
 from training.config.load import KEPT_RECIPE, load_recipe
 from training.config.recipe import Recipe
+from training.config.sections import Model
 from training.data.stream import SampleStream
 from training.metrics.file import finite
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import Engine, build_engine
-from training.ranks.dist import Layout, init_layout
+from training.model.fingerprint import engine_fingerprint
+from training.ranks.dist import Layout, init_layout, together
 from training.ranks.launcher_env import whole_number
 from training.run.best import evaluation_row
 from training.run.evaluation import Bands, bands_of_stream, evaluate
@@ -52,10 +56,12 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     """
     recipe = recipe_for_evaluation(run_dir, overrides)
     exported = run_dir / "export"
-    if not (exported / "config.json").exists():
+    is_adapter = is_adapter_folder(exported)
+    if not (exported / "config.json").exists() and not is_adapter:
         raise ValueError(f"{exported} is missing; run: python -m training export {run_dir}")
-    model = dataclasses.replace(recipe.model, pretrained=str(exported), config=None)
-    recipe = dataclasses.replace(recipe, model=model)
+    if not is_adapter:
+        model = dataclasses.replace(recipe.model, pretrained=str(exported), config=None)
+        recipe = dataclasses.replace(recipe, model=model, adapter=None)
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
     if (broken := find_corruption_together(exported, layout)) is not None:
         raise ValueError(
@@ -66,12 +72,25 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
         with suppress(OSError):  # a run that goes on may remove it at this moment
             _warn_of_newer(run_dir, step=manifest["step"])
     evaluation = RunEvaluation.open(run_dir, recipe, layout)
+    if is_adapter:
+        _put_adapter(evaluation.engine, exported, recipe.model)
     facts = {key: manifest[key] for key in ("step", "mix") if key in manifest}
     result = facts | {"corpus": recipe.data.corpus, "pack": evaluation.pack.fingerprint}
     result = finite(result | evaluation.row())
     if layout.is_main and measures_alike(recipe, load_recipe(run_dir / KEPT_RECIPE, [])):
         atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _put_adapter(engine: Engine, exported: Path, model: Model) -> None:
+    """Beside the base that it was trained with."""
+    if engine_fingerprint(engine) != read_manifest(exported)[BASE_WEIGHTS]:
+        raise ValueError(
+            f"model.pretrained {model.pretrained} no longer holds the weights that this run began "
+            "with; put those back"
+        )
+    is_main = engine.layout.is_main
+    engine.put(together(lambda: read_adapter(exported) if is_main else None))
 
 
 def recipe_for_evaluation(run_dir: Path, overrides: list[str]) -> Recipe:

@@ -42,7 +42,9 @@ def find_misfit(
         In a sentence: losses other than those of transformers, weights that are not the model's,
         or a tokenizer that is not the corpus's; None where all fits.
     """
-    key = repr((recipe.model, config.to_json_string(use_diff=False), corpus.folder, trains))
+    key = repr(
+        (recipe.model, recipe.adapter, config.to_json_string(use_diff=False), corpus.folder, trains)
+    )
     lengths = (recipe.data.sequence_tokens, recipe.train.sequence_parallel_size)
     key += f" {corpus.fingerprint} {lengths} {_stamps(recipe.model)}"
     if key not in _FOUND:
@@ -53,6 +55,7 @@ def find_misfit(
                 sequence_tokens=recipe.data.sequence_tokens,
                 sp_size=recipe.train.sequence_parallel_size,
                 trains=trains,
+                adapter=recipe.adapter,
             )
             or find_other_weights(recipe.model, config)
             or _find_other_tokenizer(recipe.model, corpus)

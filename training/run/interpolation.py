@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def interpolate_run(
             else None
         )
     )
-    evaluation = RunEvaluation.open(run_dir, recipe, layout)
+    # an adapter's weights are merged into the base's
+    evaluation = RunEvaluation.open(run_dir, replace(recipe, adapter=None), layout)
     rows: list[dict[str, Any]] = []
     for share in shares:
         evaluation.engine.put(ends.at(share) if ends else None)
@@ -101,8 +102,8 @@ class _Ends:
         mix.refuse_what_cannot_be_mixed(recipe.model, needs_base=True)
         return cls(
             mix,
-            load_base(recipe.model, mix.checkpoints[-1]),
-            mix.load(recipe.model, dtype=torch.float32),
+            load_base(recipe.model, mix.checkpoints[-1]).state_dict(),
+            mix.load(recipe.model, dtype=torch.float32, adapter=recipe.adapter),
             training_dtype(recipe.deepspeed),
         )
 

@@ -193,11 +193,13 @@ def _begin(
 def _base_of(recipe: Recipe, engine: Engine, newest: Path | None) -> dict[str, Any]:
     """What an identity says of the weights that the run began with, before a checkpoint is loaded.
 
-    A resume takes its weights from the checkpoint: only a teacher needs those of the base again.
+    A resume takes its weights from the checkpoint: only a teacher and an adapter need those of the
+    base again.
     """
     if recipe.model.pretrained is None:
         return {}
     needs_base = recipe.teacher is not None and recipe.teacher.kind == "base"
+    needs_base |= recipe.adapter is not None
     if newest is not None and not needs_base:
         return {BASE_WEIGHTS: read_manifest(newest)["identity"].get(BASE_WEIGHTS)}
     return {BASE_WEIGHTS: engine_fingerprint(engine)}
@@ -209,6 +211,7 @@ def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:
     return asdict(start.plan) | {
         "warmup_steps": warmup_steps(total_steps, recipe.schedule.warmup_frac),
         "parameters": engine.num_parameters,
+        **({"trained_parameters": engine.num_trained} if recipe.adapter else {}),
         "pack": start.data.pack.fingerprint,
         **{f"pack_of_{name}": found for name, found in start.data.other_fingerprints.items()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

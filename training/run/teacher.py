@@ -11,7 +11,7 @@ from training.data.stream import MicroBatch
 from training.entrodrop.distillation import OutputLayer
 from training.model.engine import Engine
 from training.model.inputs import ModelInputs, TeacherView
-from training.model.shadow import AveragedWeights, ShadowWeights
+from training.model.shadow import AveragedWeights, BaseOfAdapter, ShadowWeights
 from training.run.plan import Plan
 
 
@@ -19,7 +19,12 @@ class Teacher:
     """One forward pass more for each micro-batch, without gradient."""
 
     def __init__(
-        self, engine: Engine, weights: ShadowWeights, settings: Settings, *, num_domain_samples: int
+        self,
+        engine: Engine,
+        weights: ShadowWeights | BaseOfAdapter,
+        settings: Settings,
+        *,
+        num_domain_samples: int,
     ) -> None:
         """`num_domain_samples`: samples from this number on are of replay."""
         self._engine, self._weights, self._settings = engine, weights, settings
@@ -62,6 +67,8 @@ def make_teacher(
     settings = recipe.teacher
     if settings is None:
         return None
-    weights = ShadowWeights(engine) if settings.kind == "base" else average
+    weights: ShadowWeights | BaseOfAdapter | None = average
+    if settings.kind == "base":
+        weights = BaseOfAdapter(engine) if recipe.adapter else ShadowWeights(engine)
     assert weights is not None  # the recipe has `ema`
     return Teacher(engine, weights, settings, num_domain_samples=num_domain_samples)

@@ -144,14 +144,19 @@ def _weights_and_out(
     )
     folder = (weights.run_dir or Path()) / TASKS_FOLDER
     if weights.checkpoint is not None:
-        from training.checkpoints.export import export_run
+        from training.checkpoints.export import export_run, load_run_recipe
 
         folder.mkdir(exist_ok=True)
         scratch = until_loaded.enter_context(
             tempfile.TemporaryDirectory(prefix=".weights-", dir=folder)
         )
         chosen = [str(weights.checkpoint)]
-        exported = export_run(target, checkpoints=chosen, out=Path(scratch) / "export")
+        exported = export_run(
+            target,
+            checkpoints=chosen,
+            merge=load_run_recipe(target).adapter is not None,
+            out=Path(scratch) / "export",
+        )
         weights = weights.exported_to(exported)
     return weights, options.out or folder / name
 

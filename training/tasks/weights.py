@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.checksum import record_file
+from training.checkpoints.adapter_folder import is_adapter_folder
 from training.checkpoints.choice import LAST, find_checkpoint
 from training.checkpoints.manifest import MANIFEST, find_corruption, newest_complete, read_manifest
 from training.config.load import KEPT_RECIPE
@@ -45,11 +46,20 @@ def find_weights(target: Path, *, checkpoint: str | None) -> Weights:
     """
     if (target / KEPT_RECIPE).exists():
         return _of_run(target, checkpoint or LAST)
+    _refuse_adapter(target)
     if not (target / "config.json").exists():
         raise ValueError(f"{target} is neither a run folder nor a Hugging Face folder")
     if checkpoint is not None:
         raise ValueError(f"--checkpoint {checkpoint}: {target} is an export; name its run instead")
     return _of_export(target)
+
+
+def _refuse_adapter(folder: Path) -> None:
+    if is_adapter_folder(folder):
+        raise ValueError(
+            f"{folder} is an adapter, and tasks need a whole model: name its run, or export it "
+            "with --merge"
+        )
 
 
 def _of_export(folder: Path) -> Weights:
@@ -67,10 +77,12 @@ def _of_export(folder: Path) -> Weights:
 def _of_run(run_dir: Path, wanted: str) -> Weights:
     root, export = run_dir / "checkpoints", run_dir / "export"
     if wanted == LAST and newest_complete(root) is None and (export / MANIFEST).exists():
+        _refuse_adapter(export)
         return _of_export(export)  # its checkpoints are gone
     chosen = find_checkpoint(run_dir, wanted)
     facts = _facts(chosen)
-    if find_corruption(export, hashes=True) is None and _is_of(chosen, export):
+    is_whole = not is_adapter_folder(export) and find_corruption(export, hashes=True) is None
+    if is_whole and _is_of(chosen, export):
         return Weights(export, run_dir, **facts)
     return Weights(export, run_dir, checkpoint=chosen, **facts)
 

@@ -155,6 +155,26 @@ def test_ignored_targets_have_no_loss_and_no_gradient():
     assert (entropy > 0).all()  # of every position, target or not
 
 
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_a_frozen_weight_has_no_gradient_and_takes_no_memory_for_one(num_passes):
+    hidden, weight, targets, upstream = make_inputs(torch.float32)
+
+    def gradient_of_hidden() -> Tensor:
+        if num_passes == 1:
+            loss = weighted_linear_cross_entropy(hidden, weight, targets, upstream)[0]
+        else:
+            loss = linear_cross_entropy_with_entropy(hidden, weight, targets)[0] @ upstream
+        saved = [t for t in loss.grad_fn.saved_tensors if t is not None] if num_passes == 1 else []
+        assert any(t.shape == weight.shape for t in saved) is (
+            num_passes == 1 and weight.requires_grad
+        )
+        return torch.autograd.grad(loss, hidden)[0]
+
+    expected = gradient_of_hidden()
+    weight.requires_grad_(False)
+    assert torch.equal(gradient_of_hidden(), expected)
+
+
 def test_zero_upstream_gradient_gives_zero_gradients():
     hidden, weight, targets, _ = make_inputs(torch.float32)
     nll, _ = linear_cross_entropy_with_entropy(hidden, weight, targets)

@@ -1,0 +1,199 @@
+"""The export of an adapter, alone and merged, and what evaluates either."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.distributed import run_ranks
+from tests.grids import WHOLE
+from tests.training.adapter_runs import DORA, LORA, adapter_recipe, plain_steps, trained
+from tests.training.short_runs import (
+    metrics,
+    short_recipe,
+    train_with_changes,
+    training_command,
+)
+from training.checkpoints.adapter_folder import read_adapter
+from training.checkpoints.ema_files import read_average
+from training.checkpoints.export import export_run
+from training.checkpoints.mixing import load_masters
+from training.config.load import load_recipe
+from training.config.recipe import Recipe
+from training.config.sections import Model
+from training.model.causal_lm import resolve_model_config
+from training.run.evaluate_run import evaluate_run
+from training.tasks.weights import find_weights
+
+LAST = "step-00000006"
+
+
+@pytest.fixture(scope="module")
+def run(adapted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `adapted` with its adapter in `export` and the whole model in `merged`."""
+    run_dir = Path(shutil.copytree(adapted, tmp_path_factory.mktemp("adapter") / "run"))
+    assert "adapter_config.json" in {path.name for path in export_run(run_dir).iterdir()}
+    export_run(run_dir, merge=True, out=run_dir / "merged")
+    return run_dir
+
+
+def beside(base: Path, folder: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+
+
+@torch.no_grad()
+def logits_of(lm: Any) -> torch.Tensor:
+    ids = torch.arange(40)[None] * 11 % 500
+    return lm(input_ids=ids).logits[0]
+
+
+def test_plain_peft_loads_the_trained_model(run, adapted, exported, small_corpus):
+    """Its logits are those of the same steps by peft alone, and the merged model's."""
+    _, reference = plain_steps(adapter_recipe(small_corpus, exported, adapted, LORA))
+    alone, base = logits_of(beside(exported, run / "export")), logits_of_folder(exported)
+    assert (alone - base).abs().max() > 0.1
+    torch.testing.assert_close(alone, logits_of(reference.eval()), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits_of_folder(run / "merged"), alone, rtol=1e-4, atol=1e-4)
+    weights = load_masters(run / "checkpoints" / LAST)
+    found = read_adapter(run / "export")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+
+
+def logits_of_folder(folder: Path) -> torch.Tensor:
+    return logits_of(AutoModelForCausalLM.from_pretrained(folder).eval())
+
+
+FORMS = ["alone", *(("merged", "ema") if WHOLE else ())]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_evaluate_has_the_losses_of_the_run(run, tmp_path, form):
+    last = metrics(run, "evaluation")[-1]
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    export_run(copy, merge=form == "merged", averaged=form == "ema")
+    (result,) = run_ranks(evaluate_run, copy, [], world_size=1)
+    expected = last["ema_loss" if form == "ema" else "loss"]
+    assert result["loss"] == pytest.approx(expected, rel=1e-5)
+    assert ("mix" in result) is (form == "ema")
+
+
+def test_the_average_of_an_adapter_is_exported(run, tmp_path):
+    folder = export_run(run, averaged=True, out=tmp_path / "export")
+    average, found = read_average(run / "checkpoints" / LAST), read_adapter(folder)
+    assert all(torch.equal(weight, average[name]) for name, weight in found.items())
+    weights = read_adapter(run / "export")
+    assert not any(torch.equal(weight, weights[name]) for name, weight in found.items())
+
+
+def test_weights_between_base_and_adapter_are_those_of_whole_models(run, exported, tmp_path):
+    """Both ends have the losses of the run, and an export is the middle of two whole models."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    training_command("interpolate", str(copy), "--shares=0,1")
+    first, *_, last = metrics(run, "evaluation")
+    rows = json.loads((copy / "interpolation.json").read_text())["rows"]
+    assert rows[0]["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    assert rows[1]["loss"] == pytest.approx(last["loss"], rel=1e-5)
+    merged, base = (load_file(path / "model.safetensors") for path in (run / "merged", exported))
+    middle = export_run(copy, tuned_share=0.5, merge=True, out=tmp_path / "middle")
+    for name, weight in load_file(middle / "model.safetensors").items():
+        torch.testing.assert_close(weight, (merged[name] + base[name]) / 2, rtol=1e-5, atol=1e-6)
+    mean = export_run(copy, checkpoints=["step-3", "step-6"], merge=True, out=tmp_path / "mean")
+    third = export_run(copy, checkpoints=["step-3"], merge=True, out=tmp_path / "third")
+    name = "model.layers.0.mlp.up_proj.weight"
+    at_3, halfway = (load_file(path / "model.safetensors")[name] for path in (third, mean))
+    assert (at_3 - merged[name]).abs().max() > 1e-3
+    torch.testing.assert_close(halfway, (at_3 + merged[name]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_dora_in_bf16_is_exported_alone_and_merged(exported, small_corpus, tmp_path):
+    """With recomputed activations; the merged weights are rounded once."""
+    recipe = adapter_recipe(
+        small_corpus,
+        exported,
+        tmp_path / "run",
+        DORA | {"dropout": 0.1},
+        deepspeed="ds_configs/zero3.json",
+        model={"pretrained": str(exported), "activation_checkpointing": True},
+        train__max_steps=3,
+        train__sequence_parallel_size=1,
+        evaluation={"every_steps": None},
+    )
+    rows = trained(recipe, world_size=1)
+    assert all(row["updated"] for row in rows)
+    folder = export_run(tmp_path / "run", out=tmp_path / "alone")
+    assert {weight.dtype for weight in read_adapter(folder).values()} == {torch.bfloat16}
+    merged = export_run(tmp_path / "run", merge=True, out=tmp_path / "merged")
+    alone, whole = logits_of(beside(exported, folder)), logits_of_folder(merged)
+    moved = (alone - logits_of_folder(exported)).abs().max()
+    assert moved > 0.03
+    assert (whole.float() - alone).abs().max() < moved
+
+
+@pytest.mark.parametrize(
+    "options", [{"tuned_share": 0.5}, {"checkpoints": ["step-3", "step-6"]}], ids=str
+)
+def test_an_adapter_that_would_be_none_is_refused(run, tmp_path, options):
+    with pytest.raises(ValueError, match="make weights that are no adapter's: add --merge"):
+        export_run(run, out=tmp_path / "export", **options)
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_run_without_an_adapter_has_none_to_merge(finished, tmp_path):
+    with pytest.raises(ValueError, match="--merge: this run has no adapter"):
+        export_run(finished, merge=True, out=tmp_path / "export")
+
+
+def test_a_base_that_has_changed_is_refused(run, exported, tmp_path):
+    """By the exports, by a resume, and by evaluate."""
+    base = Path(shutil.copytree(exported, tmp_path / "base"))
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    kept = copy / "recipe.resolved.yaml"
+    kept.write_text(kept.read_text().replace(str(exported), str(base)))
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] += 1.0
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    told = "no longer holds the weights that this run began with"
+    for merge in (False, True):
+        with pytest.raises(ValueError, match=told):
+            export_run(copy, merge=merge, out=tmp_path / "export")
+    recipe = load_recipe(kept, [f"run_dir={copy}", "train.sequence_parallel_size=1"])
+    messages = run_ranks(messages_of_errors, recipe, world_size=1)[0]
+    assert "base_weights (fingerprint of the weights of model.pretrained): was" in messages[0]
+    assert told in messages[1]
+
+
+def messages_of_errors(recipe: Recipe) -> list[str]:
+    """Of a resume, and of an evaluation."""
+    with pytest.raises(ValueError) as resumed:
+        train_with_changes(recipe, ["recipe.model.pretrained"])
+    with pytest.raises(ValueError) as evaluated:
+        evaluate_run(Path(recipe.run_dir), [])
+    return [str(caught.value) for caught in (resumed, evaluated)]
+
+
+def test_tasks_are_asked_of_the_whole_model(run):
+    assert find_weights(run, checkpoint=None).checkpoint is not None  # to be merged
+    assert find_weights(run / "merged", checkpoint=None).step == 6
+    with pytest.raises(ValueError, match="is an adapter, and tasks need a whole model"):
+        find_weights(run / "export", checkpoint=None)
+
+
+def test_an_adapter_is_no_base(run):
+    model = Model(pretrained=str(run / "export"))
+    with pytest.raises(ValueError, match="is an adapter; merge it with its base first"):
+        resolve_model_config(model, vocab_size=512, dtype=torch.float32)
+
+
+def test_an_adapter_needs_a_base(small_corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"adapter needs weights to train beside: set model\.pre"):
+        short_recipe(small_corpus, tmp_path, adapter=LORA)
