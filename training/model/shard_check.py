@@ -40,7 +40,7 @@ def _compare_halves(model: CausalLMWithEntropy, inputs: ModelInputs) -> None:
     whole_BT = model(inputs)[0]
     half = inputs.ids_BS.shape[1] // 2
     for own in (slice(0, half), slice(half, None)):
-        by_token = {
+        by_token: dict[str, Any] = {
             name: value[:, own] for name, value in vars(inputs).items() if isinstance(value, Tensor)
         }
         shard = replace(inputs, **by_token)
