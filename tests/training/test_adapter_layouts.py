@@ -25,7 +25,7 @@ CHECKPOINTED = "dora"
 REGULARISED = list(DROPOUTS) if WHOLE else ["off", "both_beside_hidden_dropout"]
 CASES = [(kind, layout) for kind in ADAPTERS for layout in LAYOUTS if layout != "one_process"]
 if not WHOLE:
-    CASES = [("lora", "sp_2_accumulation_2"), ("dora", "dp_2")]
+    CASES = [("lora", "dp_2_sp_2_accumulation_2"), ("dora", "dp_2")]
 
 
 @pytest.fixture(scope="module")
