@@ -81,6 +81,8 @@ def test_a_resume_goes_on_in_the_same_run_and_a_silent_server_delays_none(tmp_pa
     found = [line for line in done.stdout.splitlines() if line.startswith("found")]
     losses = {step: 1.0 / step for step in (1, 2, 3, 4)}
     assert found == [f"found run FINISHED 1234 {losses}"]
+    texts = (tmp_path / "mlflow-texts").rglob("train/bad_step/*.md")
+    assert sorted(path.name for path in texts) == ["step-00000002.md", "step-00000004.md"]
     assert done.stderr.count("mlflow: no connection to http://127.0.0.1:9: offline, into") == 2
     assert done.stderr.count("wandb: no connection to http://127.0.0.1:9: offline, into") == 2
     assert done.stderr.count("trackers: mlflow: does not answer within") == 1

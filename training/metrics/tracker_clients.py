@@ -103,10 +103,14 @@ class MlflowRun:
     def __init__(self, run: TrackedRun) -> None:
         from mlflow import MlflowClient
 
-        self._client = MlflowClient(tracking_uri=self._uri(run))
+        uri, beside = self._uri(run), run.run_dir.absolute().parent
+        self._client = MlflowClient(tracking_uri=uri)
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT)
-        known = self._client.get_experiment_by_name(name)
-        experiment = known.experiment_id if known else self._client.create_experiment(name)
+        if known := self._client.get_experiment_by_name(name):
+            experiment = known.experiment_id
+        else:  # texts are files: of a database in the folder that it is used from, if not told
+            texts = None if uri.startswith("http") else (beside / "mlflow-texts").as_uri()
+            experiment = self._client.create_experiment(name, artifact_location=texts)
         found = self._client.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{run.key}'")
         if found:
             self._id = found[0].info.run_id
