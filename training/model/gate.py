@@ -172,7 +172,7 @@ def _randomise(lm: PreTrainedModel) -> None:
     for module in modules:
         if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
             # normalised queries that nothing scales: rounding would decide so sharp an attention
-            module.q_norm.weight.mul_(module.head_dim**-0.5)
+            module.q_norm.weight.data.mul_(module.head_dim**-0.5)
 
 
 def _try_partial_rotation(model: Model, tiny: PretrainedConfig) -> None:
