@@ -12,7 +12,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from training.config import adapter, ema, heldout, recipe, replay, sections, teacher
+from training.config import (
+    adapter,
+    ema,
+    heldout,
+    recipe,
+    regularisers,
+    replay,
+    sections,
+    teacher,
+)
 from training.config.recipe import Recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +49,7 @@ def reference() -> str:
     """The whole page."""
     comments = {
         key: text
-        for module in (sections, heldout, adapter, ema, teacher, replay, recipe)
+        for module in (sections, regularisers, heldout, adapter, ema, teacher, replay, recipe)
         for key, text in field_docstrings(Path(module.__file__)).items()
     }
     return _INTRODUCTION + _section(Recipe, prefix="", comments=comments)

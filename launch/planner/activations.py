@@ -46,6 +46,8 @@ class Activations:
     number_bytes: int
     on_gpu: bool
     shards_sequence: bool
+    mask_numbers: int = 0
+    """Of a token in a layer: channels that may drop, a byte each."""
 
     @property
     def layer_input(self) -> int:
@@ -83,7 +85,7 @@ class Activations:
         """Kept by the second half of a layer."""
         numbers = self.arch.mlp_numbers * self.number_bytes * self.arch.intermediate
         norms = self._norms if self.arch.kind.norms > 1 else 0
-        return norms + self.tokens * (numbers + _FP32)
+        return norms + self.tokens * (numbers + _FP32 + self.mask_numbers)
 
     @property
     def layer(self) -> int:

@@ -44,7 +44,8 @@ def forecast_duration(
     A forward pass takes 2 operations a weight and token, and 2 (Q K^T, then with V) x 2 x T / 2 x Q
     a layer for attention over T tokens before it on average T / 2; a backward pass twice that
     (Narayanan et al., arXiv 2104.04473, appendix), beside an adapter about as much. Activation
-    checkpointing adds a forward pass, and so do online entropies and a teacher. Documents shorter
+    checkpointing adds a forward pass, and so do online entropies and a teacher; `mir` has every
+    training pass twice. Documents shorter
     than a sample take less than this.
     """
     train, length = recipe.train, recipe.data.sequence_tokens
@@ -52,12 +53,9 @@ def forecast_duration(
     attention = 2 * length * arch.queries * arch.layers
     forward_flops = 2 * weights + attention
     # no gradients of frozen weights; an adapter's own products are few
-    num_passes = (
-        (3.0 if arch.adapter is None else 2.0)
-        + recipe.model.activation_checkpointing
-        + recipe.probes
-    )
-    num_passes += recipe.teacher is not None
+    training_passes = 3.0 if arch.adapter is None else 2.0
+    num_passes = recipe.num_passes * (training_passes + recipe.model.activation_checkpointing)
+    num_passes += recipe.probes + (recipe.teacher is not None)
     steps = None
     if corpus_tokens is not None:
         total_samples = max(1, round(train.epochs * corpus_tokens / length))

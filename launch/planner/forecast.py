@@ -112,13 +112,25 @@ def make_run(recipe: Recipe, arch: Architecture, *, world_size: int, on_gpu: boo
             number_bytes=zero.number_bytes,
             on_gpu=on_gpu,
             shards_sequence=sp_size > 1,
+            mask_numbers=_mask_numbers(recipe, arch),
         ),
         checkpointing=recipe.model.activation_checkpointing,
         step_tokens=-(-train.global_batch_tokens // world_size),
-        one_pass_head=not recipe.is_lagged,
+        one_pass_head=not recipe.waits_for_forward,
         averages=recipe.ema is not None,
+        keeps_base="l2_sp" in recipe.regularisers,
         teacher=recipe.teacher.kind if recipe.teacher else None,
     )
+
+
+def _mask_numbers(recipe: Recipe, arch: Architecture) -> int:
+    """A token's in a layer, of channels that drop."""
+    of_each = {
+        "hidden_dropout": arch.hidden,
+        "attention_output_dropout": arch.hidden,
+        "mlp_dropout": arch.intermediate,
+    }
+    return sum(of_each.get(name, 0) for name in recipe.regularisers)
 
 
 def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:

@@ -56,6 +56,7 @@ def forecast_host(
         # of both precisions: reduced, and as Adam reads them
         held = (trained * zero.number_bytes, trained * 4)
         master += trained * 4 if run.averages else 0
+        master += own * zero.number_bytes if run.keeps_base else 0
         gradients = sum(map(_pinned_block, held)) if zero.pins_optimizer else sum(held)
         pinned += gradients if zero.pins_optimizer else 0
     if zero.offloads_parameters:

@@ -57,9 +57,11 @@ class Run:
     step_tokens: int
     """Of an optimizer step on this rank, all micro-steps."""
     one_pass_head: bool
-    """Gradients come with the loss: always, except with the lagged threshold."""
+    """Gradients come with the loss: always, except where the loss waits for the forward pass."""
     averages: bool = False
     """Whether a moving average of the weights is kept (`ema`), in fp32."""
+    keeps_base: bool = False
+    """Whether the base is kept beside the optimizer's weights (`l2_sp`), in its own dtype."""
     teacher: Literal["ema", "base"] | None = None
 
     @property
@@ -104,7 +106,7 @@ def _states(run: Run) -> Moment:
     return Moment(
         parameters=(0 if zero.offloads_parameters else own * zero.number_bytes) * num_sets,
         gradients=on_gpu * zero.number_bytes,
-        optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES + _average_bytes(run)),
+        optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES + _other_bytes(run)),
         buckets=bucket,
         method=run.step_tokens * (_BATCH_BYTES + _METHOD_BYTES) + _teacher_bytes(run),
     )
@@ -118,8 +120,10 @@ def _teacher_bytes(run: Run) -> int:
     return numbers * run.zero.number_bytes
 
 
-def _average_bytes(run: Run) -> int:
-    return _MASTER_BYTES if run.averages else 0
+def _other_bytes(run: Run) -> int:
+    """Of the average and the base, which lie where the optimizer's weights do."""
+    base = run.zero.number_bytes if run.keeps_base else 0
+    return base + (_MASTER_BYTES if run.averages else 0)
 
 
 def _load(run: Run, states: Moment) -> Iterator[Moment]:
@@ -130,7 +134,7 @@ def _load(run: Run, states: Moment) -> Iterator[Moment]:
     copied = Moment(parameters=states.parameters, optimizer=2 * own * _MASTER_BYTES)
     yield copied
     yield states._replace(
-        optimizer=own * (_MASTER_BYTES + _average_bytes(run)),
+        optimizer=own * (_MASTER_BYTES + _other_bytes(run)),
         gathered=largest * run.zero.number_bytes,
         method=0,
     )

@@ -129,8 +129,7 @@ def tiny_recipe(context: Context, *, dtype: torch.dtype) -> Iterator[Recipe]:
         yield replace(
             recipe,
             deepspeed=str(path),
-            regulariser="none",
-            extra_regulariser=None,
+            regularisers=("none",),
             adapter=None,
             model=Model(
                 config={"model_type": "preflight"},

@@ -107,7 +107,7 @@ def test_every_arm_makes_a_valid_recipe(arm: Arm):
             }
         )
         if arm.name == "with_decay":
-            assert recipe.regulariser == "entrodrop"
+            assert recipe.regularisers == ("entrodrop", "weight_decay")
             assert model_regularisation(recipe).weight_decay == 3.0
 
 

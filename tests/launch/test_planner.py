@@ -16,7 +16,7 @@ from launch.__main__ import main
 from launch.planner import architecture
 from launch.planner.advice import advise, more_gpus
 from launch.planner.architecture import find_architecture
-from launch.planner.forecast import forecast
+from launch.planner.forecast import Forecast, forecast
 from launch.planner.machine import Machine
 from launch.planner.prefetch import gathered_numbers, order_of_uses
 from launch.planner.zero import read_zero
@@ -96,6 +96,23 @@ def test_an_average_of_the_weights_costs_its_fp32_shards(tmp_path: Path) -> None
     for phase, more_bytes in {"forward": 4, "step": 4, "save": 4, "evaluation": 4 + 2}.items():
         more = with_average[phase].total - without[phase].total
         assert more == pytest.approx(more_bytes * parameters / 2, rel=1e-3)
+
+
+def test_regularisers_cost_a_copy_of_the_base_and_a_byte_for_each_channel_that_may_drop() -> None:
+    def planned(names: str) -> Forecast:
+        recipe = load_recipe(QWEN_8B, [f"regularisers=[{names}]"])
+        recipe = replace(recipe, model=replace(recipe.model, activation_checkpointing=False))
+        return forecast(recipe, Machine(num_gpus=64, gpu_gib=80.0, corpus_tokens=10**8))
+
+    plain, near = planned("none"), planned("l2_sp")
+    more = near.moments["step"].total - plain.moments["step"].total
+    assert more == pytest.approx(2 * plain.arch.parameters / 64, rel=1e-3)
+    arch, tokens = plain.arch, plain.run.activations.tokens
+    more = planned("mlp_dropout").moments["forward"].total - plain.moments["forward"].total
+    assert more == arch.layers * arch.intermediate * tokens
+    assert planned("none").duration.num_passes == 3.0
+    assert planned("entrodrop,mir").duration.num_passes == 2 * 3.0  # entropies of a reference
+    assert not planned("eaft").run.one_pass_head
 
 
 @pytest.mark.parametrize("name", sorted(architecture.PUBLIC_MODELS))
@@ -260,7 +277,7 @@ def test_shipped_recipes_divide_fit_and_have_their_baseline(name: str) -> None:
     path = RECIPES / f"{name}.yaml"
     assert "regulariser=none" in path.read_text(encoding="utf-8")
     recipe, baseline = load_recipe(path), load_recipe(path, ["regulariser=none"])
-    assert replace(baseline, regulariser=recipe.regulariser) == recipe
+    assert replace(baseline, regularisers=recipe.regularisers) == recipe
     for num_gpus in (1, 8, 64) if name in FOR_ONE_GPU else (8, 64):
         for ds_file in ("zero3", "zero3_offload_optimizer", "zero3_offload_all"):
             planned = forecast(

@@ -43,6 +43,9 @@ if not WHOLE:  # two ways at once, between each alone and all three
         del LAYOUTS[two_ways]
 
 
+IN_LAYERS = ["hidden_dropout", "mlp_dropout", "attention_output_dropout", "stochastic_depth"]
+
+
 DROPOUTS: dict[str, dict[str, Any]] = {
     "off": {"regulariser": "none"},
     "input": {"dropout__where": "input"},
@@ -76,6 +79,22 @@ DROPOUTS: dict[str, dict[str, Any]] = {
         "entropy__cache_keeps": "latest",
     },
     "both_beside_hidden_dropout": {"dropout__where": "both", "extra_regulariser": "hidden_dropout"},
+    "soft_uniform_both": {
+        "dropout__where": "both",
+        "dropout__softness": 0.5,
+        "dropout__max_rate": 0.5,
+        "dropout__quantile": 0.8,
+        "dropout__guidance": 0.8,
+        "dropout__sample_rates": "uniform",
+    },
+    "random_eaft_in_layers": {
+        "regularisers": [
+            *("random_token_dropout", "token_replacement", "eaft"),
+            *IN_LAYERS,
+        ],
+        "dropout__sample_rates": "uniform",
+        "baseline__stochastic_depth": 0.4,
+    },
     "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
     "loss_guided": {"dropout__where": "loss", "dropout__guidance": 0.5},
     "loss_guided_lagged": {
@@ -118,7 +137,7 @@ def measure(
     layout = init_layout(sp_size=sp_size)
     base = {"train__micro_batch_samples": micro_batch_samples, **model}
     base["train__sequence_parallel_size"] = sp_size
-    recipe = tiny_recipe(**base)
+    recipe = tiny_recipe(**base, regularisers=IN_LAYERS)
     engine, stream = make_engine(recipe, layout)
     if recipe.adapter is not None:
         put_random_weights(engine)  # a new one adds nothing
@@ -129,7 +148,7 @@ def measure(
         head = engine.model.lm.get_output_embeddings()
         engine.model.replaces_by_mean = in_model.replaces_by_mean
         engine.model._mean_D = None
-        engine.model.hidden_dropout.rate = in_model.hidden_dropout
+        engine.model.layer_dropout.rates = in_model
         head.label_smoothing = in_model.label_smoothing
         head.z_loss = changed.train.z_loss
         results[name] = step_without_update(changed, engine, stream)
@@ -149,7 +168,7 @@ def make_engine(recipe: Recipe, layout: Any) -> tuple[Any, SampleStream]:
         recipe,
         config,
         layout=layout,
-        num_micro_steps=micro_steps,
+        num_micro_steps=micro_steps * recipe.num_passes,
         regularisation=model_regularisation(recipe),
     )
     stream = SampleStream(

@@ -138,7 +138,7 @@ def test_weight_decay_as_the_regulariser_takes_the_place_of_the_optimizers() -> 
 
 def test_a_usual_regulariser_is_added_to_token_dropout() -> None:
     with_decay = tiny_recipe(extra_regulariser="weight_decay", baseline__weight_decay=3.0)
-    assert with_decay.regulariser == "entrodrop"
+    assert with_decay.regularisers == ("entrodrop", "weight_decay")
     assert model_regularisation(with_decay).weight_decay == 3.0
     (batch,) = batches_of_rank(0, 1)
     noisy = noise_of(tiny_recipe(extra_regulariser="neftune"), batch)

@@ -73,7 +73,29 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
         ("model.pretrained=some/model", "exactly one of"),
         ("dropout.replace=mask_token", "mask_token_id"),
         ("extra_regulariser=hiden_dropout", "did you mean hidden_dropout?"),
-        ("extra_regulariser=entrodrop", "'hidden_dropout', 'label_smoothing'"),
+        ("extra_regulariser=entrodrop", "regularisers: entrodrop is named twice"),
+        ("regularisers=[]", "regularisers: name at least one"),
+        ("regularisers=[mlp_dropuot]", "did you mean mlp_dropout?"),
+        ("regularisers=[none,l2_sp]", "none stands alone; to use l2_sp, leave it out"),
+        ("regularisers=[rho1,entrodrop]", "entrodrop and rho1 each decide which tokens drop"),
+        ("regularisers=[l2_sp]", "l2_sp needs model.pretrained"),
+        ("regularisers=[mir]", "mir needs one that changes inputs: entrodrop, random"),
+        ("regularisers=[mir,rho1]", "mir with rho1 has no meaning"),
+        ("regularisers=[mir,eaft,neftune]", "mir with eaft would weight two passes"),
+        (
+            "regularisers=[mir,entrodrop] dropout.where=loss",
+            "mir with entrodrop needs",
+        ),
+        (
+            "regularisers=[entrodrop,token_replacement] entropy.source=cache",
+            "token_replacement with entropy.source: cache",
+        ),
+        ("regularisers=[eaft] teacher.kind=base", "teacher with regularisers: eaft"),
+        ("dropout.softness=0.5 dropout.max_rate=0.6", "needs dropout.max_rate of at most 0.5"),
+        (
+            "dropout.softness=0.5 entropy.source=cache entropy.scope=corpus",
+            "dropout.softness: 0.5 needs entropy.scope: batch",
+        ),
         (
             "entropy.source=cache entropy.measure=nll extra_regulariser=label_smoothing",
             "nll of the training forward would be that of smoothed targets",
@@ -114,12 +136,21 @@ def test_the_dump_of_a_recipe_is_the_recipe(tmp_path):
     assert load_recipe(write(tmp_path, dump_recipe(recipe))) == recipe
 
 
-@pytest.mark.parametrize("regulariser", ["none", "neftune"])
-def test_an_extra_regulariser_needs_another_one(tmp_path, regulariser):
-    with pytest.raises(ValueError, match="to use it alone, set regulariser: neftune"):
-        load_recipe(
-            write(tmp_path, GOOD), ["extra_regulariser=neftune", f"regulariser={regulariser}"]
-        )
+def test_the_short_forms_of_the_list_of_regularisers(tmp_path):
+    def names(text: str = "", *overrides: str) -> tuple[str, ...]:
+        return load_recipe(write(tmp_path, GOOD + text), list(overrides)).regularisers
+
+    assert names() == ("entrodrop",)
+    assert names("regulariser: none\n") == names("", "regularisers=none") == ("none",)
+    assert names("extra_regulariser: neftune\n") == ("entrodrop", "neftune")
+    assert names("", "extra_regulariser=neftune", "regulariser=rho1") == ("rho1", "neftune")
+    # an override takes the place of the other form, and the order of a list means nothing
+    assert names("regulariser: none\n", "regularisers=[neftune,rho1]") == ("rho1", "neftune")
+    assert names("regularisers: [neftune, rho1]\n", "regulariser=none") == ("none",)
+    with pytest.raises(ValueError, match="regularisers and regulariser: set only regularisers"):
+        names("regulariser: none\nregularisers: [rho1]\n")
+    with pytest.raises(ValueError, match="none stands alone; to use neftune, leave it out"):
+        names("", "extra_regulariser=neftune", "regulariser=none")
 
 
 def test_an_old_name_of_a_key_works_and_is_reported_once(tmp_path, capsys):
@@ -140,5 +171,5 @@ def test_an_old_name_of_a_key_works_and_is_reported_once(tmp_path, capsys):
 def test_the_recipe_that_a_run_kept_is_read_without_a_word_of_its_old_names(tmp_path, capsys):
     kept = tmp_path / "recipe.resolved.yaml"
     kept.write_text(GOOD + "beside: weight_decay\n")
-    assert load_recipe(kept).extra_regulariser == "weight_decay"
+    assert load_recipe(kept).regularisers == ("entrodrop", "weight_decay")
     assert capsys.readouterr().err == ""

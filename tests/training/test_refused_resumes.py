@@ -46,7 +46,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"train__gradient_clipping": 2.0}, "train.gradient_clipping: was 1.0, is 2.0"),
     ({"train__z_loss": 1e-4}, "train.z_loss: was 0.0, is 0.0001"),
     ({"schedule__kind": "wsd"}, "schedule.kind: was 'cosine', is 'wsd'"),
-    ({"regulariser": "none"}, "regulariser: was 'entrodrop', is 'none'"),
+    ({"regulariser": "none"}, "regularisers: was ['entrodrop'], is ['none']"),
     ({"entropy__source": "cache"}, "entropy.source: was 'online', is 'cache'"),
     ({"dropout__quantile": 0.25}, "dropout.quantile: was 0.5, is 0.25"),
     ({"dropout__curriculum__kind": "cosine"}, "curriculum.kind: was 'linear', is 'cosine'"),
@@ -187,6 +187,15 @@ def test_a_changed_resume_is_refused_before_a_model_is_built(small_corpus, tmp_p
 
 
 def test_a_run_under_an_old_name_of_a_key_resumes(small_corpus):
-    saved = identity(small_corpus, extra_regulariser="neftune")
-    saved["recipe"]["beside"] = saved["recipe"].pop("extra_regulariser")
+    saved = identity(small_corpus, regularisers=["entrodrop", "neftune"])
+    del saved["recipe"]["regularisers"]
+    saved["recipe"] |= {"regulariser": "neftune", "beside": "entrodrop"}  # in another order
     resume(saved, identity(small_corpus, extra_regulariser="neftune"))
+
+
+def test_a_run_from_before_a_key_resumes_with_its_default_alone(small_corpus):
+    saved = identity(small_corpus)
+    del saved["recipe"]["dropout"]["sample_rates"], saved["recipe"]["baseline"]["mlp_dropout"]
+    resume(saved, identity(small_corpus))
+    with pytest.raises(ValueError, match=r"dropout\.sample_rates: was 'equal', is 'uniform'"):
+        resume(saved, identity(small_corpus, dropout__sample_rates="uniform"))

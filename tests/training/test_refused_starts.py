@@ -12,6 +12,8 @@ from training.ranks.dist import init_layout
 
 # --- recipes that are right and do not fit corpus, model or processes ---
 
+EXPERTS = {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+
 STARTS: list[tuple[dict[str, Any], int, str]] = [
     # batches, by number of processes
     ({"train__micro_batch_samples": 3}, 2, "Nearest that divide: 384 or 576"),
@@ -38,6 +40,11 @@ STARTS: list[tuple[dict[str, Any], int, str]] = [
     ({"model": {"config": {"model_type": "t5"}}}, 2, "t5 is not supported"),
     ({"model": {"config": {"model_type": "whisper"}}}, 2, "whisper is not supported"),
     ({"model": {"config": {"model_type": "mamba"}}}, 2, "mamba is not supported"),
+    (
+        {"model": {"config": {"model_type": "mixtral"} | EXPERTS}, "regulariser": "mlp_dropout"},
+        2,
+        "mlp_dropout: no plain MLP is known in MixtralDecoderLayer (it has self_attn, mlp",
+    ),
     ({"model__config__hidden_sise": 3}, 2, "did you mean hidden_size"),
     (
         {"model__config__hidden_size": "big"},

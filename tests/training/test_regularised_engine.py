@@ -13,6 +13,7 @@ from tests.distributed import run_ranks
 from tests.training.layouts import VOCAB_SIZE, tiny_recipe
 from tests.training.short_runs import short_recipe
 from training.config.recipe import Recipe
+from training.entrodrop.counter_rng import HIDDEN_STREAM
 from training.model.causal_lm import CausalLMWithEntropy, resolve_model_config
 from training.model.engine import build_engine
 from training.model.inputs import ModelRegularisation
@@ -33,7 +34,7 @@ def built_with(recipe: Recipe) -> tuple[Any, ...]:
     model = engine.model
     decays = [group["weight_decay"] for group in engine.ds.optimizer.param_groups]
     smoothing = model.lm.get_output_embeddings().label_smoothing
-    return smoothing, model.hidden_dropout.rate, model.replaces_by_mean, decays
+    return smoothing, model.layer_dropout.rates.hidden_dropout, model.replaces_by_mean, decays
 
 
 def test_model_and_optimizer_are_built_with_the_regularisers_of_the_recipe() -> None:
@@ -89,7 +90,7 @@ def test_hidden_dropout_acts_behind_every_layer_in_training_alone() -> None:
         layer.register_forward_hook(lambda module, inputs, output: after.append(output))
     index = torch.arange(40).reshape(2, 20) + 1000
     embeds = torch.randn(2, 20, 64)
-    model.hidden_dropout.begin(index)
+    model.layer_dropout.begin(index)
     model.train()
     lm.base_model(inputs_embeds=embeds)
     is_kept = [found != 0 for found in after]
@@ -97,9 +98,10 @@ def test_hidden_dropout_acts_behind_every_layer_in_training_alone() -> None:
         assert torch.allclose(found, given * is_kept[number] / 0.75)
         assert float(is_kept[number].double().mean()) == pytest.approx(0.75, abs=0.03)
     assert (is_kept[0] != is_kept[1]).double().mean() > 0.2  # a draw of its own for each layer
-    half = model.hidden_dropout
+    half = model.layer_dropout
     half.begin(index[:, 10:])  # the second of two sequence shards
-    assert torch.equal(half.apply(seen[0][:, 10:], layer=0), after[0][:, 10:])
+    shard = half.apply(seen[0][:, 10:], rate=0.25, stream=HIDDEN_STREAM, layer=0)
+    assert torch.equal(shard, after[0][:, 10:])
     seen.clear()
     after.clear()
     model.eval()

@@ -252,12 +252,19 @@ def test_smoothing_is_the_mean_of_the_finite_values_in_the_window() -> None:
 def test_runs_from_before_a_key_was_renamed_are_in_the_group_of_those_after(tmp_path: Path) -> None:
     runs = [
         write_run(
-            tmp_path / f"run-{key}", heldout=[3.0, 2.0], recipe={"seed": seed, key: "neftune"}
+            tmp_path / f"run-{seed}", heldout=[3.0, 2.0], recipe={"seed": seed, **regularisers}
         )
-        for seed, key in enumerate(("beside", "extra_regulariser"))
+        for seed, regularisers in enumerate(
+            (
+                {"beside": "neftune"},
+                {"regulariser": "entrodrop", "extra_regulariser": "neftune"},
+                {"regularisers": ["neftune", "entrodrop"]},
+            )
+        )
     ]
     (group,) = group_runs(load_runs(runs))
-    assert [run.seed for run in group.runs] == [0, 1]
+    assert [run.seed for run in group.runs] == [0, 1, 2]
+    assert group.settings["regulariser"] == "entrodrop+neftune"
 
 
 def test_the_bands_say_when_they_mean_little(tmp_path: Path) -> None:

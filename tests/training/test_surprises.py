@@ -47,6 +47,11 @@ def test_steps_that_the_epochs_do_not_reach_are_told(small_corpus):
     assert told.startswith("train.max_steps 1000000 is not reached: train.epochs 2 ends the run")
 
 
+def test_two_passes_for_each_micro_batch_are_told(small_corpus):
+    (told,) = said(small_corpus, regularisers=["entrodrop", "mir"])
+    assert "mir takes two forward and backward passes for each micro-batch" in told
+
+
 def test_a_domain_whose_weight_rounds_to_nothing_is_told(two_domains):
     """A weight above 0 is meant (Megatron-Bridge pull request 5438)."""
     taken = {"evaluation__max_samples": None}

@@ -31,7 +31,7 @@ def test_every_combination_has_a_recipe_and_a_folder_of_its_own(
     assert runs[0].run_dir == tmp_path / "runs" / "max_rate-0.1,regulariser-none,seed-1"
     assert [run.recipe.seed for run in runs[:4]] == [1, 2, 1, 2]
     assert runs[-1].recipe.dropout.max_rate == 0.6
-    assert runs[-1].recipe.regulariser == "entrodrop"
+    assert runs[-1].recipe.regularisers == ("entrodrop",)
 
 
 def test_values_with_commas_and_keys_that_end_alike_stay_apart(

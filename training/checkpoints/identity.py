@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic.fields import FieldInfo
 from transformers import AutoConfig, PretrainedConfig
 
 from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
-from training.config.renamed import with_new_names
+from training.config.renamed import with_list
 from training.config.sections import Model
 from training.model.special_ids import SPECIAL_KEYS
 
@@ -76,7 +77,7 @@ def refuse_differences(
     Raises:
         ValueError: with a line for each difference.
     """
-    recipe = with_new_names(saved["recipe"])
+    recipe = _with_new_keys(with_list(saved["recipe"]), current["recipe"])
     differences = {
         name: line
         for name, line in compare_identity(saved | {"recipe": recipe}, current).items()
@@ -90,6 +91,20 @@ def refuse_differences(
             + "\nSet them back, choose another run_dir (or resume=never with an empty one), or "
             + f"resume with the change: --accept-changes {' '.join(differences)}"
         )
+
+
+def _with_new_keys(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """A key that its version did not know has its default, which is what that version did."""
+    sections = {
+        field.name: asdict(field.default.get_default(call_default_factory=True))
+        for field in fields(Recipe)
+        if isinstance(field.default, FieldInfo) and field.default.default_factory
+    }
+    return saved | {
+        name: {key: defaults[key] for key in defaults.keys() & current[name].keys()} | saved[name]
+        for name, defaults in sections.items()
+        if name in saved and name in current
+    }
 
 
 def find_other_model(

@@ -42,7 +42,7 @@ def write_model_card(
         "tokens in a sample": recipe.data.sequence_tokens,
         "tokens in a step": recipe.train.global_batch_tokens,
         "learning rate": recipe.optimizer.lr,
-        "regulariser": recipe.regulariser,
+        "regulariser": ", ".join(recipe.regularisers),
         "seed": recipe.seed,
         "mix": mix or None,
     }

@@ -14,7 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.hints import did_you_mean
 from training.config.recipe import Recipe
-from training.config.renamed import RENAMED, new_name, with_new_names
+from training.config.renamed import (
+    RENAMED,
+    new_name,
+    with_list,
+    with_new_names,
+    without_other_form,
+)
 from training.config.shipped import find_recipe
 
 KEPT_RECIPE = "recipe.resolved.yaml"
@@ -79,7 +85,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise ValueError(f"recipe {path}: {error}") from None
     for override in overrides or []:
         used |= RENAMED.keys() & {override.partition("=")[0]}
-        _apply_override(raw, override)
+        raw = _with_override(raw, override)
     # not of the recipe that a run keeps: its keys were the names of its time
     if Path(path).name != KEPT_RECIPE and os.environ.get("RANK", "0") == "0":
         for name in sorted(used):
@@ -89,6 +95,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
     """Turn plain data into a `Recipe`; a `ValueError` lists every mistake, with similar names."""
+    try:
+        raw = with_list(raw)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
     mistakes = _mistakes_of_keys(Recipe, raw, prefix="")
     try:
         recipe = TypeAdapter(Recipe).validate_python(raw)
@@ -114,17 +124,19 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False)
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _with_override(raw: dict[str, Any], override: str) -> dict[str, Any]:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ValueError(f"override {override!r} is not of the form a.b=c, as in train.epochs=3")
     *parents, last = new_name(key).split(".")
+    raw = without_other_form(raw, new_name(key))
     node = raw
     for parent in parents:
         if not isinstance(node.get(parent), dict):
             node[parent] = {}
         node = node[parent]
     node[last] = _parse_yaml(value, what=f"override {override!r}")
+    return raw
 
 
 def _parse_yaml(text: str, *, what: str) -> Any:

@@ -11,20 +11,18 @@ from pydantic.dataclasses import dataclass
 from training.config.adapter import Adapter
 from training.config.ema import Ema
 from training.config.heldout import Evaluation, HeldoutData
+from training.config.regularisers import Baseline, Regularisers, find_no_combination
 from training.config.replay import Replay
 from training.config.sections import (
     STRICT,
-    Baseline,
     Checkpoint,
     Data,
     Dropout,
     Entropy,
-    ExtraRegulariserName,
     Guard,
     Location,
     Model,
     Optimizer,
-    RegulariserName,
     Schedule,
     Train,
     Watchdog,
@@ -48,11 +46,10 @@ class Recipe:
     seed: Annotated[int, Field(ge=0, lt=10**18)] = 1234
     resume: Literal["auto", "never"] = "auto"
     """auto resumes from the newest complete checkpoint in run_dir, if there is one."""
-    regulariser: RegulariserName = "entrodrop"
-    """entrodrop and its baselines. random_token_dropout drops any target at EntroDrop's mean rate
-    (gamma * quantile), by the same `dropout.*` keys."""
-    extra_regulariser: ExtraRegulariserName | None = None
-    """A standard regulariser added to the first one, with its strength in `baseline.*`."""
+    regularisers: Regularisers = ("entrodrop",)
+    """What keeps the model from overfitting, in any order: `[entrodrop, mlp_dropout, l2_sp]`.
+    entrodrop and random_token_dropout take their settings from `dropout.*`, the others from
+    `baseline.*`. `regulariser: entrodrop` is short for a list of one."""
     adapter: Adapter | None = None
     """Small matrices that train in place of the weights: `{kind: lora, rank: 16}`."""
     replay: Replay | None = None
@@ -77,26 +74,47 @@ class Recipe:
     @property
     def is_lagged(self) -> bool:
         """Whether EntroDrop uses the threshold of the previous step."""
-        return self.regulariser == "entrodrop" and self.entropy.threshold == "lagged"
+        return "entrodrop" in self.regularisers and self.entropy.threshold == "lagged"
+
+    @property
+    def waits_for_forward(self) -> bool:
+        """Whether what a target counts is known only after the forward pass."""
+        return self.is_lagged or "eaft" in self.regularisers
+
+    @property
+    def has_clean_pass(self) -> bool:
+        """Whether each micro-batch is also trained on as it is, beside its masked inputs."""
+        return "mir" in self.regularisers
+
+    @property
+    def num_passes(self) -> int:
+        """Forward and backward passes of a micro-batch."""
+        return 2 if self.has_clean_pass else 1
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a resume needs the weights that the run began with."""
+        is_taught_by_it = self.teacher is not None and self.teacher.kind == "base"
+        return is_taught_by_it or "l2_sp" in self.regularisers or self.adapter is not None
 
     @property
     def keeps_entropies(self) -> bool:
         """Whether the run caches the entropies that it measures."""
-        return self.regulariser == "entrodrop" and self.entropy.source == "cache"
+        return "entrodrop" in self.regularisers and self.entropy.source == "cache"
 
     @property
     def uses_scores(self) -> bool:
         """Whether it reads scores of the corpus; a cache does if they exist."""
-        if self.regulariser == "entrodrop":
+        if "entrodrop" in self.regularisers:
             return self.entropy.source != "online"
-        return self.regulariser == "rho1"
+        return "rho1" in self.regularisers
 
     @property
     def probes(self) -> bool:
         """Whether each step that drops starts with a forward pass without gradient."""
-        if self.regulariser == "entrodrop":
+        if "entrodrop" in self.regularisers:
             return self.entropy.source == "online" and self.entropy.threshold == "step"
-        return self.regulariser == "rho1"
+        return "rho1" in self.regularisers
 
     @property
     def saves_best(self) -> bool:
@@ -106,7 +124,7 @@ class Recipe:
     @property
     def measure(self) -> Literal["shannon", "nll"]:
         """What decides which tokens drop."""
-        return "nll" if self.regulariser == "rho1" else self.entropy.measure
+        return "nll" if "rho1" in self.regularisers else self.entropy.measure
 
     @model_validator(mode="after")
     def _each_tracker_once(self) -> Recipe:
@@ -115,13 +133,12 @@ class Recipe:
         return self
 
     @model_validator(mode="after")
-    def _extra_to_another(self) -> Recipe:
-        extra = self.extra_regulariser
-        if extra is not None and self.regulariser in ("none", extra):
-            raise ValueError(
-                f"extra_regulariser: {extra} needs another regulariser (is {self.regulariser}); "
-                f"to use it alone, set regulariser: {extra}"
-            )
+    def _regularisers_fit(self) -> Recipe:
+        mistake = find_no_combination(
+            self.regularisers, dropout=self.dropout, entropy=self.entropy, model=self.model
+        )
+        if mistake:
+            raise ValueError(mistake)
         return self
 
     @model_validator(mode="after")
@@ -138,12 +155,13 @@ class Recipe:
 
     @model_validator(mode="after")
     def _side_fits(self) -> Recipe:
-        entropy = self.entropy
-        if self.dropout.side == "high" and (
-            entropy.scope == "corpus" or entropy.threshold == "lagged"
-        ):
+        """What has to know the entropies of the step before its draws."""
+        entropy, dropout = self.entropy, self.dropout
+        is_high, is_soft = dropout.side == "high", dropout.softness is not None
+        if (is_high or is_soft) and (entropy.scope == "corpus" or entropy.threshold == "lagged"):
+            key = "dropout.side: high" if is_high else f"dropout.softness: {dropout.softness:g}"
             raise ValueError(
-                "dropout.side: high needs entropy.scope: batch and entropy.threshold: step (are "
+                f"{key} needs entropy.scope: batch and entropy.threshold: step (are "
                 f"{entropy.scope} and {entropy.threshold})"
             )
         return self
@@ -157,11 +175,11 @@ class Recipe:
                 "online has no entropies of the whole corpus"
             )
         measures_in_training = entropy.source == "cache" or entropy.threshold == "lagged"
-        smooths = self.extra_regulariser == "label_smoothing"
+        smooths = "label_smoothing" in self.regularisers
         if measures_in_training and entropy.measure == "nll" and smooths:
             raise ValueError(
                 "entropy.measure: nll of the training forward would be that of smoothed targets "
-                "(extra_regulariser: label_smoothing); set measure: shannon, or use another one"
+                "(regularisers: label_smoothing); set measure: shannon, or use another one"
             )
         if measures_in_training and entropy.measure == "nll" and self.train.z_loss:
             raise ValueError(
@@ -187,6 +205,11 @@ class Recipe:
                 "adapter needs weights to train beside: set model.pretrained (model.config begins "
                 "with random ones, which would stay random)"
             )
+        if self.adapter is not None and "l2_sp" in self.regularisers:
+            raise ValueError(
+                "regularisers: l2_sp has nothing to hold beside an adapter, whose base is frozen; "
+                "weight_decay draws the adapter towards nothing, which is the base"
+            )
         return self
 
     @model_validator(mode="after")
@@ -197,10 +220,13 @@ class Recipe:
             raise ValueError("teacher.kind: ema needs the section ema: set ema.half_life_epochs")
         if self.teacher.on != "all" and self.replay is None:
             raise ValueError(f"teacher.on: {self.teacher.on} needs the section replay (is null)")
-        if self.is_lagged:
+        if self.waits_for_forward:
+            key, remedy = "regularisers: eaft", "leave eaft out"
+            if self.is_lagged:
+                key, remedy = "entropy.threshold: lagged", "set entropy.threshold: step"
             raise ValueError(
-                "teacher with entropy.threshold: lagged would need the head's logits twice: set "
-                "entropy.threshold: step, or teacher: null"
+                f"teacher with {key} would need the head's logits twice: {remedy}, or set "
+                "teacher: null"
             )
         return self
 

@@ -199,8 +199,15 @@ class Dropout:
     guidance: Fraction = 1.0
     """How much entropy decides. 1: only low tokens drop; 0: all with an entropy drop alike, as in
     random_token_dropout; between: the others drop too, less often, at the same mean rate."""
+    softness: Annotated[float, Field(gt=0)] | None = None
+    """null: two steps, low tokens and others. A number: each token's drop probability falls
+    smoothly with its entropy, none is 0, and the mean rate stays; the number is the width of the
+    fall around the quantile, in mean entropies of the step."""
     max_rate: Fraction = 0.3
     """Drop probability of a low token at the end of the curriculum (gamma_max), at guidance 1."""
+    sample_rates: Literal["equal", "uniform"] = "equal"
+    """uniform: each sample's rates times a number of its own from U(0, 1), drawn at each visit, so
+    that the mean rate is half of the one asked (masks of many sizes, arXiv 2606.06888)."""
     renormalise: bool = True
     """loss and both: divide by the expected kept share, so that the loss keeps its scale."""
     curriculum: Curriculum = Field(default_factory=Curriculum)
@@ -213,29 +220,12 @@ class Dropout:
             raise ValueError(
                 "dropout.quantile * dropout.max_rate must stay below 1: nothing would be left"
             )
+        if self.softness is not None and self.max_rate > 0.5:
+            raise ValueError(
+                f"dropout.softness needs dropout.max_rate of at most 0.5 (is {self.max_rate:g}): "
+                "the surest tokens drop up to twice as often, and a probability would exceed 1"
+            )
         return self
-
-
-ExtraRegulariserName = Literal["hidden_dropout", "label_smoothing", "neftune", "weight_decay"]
-RegulariserName = Literal["none", "entrodrop", "random_token_dropout", "rho1", ExtraRegulariserName]
-
-
-@dataclass(config=STRICT)
-class Baseline:
-    """Strengths of the standard regularisers; only that of the chosen one is used."""
-
-    weight_decay: Annotated[float, Field(ge=0)] = 1.0
-    """regulariser: weight_decay takes this in place of optimizer.weight_decay."""
-    label_smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """regulariser: label_smoothing. Share of each target that is spread over the vocabulary."""
-    hidden_dropout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """regulariser: hidden_dropout. Rate at which channels are dropped after every layer."""
-    rho1_share: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    """regulariser: rho1. Share of the targets that is trained on: those whose loss most exceeds
-    that in `entropy.scores` (of measure nll). Costs a forward pass without gradient."""
-    neftune_alpha: Annotated[float, Field(gt=0)] = 5.0
-    """regulariser: neftune. Uniform noise on embeddings, up to alpha / sqrt(L D) for L tokens of
-    the document and D channels."""
 
 
 @dataclass(config=STRICT)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.entrodrop.counter_rng import (
     DROP_STREAM,
+    RATE_STREAM,
     TIE_STREAM,
     token_keys,
     uniform_from_keys,
@@ -20,6 +21,7 @@ from training.entrodrop.counter_rng import (
 from training.entrodrop.quantile import Quantile, global_quantile, last_key_inside
 
 _EVERY_TIE = (1 << 63) - 1
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,13 @@ def masked_contexts(
     return last_drop_BS >= place_S - position_ids_BS
 
 
-def draw_drops(is_low: Tensor, token_index: Tensor, *, rate: float, seed: int) -> Tensor:
+def draw_drops(is_low: Tensor, token_index: Tensor, *, rate: float | Tensor, seed: int) -> Tensor:
     """Bool: each low token drops with probability `rate`, by a draw from its own identity.
 
     Args:
         is_low: bool, any shape.
         token_index: int64 of the same shape.
-        rate: gamma, in [0, 1].
+        rate: gamma, in [0, 1]; one for all, or as a tensor one for each.
     """
     keys = token_keys(token_index, seed=seed, stream=DROP_STREAM)
     return is_low & (uniform_from_keys(keys) < rate)
@@ -135,7 +137,13 @@ class DropRates:
 
 
 def draw_guided_drops(
-    is_low: Tensor, is_known: Tensor, token_index: Tensor, *, rates: DropRates, seed: int
+    is_low: Tensor,
+    is_known: Tensor,
+    token_index: Tensor,
+    *,
+    rates: DropRates,
+    seed: int,
+    scale: float | Tensor = 1.0,
 ) -> Tensor:
     """Bool: as `draw_drops`, where tokens that are not low may drop as well.
 
@@ -143,6 +151,51 @@ def draw_guided_drops(
         is_low: bool, any shape.
         is_known: bool of the same shape; tokens without an entropy never drop.
         token_index: int64 of the same shape.
+        scale: factor of the rates, up to 1.
     """
     uniform = uniform_from_keys(token_keys(token_index, seed=seed, stream=DROP_STREAM))
-    return (is_low & (uniform < rates.low)) | (is_known & (uniform < rates.other))
+    is_under_low, is_under_other = uniform < rates.low * scale, uniform < rates.other * scale
+    return (is_low & is_under_low) | (is_known & is_under_other)
+
+
+def soft_drop_rates(
+    entropy: Tensor, *, threshold: float, softness: float, rates: DropRates
+) -> Tensor:
+    """Drop probabilities that fall smoothly with entropy, fp64; their mean is `rates.mean`.
+
+    sigmoid((threshold - e) / (softness * mean e)), times one number for all tokens, which is also
+    right for the other side, where `entropy` is negative. At most 2 gamma: half of the tokens or
+    more that are low have a sigmoid of 1/2 or more. As softness goes to 0 these are the two steps
+    of `draw_guided_drops`.
+
+    Args:
+        entropy: fp32 `[R, P]`, rows of P - 1 tokens of this rank and the one after them; +inf marks
+            a token that is not a target, whose rate is 0.
+        threshold: the global quantile `rates.q` of the entropies.
+    """
+    is_known, is_own = entropy.isfinite(), entropy.isfinite()
+    is_own[:, 0] = False  # the rank before has counted it
+    value = entropy.double().masked_fill(~is_known, 0.0)
+    size, num_known = _sums_over_ranks(value[is_own].abs().sum(), is_own.sum())
+    if num_known == 0:
+        return torch.zeros_like(value)
+    width = max(softness * size / num_known, _TINY)
+    weight = torch.sigmoid((threshold - value) / width)
+    (total,) = _sums_over_ranks(weight[is_own].sum())
+    soft = rates.mean * num_known / total * weight
+    rate = rates.guidance * soft + (1 - rates.guidance) * rates.mean
+    return rate.masked_fill(~is_known, 0.0)
+
+
+def _sums_over_ranks(*sums: Tensor) -> list[float]:
+    """Of a number each, in fp64."""
+    total = torch.stack([each.double() for each in sums])
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    found: list[float] = total.tolist()
+    return found
+
+
+def sample_scales(visits: Tensor, *, seed: int) -> Tensor:
+    """A number from U(0, 1) for each visit of a sample, fp64 of the same shape."""
+    return uniform_from_keys(token_keys(visits, seed=seed, stream=RATE_STREAM))

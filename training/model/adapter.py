@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from common.hints import did_you_mean
 from training.config.adapter import ALL_LINEAR, Adapter
 from training.entrodrop.counter_rng import ADAPTER_STREAM
-from training.model.hidden_dropout import drop_channels
+from training.model.layer_dropout import drop_channels
 from training.model.layers import decoder_layers
 
 if TYPE_CHECKING:

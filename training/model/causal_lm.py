@@ -32,13 +32,13 @@ from training.model.checks import (
     refuse_unknown_source,
     refuse_unsupported,
 )
-from training.model.hidden_dropout import HiddenDropout
 from training.model.inputs import (
     NO_REGULARISATION,
     ModelInputs,
     ModelRegularisation,
     TeacherView,
 )
+from training.model.layer_dropout import LayerDropout
 from training.model.layers import decoder_layers
 from training.model.length_rope import LengthRope
 from training.model.multimodal import name_rules, text_part, without_report
@@ -66,9 +66,7 @@ class CausalLMWithEntropy(nn.Module):
         )
         self.lm = lm
         self._has_transform = has_transform
-        self.hidden_dropout = HiddenDropout(
-            decoder_layers(lm), rate=regularisation.hidden_dropout, seed=seed
-        )
+        self.layer_dropout = LayerDropout(decoder_layers(lm), regularisation, seed=seed)
         self.recurrences = Recurrences(decoder_layers(lm))
         self.older_attention = OlderAttention(lm)
         self.length_rope = LengthRope(lm)
@@ -120,7 +118,7 @@ class CausalLMWithEntropy(nn.Module):
             `[B, S]`, in nats; with token weights before them their loss, the only one that is
             then differentiable.
         """
-        self.hidden_dropout.begin(inputs.token_index_BS)
+        self.layer_dropout.begin(inputs.token_index_BS, inputs.visits)
         self.recurrences.begin(inputs.documents)
         self.older_attention.begin(inputs)
         self.length_rope.begin(inputs)

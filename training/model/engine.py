@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from training.config.recipe import Recipe
 from training.entrodrop.distillation import OutputLayer
+from training.model.base_decay import decay_towards_base
 from training.model.causal_lm import CausalLMWithEntropy, build_model
 from training.model.ds_config import join_ds_config
 from training.model.inputs import (
@@ -224,6 +225,8 @@ def build_engine(
         config=ds_config,
         mpu=mpu,
     )
+    if regularisation is not None and regularisation.l2_sp:
+        decay_towards_base(ds_engine.optimizer, strength=regularisation.l2_sp)
     return Engine(
         ds=ds_engine,
         layout=layout,

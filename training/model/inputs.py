@@ -28,9 +28,11 @@ class ModelInputs:
     documents: DocumentLayout
     """Of the whole rows."""
     token_index_BS: Tensor | None = None
-    """int64, the identity of each token, for hidden dropout."""
+    """int64, the identity of each token, for dropout of channels."""
     document_tokens_BS: Tensor | None = None
     """int64, tokens of the piece of a document that each is in; rows that are whole need none."""
+    visits: tuple[int, ...] = ()
+    """The identity of each row, for dropout of layers."""
     replaced_BS: Tensor | None = None
     """bool, tokens whose embedding becomes 0, or the mean of all."""
     noise_BSD: Tensor | None = None
@@ -46,6 +48,7 @@ class ModelInputs:
             documents=batch.documents,
             token_index_BS=batch.token_index_BP[:, :-1],
             document_tokens_BS=batch.document_tokens_BS,
+            visits=batch.visits,
         )
 
 
@@ -77,10 +80,18 @@ class ModelRegularisation:
     """Share of each target that is spread over the vocabulary."""
     hidden_dropout: float = 0.0
     """Rate at which channels are dropped after every layer."""
+    mlp_dropout: float = 0.0
+    """Likewise before the last matrix of every MLP."""
+    attention_output_dropout: float = 0.0
+    """Likewise behind every attention."""
+    stochastic_depth: float = 0.0
+    """Rate at which the last layer is skipped."""
     replaces_by_mean: bool = False
     """Replaced embeddings become the vocabulary's mean, not 0."""
     weight_decay: float | None = None
     """In place of the optimizer's."""
+    l2_sp: float = 0.0
+    """Decay towards the weights that the run began with."""
 
 
 NO_REGULARISATION = ModelRegularisation()

@@ -97,6 +97,9 @@ class Regulariser:
     logits twice."""
     drops_losses: bool = False
     """Whether the losses of targets that drop are left out of the loss."""
+    masked_weight: float | None = None
+    """Weight of the loss of the changed inputs, beside a pass with unchanged ones; None: no such
+    pass."""
 
     @classmethod
     def in_model(cls, recipe: Recipe) -> dict[str, Any]:
@@ -131,6 +134,11 @@ class Regulariser:
         """
         return None
 
+    def loss_weights_BS(self, scored: Scored) -> Tensor | None:
+        """Factors of the targets' losses, fp32 `[B, S]`, for those that wait for the training
+        forward; None for 1."""
+        return None
+
     def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
         """Record what the training forward measured."""
 
@@ -139,12 +147,15 @@ class Regulariser:
 
 
 class Together(Regulariser):
-    """A regulariser with an extra one, of which only `in_model` and `change_inputs` count."""
+    """A regulariser with others, none of which chooses tokens to drop: of these only `in_model`,
+    `change_inputs` and `loss_weights_BS` count."""
 
-    def __init__(self, first: Regulariser, extra: Regulariser) -> None:
-        self._first, self._extra = first, extra
-        self.waits_for_forward = first.waits_for_forward
+    def __init__(self, first: Regulariser, *others: Regulariser) -> None:
+        self._first, self._all = first, (first, *others)
+        self.waits_for_forward = any(each.waits_for_forward for each in self._all)
         self.drops_losses = first.drops_losses
+        weights = (each.masked_weight for each in self._all)
+        self.masked_weight = next((weight for weight in weights if weight is not None), None)
 
     @property
     def threshold(self) -> SavedThreshold | None:
@@ -154,13 +165,18 @@ class Together(Regulariser):
         return self._first.begin_step(step)
 
     def change_inputs(self, inputs: ModelInputs, batch: MicroBatch, micro_step: int) -> ModelInputs:
-        changed = self._first.change_inputs(inputs, batch, micro_step)
-        return self._extra.change_inputs(changed, batch, micro_step)
+        for each in self._all:
+            inputs = each.change_inputs(inputs, batch, micro_step)
+        return inputs
 
     def target_drops_BS(
         self, batch: MicroBatch, micro_step: int, scored: Scored | None
     ) -> Tensor | None:
         return self._first.target_drops_BS(batch, micro_step, scored)
+
+    def loss_weights_BS(self, scored: Scored) -> Tensor | None:
+        given = [each.loss_weights_BS(scored) for each in self._all]
+        return next((weight_BS for weight_BS in given if weight_BS is not None), None)
 
     def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:
         self._first.observe(batch, micro_step, scored)

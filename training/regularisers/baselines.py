@@ -1,14 +1,19 @@
-"""Standard regularisers to compare the method with or combine it with; NEFTune has its own file."""
+"""Standard regularisers to compare the method with or combine it with."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from training.config.recipe import Recipe
 from training.config.sections import Dropout
 from training.entrodrop.mask import DropRates, draw_drops
 from training.regularisers.base import Regulariser, RunParts, Step, StepDropout
-from training.regularisers.drop_sets import drop_lowest, gamma_at
+from training.regularisers.drop_sets import (
+    drop_lowest,
+    gamma_at,
+    mean_scale,
+    sample_scales_of,
+)
 from training.regularisers.entropy_source import (
     EntropySource,
     ExcessLoss,
@@ -37,10 +42,13 @@ class RandomTokenDropout(TokenDropout):
         rate = gamma * self._settings.quantile
         return StepDropout(
             gamma=gamma,
-            rate_asked=rate,
+            rate_asked=rate * mean_scale(self._settings),
             dropped_BP=tuple(
                 draw_drops(
-                    batch.is_target_token_BP, batch.token_index_BP, rate=rate, seed=self._seed
+                    batch.is_target_token_BP,
+                    batch.token_index_BP,
+                    rate=rate * sample_scales_of(self._settings, [batch], seed=self._seed),
+                    seed=self._seed,
                 )
                 for batch in step.batches
             ),
@@ -83,25 +91,69 @@ class Rho1(TokenDropout):
         )
 
 
-class HiddenDropout(Regulariser):
-    """Channels of hidden states drop after every layer (`training/model/hidden_dropout.py`)."""
+class InModel(Regulariser):
+    """A regulariser that is a part of model or optimizer, of one number in `baseline`."""
+
+    field: ClassVar[str]
+    """Of `ModelRegularisation`, and of `baseline`."""
 
     @classmethod
     def in_model(cls, recipe: Recipe) -> dict[str, Any]:
-        return {"hidden_dropout": recipe.baseline.hidden_dropout}
+        return {cls.field: getattr(recipe.baseline, cls.field)}
 
 
-class LabelSmoothing(Regulariser):
-    """A share of each target is spread over the vocabulary, in the head."""
+class HiddenDropout(InModel):
+    """Channels drop after every layer.
 
-    @classmethod
-    def in_model(cls, recipe: Recipe) -> dict[str, Any]:
-        return {"label_smoothing": recipe.baseline.label_smoothing}
+    Srivastava et al.: Dropout, 2014; `training/model/layer_dropout.py` draws by counter.
+    """
+
+    field = "hidden_dropout"
 
 
-class WeightDecay(Regulariser):
-    """A stronger decay than the optimizer's own."""
+class MlpDropout(InModel):
+    """Inner channels of each MLP drop (arXiv 2510.04071 compares it with masked inputs)."""
 
-    @classmethod
-    def in_model(cls, recipe: Recipe) -> dict[str, Any]:
-        return {"weight_decay": recipe.baseline.weight_decay}
+    field = "mlp_dropout"
+
+
+class AttentionOutputDropout(InModel):
+    """Channels of what attention adds to the residual stream drop.
+
+    Vaswani et al.: Attention is all you need, 2017, section 5.4 (there behind the MLP, too).
+    """
+
+    field = "attention_output_dropout"
+
+
+class StochasticDepth(InModel):
+    """Whole layers are skipped, by sample, later ones more often.
+
+    Huang et al.: Deep networks with stochastic depth, 2016 (arXiv 1603.09382).
+    """
+
+    field = "stochastic_depth"
+
+
+class LabelSmoothing(InModel):
+    """A share of each target is spread over the vocabulary, in the head.
+
+    Szegedy et al.: Rethinking the Inception architecture, 2015 (arXiv 1512.00567), section 7.
+    """
+
+    field = "label_smoothing"
+
+
+class WeightDecay(InModel):
+    """A stronger decay than the optimizer's own (Loshchilov and Hutter, arXiv 1711.05101)."""
+
+    field = "weight_decay"
+
+
+class L2SP(InModel):
+    """Weights decay towards those of the base, too (`training/model/base_decay.py`).
+
+    Li et al.: Explicit inductive bias for transfer learning, 2018 (arXiv 1802.01483).
+    """
+
+    field = "l2_sp"

@@ -11,7 +11,6 @@ from training.regularisers.corpus_threshold import CorpusThreshold, corpus_thres
 from training.regularisers.drop_sets import (
     drop_low_of_corpus,
     drop_low_of_step,
-    drop_rates,
     gamma_at,
 )
 from training.regularisers.entropy_source import EntropySource, choose_source
@@ -72,8 +71,9 @@ class EntroDrop(TokenDropout):
             entropy_RP,
             step.batches,
             low,
+            self._settings,
             seed=self._seed,
-            rates=drop_rates(self._settings, gamma=gamma),
+            gamma=gamma,
             num_targets=step.num_targets,
         )
 

@@ -17,7 +17,12 @@ from training.data.stream import MicroBatch
 from training.entrodrop.mask import draw_guided_drops, select_low_tokens
 from training.model.inputs import Scored
 from training.regularisers.base import Regulariser, RunParts, SavedThreshold, Step, StepDropout
-from training.regularisers.drop_sets import drop_rates, gamma_at
+from training.regularisers.drop_sets import (
+    drop_rates,
+    gamma_at,
+    mean_scale,
+    sample_scales_of,
+)
 
 
 class LaggedEntroDrop(Regulariser):
@@ -63,7 +68,7 @@ class LaggedEntroDrop(Regulariser):
         self._gamma = 0.0 if self._low is None else gamma_at(self._settings, step.trained_frac)
         if self._low is None or self._gamma == 0.0:
             return StepDropout()
-        rate = self._gamma * self._settings.quantile
+        rate = self._gamma * self._settings.quantile * mean_scale(self._settings)
         return StepDropout(
             gamma=self._gamma,
             rate_asked=rate,
@@ -86,6 +91,7 @@ class LaggedEntroDrop(Regulariser):
             index_BS,
             rates=drop_rates(self._settings, gamma=self._gamma),
             seed=self._seed,
+            scale=sample_scales_of(self._settings, [batch], seed=self._seed),
         )
 
     def observe(self, batch: MicroBatch, micro_step: int, scored: Scored) -> None:

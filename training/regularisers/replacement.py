@@ -34,6 +34,11 @@ def masked_input(
         return batch.ids_BS, drops_BS
     if settings.replace == "mask_token":
         return batch.ids_BS.masked_fill(drops_BS, settings.mask_token_id or 0), None
-    keys_BS = token_keys(batch.token_index_BP[:, :-1], seed=seed, stream=REPLACE_STREAM)
-    random_BS = integers_from_keys(keys_BS, high=vocab_size)
+    random_BS = random_tokens(batch, seed=seed, stream=REPLACE_STREAM, vocab_size=vocab_size)
     return torch.where(drops_BS, random_BS, batch.ids_BS), None
+
+
+def random_tokens(batch: MicroBatch, *, seed: int, stream: int, vocab_size: int) -> Tensor:
+    """One for each position of the shard, uniform over the vocabulary, int64 `[B, S]`."""
+    keys_BS = token_keys(batch.token_index_BP[:, :-1], seed=seed, stream=stream)
+    return integers_from_keys(keys_BS, high=vocab_size)

@@ -10,7 +10,7 @@ from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
-from training.config.renamed import with_new_names
+from training.config.renamed import LIST, with_list
 from training.reports.curves import RunCurves
 
 # Keys that change neither what is learnt nor what is measured.
@@ -136,7 +136,9 @@ def group_runs(runs: list[RunCurves]) -> list[RunGroup]:
 
 def flat_settings(recipe: dict[str, Any]) -> dict[str, Any]:
     """What is learnt and measured, by dotted keys: `{"optimizer.lr": 1e-3}`."""
-    named = with_new_names(recipe)
+    named = with_list(recipe)
+    if LIST in named:
+        named["regulariser"] = "+".join(map(str, named.pop(LIST)))
     kept = {key: value for key, value in named.items() if key not in _SETTINGS_LEFT_OUT}
     flat = dict(_leaves(kept, prefix=""))
     flat.pop("train.stop_after_steps", None)

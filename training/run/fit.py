@@ -5,18 +5,22 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PretrainedConfig
 
 from data_prep.shards import Corpus
 from training.config.recipe import Recipe
 from training.config.sections import Model
-from training.model.causal_lm import resolve_model_config
+from training.model.causal_lm import decoder_layers, resolve_model_config
 from training.model.checks import check_heads
 from training.model.ds_config import training_dtype
 from training.model.gate import find_other_numbers
+from training.model.layer_dropout import LayerDropout
+from training.model.tiny import plain_model, tiny_config
 from training.model.tokenizers import find_other_ids, find_pair
 from training.model.weights import find_other_weights
 from training.ranks.dist import Layout, raise_together, together
+from training.regularisers.table import model_regularisation
 
 
 def fitting_config(recipe: Recipe, corpus: Corpus, *, sp_size: int) -> PretrainedConfig:
@@ -73,6 +77,22 @@ def _stamps(model: Model) -> list[tuple[str, int, int]]:
         return []
     files = sorted(path for path in Path(model.pretrained).glob("*") if path.is_file())
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def find_no_part(recipe: Recipe, config: PretrainedConfig) -> str | None:
+    """Why dropout inside layers does not find its place in this model; None where it does."""
+    rates = model_regularisation(recipe)
+    if not rates.mlp_dropout and not rates.attention_output_dropout:
+        return None
+    with torch.device("meta"):  # a layer of each kind, without numbers
+        length = recipe.data.sequence_tokens
+        tiny = tiny_config(recipe.model, config, sequence_tokens=length)
+        layers = decoder_layers(plain_model(recipe.model, tiny))
+    try:
+        LayerDropout(layers, rates, seed=0)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def refuse_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig, layout: Layout) -> None:

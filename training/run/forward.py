@@ -52,5 +52,9 @@ def forward_micro_batch(
         view = teacher.view(batch, micro_step) if teacher else None
         loss_sum, scored = engine.weighted_loss(inputs, in_loss_BS.float(), view)
     else:
-        loss_sum = (scored.nll_BS * in_loss_BS).sum()
+        weight_BS = regulariser.loss_weights_BS(scored)
+        counted_BS = in_loss_BS if weight_BS is None else in_loss_BS * weight_BS
+        loss_sum = (scored.nll_BS * counted_BS).sum()
+    if regulariser.masked_weight is not None:
+        loss_sum = loss_sum * regulariser.masked_weight
     return Forward(loss_sum, scored, in_loss_BS, drops_BS)

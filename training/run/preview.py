@@ -95,14 +95,16 @@ def write_preview(
 
 def _refuse_other_methods(recipe: Recipe, *, measure: str) -> None:
     """What is shown is the low set of a step: other ways to drop would be shown wrongly."""
-    entropy = recipe.entropy
+    entropy, chosen = recipe.entropy, recipe.regularisers
     for key, value, shown in (
-        ("regulariser", recipe.regulariser, "entrodrop"),
+        ("regulariser", "entrodrop" if "entrodrop" in chosen else "+".join(chosen), "entrodrop"),
         ("entropy.scope", entropy.scope, "batch"),
         ("entropy.threshold", entropy.threshold, "step"),
         ("entropy.measure", entropy.measure, measure),
         ("dropout.side", recipe.dropout.side, "low"),
         ("dropout.guidance", recipe.dropout.guidance, 1.0),
+        ("dropout.softness", recipe.dropout.softness or "null", "null"),
+        ("dropout.sample_rates", recipe.dropout.sample_rates, "equal"),
     ):
         if value != shown:
             of = "these scores are" if key == "entropy.measure" else "preview shows drops of"

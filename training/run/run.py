@@ -112,7 +112,7 @@ def _run(
             recipe,
             start.model_config,
             layout=layout,
-            num_micro_steps=plan.micro_steps,
+            num_micro_steps=plan.micro_steps * recipe.num_passes,
             regularisation=model_regularisation(recipe),
             loads_universal=newest is not None and is_of_other_ranks(read_manifest(newest), layout),
             watchdog=watchdog,
@@ -193,14 +193,12 @@ def _begin(
 def _base_of(recipe: Recipe, engine: Engine, newest: Path | None) -> dict[str, Any]:
     """What an identity says of the weights that the run began with, before a checkpoint is loaded.
 
-    A resume takes its weights from the checkpoint: only a teacher and an adapter need those of the
-    base again.
+    A resume takes its weights from the checkpoint: only what stays near the base, and an adapter,
+    need it again.
     """
     if recipe.model.pretrained is None:
         return {}
-    needs_base = recipe.teacher is not None and recipe.teacher.kind == "base"
-    needs_base |= recipe.adapter is not None
-    if newest is not None and not needs_base:
+    if newest is not None and not recipe.needs_base:
         return {BASE_WEIGHTS: read_manifest(newest)["identity"].get(BASE_WEIGHTS)}
     return {BASE_WEIGHTS: engine_fingerprint(engine)}
 

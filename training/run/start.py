@@ -18,7 +18,7 @@ from training.model.multimodal import tell_of_other_parts
 from training.ranks.dist import Layout, together
 from training.regularisers.replacement import check_mask_token
 from training.run.continuations import Continuations
-from training.run.fit import find_misfit, fitting_config
+from training.run.fit import find_misfit, find_no_part, fitting_config
 from training.run.heldout import heldout_streams
 from training.run.plan import Plan, choose_mixture, derive_plan, refuse_small_replay
 from training.run.run_data import RunData
@@ -54,7 +54,8 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     heldout = heldout_streams(recipe, data.heldout, layout)
     Continuations.open(recipe, data.pack.corpus)  # what it refuses
     has_gpu = layout.device.type == "cuda"
-    join_ds_config(recipe, num_micro_steps=plan.micro_steps, has_gpu=has_gpu)
+    num_passes = plan.micro_steps * recipe.num_passes
+    join_ds_config(recipe, num_micro_steps=num_passes, has_gpu=has_gpu)
     dtype = training_dtype(recipe.deepspeed)
     corpus = data.pack.corpus
     model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
@@ -62,7 +63,8 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     if layout.is_main:
         tell_of_other_parts(recipe.model)
         warn_of_positions(model_config, sequence_tokens=recipe.data.sequence_tokens)
-        if mistake := find_misfit(recipe, corpus, model_config):
+        mistake = find_misfit(recipe, corpus, model_config) or find_no_part(recipe, model_config)
+        if mistake:
             raise ValueError(mistake)
         model_files = make_model_folder(
             recipe.model, model_config, corpus, base=find_base(recipe.model)

@@ -83,6 +83,10 @@ def train_step(
         teacher.begin_step(batches)
     sums, rows, bad = _Sums(engine), RowLosses(), None
     for micro_step, batch in enumerate(batches):
+        if regulariser.masked_weight is not None:
+            clean = forward_micro_batch(engine, batch, Regulariser(), micro_step, teacher)
+            sums.add_clean(clean)
+            engine.backward_and_step(clean.loss_sum, divisor=divisor, lr=lr)
         forward = forward_micro_batch(engine, batch, regulariser, micro_step, teacher)
         regulariser.observe(batch, micro_step, forward.scored)
         rows.add(batch, forward.scored.nll_BS)
@@ -108,7 +112,7 @@ def train_step(
         report = make_report(bad, rows, rerun=rerun)
     row = {
         "loss": totals.loss,
-        "objective": None if totals.loss is None else totals.objective(divisor, teacher),
+        "objective": None if totals.loss is None else totals.learnt_sum / divisor,
         "lr": lr,
         "grad_norm": grad_norm if engine.updated else None,
         "updated": engine.updated,
@@ -129,11 +133,7 @@ class _Totals(NamedTuple):
     entropy_sum: float
     num_dropped: float
     learnt_sum: float
-    """Of what backward starts from, with a teacher's part."""
-
-    def objective(self, divisor: float, teacher: Teacher | None) -> float:
-        """What the step minimises, a mean over its targets."""
-        return (self.loss_sum if teacher is None else self.learnt_sum) / divisor
+    """Of what backward starts from: with a teacher's part, weights and a clean pass."""
 
     @property
     def loss(self) -> float | None:
@@ -160,6 +160,10 @@ class _Sums:
                 forward.loss_sum.detach().double(),
             ]
         )
+
+    def add_clean(self, forward: Forward) -> None:
+        """Of a pass with unchanged inputs, beside the one that the row of the step describes."""
+        self._sums[-1] += forward.loss_sum.detach()
 
     def over_ranks(self) -> _Totals:
         return _Totals(*sum_over_ranks(self._sums.clone()))

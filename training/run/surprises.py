@@ -30,6 +30,11 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
             f"train.max_steps {wanted} is not reached: train.epochs {recipe.train.epochs:g} ends "
             f"the run after {total_steps} steps"
         )
+    if recipe.has_clean_pass:
+        found.append(
+            "regularisers: mir takes two forward and backward passes for each micro-batch: a step "
+            "is about twice as long"
+        )
     for name, stream in start.heldout.items():
         found += [
             f"{set_key(recipe, name)}: domain {domain} is not among the first "
