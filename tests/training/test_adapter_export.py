@@ -73,6 +73,12 @@ def logits_of_folder(folder: Path) -> torch.Tensor:
     return logits_of(AutoModelForCausalLM.from_pretrained(folder).eval())
 
 
+def test_a_card_says_what_the_folder_is(run):
+    alone, merged = ((run / name / "README.md").read_text() for name in ("export", "merged"))
+    assert "library_name: peft" in alone and "library_name: transformers" in merged
+    assert "| adapter | lora, rank 4 |" in alone and "| adapter | lora, rank 4 |" in merged
+
+
 FORMS = ["alone", *(("merged", "ema") if WHOLE else ())]
 
 

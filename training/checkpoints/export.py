@@ -37,6 +37,7 @@ from training.checkpoints.model_folder import (
     find_base,
     make_model_folder,
     read_folder,
+    terms_of,
 )
 from training.checkpoints.other_parts import restore_parts
 from training.config.load import KEPT_RECIPE, load_recipe
@@ -104,6 +105,7 @@ def export_run(
         else:  # its tokenizer is the base's
             lm = _write_adapter(staging, mix, recipe, kept=run_dir / MODEL_FOLDER)
             mistake = find_other_losses(lm, samples.documents)
+            _write_files(terms_of(files), staging)
         if mistake is not None:
             raise ValueError(f"export: {mistake}; nothing was exported")
         if base is not None:

@@ -28,7 +28,8 @@ def write_model_card(
         manifest: of the newest of the checkpoints.
     """
     front = {key: value for key, value in _front(folder / CARD).items() if key in _KEPT}
-    front["library_name"] = "transformers"
+    is_adapter = (folder / "adapter_config.json").is_file()
+    front["library_name"] = "peft" if is_adapter else "transformers"
     base = recipe.model.pretrained
     is_local = base is not None and Path(base).is_dir()
     if base is not None and not is_local:
@@ -42,7 +43,8 @@ def write_model_card(
         "tokens in a sample": recipe.data.sequence_tokens,
         "tokens in a step": recipe.train.global_batch_tokens,
         "learning rate": recipe.optimizer.lr,
-        "regulariser": ", ".join(recipe.regularisers),
+        "regularisers": ", ".join(recipe.regularisers),
+        "adapter": recipe.adapter and f"{recipe.adapter.kind}, rank {recipe.adapter.rank}",
         "seed": recipe.seed,
         "mix": mix or None,
     }

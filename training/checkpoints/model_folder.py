@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,6 +80,12 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     """Contents of all files by their names in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def terms_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What says under which terms the base may be used."""
+    patterns = (_CARD, *LICENCES)
+    return {n: files[n] for n in files if any(fnmatchcase(n, pattern) for pattern in patterns)}
 
 
 def find_base(model: Model) -> Path | None:

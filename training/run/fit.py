@@ -11,11 +11,12 @@ from transformers import PretrainedConfig
 from data_prep.shards import Corpus
 from training.config.recipe import Recipe
 from training.config.sections import Model
-from training.model.causal_lm import decoder_layers, resolve_model_config
+from training.model.causal_lm import resolve_model_config
 from training.model.checks import check_heads
 from training.model.ds_config import training_dtype
 from training.model.gate import find_other_numbers
 from training.model.layer_dropout import LayerDropout
+from training.model.layers import decoder_layers
 from training.model.tiny import plain_model, tiny_config
 from training.model.tokenizers import find_other_ids, find_pair
 from training.model.weights import find_other_weights
