@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from training.model.causal_lm import resolve_model_config
 from training.model.own_dropout import own_dropout
 
 PAGE = Path(__file__).resolve().parents[0] / "models.md"
-_SECONDS, _AT_A_TIME = 600, 8
+_SECONDS, _AT_A_TIME, _MOST_CHARACTERS = 600, 8, 160
 KNOWN_AS = {
     "bloom": "BLOOM, BLOOMZ",
     "cohere2": "Command R7B, Aya",
@@ -65,7 +66,7 @@ Written by `python -m docs.generate_models_table` with transformers {version}: o
 own defaults was tried, in fp32, without their dropout. {trained} train.
 
 A family trains if losses and all gradients of packed documents are those of plain transformers,
-document by document, to 2e-5, on two ranks with sequences that are cut in two
+document by document, to 3e-5, on two ranks with sequences that are cut in two
 (`train.sequence_parallel_size: 2`), or where that does not go, with a sequence each.
 Your model may differ from its family's defaults: before any weight is loaded, a start tries a tiny
 model of your own configuration in the same way, and refuses it in a sentence if a loss differs.
@@ -148,7 +149,7 @@ def _row(family: str, why_not: str | None) -> str:
     )
     default = type(config)()
     has_dropout = "yes" if own_dropout(default) else ""
-    shards = "any that divide the heads" if why_not is None else f"1 alone: {_cell(why_not)}"
+    shards = "any that divide the heads" if why_not is None else f"1 alone: {_shortened(why_not)}"
     return f"| `{family}` | {KNOWN_AS.get(family, '')} | {shards} | {has_dropout} |\n"
 
 
@@ -157,11 +158,11 @@ def reason(family: str, why: str) -> str:
     why = why.removeprefix("model: ")
     why = re.sub(r"^\S+ (is not supported|has|cannot)", r"\1", why)
     why = re.sub(r" by up to .*$", "", why)
-    return _cell(why.removeprefix("is not supported").lstrip(":; "))
+    return _shortened(why.removeprefix("is not supported").lstrip(":; "))
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _shortened(text: str) -> str:
+    return textwrap.shorten(text, _MOST_CHARACTERS, placeholder="...").replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -168,10 +168,14 @@ def _randomise(lm: PreTrainedModel) -> None:
             weight.copy_(noise * _MATRIX_GAIN / weight.shape[-1] ** 0.5)
         else:
             weight.add_(noise * _VECTOR_NOISE)
+    soften_attention(lm)
+
+
+def soften_attention(lm: PreTrainedModel) -> None:
+    """Of normalised queries that nothing scales: rounding would decide where it is so sharp."""
     modules: Iterator[Any] = lm.modules()
     for module in modules:
         if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
-            # normalised queries that nothing scales: rounding would decide so sharp an attention
             module.q_norm.weight.data.mul_(module.head_dim**-0.5)
 
 
