@@ -101,7 +101,7 @@ def measure(base: dict[str, Any], *, sp_size: int) -> str | None:
         if not weight.requires_grad:
             continue
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        differences[name] = relative(engine.captured[f"lm.{name}"], grad)
+        differences[name] = relative(engine.captured[name], grad)
     engine.ds.destroy()
     wrong = {name: value for name, value in differences.items() if not value < _MOST}
     return str(wrong) if wrong else None

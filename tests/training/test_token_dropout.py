@@ -18,7 +18,6 @@ from training.regularisers.baselines import RandomTokenDropout
 from training.regularisers.drop_sets import (
     drop_low_of_corpus,
     drop_low_of_step,
-    drop_rates,
     gamma_at,
 )
 from training.regularisers.replacement import masked_input
@@ -152,8 +151,9 @@ def test_nothing_drops_by_a_threshold_of_a_corpus_without_values():
         torch.where(batch.is_target_token_BP, batch.token_index_BP % 7.0, math.inf),
         [batch],
         empty,
+        recipe.dropout,
         seed=recipe.seed,
-        rates=drop_rates(recipe.dropout, gamma=0.6),
+        gamma=0.6,
         num_targets=batch.num_targets,
     )
     assert not found.dropped_BP[0].any()

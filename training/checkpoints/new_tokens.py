@@ -60,7 +60,7 @@ def add_tokens(base: Path, *, tokenizer: Path, out: Path) -> int:
         for pattern in (GENERATION, *LICENCES):
             for path in base.glob(pattern):
                 shutil.copyfile(path, staging / path.name)
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(staging)
+        _load_tokenizer(tokenizer).save_pretrained(staging)
         _compare(_load(staging).state_dict(), before)
         return _num_rows(lm)
 
@@ -71,10 +71,17 @@ def _num_rows(lm: PreTrainedModel) -> int:
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    return _readable(folder, lambda: AutoModelForCausalLM.from_pretrained(folder, dtype="auto"))
+    return _readable(
+        lambda: AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False),
+        folder,
+    )
 
 
-def _readable(folder: Path, load: Callable[[], Any]) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
+    return _readable(lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False), folder)
+
+
+def _readable(load: Callable[[], Any], folder: Path) -> Any:
     try:
         return load()
     except Exception as error:  # transformers raises errors of many kinds
@@ -83,10 +90,7 @@ def _readable(folder: Path, load: Callable[[], Any]) -> Any:
 
 def _num_ids(base: Path, tokenizer: Path) -> int:
     """Of the tokenizer, in which every token of the base has its id."""
-    old, new = (
-        _readable(folder, lambda f=folder: AutoTokenizer.from_pretrained(f)).get_vocab()  # type: ignore[misc]
-        for folder in (base, tokenizer)
-    )
+    old, new = (_load_tokenizer(folder).get_vocab() for folder in (base, tokenizer))
     other = sorted(token for token, number in old.items() if new.get(token) != number)
     if other:
         raise ValueError(

@@ -81,15 +81,18 @@ def weight_names(folder: Path) -> set[str]:
     return names
 
 
-def load_text_model(source: str | Path, **options: Any) -> PreTrainedModel:
+def load_text_model(
+    source: str | Path, *, trust_remote_code: bool, **options: Any
+) -> PreTrainedModel:
     """By plain transformers: of a checkpoint of images and text its text model."""
-    remote = bool(options.get("trust_remote_code", False))
-    config = AutoConfig.from_pretrained(source, trust_remote_code=remote)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     text = text_part(config, Path(source) if Path(source).is_dir() else None)
     if text is not config:
         options |= {"config": text, "key_mapping": name_rules(text)}
     with without_report():
-        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, **options)
+        lm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=trust_remote_code, **options
+        )
     return lm
 
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from training.model.attention import ATTENTION_NAME, document_attention
+from training.model import attention
+from training.model.attention import ATTENTION_NAME
 
 _PER_HEAD = ("s_aux", "key_bias")
 """Arguments of attention that have one number for each head of the whole layer."""
@@ -53,7 +54,7 @@ class _ShardedAttention:
         from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
         return UlyssesSPAttentionHF(
-            attn=document_attention,
+            attn=attention.document_attention,
             attn_head_count=heads,
             attn_head_size=head_size,
             kv_head_count=kv_heads,
