@@ -42,10 +42,10 @@ def test_both_libraries_know_every_character_alike(pattern):
     """What VERIFIED_VERSIONS claims of the installed versions, over Unicode.
 
     Every pattern asks each library's one table of letters, numbers and white space: the planes of
-    rare characters are gone through with one of them. `make test-all` takes all, and the planes
-    without a character.
+    rare characters are gone through with one of them, but for those of ideographs alone. `make
+    test-all` takes all.
     """
-    planes = (0, 1, 2, 3, 14) if pattern == GPT2_PATTERN else (0,)
+    planes = (0, 1, 14) if pattern == GPT2_PATTERN else (0,)
     if grids.WHOLE:
         planes = range(17)
     assert first_difference(pattern, planes=planes) is None

@@ -41,5 +41,5 @@ def test_a_run_killed_in_a_save_resumes_exactly():
 
 @pytest.mark.slow
 def test_a_run_killed_at_a_random_moment_resumes_exactly():
-    trials, last_line = sweep("--random", "2")
-    assert last_line == "2 of 2 kill points resumed exactly", trials
+    trials, last_line = sweep("--random", "1")
+    assert last_line == "1 of 1 kill points resumed exactly", trials

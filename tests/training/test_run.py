@@ -106,7 +106,7 @@ def test_a_stopped_and_resumed_run_has_the_very_same_losses(tiny_corpus, tmp_pat
     assert metrics(reference, "step")[-1]["epoch"] > 2
     assert metrics(reference, "step")[-1]["drop_rate_realised"] > 0.1
     stopped = tmp_path / "stopped"
-    for stop in (2, 5, None):
+    for stop in (2, 5, None) if "lagged" in source or WHOLE else (5, None):
         stopping = {**changes, "train__stop_after_steps": stop}
         run_ranks(train_on_rank, saving_recipe(tiny_corpus, stopped, **stopping), world_size=2)
     assert metrics(stopped, "step") == metrics(reference, "step")
