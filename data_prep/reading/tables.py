@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
-from data_prep.reading.documents import BadInput, document_of
+from data_prep.reading.documents import BadInput, document_of, invalid_utf8
 from data_prep.reading.fields import Fields
 from data_prep.reading.lines import broken_compression
 from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
@@ -28,7 +28,10 @@ class Tables:
         with Path(file.path).open("rb") as raw:
             stream = decompressed(Path(file.path), raw)
             # Held: it closes the file when it is collected.
-            text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            # Bytes that are no UTF-8 become lone surrogates, so that they cost a row, not the file.
+            text = io.TextIOWrapper(
+                stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
+            )
             rows = _rows(text, path=Path(file.path))
             try:
                 bad = _bad_names(names := next(rows, []), fields=fields)
@@ -43,10 +46,9 @@ class Tables:
                         begin, records, num_chars = place, [], 0
             except BROKEN_COMPRESSION as error:
                 bad = broken_compression(error, place=place)
-            except UnicodeDecodeError as error:
-                bad = BadInput(place, reason="invalid UTF-8", detail=str(error))
             except csv.Error as error:
-                bad = BadInput(place, reason="broken table", detail=str(error))
+                detail = f"{error}; no row from here on is read"
+                bad = BadInput(place, reason="broken table", detail=detail)
             if records:
                 yield Part(file, begin, place, num_bytes=raw.tell() - before, data=records)
             if bad:
@@ -69,6 +71,8 @@ def _rows(text: IO[str], *, path: Path) -> Iterator[list[str]]:
 
 
 def _bad_names(names: list[str], *, fields: Fields) -> BadInput | None:
+    if found := _not_utf8(names, place=0):
+        return found.with_hint(" in the names of the columns; save the table as UTF-8")
     for wanted in fields.as_dict().values():
         if wanted not in names:
             detail = f"columns: {', '.join(names[:8]) or 'none'}; the first row names them"
@@ -85,4 +89,16 @@ def _record(
     if len(row) != len(names):
         detail = f"{len(row)} fields, the first row has {len(names)}"
         return BadInput(place, reason="row of another length", detail=detail)
-    return {key: row[names.index(key)] for key in fields.as_dict().values()}
+    record = {key: row[names.index(key)] for key in fields.as_dict().values()}
+    return _not_utf8(record.values(), place=place) or record
+
+
+def _not_utf8(values: Iterable[str], *, place: int) -> BadInput | None:
+    for value in values:
+        raw = value.encode(errors="surrogateescape")
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            line = raw.count(b"\n", 0, error.start) + 1
+            return invalid_utf8(error, place=place, where=f"line {line} of a field")
+    return None

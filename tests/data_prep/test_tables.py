@@ -60,7 +60,9 @@ def test_a_table_is_read_on_from_any_part(tmp_path: Path) -> None:
         (b"text,text\na,b\n", "several columns 'text'"),
         (b"text,id\na\n", "row of another length: 1 fields, the first row has 2"),
         (b'text\n"a', "broken table"),
+        (b'text\n"a"b\nc\n', "no row from here on is read"),
         (b"text\n\xff\n", "invalid UTF-8"),
+        ("text\na\n".encode("utf-16"), "invalid UTF-8: 0xff at line 1 of a field"),
     ],
 )
 def test_a_broken_table_is_told_by_its_row(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -69,6 +71,14 @@ def test_a_broken_table_is_told_by_its_row(tmp_path: Path, content: bytes, reaso
     (found,) = read_inputs(path)[0]
     assert found.startswith(f"{path}:row 1: ")
     assert reason in found
+
+
+def test_bytes_that_are_no_utf8_cost_their_own_row_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"text,id\none,1\nb\xe9d,2\nok,\xe9\nthree,3\n")
+    first, bad, *others = read_inputs(path)[0]
+    assert [first, *others] == ["one", "ok", "three"]
+    assert bad.startswith(f"{path}:row 2: invalid UTF-8: 0xe9 at line 1 of a field")
 
 
 def test_what_a_table_cannot_hold_is_refused_and_text_stays_text(tmp_path: Path) -> None:
