@@ -183,7 +183,10 @@ def _conversation(value: object, *, place: int, key: str) -> Document | BadInput
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         detail = f"{key!r} must be a list of messages"
         return BadInput(place, reason="not a conversation", detail=detail)
-    if any("role" not in turn and "from" in turn for turn in value):
+    if (bad := _unequal_weights(value, place=place)) is not None:
+        return bad
+    # Arrow fills up with null what other rows have
+    if any(turn.get("role") is None and turn.get("from") is not None for turn in value):
         value = _from_sharegpt(value, place=place)
         if isinstance(value, BadInput):
             return value
@@ -195,6 +198,20 @@ def _conversation(value: object, *, place: int, key: str) -> Document | BadInput
         if isinstance(content, str) and (bad := _lone_surrogate(content, place=place)):
             return bad
     return Document(value, place=place)
+
+
+def _unequal_weights(turns: Messages, *, place: int) -> BadInput | None:
+    """Refuse answers that other trainers leave out of the loss: here every answer is a target."""
+    for number, turn in enumerate(turns):
+        speaker = turn.get("role") or turn.get("from")
+        is_answer = isinstance(speaker, str) and _SHAREGPT_ROLES.get(speaker) == "assistant"
+        if is_answer and turn.get("weight") not in (None, 1):
+            detail = (
+                f"message {number} has the weight {turn['weight']!r}, but every answer is a "
+                "target; leave out `weight`, or give ids with a loss_mask"
+            )
+            return BadInput(place, reason="not a conversation", detail=detail)
+    return None
 
 
 def _from_sharegpt(turns: Messages, *, place: int) -> Messages | BadInput:

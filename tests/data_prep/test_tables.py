@@ -167,3 +167,21 @@ def test_a_turn_of_nobody_known_is_refused(turn: dict, reason: str) -> None:
     found = document_of({"c": turns}, place=0, wanted=Fields(messages="c"))
     assert isinstance(found, BadInput)
     assert reason in found.detail
+
+
+def test_names_of_both_forms_of_which_one_is_null() -> None:
+    turns = [{"role": None, "from": "human", "value": "Why?", "content": None}]
+    found = document_of({"c": turns}, place=0, wanted=Fields(messages="c"))
+    assert found == Document([{"role": "user", "content": "Why?"}], place=0)
+
+
+def test_an_answer_that_is_to_be_no_target_is_refused() -> None:
+    answers = [{"role": "assistant", "content": "a"}, {"from": "gpt", "value": "a"}]
+    asked = [{"role": "user", "content": "q"}, {"from": "human", "value": "q"}]
+    for question, answer in zip(asked, answers, strict=True):
+        turns = [{**question, "weight": 0}, {**answer, "weight": 1}, {**answer, "weight": None}]
+        wanted = Fields(messages="c")
+        assert isinstance(document_of({"c": turns}, place=0, wanted=wanted), Document)
+        found = document_of({"c": [*turns, {**answer, "weight": 0}]}, place=0, wanted=wanted)
+        assert isinstance(found, BadInput)
+        assert "message 3 has the weight 0, but every answer is a target" in found.detail
