@@ -227,10 +227,12 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
     """
     family = config.get("model_type")
     if family not in FAMILIES:
-        hint = did_you_mean(str(family), FAMILIES)
+        # what a model's own file says is no slip of the pen, and another family no cure
+        is_of_a_model = source.endswith("config.json")
+        hint = "" if is_of_a_model else did_you_mean(str(family), FAMILIES)
         raise ValueError(
             f"{source}: model_type {family} is not supported by the planner{hint}; supported are "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(FAMILIES)}; docs/models.md lists what trains"
         )
     kind = FAMILIES[family]
     if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):

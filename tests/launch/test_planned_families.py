@@ -56,6 +56,9 @@ def test_weights_are_counted_as_transformers_makes_them(family: str, has_all: bo
 def test_a_family_that_is_not_known_is_refused_with_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"model_type qwen33 is not .*qwen3.*; supported are bl"):
         from_config({"model_type": "qwen33"}, source="model.config")
+    # of a model that exists another family is no cure
+    with pytest.raises(ValueError, match="gpt_oss is not supported by the planner; supported"):
+        from_config({"model_type": "gpt_oss"}, source="base/config.json")
     projected = small("opt") | {"word_embed_proj_dim": 48}
     with pytest.raises(ValueError, match="word_embed_proj_dim 48 is not supported by the planner"):
         from_config(projected, source="model.config")
