@@ -156,6 +156,9 @@ def _meaning(path: Path) -> dict[str, Any]:
     if path.suffix != ".json":
         return {path.name: path.read_bytes()}
     content = json.loads(path.read_text(encoding="utf-8"))
+    added = content.get("post_processor") or {}
+    if added.get("type") == "TemplateProcessing" and not added.get("special_tokens"):
+        content["post_processor"] = None  # transformers 5 saves one that adds nothing
     return {key: value for key, value in content.items() if key not in _IGNORED_PARTS}
 
 

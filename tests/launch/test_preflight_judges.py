@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from launch.preflight.catalogue import CHECKS as SENTENCES
 from launch.preflight.checks import CHECKS
 from launch.preflight.finding import name_ranks
 from launch.preflight.formatting import count
+from launch.preflight.model import _meaning
 from launch.preflight.setting import Setting
 from tests.training.layouts import tiny_recipe
 
@@ -249,3 +252,15 @@ def test_weights_of_a_few_random_numbers_raise_no_false_alarm_and_others_do():
     assert not weights.is_alike(draw(4, scale=200.0), draw(4))
     assert not weights.is_alike(draw(48, 64, scale=0.03), draw(48, 64))
     assert not weights.is_alike(draw(48, 64, mean=0.02), draw(48, 64))
+
+
+def test_a_template_that_adds_nothing_is_no_other_rule(tmp_path: Path) -> None:
+    plain = {"model": {}, "post_processor": None}
+    empty = {"type": "TemplateProcessing", "single": [{"Sequence": {}}], "special_tokens": {}}
+    adding = empty | {"special_tokens": {"<s>": {"ids": [1]}}}
+    meanings = []
+    for number, added in enumerate((None, empty, adding)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(plain | {"post_processor": added}))
+        meanings.append(_meaning(path))
+    assert meanings[0] == meanings[1] != meanings[2]
