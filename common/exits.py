@@ -19,6 +19,7 @@ _OF_LIBRARIES = {
     "DistStoreError": "; is MASTER_ADDR right, and did all processes start?",
     "OutOfMemoryError": "; `python -m launch plan RECIPE` says what fits",
 }
+_OUR_PACKAGES = ("common", "data_prep", "launch", "training")
 _SHOWS_TRACEBACK = "ENTRODROP_TRACEBACK"
 _SECONDS_TO_BE_ENDED = 3.0
 """How long a launcher may take to end the other ranks when one has failed."""
@@ -143,7 +144,10 @@ def _is_of_a_library(error: BaseException) -> bool:
     from pathlib import Path
 
     *_, innermost = traceback.extract_tb(error.__traceback__)
-    return "site-packages" in Path(innermost.filename).parts
+    raised_in = Path(innermost.filename)
+    installed_in = Path(__file__).parents[1]  # itself site-packages after `pip install`
+    is_ours = any(raised_in.is_relative_to(installed_in / package) for package in _OUR_PACKAGES)
+    return "site-packages" in raised_in.parts and not is_ours
 
 
 def _escape_what_stdout_lacks() -> None:

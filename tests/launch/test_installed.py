@@ -97,7 +97,8 @@ def test_a_new_project_goes_from_texts_to_a_launch(
         site=installed,
     )
     before = (project / "recipe.yaml").read_bytes()
-    assert "exists already" in entrodrop("new", "notes", at=tmp_path, site=installed, code=2)
+    said = entrodrop("new", "notes", at=tmp_path, site=installed, code=2)
+    assert said.endswith("exists already; choose another NAME\n")  # not "raised in a library"
     assert (project / "recipe.yaml").read_bytes() == before
     assert "NAME 'a b'" in entrodrop("new", "a b", at=tmp_path, site=installed, code=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes"]
