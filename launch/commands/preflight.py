@@ -24,7 +24,7 @@ docs/preflight.md explains each check.
 """
 _EXAMPLES = """
 examples:
-  python -m launch preflight training/recipes/quickstart.yaml
+  python -m launch preflight training/recipes/quickstart.yaml train.sequence_parallel_size=1
   torchrun --standalone --nproc-per-node=8 -m launch preflight training/recipes/qwen3_8b.yaml
   srun --ntasks-per-node=8 python -m launch preflight RECIPE --min-gbps 200 --json
   mpirun -n 16 --hostfile hosts.txt python -m launch preflight RECIPE --skip pairs,contents
