@@ -18,7 +18,7 @@ from training.ranks.launcher_env import set_rank_variables, whole_number
 
 _EPILOG = """\
 examples:
-  python -m training train training/recipes/quickstart.yaml
+  python -m training train training/recipes/quickstart.yaml train.sequence_parallel_size=1
   torchrun --standalone --nproc-per-node=2 -m training train RECIPE.yaml train.epochs=3
   python -m training evaluate runs/quickstart
   python -m training export runs/quickstart
