@@ -90,6 +90,10 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
             "regularisers=[entrodrop,token_replacement] entropy.source=cache",
             "token_replacement with entropy.source: cache",
         ),
+        (
+            "regularisers=[entrodrop,token_replacement,mir] entropy.source=cache",
+            "token_replacement with entropy.source: cache",
+        ),
         ("regularisers=[eaft] teacher.kind=base", "teacher with regularisers: eaft"),
         ("dropout.softness=0.5 dropout.max_rate=0.6", "needs dropout.max_rate of at most 0.5"),
         (

@@ -100,13 +100,13 @@ def find_no_combination(
         return f"regularisers: {' and '.join(choosing)} each decide which tokens drop: name one"
     if "l2_sp" in names and model.pretrained is None:
         return "regularisers: l2_sp needs model.pretrained (is null): there is no base to stay near"
-    if "mir" in names:
-        return _find_no_masks(names, choosing, dropout=dropout)
     if {"entrodrop", "token_replacement"} <= set(names) and entropy.source == "cache":
         return (
             "regularisers: token_replacement with entropy.source: cache would keep entropies "
             "behind replaced tokens as if clean: set entropy.source to online or reference"
         )
+    if "mir" in names:
+        return _find_no_masks(names, choosing, dropout=dropout)
     return None
 
 
