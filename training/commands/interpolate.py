@@ -43,6 +43,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     name_accelerator()
+    from training.config.load import KEPT_RECIPE, load_recipe
     from training.run.interpolation import interpolate_run
 
     is_main = os.environ.get("RANK", "0") == "0"
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
         share, named = found["best_share"], f" --checkpoint {words[0]}" if len(words) == 1 else ""
         named = f" --average {options.checkpoint}" if len(words) > 1 else named
         named += f" --weights {EMA}" if options.weights == EMA else ""
+        has_adapter = load_recipe(options.run_dir / KEPT_RECIPE, []).adapter is not None
+        named += " --merge" if has_adapter else ""  # what was measured are whole models
         print(f"lowest at {share:g}: python -m training export {options.run_dir}{named} ", end="")
         print(f"--interpolate-base {share:g}")
     return 0
