@@ -106,6 +106,11 @@ def test_a_file_without_prompts_is_refused(
     assert "evaluation.prompts: " in str(caught.value) and message in str(caught.value)
 
 
+def test_a_prompt_of_json_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes('{"prompt": "a\u2028b"}\r\n{"prompt": "c"}'.encode())
+    assert read_prompts(tmp_path / "a.jsonl") == ["a\u2028b", "c"]
+
+
 def test_more_prompts_than_a_micro_batch_holds_are_refused(
     tmp_path: Path, small_corpus: Path
 ) -> None:

@@ -131,9 +131,11 @@ def read_prompts(path: Path) -> list[str]:
         ValueError: for a file that cannot be read, or has none.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{_KEY}: {path}: {getattr(error, 'strerror', error)}") from None
+    # not splitlines: a prompt in JSON may hold the other characters that end a line
+    lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         raise ValueError(f"{_KEY}: {path} is empty; write a prompt into each line")
     return lines if path.suffix != ".jsonl" else [_prompt_of(line, path) for line in lines]
