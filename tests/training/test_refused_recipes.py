@@ -70,12 +70,12 @@ VALUES = [
     ("resume=always", "'auto' or 'never' (is 'always')"),
     ("evaluation.every_steps=often", "unable to parse string as an integer (is 'often')"),
     # sections
-    ("data=3", "data: Input should be a dictionary"),
-    ("model=null", "model: Input should be a dictionary"),
+    ("data=3", "data: expected keys and values, as in {a: b} (is 3)"),
+    ("model=null", "model: expected keys and values, as in {a: b}"),
     ("model.config=qwen3", "model.config: Input should be a valid dictionary (is 'qwen3')"),
     ("model.config={}", "model.config needs the key model_type, for example qwen3"),
     ("data.mixture=[]", "data.mixture: Input should be a valid dictionary"),
-    ("data.mixture={notes: 3}", "data.mixture.notes: Input should be a dictionary"),
+    ("data.mixture={notes: 3}", "data.mixture.notes: expected keys and values, as in {a: b}"),
     # names
     ("optimiser.lr=1", "optimiser: unknown key; did you mean optimizer?"),
     ("optimizer.betas=[0.9, 0.9]", "did you mean optimizer.beta2?"),

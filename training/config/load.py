@@ -55,6 +55,12 @@ class _Dumper(yaml.SafeDumper):
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+.0123456789"))
 
+_MESSAGES = {
+    "tuple_type": "expected a list, as in [a, b]",
+    "dataclass_type": "expected keys and values, as in {a: b}",
+}
+"""In the words of YAML, where pydantic has those of Python."""
+
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe and apply `a.b=c` overrides.
@@ -107,7 +113,7 @@ def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
             if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
                 continue  # reported above, with the nearest valid key
             where = ".".join(str(part) for part in item["loc"])
-            message = item["msg"].removeprefix("Value error, ")
+            message = _MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, "))
             given = "" if item["type"] in ("value_error", "missing") else f" (is {item['input']!r})"
             if item["type"] == "literal_error":
                 names = re.findall(r"'([^']*)'", item["ctx"]["expected"])

@@ -29,10 +29,14 @@ def with_list(raw: dict[str, Any]) -> dict[str, Any]:
     """The recipe under today's names, with its regularisers in one list.
 
     Raises:
-        ValueError: for a recipe that has both a list and a short form.
+        ValueError: for a recipe that has both a list and a short form, or a list in one.
     """
     raw = with_new_names(raw)
     short = {key: raw.pop(key) for key in SHORT_FORMS if key in raw}
+    for key, value in short.items():
+        if isinstance(value, list):
+            names = ", ".join(map(str, value))
+            raise ValueError(f"{key} takes one name; for a list: {LIST}: [{names}]")
     first, extra = (short.get(key) for key in SHORT_FORMS)
     if LIST not in raw:
         names = [short.get(SHORT_FORMS[0], _FIRST), *([] if extra is None else [extra])]
