@@ -35,8 +35,8 @@ def with_list(raw: dict[str, Any]) -> dict[str, Any]:
     short = {key: raw.pop(key) for key in SHORT_FORMS if key in raw}
     for key, value in short.items():
         if isinstance(value, list):
-            names = ", ".join(map(str, value))
-            raise ValueError(f"{key} takes one name; for a list: {LIST}: [{names}]")
+            listed = ", ".join(map(str, value))
+            raise ValueError(f"{key} takes one name; for a list: {LIST}: [{listed}]")
     first, extra = (short.get(key) for key in SHORT_FORMS)
     if LIST not in raw:
         names = [short.get(SHORT_FORMS[0], _FIRST), *([] if extra is None else [extra])]
