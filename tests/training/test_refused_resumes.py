@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_prep.packing.pack import pack
 from data_prep.shards import open_corpus
 from tests.distributed import run_ranks
 from tests.scores import write_scores
+from tests.training.layouts import tiny_recipe
 from tests.training.refusals import (
     CPU,
     build_text,
@@ -87,6 +89,36 @@ def test_a_resume_with_a_changed_recipe_is_refused(small_corpus, changes, told):
     message = refused(lambda: resume(identity(small_corpus), identity(small_corpus, **changes)))
     assert told in message
     assert "--accept-changes " in message
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        ({"rank": 8}, "recipe.adapter.rank: was 4, is 8"),
+        ({"rank": 4, "kind": "dora"}, "recipe.adapter.kind: was 'lora', is 'dora'"),
+        ({"rank": 4, "targets": ["q_proj"]}, "targets: was 'all-linear', is ['q_proj']"),
+        (None, "recipe.adapter.rank: was 4, is None"),
+        ({"rank": 4, "alpha": 8}, None),
+    ],
+)
+def test_another_adapter_cannot_be_accepted_but_another_alpha(adapter, told):
+    def of(changed: dict[str, Any] | None) -> dict[str, Any]:
+        recipe = tiny_recipe(model={"pretrained": "org/base"}, adapter=changed)
+        return {
+            "recipe": {"regularisers": [], "adapter": recipe.adapter and asdict(recipe.adapter)}
+        }
+
+    def accept() -> None:
+        refuse_differences(
+            Path("checkpoint"), of({"rank": 4}), of(adapter), accepted=["recipe.adapter"]
+        )
+
+    if told is None:
+        accept()
+        return
+    message = refused(accept)
+    assert told in message and message.endswith("another adapter cannot be resumed from")
+    assert "--accept-changes" not in message
 
 
 @pytest.mark.parametrize("changes", FREE)

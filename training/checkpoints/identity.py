@@ -19,6 +19,9 @@ from training.model.special_ids import SPECIAL_KEYS
 
 # keys that may change between a save and its resume: none affects what is learnt
 _FREE_TO_CHANGE = ("run_dir", "resume", "deepspeed", "checkpoint", "guard", "watchdog", "trackers")
+_OTHER_WEIGHTS = tuple(f"recipe.adapter.{key}" for key in ("kind", "rank", "targets"))
+"""Differences that nobody can accept: what a checkpoint holds has other names or shapes. All three
+are among them when only one of the two runs has an adapter."""
 BASE_WEIGHTS = "base_weights"
 _MEANINGS = {
     BASE_WEIGHTS: " (fingerprint of the weights of model.pretrained)",
@@ -82,14 +85,17 @@ def refuse_differences(
         name: line
         for name, line in compare_identity(saved | {"recipe": recipe}, current).items()
         if name != BASE_WEIGHTS or BASE_WEIGHTS in current  # known once there is an engine
-        if not _is_accepted(name, accepted)
+        if name in _OTHER_WEIGHTS or not _is_accepted(name, accepted)
     }
     if differences:
+        remedy = f", or resume with the change: --accept-changes {' '.join(differences)}"
+        if differences.keys() & set(_OTHER_WEIGHTS):
+            remedy = "; weights of another adapter cannot be resumed from"
         raise ValueError(
             f"{checkpoint} belongs to a run with other settings:\n"
             + "\n".join(f"  - {line}" for line in differences.values())
-            + "\nSet them back, choose another run_dir (or resume=never with an empty one), or "
-            + f"resume with the change: --accept-changes {' '.join(differences)}"
+            + "\nSet them back, or choose another run_dir (or resume=never with an empty one)"
+            + remedy
         )
 
 
