@@ -75,6 +75,7 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
         ("extra_regulariser=hiden_dropout", "did you mean hidden_dropout?"),
         ("extra_regulariser=entrodrop", "regularisers: entrodrop is named twice"),
         ("regularisers=[]", "regularisers: name at least one"),
+        ("evaluation.prompts=p.txt evaluation.every_steps=null", "every_steps is null"),
         ("regularisers=3", r"regularisers: expected a list, as in \[a, b\] \(is 3\)"),
         ("trackers=wandb", r"trackers: expected a list, as in \[a, b\] \(is 'wandb'\)"),
         ("regulariser=[rho1,neftune]", r"takes one name; for a list: regularisers: \[rho1, neft"),

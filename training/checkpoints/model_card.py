@@ -46,7 +46,7 @@ def write_model_card(
         "regularisers": ", ".join(recipe.regularisers),
         "adapter": recipe.adapter and f"{recipe.adapter.kind}, rank {recipe.adapter.rank}",
         "seed": recipe.seed,
-        "mix": mix or None,
+        **{f"mix: {key}": value for key, value in mix.get("mix", {}).items()},
     }
     lines = [f"| {key} | {value} |" for key, value in facts.items() if value is not None]
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)

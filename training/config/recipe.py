@@ -127,6 +127,15 @@ class Recipe:
         return "nll" if "rho1" in self.regularisers else self.entropy.measure
 
     @model_validator(mode="after")
+    def _prompts_have_evaluations(self) -> Recipe:
+        if self.evaluation.prompts is not None and self.evaluation.every_steps is None:
+            raise ValueError(
+                "evaluation.prompts are continued at evaluations, and evaluation.every_steps is "
+                "null: set it to a number of steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _each_tracker_once(self) -> Recipe:
         if len(set(self.trackers)) < len(self.trackers):
             raise ValueError(f"trackers: one is named twice (are {', '.join(self.trackers)})")
