@@ -88,7 +88,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_text_model_is_taken_out_of_the_whole(base):
     whole = AutoModelForImageTextToText.from_pretrained(base)
-    text = load_text_model(base)
+    text = load_text_model(base, trust_remote_code=False)
     assert type(text).__name__.endswith("ForCausalLM")
     expected = {text_name(name): weight for name, weight in whole.state_dict().items()}
     for name, weight in text.state_dict().items():
@@ -100,7 +100,7 @@ def test_the_text_model_is_taken_out_of_the_whole(base):
 
 
 def test_trained_weights_go_back_into_it_and_the_rest_stays(base, tmp_path):
-    text = load_text_model(base)
+    text = load_text_model(base, trust_remote_code=False)
     for weight in text.parameters():
         weight.data += 1
     text.save_pretrained(tmp_path)
@@ -115,7 +115,7 @@ def test_trained_weights_go_back_into_it_and_the_rest_stays(base, tmp_path):
 
 
 def test_weights_without_a_place_in_it_are_refused(base, tmp_path):
-    text = load_text_model(base)
+    text = load_text_model(base, trust_remote_code=False)
     text.model.layers.append(copy.deepcopy(text.model.layers[0]))
     text.save_pretrained(tmp_path)
     assert "has no place for" in refused(lambda: restore_parts(tmp_path, base))

@@ -51,7 +51,7 @@ class Continuations:
             ValueError: for a file without prompts, or with more than a micro-batch has room for.
         """
         path, num_new = recipe.evaluation.prompts, recipe.evaluation.prompt_tokens
-        if path is None or recipe.evaluation.every_steps is None:
+        if path is None:
             return None
         prompts = read_prompts(Path(path))
         prefix = corpus.manifest.special_ids.document_prefix
