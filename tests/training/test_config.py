@@ -8,6 +8,7 @@ import pytest
 
 from tests.training.layouts import tiny_recipe
 from training.config.load import dump_recipe, load_recipe
+from training.config.shipped import find_ds_config, find_recipe
 
 GOOD = """
 run_dir: runs/x
@@ -182,3 +183,15 @@ def test_the_recipe_that_a_run_kept_is_read_without_a_word_of_its_old_names(tmp_
     kept.write_text(GOOD + "beside: weight_decay\n")
     assert load_recipe(kept).regularisers == ("entrodrop", "weight_decay")
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_of_a_shipped_name_does_not_hide_the_recipe(tmp_path, monkeypatch):
+    """As `entrodrop new quickstart` leaves one; a file of the user's own comes first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "zero3.json").write_text("{}")
+    assert find_recipe("quickstart").name == "quickstart.yaml"
+    assert find_ds_config("zero3.json") == Path("zero3.json")
+    with pytest.raises(ValueError, match="recipe other: Is a directory"):
+        find_recipe("other")

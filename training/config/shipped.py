@@ -18,12 +18,7 @@ def find_recipe(given: str | Path) -> Path:
     Raises:
         ValueError: when there is neither.
     """
-    found = _find(Path(given), folder=RECIPES, suffix=".yaml")
-    if found is None:
-        names = [name.removesuffix(".yaml") for name in shipped_names(RECIPES, ".yaml")]
-        hint = did_you_mean(Path(given).name.removesuffix(".yaml"), names)
-        raise ValueError(f"recipe {given}: No such file or directory{hint or _listed(names)}")
-    return found
+    return _find(Path(given), folder=RECIPES, suffix=".yaml", told_as="recipe ")
 
 
 def find_ds_config(given: str) -> Path:
@@ -32,12 +27,7 @@ def find_ds_config(given: str) -> Path:
     Raises:
         ValueError: when there is neither.
     """
-    found = _find(Path(given), folder=DS_CONFIGS, suffix=".json")
-    if found is None:
-        names = [name.removesuffix(".json") for name in shipped_names(DS_CONFIGS, ".json")]
-        hint = did_you_mean(Path(given).name.removesuffix(".json"), names)
-        raise ValueError(f"deepspeed: {given}: No such file or directory{hint or _listed(names)}")
-    return found
+    return _find(Path(given), folder=DS_CONFIGS, suffix=".json", told_as="deepspeed: ")
 
 
 def job_script(name: str) -> tuple[Path, dict[str, str]]:
@@ -61,17 +51,18 @@ def shipped_names(folder: Path, suffix: str) -> list[str]:
     return sorted(path.name for path in (PACKAGE_ROOT / folder).glob(f"*{suffix}"))
 
 
-def _listed(names: list[str]) -> str:
-    return f"; shipped are {', '.join(names)}"
-
-
-def _find(given: Path, *, folder: Path, suffix: str) -> Path | None:
+def _find(given: Path, *, folder: Path, suffix: str, told_as: str) -> Path:
     """A file of the user's own comes first; `folder/name` names a shipped one, too."""
-    if given.exists():
+    if given.exists() and not given.is_dir():
         return given
-    if given.parent not in (Path(), folder):
-        return None
-    for name in (given.name, f"{given.name}{suffix}"):
-        if name in shipped_names(folder, suffix):
-            return PACKAGE_ROOT / folder / name
-    return None
+    shipped = shipped_names(folder, suffix)
+    if given.parent in (Path(), folder):
+        for name in (given.name, f"{given.name}{suffix}"):
+            if name in shipped:
+                return PACKAGE_ROOT / folder / name
+    if given.is_dir():
+        raise ValueError(f"{told_as}{given}: Is a directory")
+    names = [name.removesuffix(suffix) for name in shipped]
+    listed = f"shipped are {', '.join(names)}"
+    hint = did_you_mean(given.name.removesuffix(suffix), names, otherwise=listed)
+    raise ValueError(f"{told_as}{given}: No such file or directory{hint}")
