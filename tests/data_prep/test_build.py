@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep import encode, write_corpus
 from data_prep.packing.pack import pack
+from data_prep.reading import lines
 from data_prep.reading.fields import Fields
 from data_prep.shards import open_corpus
 from data_prep.verify import verify
@@ -106,11 +108,15 @@ def test_a_bad_document_is_named_and_the_build_goes_on_without_it(
     source: Path,
     build_corpus: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = build_corpus(source, out=tmp_path / "whole")
+    monkeypatch.setattr(write_corpus, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(encode, "TASK_BYTES", 2000)
+    monkeypatch.setattr(lines, "PART_BYTES", 2000)
     with source.open("a") as file:
-        file.write("\n" * 2_000_000 + "{broken\n")  # tasks before it are done by then
-    with pytest.raises(ValueError, match=r"docs\.jsonl:2000121: broken JSON.*--on-error skip"):
+        file.write("\n" * 20_000 + "{broken\n")  # tasks before it are done by then
+    with pytest.raises(ValueError, match=r"docs\.jsonl:20121: broken JSON.*--on-error skip"):
         build_corpus(source)
     assert not (tmp_path / "corpus").exists()
     capsys.readouterr()
@@ -118,7 +124,7 @@ def test_a_bad_document_is_named_and_the_build_goes_on_without_it(
     assert "resuming after" in capsys.readouterr().err
     assert open_corpus(folder).fingerprint == open_corpus(whole).fingerprint
     ledger = open_corpus(folder).manifest.ledger
-    assert (ledger.num_documents_empty, ledger.num_documents_bad) == (2_000_000, 1)
+    assert (ledger.num_documents_empty, ledger.num_documents_bad) == (20_000, 1)
 
 
 def test_empty_documents_are_counted_and_never_an_error(

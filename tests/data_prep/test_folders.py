@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import pytest
 
 from data_prep.cleaning.contamination import Against, read_benchmark
@@ -175,6 +174,8 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
 
 def test_a_dataset_inside_a_folder_is_read_as_one(tmp_path: Path, texts: list[str]) -> None:
     """Its own state.json would be read as a document."""
+    import datasets  # loads pandas
+
     saved = datasets.Dataset.from_dict({"text": texts[:5]})
     saved.save_to_disk(tmp_path / "data" / "saved")
     _files(tmp_path / "data", "a.txt")

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -23,16 +23,21 @@ from data_prep.reading.sources import split_name
 from data_prep.shards import open_corpus
 from tests.data_prep.read_back import TEXT, contents
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
-def dataset(texts: list[str]) -> datasets.Dataset:
+def dataset(texts: list[str]) -> Dataset:
+    import datasets  # loads pandas
+
     return datasets.Dataset.from_dict({"text": texts, "number": list(range(len(texts)))})
 
 
 def test_saved_datasets_arrow_files_and_hub_streams_give_the_same_texts(
-    tmp_path: Path, dataset: datasets.Dataset, texts: list[str]
+    tmp_path: Path, dataset: Dataset, texts: list[str]
 ) -> None:
     dataset.save_to_disk(tmp_path / "saved", num_shards=2)
     (tmp_path / "hub").mkdir()
@@ -44,9 +49,7 @@ def test_saved_datasets_arrow_files_and_hub_streams_give_the_same_texts(
     assert contents(f"hf:{tmp_path / 'hub'}:train") == texts
 
 
-def test_a_stream_goes_on_in_its_middle(
-    tmp_path: Path, dataset: datasets.Dataset, texts: list[str]
-) -> None:
+def test_a_stream_goes_on_in_its_middle(tmp_path: Path, dataset: Dataset, texts: list[str]) -> None:
     dataset.to_parquet(tmp_path / "train.parquet")
     file = InputFile(f"hf:{tmp_path}", "hub", 0)
     parts = cut_files([file], fields=TEXT, start_in_first=100)
@@ -55,8 +58,10 @@ def test_a_stream_goes_on_in_its_middle(
     assert [item.place for item in items] == list(range(100, 120))
 
 
-def test_a_saved_dict_of_splits_asks_which(tmp_path: Path, dataset: datasets.Dataset) -> None:
-    datasets.DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "saved")
+def test_a_saved_dict_of_splits_asks_which(tmp_path: Path, dataset: Dataset) -> None:
+    from datasets import DatasetDict
+
+    DatasetDict({"train": dataset, "test": dataset}).save_to_disk(tmp_path / "saved")
     with pytest.raises(
         ValueError, match=r"holds the splits test, train; choose one, such as .*saved/test"
     ):
@@ -210,9 +215,7 @@ def test_fields_that_cannot_be_meant_are_refused(
     assert re.search(message, err), err
 
 
-def test_reading_through_datasets_never_loads_torch(
-    tmp_path: Path, dataset: datasets.Dataset
-) -> None:
+def test_reading_through_datasets_never_loads_torch(tmp_path: Path, dataset: Dataset) -> None:
     dataset.save_to_disk(tmp_path / "saved")
     program = f"""
 import sys

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import yaml
-from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from tests.launch.shared_runs import (
     REPO_ROOT,
@@ -70,6 +69,9 @@ def container(manifest: Manifest) -> dict[str, Any]:
 
 def understood(manifest: Manifest) -> Manifest:
     """What JobSet's own types keep of it."""
+    # two seconds, which every worker would take to collect this file
+    from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
+
     return JobsetV1alpha2JobSet.from_dict(copy.deepcopy(manifest)).to_dict()
 
 

@@ -28,8 +28,9 @@ NUMERICS = ("losses", "weights", "documents", "gradients")
 
 @pytest.fixture
 def recipe(small_corpus: Path, tmp_path: Path) -> str:
-    """Two ranks share each sequence; saved every fourth step."""
-    made = short_recipe(small_corpus, tmp_path / "run", checkpoint={"every_steps": 4})
+    """Two ranks share each sequence; saved every fourth step; for two ranks and for four."""
+    saves = {"checkpoint": {"every_steps": 4}}
+    made = short_recipe(small_corpus, tmp_path / "run", world_size=4, **saves)
     return str(write_recipe(made, tmp_path / "recipe.yaml"))
 
 

@@ -38,9 +38,9 @@ LAYOUTS = {
     "dp_2_sp_2": (4, 2, 4),
     "dp_2_sp_2_accumulation_2": (4, 2, 2),
 }
-if not WHOLE:  # two ways at once, between each alone and all three
-    for two_ways in ("dp_2_accumulation_2", "sp_2_accumulation_2", "dp_2_sp_2"):
-        del LAYOUTS[two_ways]
+if not WHOLE:  # what lies between ranks in each of two ways alone, and all three ways at once
+    for name in ("accumulation_2", "dp_2_accumulation_2", "sp_2_accumulation_2", "dp_2_sp_2"):
+        del LAYOUTS[name]
 
 
 IN_LAYERS = ["hidden_dropout", "mlp_dropout", "attention_output_dropout", "stochastic_depth"]

@@ -20,8 +20,9 @@ SEQUENCE_TOKENS = 64
 NUM_STEPS = 8
 
 
-def short_recipe(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
-    """Two micro-steps a step on two ranks that share each sequence; no save but the last."""
+def short_recipe(corpus: Path, run_dir: Path, *, world_size: int = 2, **changes: Any) -> Recipe:
+    """Two ranks share each sequence, in one micro-step a step; no save but the last."""
+    dp_size = world_size // changes.get("train__sequence_parallel_size", 2)
     return tiny_recipe(
         **{
             "run_dir": str(run_dir),
@@ -33,7 +34,7 @@ def short_recipe(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
                 "max_steps": NUM_STEPS,
                 "epochs": 100,
                 "sequence_parallel_size": 2,
-                "micro_batch_samples": 4,
+                "micro_batch_samples": 8 // dp_size,
             },
             "schedule": {"kind": "cosine", "warmup_frac": 0.25},
             "dropout__curriculum": {"kind": "linear"},

@@ -57,7 +57,7 @@ def test_a_base_that_teaches_is_the_adapter_switched_off(exported, small_corpus,
 
 
 @pytest.mark.parametrize(
-    ("world_size", "sp_size", "rows"), [(2, 2, 4), (1, 1, 8), *([(4, 2, 2)] if WHOLE else [])]
+    ("world_size", "sp_size", "rows"), [(2, 2, 8), (1, 1, 8), *([(4, 2, 2)] if WHOLE else [])]
 )
 def test_a_resume_goes_on_as_if_never_stopped(
     adapted, exported, small_corpus, tmp_path, world_size, sp_size, rows

@@ -34,7 +34,7 @@ def sweep(*arguments: str) -> tuple[list[dict[str, Any]], str]:
 @pytest.mark.slow
 def test_a_run_killed_in_a_save_resumes_exactly():
     """A few moments, spread over all of them; `kill_sweep --points all` tries each."""
-    number = 8 if WHOLE else 6
+    number = 8 if WHOLE else 4
     trials, last_line = sweep("--points", str(number))
     assert last_line == f"{number} of {number} kill points resumed exactly", trials
     assert {trial["rank"] for trial in trials} == {0, 1}

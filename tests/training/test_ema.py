@@ -115,7 +115,8 @@ def test_a_resume_goes_on_with_the_average(averaged, small_corpus, tmp_path, wor
     run_dir = tmp_path / "run"
     stopped = recipe_of(small_corpus, run_dir, train__stop_after_steps=6)
     run_ranks(train_on_rank, stopped, world_size=2)
-    run_ranks(train_on_rank, recipe_of(small_corpus, run_dir), world_size=world_size)
+    resumed = recipe_of(small_corpus, run_dir, world_size=world_size)
+    run_ranks(train_on_rank, resumed, world_size=world_size)
     found, expected = (read_average(checkpoint(run, 8)) for run in (run_dir, averaged))
     rows = metrics(run_dir, "evaluation"), metrics(averaged, "evaluation")
     if world_size == 2:

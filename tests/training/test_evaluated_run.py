@@ -194,7 +194,7 @@ def test_evaluations_that_begin_with_a_resume_have_no_bands(small_corpus, tmp_pa
     run_dir = tmp_path / "run"
     without = {"evaluation": {"every_steps": None}, "train__stop_after_steps": 3}
     run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **without), world_size=2)
-    evaluation = {"every_steps": 4, "max_samples": None}
+    evaluation = {"every_steps": 4, "max_samples": 8}
     for last in (6, None):  # and with the resume after that
         recipe = saving_recipe(
             small_corpus, run_dir, evaluation=evaluation, train__stop_after_steps=last

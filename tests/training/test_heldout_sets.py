@@ -84,7 +84,7 @@ def test_a_run_with_one_set_has_the_numbers_of_a_set_of_the_same_samples(
         assert row["forgetting_nats"] == row["loss"] - rows[0]["loss"]
 
 
-@pytest.mark.parametrize(("world_size", "sp_size", "rows"), [(1, 1, 8), (4, 2, 1)])
+@pytest.mark.parametrize(("world_size", "sp_size", "rows"), [(1, 1, 4), (4, 2, 4)])
 def test_sets_have_the_same_losses_on_every_layout(
     finished, small_corpus, general_corpus, tmp_path, world_size, sp_size, rows
 ):
@@ -108,7 +108,7 @@ def test_sets_have_the_same_losses_on_every_layout(
 def test_forgetting_and_bands_go_on_after_a_resume(
     finished, small_corpus, general_corpus, tmp_path
 ):
-    for stop in (3, 5, None):
+    for stop in (5, None):
         recipe = recipe_of(
             small_corpus, tmp_path / "run", general_corpus, train__stop_after_steps=stop
         )
@@ -192,6 +192,7 @@ def worsening(corpus: Path, run_dir: Path, general: Path, **changes: Any) -> Rec
         "train__max_steps": 30,
         "train__stop_when": {"worse_for": 2},
         "evaluation__every_steps": 1,
+        "evaluation__sets": dict([*sets_of(general).items()][:2]),
         "evaluation__best_by": "general",
         **changes,
     }
@@ -237,15 +238,15 @@ def test_a_resume_of_a_run_that_is_over_trains_no_step(
     assert (run_dir / "metrics.jsonl").read_bytes() == before
     state = read_run_state(run_dir)
     assert (state.state, state.step) == ("complete", read_run_state(ended).step)
-    longer = worsening(small_corpus, run_dir, general_corpus, train__stop_when={"worse_for": 4})
+    longer = worsening(small_corpus, run_dir, general_corpus, train__stop_when={"worse_for": 3})
     run_ranks(train_on_rank, longer, world_size=2)  # the rule may change: no loss depends on it
-    assert read_run_state(run_dir).step >= state.step + 2
+    assert read_run_state(run_dir).step >= state.step + 1
 
 
 def test_a_run_that_was_stopped_often_ends_where_one_that_was_not_does(
     ended, small_corpus, general_corpus, tmp_path
 ):
-    for stop in (1, 3, None):
+    for stop in (3, None):
         recipe = worsening(
             small_corpus, tmp_path / "run", general_corpus, train__stop_after_steps=stop
         )

@@ -60,7 +60,8 @@ def test_a_resume_goes_on_as_if_never_stopped(
     whole, stopped, base, small_corpus, tmp_path, world_size
 ):
     run_dir = Path(shutil.copytree(stopped, tmp_path / "run"))
-    rows = trained(recipe_of(small_corpus, run_dir, base), world_size=world_size)
+    resumed = recipe_of(small_corpus, run_dir, base, world_size=world_size)
+    rows = trained(resumed, world_size=world_size)
     if world_size == 2:
         assert rows == whole
     for row, expected in zip(rows, whole, strict=True):

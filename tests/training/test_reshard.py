@@ -16,7 +16,6 @@ from training.checkpoints.manifest import read_manifest
 LAYOUTS = {"one": (1, 1), "two_to_a_sequence": (2, 2), "four": (4, 1), "four_by_two": (4, 2)}
 CHANGES: dict[str, Any] = {
     "train__sequence_parallel_size": 1,
-    "train__micro_batch_samples": 1,
     # what DeepSpeed's loader would mix up between groups, and Adam's steps, would show in losses
     "optimizer__weight_decay": 0.5,
     "dropout__where": "both",
@@ -39,6 +38,8 @@ def test_a_run_goes_on_with_other_ranks(undisturbed, small_corpus, tmp_path, lay
     stopping = {**CHANGES, "train__stop_after_steps": STEPS_BEFORE}
     run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **stopping), world_size=2)
     changes = {**CHANGES, "train__sequence_parallel_size": sp_size}
+    # in two micro-steps, where it is done in one before
+    changes["train__micro_batch_samples"] = 8 * sp_size // world_size // 2
     run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **changes), world_size=world_size)
 
     found, expected = metrics(run_dir, "step"), metrics(undisturbed, "step")

@@ -26,8 +26,8 @@ from training.ranks.stopping import STOP_FILE, StopRequests
 ROOT = Path(__file__).parents[2]
 
 
-def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> dict[str, Any]:
-    """Train; one rank is asked to stop behind the first of the two micro-steps of a step."""
+def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, behind: int) -> dict[str, Any]:
+    """Train; one rank is asked to stop behind a micro-step, counted from 1."""
     import training.run.run
     from training.checkpoints.save import CheckpointSave
     from training.model.engine import Engine
@@ -39,7 +39,7 @@ def train_and_ask(recipe: Recipe, ask: str, asked_rank: int, in_step: int) -> di
         nonlocal num_backwards
         done = backward(engine, *args, **options)
         num_backwards += 1
-        if engine.layout.rank == asked_rank and num_backwards == 2 * in_step - 1:
+        if engine.layout.rank == asked_rank and num_backwards == behind:
             if ask == STOP_FILE:
                 (Path(recipe.run_dir) / STOP_FILE).touch()
             else:
@@ -88,7 +88,7 @@ def test_what_asks_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
     run_dir = tmp_path / "run"
     recipe = short_recipe(small_corpus, run_dir)
     ended = run_ranks(train_and_ask, recipe, ask, rank, in_step, world_size=2)
-    finished_the_step = {"saved": [in_step], "restored": True, "num_backwards": 2 * in_step}
+    finished_the_step = {"saved": [in_step], "restored": True, "num_backwards": in_step}
     assert ended == [finished_the_step, finished_the_step]
     state = read_run_state(run_dir)
     assert (state.state, state.reason, state.step) == ("stopped", reason, in_step)
@@ -103,9 +103,11 @@ def test_what_asks_one_rank_stops_all_after_the_same_step_and_nothing_is_lost(
 
 
 def test_a_request_in_the_last_step_leaves_a_complete_run(small_corpus, tmp_path):
-    recipe = short_recipe(small_corpus, tmp_path / "run", train__max_steps=2)
-    (ended, _) = run_ranks(train_and_ask, recipe, "SIGTERM", 0, 2, world_size=2)
-    assert ended["saved"] == [2]
+    """Between the two micro-steps of that step, which is done to its end."""
+    changes = {"train__max_steps": 2, "train__micro_batch_samples": 4}
+    recipe = short_recipe(small_corpus, tmp_path / "run", **changes)
+    (ended, _) = run_ranks(train_and_ask, recipe, "SIGTERM", 0, 3, world_size=2)
+    assert (ended["saved"], ended["num_backwards"]) == ([2], 4)
     assert read_run_state(tmp_path / "run").state == "complete"
 
 

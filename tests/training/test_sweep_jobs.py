@@ -23,6 +23,10 @@ from training.ranks.run_state import read_run_state
 from training.sweeps.slurm import submit
 
 
+_LONG = 24
+"""Steps of a run that is still going when a test that has seen it begin disturbs it."""
+
+
 @pytest.mark.slow
 def test_a_run_that_fails_is_told_and_the_others_go_on(small_corpus: Path, tmp_path: Path) -> None:
     recipe = write_recipe(small_corpus, tmp_path)
@@ -52,7 +56,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(small_corpus: Path, tmp_p
 
 @pytest.mark.slow
 def test_a_sweep_that_is_asked_to_end_saves_and_goes_on(small_corpus: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(small_corpus, tmp_path, max_steps=40)
+    recipe = write_recipe(small_corpus, tmp_path, max_steps=_LONG)
     first_run, second_run = planned(recipe, seeds="1,2")
     with started_sweep(recipe, "--seeds", "1,2") as sweep:
         wait_for_step(first_run.run_dir, 3, sweep)
@@ -60,7 +64,7 @@ def test_a_sweep_that_is_asked_to_end_saves_and_goes_on(small_corpus: Path, tmp_
         _, told = sweep.communicate(timeout=240)
     assert sweep.returncode == 1
     stopped_at = read_run_state(first_run.run_dir).step
-    assert 3 <= stopped_at < 40
+    assert 3 <= stopped_at < _LONG
     assert f"seed-1: stopped and saved at step {stopped_at}" in told
     assert "seed-2: not started" in told
     assert processes_with(str(first_run.run_dir / "recipe.yaml")) == []
@@ -69,17 +73,17 @@ def test_a_sweep_that_is_asked_to_end_saves_and_goes_on(small_corpus: Path, tmp_
     assert again.returncode == 0, again.stderr
     assert read_run_state(first_run.run_dir).num_starts == 2
     for run in (first_run, second_run):
-        assert [row["step"] for row in metrics(run.run_dir, "step")] == list(range(1, 41))
+        assert [row["step"] for row in metrics(run.run_dir, "step")] == list(range(1, _LONG + 1))
 
 
 @pytest.mark.slow
 def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     small_corpus: Path, tmp_path: Path
 ) -> None:
-    recipe = write_recipe(small_corpus, tmp_path, max_steps=40)
+    recipe = write_recipe(small_corpus, tmp_path, max_steps=_LONG)
     (run,) = planned(recipe, seeds="1")
     with started_sweep(recipe, "--seeds", "1") as sweep:
-        wait_for_step(run.run_dir, 12, sweep)
+        wait_for_step(run.run_dir, 12, sweep)  # behind a save
         sweep.kill()
     # as `training.ranks.run_folder` has it: the host's name, "process", its number
     process = int((run.run_dir / "run.lock").read_text().split()[-1])
@@ -99,7 +103,7 @@ def test_runs_of_a_killed_sweep_are_not_started_twice_and_killed_ones_go_on(
     again = run_command(recipe, "--seeds", "1")
     assert again.returncode == 0, again.stderr
     assert read_run_state(run.run_dir).num_starts == 2
-    assert [row["step"] for row in metrics(run.run_dir, "step")] == list(range(1, 41))
+    assert [row["step"] for row in metrics(run.run_dir, "step")] == list(range(1, _LONG + 1))
 
 
 # A stand-in for the command line alone; jobs of a real Slurm are tests/launch/test_slurm_jobs.py.

@@ -97,7 +97,8 @@ def test_a_resume_has_the_teacher_that_the_run_had(
 ):
     run_dir = tmp_path / "run"
     trained(recipe_of(small_corpus, run_dir, train__stop_after_steps=2, **KINDS[kind]))
-    rows = trained(recipe_of(small_corpus, run_dir, **KINDS[kind]), world_size=world_size)
+    resumed = recipe_of(small_corpus, run_dir, world_size=world_size, **KINDS[kind])
+    rows = trained(resumed, world_size=world_size)
     if world_size == 2:
         assert rows == taught[kind]
     for row, expected in zip(rows, taught[kind], strict=True):
