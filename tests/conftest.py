@@ -6,11 +6,14 @@ import json
 import multiprocessing.util
 import os
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from _pytest.assertion import rewrite
 from hypothesis import settings
 
 from tests.made_once import made_once
@@ -46,8 +49,27 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     open_warm_python()
     if workers := config.getoption("numprocesses", None):
+        rewriting = threading.Thread(target=_rewrite_assertions, args=(config,))
+        rewriting.start()
         # they need what it has loaded, each of them
         config.option.tx = [f"popen//python={warm_python()}"] * workers
+        rewriting.join()
+
+
+def _rewrite_assertions(config: pytest.Config) -> None:
+    """Of all test files, as pytest does when it imports one.
+
+    In a fresh clone each worker would, some ten seconds of processor time.
+    """
+    if sys.dont_write_bytecode:
+        return
+    state = config.stash[rewrite.assertstate_key]
+    for path in Path(__file__).parent.rglob("*.py"):
+        if path.name.startswith("test_"):
+            kept = rewrite.get_cache_dir(path) / f"{path.stem}{rewrite.PYC_TAIL}"
+            if rewrite._read_pyc(path, kept) is None and rewrite.try_makedirs(kept.parent):
+                status, code = rewrite._rewrite_test(path, config)
+                rewrite._write_pyc(state, code, status, kept)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -22,7 +22,6 @@ from tests.training.sweep_runs import (
 from training.ranks.run_state import read_run_state
 from training.sweeps.slurm import submit
 
-
 _LONG = 24
 """Steps of a run that is still going when a test that has seen it begin disturbs it."""
 
