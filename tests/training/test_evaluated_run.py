@@ -192,7 +192,10 @@ def test_other_data_is_evaluated_without_the_bands_of_the_runs_own(
 
 def test_evaluations_that_begin_with_a_resume_have_no_bands(small_corpus, tmp_path):
     run_dir = tmp_path / "run"
-    without = {"evaluation": {"every_steps": None}, "train__stop_after_steps": 3}
+    without = {
+        "evaluation": {"every_steps": None, "max_samples": 8},
+        "train__stop_after_steps": 3,
+    }
     run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **without), world_size=2)
     evaluation = {"every_steps": 4, "max_samples": 8}
     for last in (6, None):  # and with the resume after that
