@@ -211,7 +211,7 @@ SOURCES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("source", SOURCES if WHOLE else ("online", "cache"))
+@pytest.mark.parametrize("source", SOURCES if WHOLE else ("cache",))
 def test_a_stopped_run_with_replay_has_the_losses_of_one_on_another_layout(
     scored, tmp_path, source
 ):
