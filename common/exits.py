@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+from common.commands import command
+
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # By name, or every start would import what raises them: safetensors, torch.
 _OF_LIBRARIES = {
     "SafetensorError": "",
     "DistNetworkError": "; is MASTER_ADDR right, and MASTER_PORT free?",
     "DistStoreError": "; is MASTER_ADDR right, and did all processes start?",
-    "OutOfMemoryError": "; `python -m launch plan RECIPE` says what fits",
+    "OutOfMemoryError": "; `{plan}` says what fits",
 }
 _OUR_PACKAGES = ("common", "data_prep", "launch", "training")
 _SHOWS_TRACEBACK = "ENTRODROP_TRACEBACK"
@@ -133,7 +135,9 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, MemoryError):
         return f"not enough memory{f' ({error})' if str(error) else ''}"
     name = type(error).__name__
-    return f"{error}{_OF_LIBRARIES[name]}" if name in _OF_LIBRARIES else None
+    if name not in _OF_LIBRARIES:
+        return None
+    return str(error) + _OF_LIBRARIES[name].format(plan=command("launch plan RECIPE"))
 
 
 def _is_of_a_library(error: BaseException) -> bool:

@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from common.commands import with_commands
+
 
 def add_verbs(parser: argparse.ArgumentParser, *, package: str, names: Iterable[str]) -> None:
     """Add verbs to a parser; parsed options then have `verb` and `run`, which takes the options.
@@ -14,23 +16,21 @@ def add_verbs(parser: argparse.ArgumentParser, *, package: str, names: Iterable[
     Args:
         package: of the modules, one for each name, with `_` for `-`. Each has SUMMARY, DESCRIPTION,
             add_arguments and run. They import what they need in run, so that --help and usage
-            errors answer at once. Examples in their help name the command as `python -m PACKAGE`,
-            and are shown with the parser's own name.
+            errors answer at once.
     """
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    add_each_verb(verbs, prog=parser.prog, package=package, names=names)
+    add_each_verb(verbs, package=package, names=names)
 
 
-def add_each_verb(verbs: Any, *, prog: str, package: str, names: Iterable[str]) -> None:
-    """The same for what `add_subparsers` of a parser called `prog` has returned."""
-    as_module = f"python -m {package.partition('.')[0]} "
+def add_each_verb(verbs: Any, *, package: str, names: Iterable[str]) -> None:
+    """The same for what `add_subparsers` of a parser has returned."""
     for name in names:
-        command = importlib.import_module(f"{package}.{name.replace('-', '_')}")
+        module = importlib.import_module(f"{package}.{name.replace('-', '_')}")
         verb = verbs.add_parser(
             name,
-            help=command.SUMMARY,
-            description=command.DESCRIPTION.replace(as_module, f"{prog} "),
+            help=module.SUMMARY,
+            description=with_commands(module.DESCRIPTION),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_arguments(verb)
-        verb.set_defaults(run=command.run)
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)

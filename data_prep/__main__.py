@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.commands import command, with_commands
 from common.exits import exit_code_of, heed_ctrl_c
 
 if __name__ == "__main__":
@@ -43,17 +44,17 @@ VERBS = (
 )
 
 
-def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m data_prep") -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a user error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold bytes that are not UTF-8; printing it must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
     # Ctrl-C may come while the verbs are loaded, too
-    return exit_code_of(lambda: _run(arguments, prog=prog))
+    return exit_code_of(lambda: _run(arguments))
 
 
-def _run(arguments: Sequence[str] | None, *, prog: str) -> int:
-    options = build_parser(prog).parse_args(arguments)
+def _run(arguments: Sequence[str] | None) -> int:
+    options = build_parser().parse_args(arguments)
     shares_work = _shares_work(options)
 
     def run() -> int:
@@ -79,11 +80,11 @@ def _shares_work(options: argparse.Namespace) -> bool:
     return options.verb in ("build", "import-megatron", "decontaminate")
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line; each verb's help says what it does."""
     parser = argparse.ArgumentParser(
-        prog=prog,
-        description=_DESCRIPTION.replace("python -m data_prep", prog),
+        prog=command("data_prep"),
+        description=with_commands(_DESCRIPTION),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_verbs(parser, package="data_prep.commands", names=VERBS)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from common.commands import command
 from data_prep.ledger import SPLITS, Ledger, Split, SplitLedger, sum_ledgers
 from data_prep.record import (
     Count,
@@ -197,4 +198,5 @@ def _check_domain(domain: Domain, *, shards: Iterable[Shard]) -> None:
 
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a finished corpus folder."""
-    return load_record(Manifest, folder / MANIFEST_NAME, made_by="`python -m data_prep build`")
+    made_by = f"`{command('data_prep build')}`"
+    return load_record(Manifest, folder / MANIFEST_NAME, made_by=made_by)

@@ -12,6 +12,7 @@ from typing import IO, Literal
 
 import numpy as np
 
+from common.commands import command
 from common.durable import fsync_path
 from common.locks import try_lock
 from common.progress import progress_bar
@@ -204,7 +205,7 @@ def _write_tokens(file: IO[bytes], *, plan: _Plan, update: Callable[[int], objec
             if int(ids.max()) >= plan.vocab_size:
                 raise ValueError(
                     f"{opened.shard.tokens.name}: damaged: id {ids.max()}, expected ids below "
-                    f"{plan.vocab_size}; run `python -m data_prep verify --deep`"
+                    f"{plan.vocab_size}; run `{command('data_prep verify --deep')}`"
                 )
             update(file.write(ids.astype(plan.dtype, copy=False).data))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from common.commands import command
 from data_prep.durable import (
     clear_staged,
     describe_file,
@@ -58,9 +59,8 @@ class Scores:
         if not (self.folder / SCORES_NAME).is_file():
             names = ", ".join(score_names(corpus.folder)) or "none"
             raise ValueError(f"{corpus.folder}: no scores {name!r}; there are: {names}")
-        self.manifest = load_record(
-            ScoresManifest, self.folder / SCORES_NAME, made_by="`python -m data_prep score`"
-        )
+        made_by = f"`{command('data_prep score')}`"
+        self.manifest = load_record(ScoresManifest, self.folder / SCORES_NAME, made_by=made_by)
         if self.manifest.corpus_fingerprint != corpus.fingerprint:
             raise ValueError(
                 f"{self.folder}: made for another corpus: expected fingerprint "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.commands import command
 from common.exits import exit_code_of, heed_ctrl_c
 
 if __name__ == "__main__":
@@ -18,21 +19,22 @@ from training.config.arguments import parse_arguments
 VERBS = ("new", "plan", "preflight")
 
 
-def main(argv: list[str] | None = None, *, prog: str = "python -m launch") -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user error is one message and exit code 2."""
     # Ctrl-C may come while the verbs are loaded, too
-    return exit_code_of(lambda: _run(argv, prog=prog))
+    return exit_code_of(lambda: _run(argv))
 
 
-def _run(argv: list[str] | None, *, prog: str) -> int:
-    options = parse_arguments(build_parser(prog), argv)
+def _run(argv: list[str] | None) -> int:
+    options = parse_arguments(build_parser(), argv)
     return int(options.run(options))
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line; each verb's help says what it does."""
     parser = argparse.ArgumentParser(
-        prog=prog, description="Begin a project; plan and check before allocating GPUs."
+        prog=command("launch"),
+        description="Begin a project; plan and check before allocating GPUs.",
     )
     # the deepspeed launcher inserts it first; the environment has the same value
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

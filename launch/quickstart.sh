@@ -110,7 +110,7 @@ stage "Evaluation of the export"
 run_python training evaluate "$run_dir"
 
 stage "A line of code from the export, with plain transformers"
-TQDM_DISABLE=1 "$PYTHON" launch/generate.py "$run_dir/export" --prompt "    def __init__(self,"
+TQDM_DISABLE=1 run_python training generate "$run_dir/export" --prompt "    def __init__(self,"
 
 stage "Report"
 run_python training report "$run_dir"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.commands import command, with_commands
 from common.exits import exit_code_of, heed_ctrl_c
 
 if __name__ == "__main__":
@@ -28,18 +29,18 @@ examples:
 
 VERBS = (
     *("train", "evaluate", "export", "interpolate", "report", "watch", "sweep", "preview"),
-    "add-tokens",
+    *("generate", "add-tokens"),
 )
 
 
-def main(argv: list[str] | None = None, *, prog: str = "python -m training") -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one verb; a user error is one message and exit code 2."""
     # Ctrl-C may come while the verbs are loaded, too
-    return exit_code_of(lambda: _run(argv, prog=prog))
+    return exit_code_of(lambda: _run(argv))
 
 
-def _run(argv: list[str] | None, *, prog: str) -> int:
-    options = parse_arguments(build_parser(prog), argv)
+def _run(argv: list[str] | None) -> int:
+    options = parse_arguments(build_parser(), argv)
     has_ranks = options.verb in ("train", "evaluate", "interpolate")
     # the rank is not known before, so every process says what is wrong with it
     if has_ranks and (code := exit_code_of(_set_ranks)):
@@ -55,12 +56,12 @@ def _set_ranks() -> int:
     return 0
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line; each verb's help says what it does."""
     parser = argparse.ArgumentParser(
-        prog=prog,
+        prog=command("training"),
         description="Train a causal LM on little data without overfitting, and inspect the result.",
-        epilog=_EPILOG,
+        epilog=with_commands(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     # the deepspeed launcher inserts it first; the environment has the same value

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from common.commands import command
 from data_prep.durable import describe_file, refuse_existing, staged_folder, write_durable
 from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import DomainName
@@ -80,7 +81,7 @@ def load_removals(folder: Path) -> list[Removals]:
     passes = []
     for path in sorted((folder / FOLDER_NAME).glob(f"[!.]*/{RECORD_NAME}")):
         removals = load_record(
-            Removals, path, made_by="`python -m data_prep dedup` or `decontaminate`"
+            Removals, path, made_by=f"`{command('data_prep dedup')}` or `decontaminate`"
         )
         if removals.name != path.parent.name:
             raise ValueError(f"{path}: name: expected {path.parent.name}, found {removals.name}")
@@ -178,7 +179,7 @@ def _passes_of(corpus: Corpus) -> list[Removals]:
             raise ValueError(
                 f"{corpus.folder / FOLDER_NAME / removals.name}: made for another corpus: expected "
                 f"fingerprint {corpus.fingerprint[:16]}, found {removals.corpus_fingerprint[:16]}; "
-                f"run `python -m data_prep {verb} {corpus.folder}` again with --overwrite, or "
+                f"run `{command(f'data_prep {verb} {corpus.folder}')}` again with --overwrite, or "
                 "delete the folder"
             )
     return passes

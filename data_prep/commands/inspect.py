@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from common.commands import command
+
 SUMMARY = "show samples or documents, in the terminal or as HTML"
 DESCRIPTION = """\
 Show what training will see: samples as text with a line at each document start, or whole documents
@@ -39,7 +41,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--scores", metavar="NAME", help="colour by these scores of the corpus")
     verb.add_argument(
-        "--drops", type=Path, metavar="FILE", help="output of `python -m training preview`"
+        "--drops", type=Path, metavar="FILE", help=f"output of `{command('training preview')}`"
     )
     verb.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead")
     verb.add_argument(

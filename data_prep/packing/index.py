@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.commands import command
 from data_prep.cleaning.removals import removals_fingerprint
 from data_prep.ledger import Split
 from data_prep.mapped import checked_path, map_array
@@ -36,7 +37,7 @@ class PackIndex:
 
     def __init__(self, corpus: Corpus, *, seq_len: int) -> None:
         self.folder = pack_folder(corpus.folder, seq_len=seq_len)
-        how = f"`python -m data_prep pack {corpus.folder} --seq-len {seq_len}`"
+        how = f"`{command(f'data_prep pack {corpus.folder} --seq-len {seq_len}')}`"
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder}: not packed for {seq_len} tokens; run {how} first")
         self.manifest = load_record(PackManifest, self.folder / PACK_NAME, made_by=how)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.commands import command
 from data_prep.cleaning.removals import FOLDER_NAME, REPORT_NAME, Removals
 from data_prep.ledger import SPLITS
 from data_prep.shards import open_corpus
-
-_COMMAND = "python -m data_prep"
 
 
 def removals_summary(removals: Removals, *, corpus_folder: Path, is_written: bool) -> str:
@@ -32,5 +31,6 @@ def removals_summary(removals: Removals, *, corpus_folder: Path, is_written: boo
     packs = sorted(path.name.removeprefix("pack-") for path in corpus_folder.glob("pack-*"))
     for seq_len in packs or ["2048"]:
         flag = " --overwrite" if packs else ""
-        lines.append(f"next           {_COMMAND} pack {corpus_folder} --seq-len {seq_len}{flag}")
+        pack = command(f"data_prep pack {corpus_folder} --seq-len {seq_len}{flag}")
+        lines.append(f"next           {pack}")
     return "\n".join(lines)

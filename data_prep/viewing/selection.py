@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from common.commands import command
 from data_prep.ledger import Split
 from data_prep.packing.index import PackIndex
 from data_prep.record import Count, Record, Sha256, load_record
@@ -105,7 +106,7 @@ class View:
         path, asked = self.selection.drops, self.selection
         if path is None:
             return None
-        drops = load_record(Drops, path, made_by="`python -m training preview`")
+        drops = load_record(Drops, path, made_by=f"`{command('training preview')}`")
         if self.index is None or drops.pack != self.index.fingerprint or drops.split != asked.split:
             raise ValueError(
                 f"--drops {path}: made for {drops.split} samples of {drops.seq_len} tokens; show "

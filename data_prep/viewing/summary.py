@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from common.commands import command
 from data_prep.ledger import SPLITS
 from data_prep.manifest import Manifest, Source
 from data_prep.packing.index import PackIndex
 from data_prep.packing.manifest import DomainPack
 from data_prep.packing.mixture import describe
 from data_prep.verify import Check
-
-_COMMAND = "python -m data_prep"
 
 
 def build_summary(manifest: Manifest, *, folder: Path) -> str:
@@ -40,7 +39,7 @@ def build_summary(manifest: Manifest, *, folder: Path) -> str:
     if len(manifest.domains) > 1:
         lines += _by_domain(manifest)
     lines += _remarks(manifest)
-    lines.append(f"next       {_COMMAND} pack {folder} --seq-len 2048")
+    lines.append(f"next       {command(f'data_prep pack {folder} --seq-len 2048')}")
     return "\n".join(lines)
 
 
@@ -106,7 +105,8 @@ def pack_summary(index: PackIndex, *, corpus_folder: Path) -> str:
                 lines += _packed([domain], head=f"  {domain.name}", seq_len=index.seq_len)
     if len(index.manifest.splits["train"].domains) > 1 and index.num_samples("train"):
         lines += [f"epoch      {line}" for line in describe(index.mixture())]
-    lines.append(f"next       {_COMMAND} inspect {corpus_folder} --seq-len {index.seq_len}")
+    inspect = command(f"data_prep inspect {corpus_folder} --seq-len {index.seq_len}")
+    lines.append(f"next       {inspect}")
     return "\n".join(lines)
 
 
@@ -145,7 +145,6 @@ def verify_summary(checks: Sequence[Check], *, folder: Path, deep: bool) -> str:
     elif deep:
         lines.append(f"{folder}: all checks passed")
     else:
-        lines.append(
-            f"{folder}: all checks passed; {_COMMAND} verify {folder} --deep also reads checksums"
-        )
+        deeper = command(f"data_prep verify {folder} --deep")
+        lines.append(f"{folder}: all checks passed; {deeper} also reads checksums")
     return "\n".join(lines)

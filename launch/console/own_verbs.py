@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from importlib.metadata import version
 from typing import Any
 
 from common.hints import did_you_mean
@@ -54,12 +55,13 @@ def build_parser(*, with_prep: bool) -> tuple[argparse.ArgumentParser, list[str]
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"entrodrop {version('entrodrop')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_part(verbs, "launch", names=("new",))
     prep = verbs.add_parser("prep", help="text to a corpus: build, pack, inspect, verify and more")
     if with_prep:
         part = prep.add_subparsers(dest="prep_verb", required=True, metavar="VERB")
-        _add_part(part, "data_prep", prog="entrodrop prep")
+        _add_part(part, "data_prep")
     _add_part(verbs, "launch", names=("plan", "preflight"))
     launching = verbs.add_parser("launch", help="train a recipe: " + ", ".join(LAUNCHERS))
     launching.add_argument("launcher", choices=list(LAUNCHERS))
@@ -75,12 +77,10 @@ def build_parser(*, with_prep: bool) -> tuple[argparse.ArgumentParser, list[str]
     return parser, list(verbs.choices)
 
 
-def _add_part(
-    verbs: Any, package: str, *, names: tuple[str, ...] | None = None, prog: str = "entrodrop"
-) -> None:
+def _add_part(verbs: Any, package: str, *, names: tuple[str, ...] | None = None) -> None:
     """By name: this module knows the other packages' verbs, and nothing else of them."""
     known = importlib.import_module(f"{package}.__main__").VERBS
-    add_each_verb(verbs, prog=prog, package=f"{package}.commands", names=names or known)
+    add_each_verb(verbs, package=f"{package}.commands", names=names or known)
 
 
 def _print_completion(shell: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from common.commands import command
 from launch.planner.architecture import find_architecture
 from launch.planner.forecast import GIB, forecast, make_run
 from launch.planner.host import forecast_host
@@ -188,10 +189,8 @@ def _forecast(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> tuple
 
 def _ask_planner(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> str:
     gib = min(m["total"] for m in measures.values()) / GIB
-    return (
-        f"python -m launch plan RECIPE --gpus {setting.world_size} --gpu-gib {gib:.0f} names the "
-        "cheapest change that fits"
-    )
+    plan = command(f"launch plan RECIPE --gpus {setting.world_size} --gpu-gib {gib:.0f}")
+    return f"{plan} names the cheapest change that fits"
 
 
 def host_memory() -> tuple[int, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from common.commands import command
 from data_prep.shards import open_corpus
 from launch.planner.architecture import find_architecture
 from launch.planner.corpus import read_size
@@ -161,12 +162,13 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, float]]) -> list[Fi
     corpus_bytes = next(iter(measures.values()))["corpus_bytes"]
     verifies = reads_enough and setting.recipe.data.verify == "hashes"
     if verifies and corpus_bytes / reads > _VERIFY_SECONDS:
+        verify = command("data_prep verify --deep")
         findings.append(
             Finding(
                 "warn",
                 f"a start reads the corpus, {size(corpus_bytes)} at {rate(reads)}: "
                 f"{corpus_bytes / reads / 60:.0f} minutes",
-                "check it once with python -m data_prep verify --deep and set data.verify: sizes",
+                f"check it once with {verify} and set data.verify: sizes",
             )
         )
     text = f"all together write {rate(writes)} to run_dir"

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from data_prep.packing.pack import pack
-from tests.docs import test_data_commands, test_launching
+from tests.docs import test_data_commands, test_launching, test_sft
 from tests.docs.markdown import PAGES, REPO_ROOT, code_blocks
 from tests.training.layouts import tiny_recipe
 from tests.warm_python import warm_path, warm_python
@@ -43,6 +43,7 @@ def test_every_page_with_commands_is_run_by_a_test() -> None:
         *RUN_ELSEWHERE,
         *test_data_commands.PAGES,
         *test_launching.PAGES,
+        *test_sft.PAGES,
     }
 
 

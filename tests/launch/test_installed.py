@@ -124,6 +124,7 @@ def test_a_slurm_job_knows_where_the_package_is_and_where_it_runs(
     ("arguments", "code", "message"),
     [
         (["--help"], 0, "usage: entrodrop"),
+        (["--version"], 0, "entrodrop 0."),
         (["trian"], 2, "did you mean train?"),
         (["launch", "locl"], 2, "did you mean local?"),
         (["launch", "slurm"], 2, "usage: entrodrop launch slurm"),

@@ -100,7 +100,7 @@ def test_a_folder_without_a_model_is_refused_at_once(exists: bool, tmp_path: Pat
         folder.mkdir()
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "launch/generate.py", str(folder)],
+        [sys.executable, "-m", "training", "generate", str(folder)],
         cwd=REPO_ROOT,
         env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
         capture_output=True,

@@ -22,7 +22,7 @@ from training.checkpoints.tokenizer_files import SETTINGS, read_object, write_to
 from training.config.sections import Model
 from training.model.multimodal import is_part
 from training.model.skeleton import build_skeleton
-from training.model.special_ids import SPECIAL_KEYS, special_ids
+from training.model.special_ids import SPECIAL_KEYS, special_ids, turn_end
 
 MODEL_FOLDER = "model"
 SAMPLES = "corpus_samples.json"
@@ -33,6 +33,7 @@ _SCRATCH = "entrodrop_model"
 """transformers names modules after their folder: the code must not be taken for the base's."""
 GENERATION = "generation_config.json"
 LICENCES = ("LICEN[CS]E*", "licen[cs]e*", "NOTICE*", "USE_POLICY*")
+_ENDS = "eos_token_id"
 _CARD = "README.md"
 """The base's names its licence, for that of an export."""
 _CODE = "*.py"
@@ -69,7 +70,9 @@ def make_model_folder(
         tokenizer = write_tokenizer(
             folder, corpus.tokenizer_dir, model=model, expected=samples.tokens
         )
-        _finish_configs(folder, model=model, tokenizer=tokenizer)
+        is_masked = any(shard.mask is not None for shard in corpus.manifest.shards)
+        end = turn_end(tokenizer) if is_masked else None  # of conversations, maybe
+        _finish_configs(folder, model=model, tokenizer=tokenizer, end=end)
         (folder / SAMPLES).write_bytes(dump_samples(samples))
         if base is not None and is_part(model):
             (folder / IS_PART).write_text("{}\n", encoding="utf-8")
@@ -141,8 +144,11 @@ def _save_config(config: PretrainedConfig, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _finish_configs(folder: Path, *, model: Model, tokenizer: Any) -> None:
+def _finish_configs(folder: Path, *, model: Model, tokenizer: Any, end: int | None) -> None:
     """Build the model from what is there, and let both configurations say what ends a text.
+
+    Args:
+        end: also ends what is generated, as a token behind an answer.
 
     Raises:
         ValueError: when transformers cannot build it, or a key is lost on the way.
@@ -152,7 +158,7 @@ def _finish_configs(folder: Path, *, model: Model, tokenizer: Any) -> None:
     # of a model from scratch, ids that its recipe does not name are defaults of its class
     own = config.to_dict() if model.config is None else model.config
     generation = _generation_of(built, folder / GENERATION, own=own)
-    generation |= special_ids(tokenizer, generation)
+    generation |= special_ids(tokenizer, _with_end(generation, end))
     content = {key: value for key, value in generation.items() if value is not None}
     _tell_of_invalid(content)
     (folder / GENERATION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -166,6 +172,12 @@ def _finish_configs(folder: Path, *, model: Model, tokenizer: Any) -> None:
     again = AutoConfig.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
     if lost := _differences(config, again):
         raise ValueError(f"model: transformers does not keep {', '.join(lost)} in config.json")
+
+
+def _with_end(generation: dict[str, Any], end: int | None) -> dict[str, Any]:
+    own = generation.get(_ENDS)
+    ends = own if isinstance(own, list) else [] if own is None else [own]
+    return generation if end is None or end in ends else generation | {_ENDS: [*ends, end]}
 
 
 def _tell_of_invalid(generation: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from common.commands import command
 from training.commands.evaluate import name_accelerator
 from training.commands.export import EMA, add_weights
 from training.config.arguments import add_overrides
@@ -62,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
         named += f" --weights {EMA}" if options.weights == EMA else ""
         has_adapter = load_recipe(options.run_dir / KEPT_RECIPE, []).adapter is not None
         named += " --merge" if has_adapter else ""  # what was measured are whole models
-        print(f"lowest at {share:g}: python -m training export {options.run_dir}{named} ", end="")
-        print(f"--interpolate-base {share:g}")
+        export = command(f"training export {options.run_dir}{named} --interpolate-base {share:g}")
+        print(f"lowest at {share:g}: {export}")
     return 0
 
 

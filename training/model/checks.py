@@ -18,6 +18,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin
 
+from common.commands import command
 from common.hints import did_you_mean
 from training.config.layout import check_head_counts
 from training.config.sections import Model
@@ -55,7 +56,7 @@ def refuse_unknown_source(model: Model) -> None:
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             raise ValueError(
                 f"model.pretrained: {folder} is an adapter; merge it with its base first "
-                "(python -m training export RUN --merge)"
+                f"({command('training export RUN --merge')})"
             )
         return
     model_type = str((model.config or {})["model_type"])

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.commands import command
 from data_prep.shards import PackIndex, Scores
 from training.config.recipe import Recipe
 from training.data.joined_pack import SamplePack, SampleScores
@@ -221,9 +222,10 @@ def open_scores(recipe: Recipe, pack: PackIndex) -> Scores | None:
         return None  # only a fallback for what the cache has not measured yet
     scores = pack.corpus.open_scores(name)
     if scores.manifest.measure != measure:
+        how = command(f"data_prep score ... --measure {measure}")
         raise ValueError(
             f"entropy.scores: {scores.folder} holds {scores.manifest.measure}, this recipe needs "
-            f"{measure}; make new ones with `python -m data_prep score ... --measure {measure}`"
+            f"{measure}; make new ones with `{how}`"
         )
     return scores
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.commands import command
 from common.durable import atomic_write
 from data_prep.shards import PackIndex, open_corpus
 from training.checkpoints.adapter_folder import is_adapter_folder, read_adapter
@@ -58,15 +59,13 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     exported = run_dir / "export"
     is_adapter = is_adapter_folder(exported)
     if not (exported / "config.json").exists() and not is_adapter:
-        raise ValueError(f"{exported} is missing; run: python -m training export {run_dir}")
+        raise ValueError(f"{exported} is missing; run: {_export(run_dir)}")
     if not is_adapter:
         model = dataclasses.replace(recipe.model, pretrained=str(exported), config=None)
         recipe = dataclasses.replace(recipe, model=model, adapter=None)
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
     if (broken := find_corruption_together(exported, layout)) is not None:
-        raise ValueError(
-            f"the export is damaged: {broken}; run: python -m training export {run_dir}"
-        )
+        raise ValueError(f"the export is damaged: {broken}; run: {_export(run_dir)}")
     manifest = read_manifest(exported)
     if layout.is_main:
         with suppress(OSError):  # a run that goes on may remove it at this moment
@@ -151,13 +150,17 @@ def measures_alike(recipe: Recipe, own: Recipe) -> bool:
     return (recipe.data, evaluation) == (own.data, own.evaluation) and decides[0] == decides[1]
 
 
+def _export(run_dir: Path) -> str:
+    return command(f"training export {run_dir}")
+
+
 def _warn_of_newer(run_dir: Path, *, step: int) -> None:
     """One line on stderr when the run has gone on since its export."""
     newest = newest_complete(run_dir / "checkpoints")
     if newest is not None and (newer := read_manifest(newest)["step"]) != step:
         print(
             f"WARNING: {run_dir / 'export'} is of step {step}, the newest checkpoint of step "
-            f"{newer}; to evaluate that one: python -m training export {run_dir}",
+            f"{newer}; to evaluate that one: {_export(run_dir)}",
             file=sys.stderr,
             flush=True,
         )

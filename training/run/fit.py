@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
+from common.commands import command
 from data_prep.shards import Corpus
 from training.config.recipe import Recipe
 from training.config.sections import Model
@@ -127,8 +128,8 @@ def check_vocabulary(config: PretrainedConfig, corpus: Corpus) -> None:
         raise ValueError(
             f"model vocabulary {size} is smaller than the corpus's {corpus.vocab_size}, and its "
             f"documents use ids up to {largest}: it was tokenised for another model; build it with "
-            "--tokenizer of this one. If the tokenizer is this one's with tokens added, `python -m "
-            "training add-tokens` makes a model with rows for them"
+            f"--tokenizer of this one. If the tokenizer is this one's with tokens added, "
+            f"`{command('training add-tokens')}` makes a model with rows for them"
         )
     raise ValueError(
         f"model vocabulary {size} is smaller than the corpus's {corpus.vocab_size}; its documents "
