@@ -46,6 +46,7 @@ ARGUMENTS = {
     "export-megatron": ["x", "--out", "o"],
     "preview": ["x", "--scores", "s", "--out", "o"],
     "report": ["x"],
+    "push": ["x", "--to", "y"],
     "plan": ["x", "--gpus", "1", "--gpu-gib", "1"],
 }
 VERBS = [(name, verb) for name, module in COMMANDS.items() for verb in module.VERBS]

@@ -29,7 +29,7 @@ examples:
 
 VERBS = (
     *("train", "evaluate", "export", "interpolate", "report", "watch", "sweep", "preview"),
-    *("generate", "add-tokens"),
+    *("generate", "push", "add-tokens"),
 )
 
 

@@ -1,0 +1,137 @@
+"""A push makes a repository hold an export and nothing else, or says why it did not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.training.hub_server import TOKEN, Hub, hub
+
+ROOT = Path(__file__).resolve().parents[2]
+# the commands of a list, in one process: most of a push here is the start of Python
+EACH = """
+import contextlib, io, json, sys
+from training.__main__ import main
+for line in sys.stdin:
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+        code = main(json.loads(line))
+    print(json.dumps([code, said.getvalue()]), flush=True)
+"""
+
+
+class Pusher:
+    """A process that pushes on demand; a worker of tests is offline from its start."""
+
+    def __init__(self, server: Hub, home: Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home)}
+        # Xet's storage is another protocol; without it files go by Git LFS
+        environment |= {
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "DS_ACCELERATOR": "cpu",
+        }
+        self.process = subprocess.Popen(
+            ["timeout", "120", sys.executable, "-c", EACH],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def push(self, *arguments: object) -> tuple[int, str]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(["push", *map(str, arguments)]) + "\n")
+        self.process.stdin.flush()
+        code, said = json.loads(self.process.stdout.readline())
+        assert code == 0 or (said.startswith("error: ") and said.count("\n") == 1), said
+        return code, said
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Hub]:
+    with hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pusher(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pusher]:
+    pusher = Pusher(server, tmp_path_factory.mktemp("hf_home"))
+    yield pusher
+    pusher.process.kill()
+    pusher.process.wait()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_repository_holds_the_export_with_its_card_and_nothing_else(
+    exported: Path, pusher: Pusher, server: Hub
+) -> None:
+    code, said = pusher.push(exported.parent, "--to", "chats")
+    assert code == 0 and f"at {server.url}/me/chats" in said
+    assert server.files("me/chats") == contents(exported)
+    assert b"optimizer steps" in server.files("me/chats")["README.md"]
+    # what an older export of ours had
+    server.commits["me/chats"].append({**contents(exported), "model-2.safetensors": b"old"})
+    assert pusher.push(exported, "--to", "me/chats")[0] == 0
+    assert server.files("me/chats") == contents(exported)
+
+
+def test_what_is_no_export_of_ours_is_replaced_only_on_demand(
+    exported: Path, pusher: Pusher, server: Hub
+) -> None:
+    server.commits["me/other"] = [{"config.json": b"{}", ".gitattributes": b"x"}]
+    code, said = pusher.push(exported, "--to", "me/other")
+    assert code == 2 and "me/other holds config.json and is not an export of ours" in said
+    assert len(server.commits["me/other"]) == 1
+    code, said = pusher.push(exported, "--to", "me/other", "--private")
+    assert code == 2 and "exists and is public" in said
+    assert pusher.push(exported, "--to", "me/other", "--replace")[0] == 0
+    assert server.files("me/other") == {**contents(exported), ".gitattributes": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "said", "num_commits"),
+    [
+        ("repos", "nothing was pushed", 0),
+        ("blobs", "no file of me/failing was changed", 1),
+        ("commit", "no file of me/failing was changed", 1),
+        ("loses", "model.safetensors is not there as it is in", 2),
+    ],
+)
+def test_a_push_that_fails_publishes_nothing_or_says_what(
+    fails_at: str, said: str, num_commits: int, exported: Path, pusher: Pusher, server: Hub
+) -> None:
+    server.commits.pop("me/failing", None)
+    server.fails_at = fails_at
+    try:
+        code, told = pusher.push(exported, "--to", "me/failing")
+    finally:
+        server.fails_at = ""
+    assert code == 2 and said in told
+    assert len(server.commits.get("me/failing", [])) == num_commits
+
+
+def test_what_cannot_be_pushed_is_refused_in_a_sentence(
+    exported: Path, pusher: Pusher, server: Hub, tmp_path: Path
+) -> None:
+    code, said = pusher.push(exported, "--to", "others/chats")
+    assert code == 2 and "this token may not write there" in said
+    assert "--to a b" in pusher.push(exported, "--to", "a b")[1]
+    num_requests = len(server.requests)
+    assert "no export; run: python -m training export" in pusher.push(tmp_path, "--to", "x")[1]
+    damaged = Path(shutil.copytree(exported, tmp_path / "damaged"))
+    (damaged / "config.json").write_text("{}")
+    assert "damaged: " in pusher.push(damaged, "--to", "x")[1]
+    assert len(server.requests) == num_requests
