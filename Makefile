@@ -1,7 +1,7 @@
 # The commands of this repository; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint format clean
+.PHONY: help quickstart test test-all lint format site clean
 
 # An interpreter named with PYTHON=... reaches launch/setup.sh.
 export PYTHON
@@ -35,7 +35,11 @@ format: ## rewrite the sources as ruff formats them
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+site: ## build the documentation with search and an API reference into site/
+	@launch/setup.sh --dev
+	PYTHONPATH=.venv/docs NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
+
 clean: ## remove .venv, caches and the quickstart's corpus and run
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf data/quickstart runs/quickstart
+	rm -rf data/quickstart runs/quickstart site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

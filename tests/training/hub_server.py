@@ -30,7 +30,7 @@ class Hub(ThreadingHTTPServer):
         """Of each repository; the first has no file."""
         self.blobs: dict[str, bytes] = {}
         self.fails_at = ""
-        """Part of the paths that are answered with 507, which no client tries again; `loses`: a byte."""
+        """Part of paths that are answered with 507, which no client repeats; `loses`: a byte."""
         self.requests: list[str] = []
 
     @property
