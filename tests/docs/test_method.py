@@ -1,7 +1,8 @@
-"""The examples of docs/method.md train as they stand, with the method and its trainer alone."""
+"""The loop of docs/method.md and the trainer of docs/trainer.ipynb train as they stand."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from tests.distributed import run_ranks
 from tests.docs.markdown import REPO_ROOT, code_blocks
 
-PLAIN_LOOP, WITH_TRAINER = code_blocks(REPO_ROOT / "docs" / "method.md", "python")
+(PLAIN_LOOP,) = code_blocks(REPO_ROOT / "docs" / "method.md", "python")
+NOTEBOOK = json.loads((REPO_ROOT / "docs" / "trainer.ipynb").read_text(encoding="utf-8"))
+CELLS = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+WITH_TRAINER = "\n".join("".join(cell["source"]) for cell in CELLS)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +31,7 @@ def one_thread() -> Iterator[None]:
 def run_example(example: str) -> dict[str, Any]:
     """The names that the example leaves behind."""
     names: dict[str, Any] = {}
-    exec(compile(example, "method.md", "exec"), names)
+    exec(compile(example, "example", "exec"), names)
     return names
 
 
@@ -73,6 +77,11 @@ def zeroed_inputs(trainer: Any, model: torch.nn.Module, batch: dict[str, Any]) -
     hook.remove()
     _, embeds = seen  # the probe's pass comes first
     return (embeds == 0).all(-1)
+
+
+def test_the_notebook_holds_no_output_of_a_run() -> None:
+    assert len(CELLS) > 4
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in CELLS)
 
 
 def test_the_example_trainer_learns_its_data(trained: dict[str, Any]) -> None:
