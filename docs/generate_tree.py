@@ -39,6 +39,7 @@ _FOLDERS = {
     "launch/preflight": "checks on all ranks before a run, each with what to do",
     "launch/slurm": "jobs that queue themselves again",
     "launch/kubernetes": "a JobSet, and what runs in its containers",
+    "launch/clouds": "files for SkyPilot and dstack",
     "ds_configs": "DeepSpeed JSON: memory and communication, nothing that decides what is learnt",
     "benchmarks": "each measured against a plain reference",
     "benchmarks/study": "does it help? arms, seeds and domains, from text to verdict",
