@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -65,3 +69,42 @@ def share_of_colour(image: np.ndarray, colour: str, *, tolerance: float = 0.02) 
     """Share of the pixels within `tolerance` of a CSS colour such as #ff9e5c."""
     wanted = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     return float((np.abs(image - wanted).max(axis=-1) < tolerance).mean())
+
+
+# An iframe has a width of its own, narrower than any window of a browser without a screen; its
+# text is given with it, so that the script around it may look inside.
+_FRAME = """<!doctype html><body style="margin:0"><script>
+const frame = document.createElement("iframe");
+frame.style = "border:0;width:{width}px;height:900px";
+frame.srcdoc = {page};
+frame.onload = () => {{
+  const page = frame.contentDocument, root = page.documentElement;
+  const wide = [...page.querySelectorAll("main *, #live")].filter((part) =>
+    part.getBoundingClientRect().right > {width} + 1 && !part.closest("pre"));
+  document.body.dataset.found = JSON.stringify({{
+    overflow: root.scrollWidth - root.clientWidth,
+    wide: wide.map((part) => part.tagName + ": " + part.textContent.slice(0, 40)),
+    live: page.querySelectorAll("#live").length,
+    images: page.images.length,
+    broken: [...page.images].filter((image) => !image.naturalWidth).length,
+    fetched: frame.contentWindow.performance.getEntriesByType("resource")
+      .map((entry) => entry.name).filter((name) => !name.startsWith("data:")),
+  }});
+}};
+document.body.append(frame);
+</script>"""
+
+
+def framed(text: str, *, width: int, folder: Path) -> Path:
+    """A page that shows a page's text in a frame of this width, and says what it found there."""
+    quoted = json.dumps(text).replace("</", "<\\/")
+    frame = folder / f"frame-{width}.html"
+    frame.write_text(_FRAME.format(width=width, page=quoted), encoding="utf-8")
+    return frame
+
+
+def seen_in_frame(text: str, *, width: int, folder: Path) -> dict[str, Any]:
+    """What a page has at this width: parts too wide, pictures, what it fetches."""
+    dom = built_page(framed(text, width=width, folder=folder), folder=folder)
+    (found,) = re.findall(r'data-found="([^"]*)"', dom)
+    return dict(json.loads(html.unescape(found)))

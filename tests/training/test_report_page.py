@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import html
-import json
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.browser import built_page, picture, share_of_colour
+from tests.browser import framed, picture, seen_in_frame, share_of_colour
 from tests.training.report_runs import write_seeds
 from training.reports.report import write_report
 
@@ -25,45 +22,12 @@ def compared_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(runs, folder / "report")
 
 
-# An iframe has a width of its own, narrower than any window of a browser without a screen; its
-# text is given with it, so that the script around it may look inside.
-_FRAME = """<!doctype html><body style="margin:0"><script>
-const frame = document.createElement("iframe");
-frame.style = "border:0;width:{width}px;height:900px";
-frame.srcdoc = {page};
-frame.onload = () => {{
-  const page = frame.contentDocument, root = page.documentElement;
-  const wide = [...page.querySelectorAll("main *")].filter((part) =>
-    part.getBoundingClientRect().right > {width} + 1 && !part.closest("pre"));
-  document.body.dataset.found = JSON.stringify({{
-    overflow: root.scrollWidth - root.clientWidth,
-    wide: wide.map((part) => part.tagName + ": " + part.textContent.slice(0, 40)),
-    images: page.images.length,
-    broken: [...page.images].filter((image) => !image.naturalWidth).length,
-    fetched: frame.contentWindow.performance.getEntriesByType("resource")
-      .map((entry) => entry.name).filter((name) => !name.startsWith("data:")),
-  }});
-}};
-document.body.append(frame);
-</script>"""
-
-
-def framed(page: Path, *, width: int, folder: Path) -> Path:
-    """A page that shows another one in a frame of this width, and says what it found there."""
-    text = json.dumps(page.read_text("utf-8")).replace("</", "<\\/")
-    frame = folder / f"frame-{width}.html"
-    frame.write_text(_FRAME.format(width=width, page=text), encoding="utf-8")
-    return frame
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_page_fits_a_phone_and_a_desk_and_all_its_pictures_load(
     compared_page: Path, tmp_path: Path, width: int
 ) -> None:
-    dom = built_page(framed(compared_page, width=width, folder=tmp_path), folder=tmp_path)
-    (found,) = re.findall(r'data-found="([^"]*)"', dom)
-    seen = json.loads(html.unescape(found))
+    seen = seen_in_frame(compared_page.read_text("utf-8"), width=width, folder=tmp_path)
     assert seen["overflow"] == 0
     assert seen["wide"] == []
     assert seen["images"] == 7
@@ -76,7 +40,7 @@ def test_page_fits_a_phone_and_a_desk_and_all_its_pictures_load(
 def test_page_is_light_or_dark_as_the_reader_likes(
     compared_page: Path, tmp_path: Path, width: int
 ) -> None:
-    frame = framed(compared_page, width=width, folder=tmp_path)
+    frame = framed(compared_page.read_text("utf-8"), width=width, folder=tmp_path)
     for is_dark, page, card in ((False, "#f6f8fa", "#ffffff"), (True, "#0d1117", "#161b22")):
         image = picture(
             frame, folder=tmp_path, width=max(width, 500), height=3000, is_dark=is_dark

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ needs_clients = pytest.mark.skipif(
 
 # Two starts of a run by W&B and MLflow, whose servers are gone; one by an MLflow that is silent.
 _WRITES = """
-import os, socket, sys, time
+import contextlib, os, socket, sys, time
 from pathlib import Path
 from training.metrics import trackers
 from training.metrics.tracker_clients import TrackedRun
@@ -38,15 +39,19 @@ from training.metrics.writer import MetricsWriter
 folder = Path(sys.argv[1])
 trackers._SECONDS_TO_CLOSE = 150  # for libraries that are loaded on a busy machine
 
-def write(name, names, *, start):
-    run = TrackedRun("0123456789abcdef", name, folder / name, {"recipe": {"seed": 1234}})
+def write(name, names, *, start, key="0123456789abcdef", fails=False):
+    run = TrackedRun(key, name, folder / name, {"recipe": {"seed": 1234}})
     opened = {"total_steps": 4, "start_step": start, "enabled": True}
     with MetricsWriter(run.run_dir, **opened, trackers=Trackers(names, run)) as metrics:
         for step in range(start + 1, start + 3):
             metrics.log_step({"step": step, "loss": 1.0 / step, "epoch": 0.1 * step})
         metrics.log_bad_step({"step": step, "text": "what a step <did>"})
+        if fails:
+            raise ValueError("a loss is not finite")
 
 os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+with contextlib.suppress(ValueError):
+    write("failed", ("wandb", "mlflow"), start=0, key="f" * 16, fails=True)
 write("run", ("wandb", "mlflow"), start=0)
 write("run", ("wandb", "mlflow"), start=2)
 with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -80,16 +85,26 @@ def test_a_resume_goes_on_in_the_same_run_and_a_silent_server_delays_none(tmp_pa
     )
     found = [line for line in done.stdout.splitlines() if line.startswith("found")]
     losses = {step: 1.0 / step for step in (1, 2, 3, 4)}
-    assert found == [f"found run FINISHED 1234 {losses}"]
+    failed = {step: losses[step] for step in (1, 2)}
+    assert sorted(found) == [
+        f"found failed FAILED 1234 {failed}",
+        f"found run FINISHED 1234 {losses}",
+    ]
     texts = (tmp_path / "mlflow-texts").rglob("train/bad_step/*.md")
-    assert sorted(path.name for path in texts) == ["step-00000002.md", "step-00000004.md"]
-    assert done.stderr.count("mlflow: no connection to http://127.0.0.1:9: offline, into") == 2
-    assert done.stderr.count("wandb: no connection to http://127.0.0.1:9: offline, into") == 2
+    names = [f"step-0000000{step}.md" for step in (2, 2, 4)]
+    assert sorted(path.name for path in texts) == names
+    assert done.stderr.count("mlflow: no connection to http://127.0.0.1:9: offline, into") == 3
+    assert done.stderr.count("wandb: no connection to http://127.0.0.1:9: offline, into") == 3
     assert done.stderr.count("trackers: mlflow: does not answer within") == 1
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*-0123456789abcdef/*.wandb"))
     assert [_wandb_curve(file, "train/loss") for file in files] == [
         {step: losses[step] for step in steps} for steps in ((1, 2), (3, 4))
     ]
+    (ended,) = (tmp_path / "failed" / "wandb").glob("offline-run-*/*.wandb")
+    for file, code in ((ended, 1), (files[0], 0)):
+        assert [each.exit.exit_code for each in _wandb_records(file) if each.HasField("exit")] == [
+            code
+        ]
 
 
 def _train_twice(recipe: Recipe, resumed: Recipe, trackio_dir: Path) -> str:
@@ -130,14 +145,24 @@ def test_a_key_in_checkpoints_joins_starts_and_a_tracker_that_fails_ends_none(
 
 
 def _wandb_curve(path: Path, tag: str) -> dict[int, float]:
-    """By step, what is in an offline file: records in blocks of 32 KiB, as LevelDB's log."""
+    """By step."""
+    curve = {}
+    for record in _wandb_records(path):
+        row = {"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
+        if tag in row:
+            curve[int(row["step"])] = float(row[tag])
+    return curve
+
+
+def _wandb_records(path: Path) -> list[Any]:
+    """What is in an offline file: records in blocks of 32 KiB, as LevelDB's log."""
     sys.path.append(str(CLIENTS))
     try:
         from wandb.proto.wandb_internal_pb2 import Record
     finally:
         sys.path.remove(str(CLIENTS))
     content, at, record = path.read_bytes(), 7, b""
-    curve = {}
+    records = []
     while at + 7 <= len(content):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
@@ -146,12 +171,9 @@ def _wandb_curve(path: Path, tag: str) -> dict[int, float]:
         record += content[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or the last part
-            found = Record.FromString(record)
+            records.append(Record.FromString(record))
             record = b""
-            row = {"/".join(i.nested_key) or i.key: i.value_json for i in found.history.item}
-            if tag in row:
-                curve[int(row["step"])] = float(row[tag])
-    return curve
+    return records
 
 
 def test_a_tracker_that_is_not_installed_is_refused_by_name(

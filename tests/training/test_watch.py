@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import built_page
+from tests.browser import built_page, seen_in_frame
 from tests.training.report_runs import write_run
 from training.__main__ import main
 from training.reports.live import LiveReport, make_server
@@ -81,6 +81,16 @@ def test_an_open_page_shows_what_came_after_it_was_opened(tmp_path: Path) -> Non
     assert '<body data-refreshed="1">' in page
     assert re.search(r'<p id="live"[^>]*>live ', page)
     assert "2.2500 nats" in page
+
+
+def test_a_phone_shows_the_whole_page_and_when_it_was_read(tmp_path: Path) -> None:
+    name = "a_run_with_a_name_that_is_longer_than_the_line_of_a_phone"
+    with served(
+        LiveReport([write_run(tmp_path / name, heldout=[3.0, 2.5])], every_seconds=9)
+    ) as url:
+        seen = seen_in_frame(get(url), width=390, folder=tmp_path)
+    assert (seen["live"], seen["overflow"], seen["wide"], seen["broken"]) == (1, 0, [], 0)
+    assert seen["images"] > 0
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ class Client(Protocol):
     def text(self, tag: str, text: str, step: int) -> None:
         """Markdown."""
 
-    def close(self) -> None:
-        """Send what is left, and end the run there."""
+    def close(self, *, failed: bool) -> None:
+        """Send what is left, and end the run there, as failed or finished."""
 
 
 def open_client(name: str, run: TrackedRun) -> Client:
@@ -93,8 +93,8 @@ class WandbRun:
 
         self._run.log({tag: wandb.Html(f"<pre>{html.escape(text)}</pre>"), "step": step})
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=1 if failed else 0)
 
 
 class MlflowRun:
@@ -143,8 +143,8 @@ class MlflowRun:
     def text(self, tag: str, text: str, step: int) -> None:
         self._client.log_text(self._id, text, f"{tag}/step-{step:08d}.md")
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._id, status="FAILED" if failed else "FINISHED")
 
 
 class TrackioRun:
@@ -171,8 +171,8 @@ class TrackioRun:
 
         self._run.log({tag: trackio.Markdown(text)}, step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish()  # it knows no failed runs
 
 
 def _answers(url: str) -> bool:

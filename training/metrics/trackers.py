@@ -67,11 +67,11 @@ class Trackers:
         for thread in self._threads:
             thread.put(lambda client: client.text(tag, text, step))
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """Send what is left; a tracker that does not answer is left after half a minute."""
         deadline = time.monotonic() + _SECONDS_TO_CLOSE
         for thread in self._threads:
-            thread.put(None)
+            thread.end(failed=failed)
         for thread in self._threads:
             thread.wait(deadline)
         self._threads = []
@@ -84,6 +84,7 @@ class _Tracker:
         self._name, self._run = name, run
         self._calls: queue.Queue[Callable[[Client], None] | None] = queue.Queue(_MOST_WAITING)
         self._has_failed = False
+        self._run_failed = False
         self._thread = threading.Thread(target=self._serve, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
@@ -96,6 +97,11 @@ class _Tracker:
         except queue.Full:
             self._give_up(f"does not answer, and {_MOST_WAITING:,} rows wait for it")
 
+    def end(self, *, failed: bool) -> None:
+        """After the last call, the run is marked as failed or finished."""
+        self._run_failed = failed
+        self.put(None)
+
     def wait(self, deadline: float) -> None:
         self._thread.join(0.0 if self._has_failed else max(deadline - time.monotonic(), 0.0))
         if self._thread.is_alive():
@@ -107,7 +113,7 @@ class _Tracker:
             while (call := self._calls.get()) is not None and not self._has_failed:
                 call(client)
             if not self._has_failed:
-                client.close()
+                client.close(failed=self._run_failed)
         except BaseException as error:  # libraries raise whatever they like, SystemExit among it
             message = " ".join(str(error).split())
             self._give_up(f"{type(error).__name__}: {message}"[:300])

@@ -242,15 +242,19 @@ class MetricsWriter:
                 self._texts = TokenTexts(tokenizer)
             self._text("dropout/sample", self._texts.marked(picture), step)
 
-    def close(self) -> None:
-        """Flush everything and end the progress bar; may be called again."""
+    def close(self, *, failed: bool = False) -> None:
+        """Flush everything and end the progress bar; may be called again.
+
+        Args:
+            failed: what trackers show of the run, until a resume.
+        """
         if self._enabled:
             self._enabled = False
             self._show_end()
             self._progress.close()
             self._board.close()
             self._file.close()
-            self._trackers.close()
+            self._trackers.close(failed=failed)
 
     def __enter__(self) -> Self:
         return self
@@ -261,7 +265,7 @@ class MetricsWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=error is not None)
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(row)
