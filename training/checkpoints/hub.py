@@ -10,18 +10,20 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
+    HfHubHTTPError,
     HFValidationError,
-    HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from common.commands import command
 from training.checkpoints.manifest import MANIFEST, find_corruption, read_manifest
 
+# httpx's or httpx2's, by the library's version: it also has the errors of connections
+_HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
 _KEPT = (".gitattributes",)
 """The hub's own; what it says of large files stays true."""
 
@@ -105,7 +107,7 @@ def push_export(
             raise ValueError(f"{wrong} is not there as it is in {folder}: push again")
     except LocalTokenNotFoundError:
         raise ValueError(f"{to}: {_LOG_IN}; {state}") from None
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{to}: {_reason(error)}; {state}") from None
     num_bytes = sum(path.stat().st_size for path in files)
     return Pushed(f"{api.endpoint}/{name}", commit.oid, len(files), num_bytes)
@@ -119,7 +121,7 @@ def _reason(error: Exception) -> str:
     while isinstance(error.__cause__, Exception):  # which file, and then why
         error = error.__cause__
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing can be pushed"
+        return "HF_HUB_OFFLINE is set"
     response: Any = getattr(error, "response", None)
     code = getattr(response, "status_code", None)
     if code == 401 or isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
