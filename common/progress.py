@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from threading import RLock
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -27,6 +28,8 @@ def progress_bar(
         delay: seconds before anything is shown.
     """
     is_terminal = sys.stderr.isatty()
+    # A bar is of one process; tqdm's own lock would load all of multiprocessing.
+    tqdm.set_lock(RLock())
     return tqdm(
         total=total,
         initial=done,

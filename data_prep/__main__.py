@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name may hold bytes that are not UTF-8; printing it must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # Else pydantic looks through all installed packages for plugins, longer than it takes to load
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # Ctrl-C may come while the verbs are loaded, too
     return exit_code_of(lambda: _run(arguments))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,8 +39,10 @@ from data_prep.round_trip import Check
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
 from data_prep.tokenizing.spelling import changes_of
 from data_prep.tokenizing.tokenizer import Tokenizer, kind_of, load_once, prove_fast_path
-from data_prep.tokenizing.training import Algorithm, train_tokenizer
 from data_prep.write_corpus import write_corpus
+
+if TYPE_CHECKING:
+    from data_prep.tokenizing.training import Algorithm
 
 _SMALL_BYTES = 2 << 20
 
@@ -138,6 +140,8 @@ def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOpt
     if options.tokenizer is not None:
         copy_tokenizer(options.tokenizer, to=staging / "tokenizer")
     else:
+        from data_prep.tokenizing.training import train_tokenizer
+
         assert options.train_tokenizer and options.train_vocab_size
         train_tokenizer(
             iter_texts(domains, on_error=options.on_error),

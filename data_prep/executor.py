@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -61,7 +58,7 @@ class WorkerPool:
                     yield waiting.popleft()[0].result()
             while waiting:
                 yield waiting.popleft()[0].result()
-        except BrokenProcessPool:
+        except BrokenExecutor:
             raise ValueError(
                 "a worker process died, most likely out of memory. Finished work is kept: "
                 "run the same command again with fewer --workers"
@@ -87,6 +84,9 @@ def open_pool(num_workers: int) -> Iterator[WorkerPool]:
 
 @contextmanager
 def _open_processes(num_workers: int) -> Iterator[_Team]:
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
     # Forked from a server that has imported what they need, not from here: threads of tokenizers
     # do not survive a fork.
     context = multiprocessing.get_context("forkserver")
@@ -151,12 +151,16 @@ def _one_tokenizer_thread() -> Iterator[None]:
 
 
 def _start_process() -> None:
+    import threading
+
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
     """Otherwise workers of a killed build would wait forever for its next task."""
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

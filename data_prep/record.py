@@ -32,7 +32,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class Record(BaseModel):
     """A part of a manifest: no unknown field, no silent conversion, no change after reading."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    # Each kind's checks are built when it is first used: few commands use them all.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class FileRecord(Record):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,22 @@ def test_every_entry_can_be_the_first() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {}
+
+
+def test_a_build_loads_only_what_every_build_needs() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import data_prep.build, data_prep.viewing.summary;"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYDANTIC_DISABLE_PLUGINS": "__all__"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert {"numpy", "tokenizers", "pydantic"} <= loaded
+    rarely = {"sentencepiece", "pathspec", "zstandard", "pyarrow", "datasets", "gigatoken", "torch"}
+    assert not loaded & (rarely | {"multiprocessing", "data_prep.shards", "transformers"})

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
-import zstandard
-
 # Small: highly repetitive text may grow ten-thousand-fold when it is decompressed.
 _READ_BYTES = 1 << 14
 
@@ -22,8 +20,16 @@ class BrokenFrame(ValueError):
 
 
 BROKEN_COMPRESSION = (EOFError, gzip.BadGzipFile, zlib.error, BrokenFrame)
+
+
+def _new_zstandard_frame() -> Any:
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj()
+
+
 _NEW_FRAME: dict[str, Callable[[], Any]] = {
-    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+    ".zst": _new_zstandard_frame,
     ".bz2": bz2.BZ2Decompressor,
     ".xz": lzma.LZMADecompressor,
 }
@@ -95,5 +101,7 @@ class _Frames(io.RawIOBase):
     def _decompress(self, compressed: bytes) -> bytes:
         try:
             return cast(bytes, self._frame.decompress(compressed))
-        except (OSError, lzma.LZMAError, zstandard.ZstdError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # each library raises its own kind
             raise BrokenFrame(str(error)) from None

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-
-import pathspec
+from typing import TYPE_CHECKING
 
 from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
+
+if TYPE_CHECKING:
+    import pathspec
 
 # In a folder every file is text except these suffixes; hidden names are left out too.
 IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
@@ -190,6 +192,8 @@ def _is_one_dataset(folder: Path) -> bool:
 
 
 def _ignore_file(path: Path) -> pathspec.GitIgnoreSpec:
+    import pathspec
+
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     try:
         return pathspec.GitIgnoreSpec.from_lines(lines)

@@ -7,7 +7,6 @@ import zlib
 from array import array
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,7 +18,6 @@ from data_prep.manifest import SpecialIds
 from data_prep.tokenizing.gigatoken_path import GigatokenPath, NotTheSame
 from data_prep.tokenizing.long_text import SAFE_CUT, is_safe_to_cut, pieces_of_long_text
 from data_prep.tokenizing.round_trip import HuggingFaceRoundTrip
-from data_prep.tokenizing.sentencepiece_file import SentencePieceTokenizer
 from data_prep.tokenizing.settings import HF_NAME, SENTENCEPIECE_NAME, special_names
 from data_prep.tokenizing.spelling import RoundTrip
 from data_prep.tokenizing.split_check import first_difference
@@ -62,6 +60,8 @@ def load_tokenizer(folder: Path, *, fast: bool = True) -> Tokenizer:
         fast: let gigatoken encode where it is provably equivalent.
     """
     if kind_of(folder) == "sentencepiece":
+        from data_prep.tokenizing.sentencepiece_file import SentencePieceTokenizer
+
         return SentencePieceTokenizer(folder)
     tokenizer = HuggingFaceTokenizer(folder)
     if fast:
@@ -241,6 +241,8 @@ def prove_fast_path(tokenizer: Tokenizer) -> tuple[GigatokenPath | None, str]:
     """The fast path of a tokenizer, if it is proven, and which library encodes and why."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return None, tokenizer.how
+    from importlib.metadata import version
+
     try:
         path = tokenizer.find_fast_path()
     except NotTheSame as reason:

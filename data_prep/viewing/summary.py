@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.commands import command
 from data_prep.ledger import SPLITS
 from data_prep.manifest import Manifest, Source
-from data_prep.packing.index import PackIndex
-from data_prep.packing.manifest import DomainPack
-from data_prep.packing.mixture import describe
-from data_prep.verify import Check
+
+if TYPE_CHECKING:
+    from data_prep.packing.index import PackIndex
+    from data_prep.packing.manifest import DomainPack
+    from data_prep.verify import Check
 
 
 def build_summary(manifest: Manifest, *, folder: Path) -> str:
@@ -96,6 +98,8 @@ def _remarks(manifest: Manifest) -> list[str]:
 
 
 def pack_summary(index: PackIndex, *, corpus_folder: Path) -> str:
+    from data_prep.packing.mixture import describe  # not loaded for the summary of a build
+
     lines = [f"pack       {index.folder} ({index.policy}, {index.seq_len:,} tokens per sample)"]
     for split in SPLITS:
         domains = index.manifest.splits[split].domains
@@ -112,6 +116,8 @@ def pack_summary(index: PackIndex, *, corpus_folder: Path) -> str:
 
 def _packed(domains: Sequence[DomainPack], *, head: str, seq_len: int) -> list[str]:
     """The counts of some domains: what is kept, cut, in the loss, removed and padded."""
+    from data_prep.packing.manifest import DomainPack
+
     counts = {
         name: sum(getattr(domain, name) for domain in domains)
         for name in DomainPack.model_fields
