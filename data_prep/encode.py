@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -68,6 +69,8 @@ class Encoded:
     num_checked: int
     lossy: tuple[LossyDocument, ...]
     bad: tuple[tuple[Part, BadInput], ...]
+    members_left_out: Counter[str]
+    """Members of archives that are not read, by reason."""
     last: Part
     """The next task begins where this part ends."""
     num_bytes: int
@@ -143,6 +146,7 @@ def encode_task(task: Task) -> Encoded:
         num_checked=num_checked,
         lossy=lossy,
         bad=tuple(found.bad),
+        members_left_out=sum((Counter(part.left_out) for part in task.parts), Counter()),
         last=_without_data(task.parts[-1]),
         num_bytes=sum(part.num_bytes for part in task.parts),
     )

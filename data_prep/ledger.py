@@ -24,6 +24,7 @@ class Tally(Record):
     num_tokens_left_out: Count = 0
     bad_by_reason: dict[str, Count] = Field(default_factory=dict)
     first_bad: tuple[Printable, ...] = ()
+    members_left_out: dict[str, Count] = Field(default_factory=dict)
     num_documents_checked: Count = 0
     num_documents_with_loss: Count = 0
     num_chars_lost: Count = 0
@@ -49,6 +50,8 @@ class Ledger(Record):
     by_split: dict[Split, SplitLedger]
     bad_by_reason: dict[str, Count]
     first_bad: tuple[Printable, ...]
+    members_left_out: dict[str, Count] = Field(default_factory=dict)
+    """Members of archives that are not read, by reason."""
     num_documents_checked: Count = 0
     """Texts compared with what their ids spell."""
     num_documents_with_loss: Count = 0
@@ -86,8 +89,10 @@ def sum_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
         if name.startswith("num_")
     }
     reasons: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     for ledger in ledgers:
         reasons.update(ledger.bad_by_reason)
+        left_out.update(ledger.members_left_out)
     by_split = {
         split: SplitLedger(
             num_documents=sum(ledger.by_split[split].num_documents for ledger in ledgers),
@@ -99,6 +104,7 @@ def sum_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
         **counts,
         by_split=by_split,
         bad_by_reason=reasons,
+        members_left_out=left_out,
         first_bad=tuple(line for ledger in ledgers for line in ledger.first_bad),
         first_losses=tuple(line for ledger in ledgers for line in ledger.first_losses),
     )
@@ -119,6 +125,7 @@ def ledger_of(tally: Tally, *, by_split: dict[Split, SplitLedger]) -> Ledger:
         by_split=by_split,
         bad_by_reason=dict(sorted(tally.bad_by_reason.items())),
         first_bad=tally.first_bad,
+        members_left_out=tally.members_left_out,
         num_documents_checked=tally.num_documents_checked,
         num_documents_with_loss=tally.num_documents_with_loss,
         num_chars_lost=tally.num_chars_lost,

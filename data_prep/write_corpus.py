@@ -179,6 +179,7 @@ class _DomainWriter:
 def _added(tally: Tally, encoded: Encoded) -> Tally:
     reasons = Counter(tally.bad_by_reason)
     reasons.update(bad.reason for _, bad in encoded.bad)
+    left_out = Counter(tally.members_left_out)
     listed = list(tally.first_bad)
     for part, bad in encoded.bad[: NUM_BAD_LISTED - len(listed)]:
         listed.append(describe_fault(part.file, bad))
@@ -193,6 +194,7 @@ def _added(tally: Tally, encoded: Encoded) -> Tally:
         + sum(bad.num_tokens for _, bad in encoded.bad),
         bad_by_reason=dict(sorted(reasons.items())),
         first_bad=tuple(listed),
+        members_left_out=dict(sorted((left_out + encoded.members_left_out).items())),
         num_documents_checked=tally.num_documents_checked + encoded.num_checked,
         num_documents_with_loss=tally.num_documents_with_loss + len(encoded.lossy),
         num_chars_lost=tally.num_chars_lost + sum(d.loss.num_chars for d in encoded.lossy),

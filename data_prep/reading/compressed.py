@@ -8,7 +8,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
 # Small: highly repetitive text may grow ten-thousand-fold when it is decompressed.
@@ -34,7 +34,7 @@ _NEW_FRAME: dict[str, Callable[[], Any]] = {
     ".xz": lzma.LZMADecompressor,
 }
 COMPRESSION_SUFFIXES = (".gz", *_NEW_FRAME)
-
+SHORT_SUFFIXES = {".tgz": ".gz", ".tbz": ".bz2", ".tbz2": ".bz2", ".txz": ".xz", ".tzst": ".zst"}
 
 _FIRST_BYTES = {
     b"\x1f\x8b": "gzip (.gz)",
@@ -54,9 +54,15 @@ def format_hint(content: bytes) -> str:
     return f"; the file begins like {names[0]}: {mend}"
 
 
-def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
+def open_input(path: str) -> IO[bytes]:
+    """A file to be read as it is."""
+    return Path(path).open("rb")
+
+
+def decompressed(path: str, raw: IO[bytes]) -> IO[bytes]:
     """The content of an open file, decompressed if its suffix says so."""
-    suffix = path.suffix.lower()
+    suffix = PurePath(path).suffix.lower()
+    suffix = SHORT_SUFFIXES.get(suffix, suffix)
     if suffix == ".gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="rb"))
     if suffix in _NEW_FRAME:

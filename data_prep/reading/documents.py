@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_prep.reading.fields import Fields, value_at
+from data_prep.reading.fields import Fields, value_at, what_is_there
 
 OnError = Literal["fail", "skip"]
 OnLoss = Literal["fail", "count"]
@@ -60,6 +60,10 @@ class BadInput(ValueError):
             num_tokens=self.num_tokens,
         )
 
+    def at(self, place: int) -> BadInput:
+        """The same at another place."""
+        return BadInput(place, reason=self.reason, detail=self.detail, num_tokens=self.num_tokens)
+
     def sentence(self, where: str) -> str:
         return f"{where}: {self.reason}{': ' if self.detail else ''}{self.detail}"
 
@@ -78,8 +82,8 @@ def document_of(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Doc
         try:
             values[key] = value_at(record, key)
         except KeyError:
-            found = ", ".join(sorted(map(str, record))[:8]) or "none"
-            return BadInput(place, reason=f"missing key {key!r}", detail=f"keys: {found}")
+            found = what_is_there(record, key)
+            return BadInput(place, reason=f"missing key {key!r}", detail=found)
         if isinstance(values[key], BadInput):
             bad: BadInput = values[key]
             return bad

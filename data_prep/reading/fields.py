@@ -80,3 +80,17 @@ def value_at(record: Mapping[str, Any], key: str) -> Any:
             raise KeyError(key)
         value = value[name]
     return value
+
+
+def what_is_there(record: Mapping[str, Any], key: str) -> str:
+    """The keys of the object in which a field is missing, or what is there instead of one."""
+    value: Any = record
+    within = ""
+    for name in key.split("."):
+        if not isinstance(value, Mapping):
+            return f"{within!r} holds {type(value).__name__}"
+        if name not in value:
+            break
+        value, within = value[name], f"{within}.{name}".lstrip(".")
+    keys = ", ".join(sorted(map(str, value))[:8]) or "none"
+    return f"keys of {within!r}: {keys}" if within else f"keys: {keys}"

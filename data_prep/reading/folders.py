@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
-from data_prep.reading.compressed import COMPRESSION_SUFFIXES
+from data_prep.reading.compressed import COMPRESSION_SUFFIXES, SHORT_SUFFIXES
 
 if TYPE_CHECKING:
     import pathspec
@@ -23,11 +23,9 @@ _BINARY = """
     pickle pkl png pptx pt pyc pyd pyo safetensors so sqlite svg ttf wasm wav webp whl woff woff2
     xlsx
 """
-_ARCHIVES = "7z br lz4 lzma rar tar tbz tbz2 tgz txz z zip"
-_ARCHIVE_SUFFIXES = (
-    *(f".tar{outer}" for outer in COMPRESSION_SUFFIXES),
-    *(f".{name}" for name in _ARCHIVES.split()),
-)
+ARCHIVES = (*(f".tar{outer}" for outer in COMPRESSION_SUFFIXES), *SHORT_SUFFIXES, ".tar", ".zip")
+_OTHER_ARCHIVES = (".7z", ".br", ".lz4", ".lzma", ".rar", ".z")
+_ARCHIVE_SUFFIXES = (*ARCHIVES, *_OTHER_ARCHIVES)
 _TABLES = "csv tsv"
 # A file may lie compressed in a folder if it would be read by this suffix without.
 _COMPRESSED = tuple(
@@ -37,7 +35,8 @@ _COMPRESSED = tuple(
 )
 _WHY_NOT = {
     **{f".{name}": "not text" for name in _BINARY.split()},
-    **dict.fromkeys(_ARCHIVE_SUFFIXES, "not supported"),
+    **{suffix: f"an archive; --include '*{suffix}' reads it" for suffix in ARCHIVES},
+    **dict.fromkeys(_OTHER_ARCHIVES, "not supported"),
     **{f".{name}": "a table" for name in _TABLES.split()},
     **dict.fromkeys(COMPRESSION_SUFFIXES, "compressed, not text or JSON"),
 }
@@ -75,7 +74,7 @@ class Globs:
             if not self.names(relative):
                 return "not in --include"
             # Its members would be read as one text, or as no text at all.
-            return f"{suffix} ({_WHY_NOT[suffix]})" if archive_suffix(name) else ""
+            return f"{suffix} ({_WHY_NOT[suffix]})" if suffix in _OTHER_ARCHIVES else ""
         if name.startswith("."):
             return "hidden"
         if name.endswith(_COMPRESSED) or suffix not in _WHY_NOT:

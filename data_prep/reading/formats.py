@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from data_prep.reading.compressed import decompressed
+from data_prep.reading.compressed import decompressed, open_input
 from data_prep.reading.documents import BadInput
 from data_prep.reading.fields import Fields
 from data_prep.reading.json_file import JsonRecords
@@ -40,6 +40,10 @@ def format_of(kind: Kind) -> Format:
         from data_prep.reading.parquet import Parquet
 
         return Parquet()
+    if kind == "archive":
+        from data_prep.reading.archives import Archives
+
+        return Archives()
     if kind in ("arrow", "hub"):
         from data_prep.reading.arrow import Arrow, Hub
 
@@ -80,10 +84,10 @@ def name_place(file: InputFile, place: int) -> str:
     if file.kind == "text":
         return path
     if file.kind not in ("lines", "stream"):
-        return f"{path}:row {place + 1}"
+        return f"{path}:{'member' if file.kind == 'archive' else 'row'} {place + 1}"
     line, left = 1, place
-    with Path(file.path).open("rb") as raw:
-        stream = decompressed(Path(file.path), raw)
+    with open_input(file.path) as raw:
+        stream = decompressed(file.path, raw)
         while left and (piece := stream.read(min(left, 1 << 20))):
             line += piece.count(b"\n")
             left -= len(piece)

@@ -6,14 +6,13 @@ import codecs
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
-from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, open_input
 from data_prep.reading.documents import BadInput, Document, document_of
 from data_prep.reading.fields import Fields
-from data_prep.reading.lines import broken_compression
-from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
+from data_prep.reading.parts import InputFile, Item, Part
+from data_prep.reading.streamed import numbered_records, parts_of_records
 
 _READ_CHARS = 1 << 16
 # Beyond it a record is taken for broken; else a missing bracket would fill the memory.
@@ -21,9 +20,9 @@ _MAX_RECORD_CHARS = 1 << 28
 _BLANKS = " \t\r\n"
 
 
-def holds_lines(path: Path) -> bool:
+def holds_lines(path: str) -> bool:
     """Whether a .json file holds a record per line: its first line is an object by itself."""
-    with path.open("rb") as raw:
+    with open_input(path) as raw:
         try:
             stream = decompressed(path, raw)
             # Not the whole line: an array may be one of many GB.
@@ -47,43 +46,32 @@ class JsonRecords:
     """Cannot be read from the middle, so its records are sent with the part; parts are records."""
 
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
-        place = begin = start
-        records: list[Any] = []
-        num_chars, before = 0, 0
-        with Path(file.path).open("rb") as raw:
-            stream = _text_of(file, raw)  # held: it closes the file when it is collected
-            try:
-                for number, (record, size) in enumerate(_elements(stream)):
-                    if number < start:
-                        continue
-                    records.append(_only(record, fields=fields))
-                    place, num_chars = number + 1, num_chars + size
-                    if num_chars >= PART_BYTES:
-                        num_bytes, before = raw.tell() - before, raw.tell()
-                        yield Part(file, begin, place, num_bytes=num_bytes, data=records)
-                        begin, records, num_chars = place, [], 0
-                bad = None
-            except BROKEN_COMPRESSION as error:
-                bad = broken_compression(error, place=place)
-            except UnicodeDecodeError as error:
-                bad = BadInput(place, reason="invalid UTF-8", detail=str(error))
-            except (ValueError, RecursionError) as error:
-                bad = BadInput(place, reason="broken JSON", detail=str(error))
-            if records:
-                yield Part(file, begin, place, num_bytes=raw.tell() - before, data=records)
-            if bad:
-                yield Part(file, place, place, data=bad)
+        with open_input(file.path) as raw:
+            records = _records(file, raw, fields=fields)
+            yield from parts_of_records(file, raw, records, start=start)
 
     def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
-        if isinstance(part.data, BadInput):
-            yield part.data
-            return
-        for place, record in enumerate(part.data, start=part.start):
+        for place, record in numbered_records(part):
             yield _document(record, place=place, fields=fields)
 
 
+def _records(file: InputFile, raw: IO[bytes], *, fields: Fields) -> Iterator[tuple[Any, int]]:
+    stream = _text_of(file, raw)
+    try:
+        for record, size in _elements(stream):
+            yield _only(record, fields=fields), size
+    except UnicodeDecodeError as error:
+        raise BadInput(0, reason="invalid UTF-8", detail=str(error)) from None
+    except BROKEN_COMPRESSION:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise BadInput(0, reason="broken JSON", detail=str(error)) from None
+    finally:
+        stream.detach()  # else it closes the file when it is collected
+
+
 def _text_of(file: InputFile, raw: IO[bytes]) -> IO[str]:
-    return io.TextIOWrapper(decompressed(Path(file.path), raw), encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(decompressed(file.path, raw), encoding="utf-8-sig", newline="")
 
 
 def _only(record: Any, *, fields: Fields) -> Any:
@@ -95,6 +83,8 @@ def _only(record: Any, *, fields: Fields) -> Any:
 
 
 def _document(record: Any, *, place: int, fields: Fields) -> Document | BadInput:
+    if isinstance(record, BadInput):
+        return record
     if isinstance(record, dict):
         return document_of(record, place=place, wanted=fields)
     detail = f"expected an object, found {type(record).__name__}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 import orjson
 
-from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint, open_input
 from data_prep.reading.documents import BadInput, Document, document_of, invalid_utf8
 from data_prep.reading.fields import Fields, value_at
 from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
+from data_prep.reading.streamed import broken_compression
 
 
 class PlainLines:
@@ -25,7 +25,7 @@ class PlainLines:
             yield Part(file, begin, end, num_bytes=end - begin)
 
     def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
-        with Path(part.file.path).open("rb") as stream:
+        with open_input(part.file.path) as stream:
             for place, line in _lines_from(stream, start=part.start, end=part.end):
                 yield json_document(line, place=place, fields=fields)
 
@@ -36,10 +36,10 @@ class StreamedLines:
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
         place = begin = 0
         lines: list[bytes] = []
-        with Path(file.path).open("rb") as raw:
+        with open_input(file.path) as raw:
             before = 0
             try:
-                for line in decompressed(Path(file.path), raw):
+                for line in decompressed(file.path, raw):
                     place += len(line)
                     if place <= start:
                         begin = place
@@ -81,10 +81,6 @@ def _lines_from(stream: IO[bytes], *, start: int, end: int) -> Iterator[tuple[in
         whole = line if line.endswith(b"\n") else line + stream.readline()
         yield place, whole
         place += len(whole)
-
-
-def broken_compression(error: Exception, *, place: int) -> BadInput:
-    return BadInput(place, reason="broken compression", detail=str(error))
 
 
 def json_document(line: bytes, *, place: int, fields: Fields) -> Item:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from data_prep.reading.documents import BadInput, Document
 from data_prep.reading.fields import Fields
 
+if TYPE_CHECKING:
+    from data_prep.reading.folders import Globs
+
 Kind = Literal[
-    "lines", "stream", "json", "table", "text", "parquet", "arrow", "hub", "npy", "megatron"
+    "lines",
+    "stream",
+    "json",
+    "table",
+    "text",
+    "archive",
+    "parquet",
+    "arrow",
+    "hub",
+    "npy",
+    "megatron",
 ]
 Item = Document | BadInput
 PART_BYTES = 1 << 20
@@ -27,6 +40,8 @@ class InputFile:
     """Time of its last change: shows whether an unfinished build may resume."""
     number: int = 0
     """Number among all inputs of the build."""
+    members: Globs | None = None
+    """Which files of an archive are read."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,8 @@ class Part:
     """Size on disk, for the progress bar."""
     data: Any = None
     """What only the first process can read, such as a stream's lines, or its `BadInput`."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Members of an archive that are not read, by reason."""
 
 
 class Format(Protocol):

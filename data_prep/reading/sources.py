@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
 from data_prep.reading.fields import DocumentKind, Fields
-from data_prep.reading.folders import Globs, Met, archive_suffix, walk_folder
+from data_prep.reading.folders import ARCHIVES, Globs, Met, archive_suffix, walk_folder
 from data_prep.reading.json_file import holds_lines
 from data_prep.reading.parts import InputFile, Kind
 
@@ -34,7 +34,7 @@ _IDS_ONLY: frozenset[Kind] = frozenset({"npy", "megatron"})
 _RECORDS: frozenset[Kind] = frozenset({"lines", "stream", "json", "parquet", "arrow"})
 # Other files in a folder cannot hold the requested kind.
 _KINDS_OF_A_FOLDER: dict[DocumentKind, frozenset[Kind]] = {
-    "text": _RECORDS | {"text"},
+    "text": _RECORDS | {"text", "archive"},
     "chat": _RECORDS,
     "ids": _RECORDS | _IDS_ONLY,
 }
@@ -126,8 +126,10 @@ def _read_input(
     return found, source
 
 
-def kind_of(path: Path) -> Kind | None:
-    """The kind of a file by its suffix: `.jsonl`, `.jsonl.gz`, `.txt.zst`, ..."""
+def kind_of(path: PurePath) -> Kind | None:
+    """The kind of a file by its suffix: `.jsonl`, `.jsonl.gz`, `.txt.zst`, `.tar`, ..."""
+    if archive_suffix(path.name) in ARCHIVES:
+        return "archive"
     suffix = path.suffix.lower()
     if suffix in COMPRESSION_SUFFIXES:
         inner = KIND_OF_SUFFIX.get(Path(path.stem).suffix.lower())
@@ -149,8 +151,11 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
         path = path.with_suffix(".idx")
     if not path.is_file():
         raise ValueError(f"--input {path}: no such file or folder")
-    if suffix := archive_suffix(path.name):
-        raise ValueError(f"--input {path}: {suffix} is not supported; {_unpack(path, suffix)}")
+    suffix = archive_suffix(path.name)
+    if suffix and suffix not in ARCHIVES:
+        raise ValueError(
+            f"--input {path}: {suffix} is not supported; unpack it and read the folder"
+        )
     kind = kind_of(path)
     if kind == "table" and globs.names(path.name):
         kind = "text"
@@ -164,19 +169,12 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
         raise ValueError(f"--input {path}: holds ids, not text; add --ids-key input_ids")
     if kind == "table" and fields.kind == "ids":
         raise ValueError(f"--input {path}: a table holds text, no lists of ids; use JSON lines")
-    if kind == "text" and fields.kind != "text":
-        raise ValueError(f"--input {path}: holds text, not records with {fields.as_dict()}")
-    yield _input_file(path, kind=kind)
-
-
-def _unpack(path: Path, suffix: str) -> str:
-    """The command that makes a folder of an archive."""
-    folder = path.name[: -len(suffix)] or "unpacked"
-    if suffix == ".zip":
-        return f"unpack it (`python -m zipfile -e {path} {folder}`) and read the folder {folder}"
-    if suffix.startswith((".tar", ".tbz", ".tgz", ".txz")):
-        return f"unpack it (`mkdir {folder} && tar -xf {path} -C {folder}`) and read {folder}"
-    return "unpack it and read the folder"
+    if kind in ("text", "archive") and fields.kind != "text":
+        what = "text" if kind == "text" else "files, of which only text is read"
+        raise ValueError(f"--input {path}: holds {what}, not records with {fields.as_dict()}")
+    if kind == "archive" and globs.names(path.name):
+        globs = replace(globs, include=())
+    yield _input_file(path, kind=kind, globs=globs)
 
 
 def _advice(path: Path) -> str:
@@ -206,7 +204,8 @@ def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[
             kind = _by_content(path, kind=kind_of(path) or "text", globs=globs)
             kind = "text" if kind == "table" else kind  # --include has named it
             if kind in _KINDS_OF_A_FOLDER[fields.kind]:
-                yield _input_file(path, kind=kind)
+                # --include has named the archive, not its members
+                yield _input_file(path, kind=kind, globs=replace(globs, include=()))
             else:
                 what = "ids" if kind in _IDS_ONLY else "text"
                 yield Met(path, f"{path.suffix or 'no suffix'} (holds {what})")
@@ -218,16 +217,22 @@ def _by_content(path: Path, *, kind: Kind, globs: Globs) -> Kind:
         return kind
     if globs.json_as_text:
         return "text"
-    if not holds_lines(path):
+    if not holds_lines(str(path)):
         return "json"
     return "stream" if path.suffix.lower() in COMPRESSION_SUFFIXES else "lines"
 
 
-def _input_file(path: Path, *, kind: Kind) -> InputFile:
+def _input_file(path: Path, *, kind: Kind, globs: Globs) -> InputFile:
     num_bytes = path.stat().st_size
     if kind == "megatron" and path.with_suffix(".bin").is_file():
         num_bytes += path.with_suffix(".bin").stat().st_size
-    return InputFile(str(path), kind, num_bytes, modified_ns(str(path), kind=kind))
+    return InputFile(
+        str(path),
+        kind,
+        num_bytes,
+        modified_ns(str(path), kind=kind),
+        members=globs if kind == "archive" else None,
+    )
 
 
 def modified_ns(path: str, *, kind: Kind) -> int:
@@ -244,4 +249,5 @@ def modified_ns(path: str, *, kind: Kind) -> int:
 
 
 def _known(*, ids: bool) -> str:
-    return " ".join(s for s, kind in KIND_OF_SUFFIX.items() if ids or kind not in _IDS_ONLY)
+    known = [s for s, kind in KIND_OF_SUFFIX.items() if ids or kind not in _IDS_ONLY]
+    return " ".join([*known, ".tar .zip"])

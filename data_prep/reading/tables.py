@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import PurePath
 from typing import IO
 
-from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed
+from data_prep.reading.compressed import decompressed, open_input
 from data_prep.reading.documents import BadInput, document_of, invalid_utf8
 from data_prep.reading.fields import Fields
-from data_prep.reading.lines import broken_compression
-from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
+from data_prep.reading.parts import InputFile, Item, Part
+from data_prep.reading.streamed import numbered_records, parts_of_records
 
 _MAX_FIELD_CHARS = 1 << 30  # the module's own limit of 128 K would refuse long texts
 
@@ -21,51 +21,41 @@ class Tables:
     """A line end within quotes is no end of a row, so rows are read here and sent with the part."""
 
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
-        place = begin = start
-        records: list[dict[str, str] | BadInput] = []
-        num_chars, before = 0, 0
-        csv.field_size_limit(_MAX_FIELD_CHARS)
-        with Path(file.path).open("rb") as raw:
-            stream = decompressed(Path(file.path), raw)
-            # Held: it closes the file when it is collected.
-            # Bytes that are no UTF-8 become lone surrogates, so that they cost a row, not the file.
-            text = io.TextIOWrapper(
-                stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
-            )
-            rows = _rows(text, path=Path(file.path))
-            try:
-                bad = _bad_names(names := next(rows, []), fields=fields)
-                for number, row in enumerate(() if bad else rows):
-                    if number < start:
-                        continue
-                    records.append(_record(row, names=names, place=number, fields=fields))
-                    place, num_chars = number + 1, num_chars + sum(map(len, row))
-                    if num_chars >= PART_BYTES:
-                        num_bytes, before = raw.tell() - before, raw.tell()
-                        yield Part(file, begin, place, num_bytes=num_bytes, data=records)
-                        begin, records, num_chars = place, [], 0
-            except BROKEN_COMPRESSION as error:
-                bad = broken_compression(error, place=place)
-            except csv.Error as error:
-                detail = f"{error}; no row from here on is read"
-                bad = BadInput(place, reason="broken table", detail=detail)
-            if records:
-                yield Part(file, begin, place, num_bytes=raw.tell() - before, data=records)
-            if bad:
-                yield Part(file, place, place, data=bad)
+        with open_input(file.path) as raw:
+            records = _records(file, raw, fields=fields)
+            yield from parts_of_records(file, raw, records, start=start)
 
     def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
-        if isinstance(part.data, BadInput):
-            yield part.data
-            return
-        for place, record in enumerate(part.data, start=part.start):
+        for place, record in numbered_records(part):
             if isinstance(record, BadInput):
                 yield record
             else:
                 yield document_of(record, place=place, wanted=fields)
 
 
-def _rows(text: IO[str], *, path: Path) -> Iterator[list[str]]:
+def _records(
+    file: InputFile, raw: IO[bytes], *, fields: Fields
+) -> Iterator[tuple[dict[str, str] | BadInput, int]]:
+    csv.field_size_limit(_MAX_FIELD_CHARS)
+    # Bytes that are no UTF-8 become lone surrogates, so that they cost a row, not the file.
+    text = io.TextIOWrapper(
+        decompressed(file.path, raw), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
+    rows = _rows(text, path=PurePath(file.path))
+    try:
+        if bad := _bad_names(names := next(rows, []), fields=fields):
+            raise bad
+        for number, row in enumerate(rows):
+            record = _record(row, names=names, place=number, fields=fields)
+            yield record, sum(map(len, row))
+    except csv.Error as error:
+        detail = f"{error}; no row from here on is read"
+        raise BadInput(0, reason="broken table", detail=detail) from None
+    finally:
+        text.detach()  # else it closes the file when it is collected
+
+
+def _rows(text: IO[str], *, path: PurePath) -> Iterator[list[str]]:
     delimiter = "\t" if ".tsv" in map(str.lower, path.suffixes) else ","
     return (row for row in csv.reader(text, delimiter=delimiter, strict=True) if row)
 

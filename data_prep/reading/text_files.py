@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from pathlib import Path
 
-from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint
+from data_prep.reading.compressed import BROKEN_COMPRESSION, decompressed, format_hint, open_input
 from data_prep.reading.documents import BadInput, text_document
 from data_prep.reading.fields import Fields
-from data_prep.reading.lines import broken_compression
 from data_prep.reading.parts import InputFile, Item, Part
+from data_prep.reading.streamed import broken_compression
 
 
 class TextFiles:
@@ -19,14 +18,18 @@ class TextFiles:
             yield Part(file, 0, 1, num_bytes=file.num_bytes)
 
     def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
-        path = Path(part.file.path)
-        with path.open("rb") as raw:
+        with open_input(part.file.path) as raw:
             try:
-                content = decompressed(path, raw).read()
+                content = decompressed(part.file.path, raw).read()
             except BROKEN_COMPRESSION as error:
                 yield broken_compression(error, place=0)
                 return
-        document = text_document(content.removeprefix(codecs.BOM_UTF8), place=0)
-        if isinstance(document, BadInput):
-            document = document.with_hint(format_hint(content))
-        yield document
+        yield document_of_text(content, place=0)
+
+
+def document_of_text(content: bytes, *, place: int) -> Item:
+    """The document that is the whole content of a file."""
+    document = text_document(content.removeprefix(codecs.BOM_UTF8), place=place)
+    if isinstance(document, BadInput):
+        return document.with_hint(format_hint(content))
+    return document

@@ -75,6 +75,8 @@ def _by_domain(manifest: Manifest) -> list[str]:
 def _remarks(manifest: Manifest) -> list[str]:
     lines = []
     ledger = manifest.ledger
+    for reason, count in ledger.members_left_out.items():
+        lines.append(f"left out   {count:,} members of archives: {reason}")
     for reason, count in ledger.bad_by_reason.items():
         lines.append(f"bad        {count:,} x {reason}")
     lines += [f"           {where}" for where in ledger.first_bad]

@@ -82,7 +82,7 @@ def test_records_of_an_array_come_once_each_however_it_is_cut(
 ) -> None:
     """Also from the end of any part, which is where an unfinished build goes on."""
     monkeypatch.setattr("data_prep.reading.json_file._READ_CHARS", read_chars)
-    monkeypatch.setattr("data_prep.reading.json_file.PART_BYTES", 300)
+    monkeypatch.setattr("data_prep.reading.streamed.PART_BYTES", 300)
     records = [{"text": text, "n": -1.25e3} for text in tricky]
     (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
     (domain,) = find_domains([tmp_path], globs=Globs(), fields_of={}, default=TEXT)
