@@ -41,6 +41,7 @@ VERBS = (
     "verify",
     "import-megatron",
     "export-megatron",
+    "mirror",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from data_prep.durable import (
     write_durable,
 )
 from data_prep.ledger import Split
+from data_prep.manifest import Shard
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackIndex
 from data_prep.record import FileRecord, Record, Sha256, load_record, record_text
@@ -120,20 +122,34 @@ class ScoresWriter:
 
     def __init__(self, corpus: Corpus, staging: Path, *, plan: dict[str, Any]) -> None:
         """Resume from `staging` if it was made by the same plan."""
-        self._corpus, self._staging = corpus, staging
+        self._corpus, self.staging = corpus, staging
         self._plan_path = staging.parent / "plan.json"
         self._position_path = staging.parent / "position.json"
-        content = json.dumps(plan, sort_keys=True).encode()
-        if not self._plan_path.is_file() or self._plan_path.read_bytes() != content:
+        self._plan = json.dumps(plan, sort_keys=True).encode()
+        self.is_new = not self._plan_path.is_file() or self._plan_path.read_bytes() != self._plan
+        """Whether its files are still to be made, by `make_files`."""
+        if self.is_new:
             clear_staged(staging)
-            for shard in corpus.manifest.shards:
-                _fill_with_nan(staging / f"{shard.name}.f16", num_tokens=shard.num_tokens)
-            write_durable(self._plan_path, content)
-        self._maps = {
-            shard.name: np.memmap(staging / f"{shard.name}.f16", dtype=_DTYPE, mode="r+")
-            for shard in corpus.manifest.shards
-            if shard.num_tokens
-        }
+        self._maps: dict[str, np.ndarray] = {}
+        self.files: list[FileRecord] = []
+        """What the finished files are, in the shards' order, as `describe_files` says."""
+
+    def begin(self) -> None:
+        """Open the files, which exist now.
+
+        Raises:
+            ValueError: when one is not there: a rank has made it elsewhere.
+        """
+        for shard in self._corpus.manifest.shards:
+            path = self.staging / _file_name(shard)
+            if not path.is_file() or path.stat().st_size != shard.num_tokens * _DTYPE.itemsize:
+                raise ValueError(
+                    f"{path}: another process has made it, and it is not there: all of them must "
+                    "see the folder of the corpus, and may write there"
+                )
+            if shard.num_tokens:
+                self._maps[shard.name] = np.memmap(path, dtype=_DTYPE, mode="r+")
+        write_durable(self._plan_path, self._plan)
 
     @property
     def num_done(self) -> int:
@@ -181,11 +197,28 @@ def open_scores_writer(
         "corpus_fingerprint": corpus.fingerprint,
     }
     with staged_folder(out, keeps_unfinished=True) as staging:
-        yield ScoresWriter(corpus, staging, plan=facts)
-        shards = corpus.manifest.shards
-        files = tuple(describe_file(staging / f"{shard.name}.f16") for shard in shards)
-        manifest = ScoresManifest(schema_version=1, files=files, **facts)
+        writer = ScoresWriter(corpus, staging, plan=facts)
+        yield writer
+        manifest = ScoresManifest(schema_version=1, files=tuple(writer.files), **facts)
         write_durable(staging / SCORES_NAME, record_text(manifest))
+
+
+def make_files(corpus: Corpus, staging: Path, *, rank: int = 0, world_size: int = 1) -> None:
+    """Make a rank's share of the files, full of NaN, durably."""
+    for shard in corpus.manifest.shards[rank::world_size]:
+        _fill_with_nan(staging / _file_name(shard), num_tokens=shard.num_tokens)
+
+
+def describe_files(
+    corpus: Corpus, staging: Path, *, rank: int = 0, world_size: int = 1
+) -> list[FileRecord]:
+    """Sizes and checksums of a rank's share of the files."""
+    shards = corpus.manifest.shards[rank::world_size]
+    return [describe_file(staging / _file_name(shard)) for shard in shards]
+
+
+def _file_name(shard: Shard) -> str:
+    return f"{shard.name}.f16"
 
 
 def _narrowed(scores: np.ndarray, *, what: str) -> np.ndarray:
@@ -200,3 +233,5 @@ def _fill_with_nan(path: Path, *, num_tokens: int) -> None:
     with path.open("wb") as file:
         for start in range(0, num_tokens, _BLOCK_TOKENS):
             file.write(block[: num_tokens - start].data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -22,7 +22,14 @@ from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.manifest import pack_folder
 from data_prep.packing.mixture import Mixture, describe, with_replay
 from data_prep.record import FileRecord, printable_path
-from data_prep.scores import Scores, ScoresWriter, open_scores_writer, score_names
+from data_prep.scores import (
+    Scores,
+    ScoresWriter,
+    describe_files,
+    make_files,
+    open_scores_writer,
+    score_names,
+)
 
 if TYPE_CHECKING:
     from data_prep.tokenizing.tokenizer import Tokenizer
@@ -38,7 +45,9 @@ __all__ = [
     "ScoresWriter",
     "check_share",
     "describe",
+    "describe_files",
     "is_corpus",
+    "make_files",
     "open_corpus",
     "open_scores_writer",
     "read_files",

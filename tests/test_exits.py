@@ -44,6 +44,7 @@ ARGUMENTS = {
     "verify": ["x"],
     "import-megatron": ["x", "--tokenizer", "t", "--out", "o"],
     "export-megatron": ["x", "--out", "o"],
+    "mirror": ["x", "s3://bucket/x"],
     "preview": ["x", "--scores", "s", "--out", "o"],
     "report": ["x"],
     "push": ["x", "--to", "y"],

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import IO, cast
 
+from common.remote import RemoteError
 from data_prep.reading.compressed import (
     BROKEN_COMPRESSION,
     COMPRESSION_SUFFIXES,
@@ -78,10 +79,7 @@ def _why_not(name: str, *, is_file: bool, globs: Globs | None) -> str:
     if not is_file:
         return "not a regular file"
     path = PurePosixPath(name.lstrip("/"))
-    for folder in reversed(path.parents[:-1]):
-        if why := globs.why_not_folder(str(folder)):
-            return f"in a folder: {why}"
-    if why := globs.why_not_file(str(path)):
+    if why := globs.why_not_path(path):
         return why
     if path.suffix.lower() in COMPRESSION_SUFFIXES:
         return f"{path.suffix} (compressed in an archive)"
@@ -93,6 +91,8 @@ def _why_not(name: str, *, is_file: bool, globs: Globs | None) -> str:
 def _zip_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
     try:
         archive = zipfile.ZipFile(raw)
+    except RemoteError:
+        raise
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise BadInput(0, reason=_BROKEN, detail=str(error)) from None
     with archive:
@@ -106,6 +106,8 @@ def _zip_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
                 continue
             try:
                 content: bytes | BadInput = archive.read(info)
+            except RemoteError:
+                raise
             except _BROKEN_MEMBER as error:
                 content = BadInput(0, reason=_BROKEN, detail=str(error))
             yield _Member(info.filename, content), info.file_size

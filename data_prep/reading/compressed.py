@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
+from common.remote import is_remote, open_remote
+
 # Small: highly repetitive text may grow ten-thousand-fold when it is decompressed.
 _READ_BYTES = 1 << 14
 
@@ -55,8 +57,8 @@ def format_hint(content: bytes) -> str:
 
 
 def open_input(path: str) -> IO[bytes]:
-    """A file to be read as it is."""
-    return Path(path).open("rb")
+    """A file, or an object of a store, to be read as it is."""
+    return open_remote(path) if is_remote(path) else Path(path).open("rb")
 
 
 def decompressed(path: str, raw: IO[bytes]) -> IO[bytes]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
@@ -80,6 +80,13 @@ class Globs:
         if name.endswith(_COMPRESSED) or suffix not in _WHY_NOT:
             return ""
         return f"{suffix} ({_WHY_NOT[suffix]})"
+
+    def why_not_path(self, path: PurePosixPath) -> str:
+        """The same where only paths are known, as in an archive: its folders count with it."""
+        for folder in reversed(path.parents[:-1]):
+            if why := self.why_not_folder(str(folder)):
+                return f"in a folder: {why}"
+        return self.why_not_file(str(path))
 
     def names(self, relative: str) -> bool:
         """Whether `include` names this very file."""

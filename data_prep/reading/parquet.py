@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from common.remote import RemoteError, is_remote, open_remote
 from data_prep.reading.documents import BadInput, document_of
 from data_prep.reading.fields import Fields
 from data_prep.reading.parts import InputFile, Item, Part
@@ -25,6 +26,8 @@ class Parquet:
     def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
         try:
             metadata = _open(file).metadata
+        except RemoteError:
+            raise
         except _BROKEN as error:
             yield Part(file, 0, 0, data=_broken(error, place=0))
             return
@@ -69,6 +72,8 @@ class Parquet:
                     for name in columns
                 }
                 yield document_of(values, place=place, wanted=fields)
+        except RemoteError:
+            raise
         except _BROKEN as error:
             yield _broken(error, place=place)
 
@@ -107,4 +112,5 @@ def _read_group(file: InputFile, group: int, columns: tuple[str, ...]) -> pyarro
 
 @lru_cache(maxsize=4)
 def _open(file: InputFile) -> pyarrow.parquet.ParquetFile:
-    return pyarrow.parquet.ParquetFile(file.path)
+    is_far = is_remote(file.path)
+    return pyarrow.parquet.ParquetFile(open_remote(file.path) if is_far else file.path)

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
+from common.remote import file_info, is_remote, list_files
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
 from data_prep.reading.fields import DocumentKind, Fields
@@ -31,6 +32,8 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
     ".md": "text",
 }
 _IDS_ONLY: frozenset[Kind] = frozenset({"npy", "megatron"})
+# Through a memory map, so only on this machine.
+_MAPPED: frozenset[Kind] = frozenset({"npy", "megatron", "arrow"})
 _RECORDS: frozenset[Kind] = frozenset({"lines", "stream", "json", "parquet", "arrow"})
 # Other files in a folder cannot hold the requested kind.
 _KINDS_OF_A_FOLDER: dict[DocumentKind, frozenset[Kind]] = {
@@ -88,7 +91,7 @@ def find_domains(
 def split_name(text: str) -> tuple[str, str]:
     """Domain and path of an --input; a path that exists as given has no domain."""
     name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
+    if not equals or is_remote(text) or Path(text).exists():
         return DEFAULT_DOMAIN, text
     if not re.match(DOMAIN_PATTERN, name):
         raise ValueError(
@@ -140,6 +143,9 @@ def kind_of(path: PurePath) -> Kind | None:
 
 
 def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
+    if is_remote(text):
+        yield from _files_in_store(text, globs=globs, fields=fields)
+        return
     if text.startswith(HUB_PREFIX):
         yield InputFile(text, "hub", 0)
         return
@@ -151,33 +157,37 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
         path = path.with_suffix(".idx")
     if not path.is_file():
         raise ValueError(f"--input {path}: no such file or folder")
+    yield _input_file(path, kind=_kind_of_named(str(path), globs=globs, fields=fields), globs=globs)
+
+
+def _kind_of_named(text: str, *, globs: Globs, fields: Fields) -> Kind:
+    """The kind of a file that --input names by itself."""
+    path = PurePath(text)
     suffix = archive_suffix(path.name)
     if suffix and suffix not in ARCHIVES:
         raise ValueError(
-            f"--input {path}: {suffix} is not supported; unpack it and read the folder"
+            f"--input {text}: {suffix} is not supported; unpack it and read the folder"
         )
     kind = kind_of(path)
     if kind == "table" and globs.names(path.name):
         kind = "text"
     if kind is None and not globs.names(path.name):
         raise ValueError(
-            f"--input {path}: unknown suffix {path.suffix!r}; known: {_known(ids=True)} (text "
+            f"--input {text}: unknown suffix {path.suffix!r}; known: {_known(ids=True)} (text "
             f"and JSON also with {', '.join(COMPRESSION_SUFFIXES)}). {_advice(path)}"
         )
-    kind = _by_content(path, kind=kind or "text", globs=globs)
+    kind = _by_content(text, kind=kind or "text", globs=globs)
     if kind in _IDS_ONLY and fields.kind != "ids":
-        raise ValueError(f"--input {path}: holds ids, not text; add --ids-key input_ids")
+        raise ValueError(f"--input {text}: holds ids, not text; add --ids-key input_ids")
     if kind == "table" and fields.kind == "ids":
-        raise ValueError(f"--input {path}: a table holds text, no lists of ids; use JSON lines")
+        raise ValueError(f"--input {text}: a table holds text, no lists of ids; use JSON lines")
     if kind in ("text", "archive") and fields.kind != "text":
         what = "text" if kind == "text" else "files, of which only text is read"
-        raise ValueError(f"--input {path}: holds {what}, not records with {fields.as_dict()}")
-    if kind == "archive" and globs.names(path.name):
-        globs = replace(globs, include=())
-    yield _input_file(path, kind=kind, globs=globs)
+        raise ValueError(f"--input {text}: holds {what}, not records with {fields.as_dict()}")
+    return kind
 
 
-def _advice(path: Path) -> str:
+def _advice(path: PurePath) -> str:
     """How a file of an unknown suffix can be read."""
     if path.suffix.lower() in COMPRESSION_SUFFIXES:
         if Path(path.stem).suffix.lower() in KIND_OF_SUFFIX:
@@ -201,25 +211,61 @@ def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[
             if not (is_of_pair and fields.kind == "ids"):
                 yield met
         else:
-            kind = _by_content(path, kind=kind_of(path) or "text", globs=globs)
-            kind = "text" if kind == "table" else kind  # --include has named it
-            if kind in _KINDS_OF_A_FOLDER[fields.kind]:
-                # --include has named the archive, not its members
-                yield _input_file(path, kind=kind, globs=replace(globs, include=()))
-            else:
-                what = "ids" if kind in _IDS_ONLY else "text"
-                yield Met(path, f"{path.suffix or 'no suffix'} (holds {what})")
+            kind, why_not = _kind_in_folder(str(path), globs=globs, fields=fields)
+            yield Met(path, why_not) if why_not else _input_file(path, kind=kind, globs=globs)
 
 
-def _by_content(path: Path, *, kind: Kind, globs: Globs) -> Kind:
+def _kind_in_folder(text: str, *, globs: Globs, fields: Fields) -> tuple[Kind, str]:
+    """The kind of a file of a folder, and why it is not read, if it cannot hold what is wanted."""
+    path = PurePath(text)
+    kind = _by_content(text, kind=kind_of(path) or "text", globs=globs)
+    kind = "text" if kind == "table" else kind  # --include has named it
+    if kind in _KINDS_OF_A_FOLDER[fields.kind]:
+        return kind, ""
+    return kind, f"{path.suffix or 'no suffix'} (holds {'ids' if kind in _IDS_ONLY else 'text'})"
+
+
+def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
+    """An object of a store, or all below it, by the rules of a folder."""
+    found = list_files(url)
+    if not found:
+        raise ValueError(f"--input {url}: there is no such object, and none below it")
+    for file in found:
+        inside = PurePosixPath(file.url.removeprefix(url.rstrip("/")).lstrip("/"))
+        if not inside.name:  # the object itself
+            if kind_of(PurePath(url)) in _MAPPED:
+                raise ValueError(f"--input {url}: is read through a memory map; copy it here first")
+            kind = _kind_of_named(url, globs=globs, fields=fields)
+        else:
+            why_not = globs.why_not_path(inside)
+            kind = kind_of(inside) or "text"
+            if not why_not and kind in _MAPPED:
+                why_not = f"{inside.suffix} (memory-mapped; copy it here first)"
+            if not why_not:
+                kind, why_not = _kind_in_folder(file.url, globs=globs, fields=fields)
+            if why_not:
+                yield Met(Path(file.url), why_not)
+                continue
+        members = _member_globs(inside.name, kind=kind, globs=globs)
+        yield InputFile(file.url, kind, file.num_bytes, file.version, members=members)
+
+
+def _member_globs(name: str, *, kind: Kind, globs: Globs) -> Globs | None:
+    """Which members of an archive are read; a pattern that names the archive does not name them."""
+    if kind != "archive":
+        return None
+    return replace(globs, include=()) if globs.names(name) else globs
+
+
+def _by_content(path: str, *, kind: Kind, globs: Globs) -> Kind:
     """What a .json file holds: text if told so, records line by line, or other JSON."""
     if kind != "json":
         return kind
     if globs.json_as_text:
         return "text"
-    if not holds_lines(str(path)):
+    if not holds_lines(path):
         return "json"
-    return "stream" if path.suffix.lower() in COMPRESSION_SUFFIXES else "lines"
+    return "stream" if PurePath(path).suffix.lower() in COMPRESSION_SUFFIXES else "lines"
 
 
 def _input_file(path: Path, *, kind: Kind, globs: Globs) -> InputFile:
@@ -231,12 +277,14 @@ def _input_file(path: Path, *, kind: Kind, globs: Globs) -> InputFile:
         kind,
         num_bytes,
         modified_ns(str(path), kind=kind),
-        members=globs if kind == "archive" else None,
+        members=_member_globs(path.name, kind=kind, globs=globs),
     )
 
 
 def modified_ns(path: str, *, kind: Kind) -> int:
     """When an input was last changed, in nanoseconds; -1 when it is gone."""
+    if is_remote(path):
+        return file_info(path).version
     file = Path(path)
     if file.is_dir():
         files = [file / "state.json", *file.glob("*.arrow")]

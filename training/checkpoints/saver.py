@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from training.checkpoints.mirror import CheckpointMirror
 from training.checkpoints.progress import Progress
 from training.checkpoints.save import CheckpointSave, SaveFailed
 from training.config.sections import Checkpoint
@@ -39,6 +40,7 @@ class Saver:
         self._engine, self._identity, self._settings = engine, identity, settings
         self._cache, self._average, self._record = cache, average, record
         self._under_way: CheckpointSave | None = None
+        self.mirror = CheckpointMirror(settings.mirror, engine.layout)
 
     def save(self, progress: Progress) -> None:
         """An intermediate save: in the background, if the recipe says so.
@@ -79,6 +81,16 @@ class Saver:
             with self._reporting_failures():
                 self._publish()
 
+    def close(self) -> None:
+        """Wait for the current save and for the copy of the last one.
+
+        Raises:
+            ValueError: when the copy could not be made.
+        """
+        self.finish()
+        self._engine.watchdog.enter("save: mirror", slow=True)
+        self.mirror.finish()
+
     def _begin(self, progress: Progress, *, in_background: bool) -> CheckpointSave:
         self._engine.watchdog.enter("save", slow=True)
         return CheckpointSave(
@@ -94,7 +106,7 @@ class Saver:
     def _publish(self) -> None:
         save, self._under_way = self._under_way, None
         assert save is not None
-        save.publish(self._settings)
+        self.mirror.add(save.publish(self._settings))
         self._record.saved(save.progress.step)
 
     @contextmanager

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from common.remote import is_remote
+
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -19,6 +21,12 @@ def _as_it_is(path: str) -> str:
     if path.startswith("~") or "$" in path:
         raise ValueError(f"~ and $ are not expanded here; write the path out (is {path!r})")
     return path
+
+
+def _as_url(text: str) -> str:
+    if text and not is_remote(text):
+        raise ValueError("expected a URL, such as s3://bucket/folder")
+    return text.rstrip("/")
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_as_it_is)]
@@ -249,6 +257,9 @@ class Checkpoint:
     on_failure: Literal["stop", "go_on"] = "stop"
     """When a save fails, for example on a full disk; older ones are kept either way. go_on reports
     it on stderr and tries again at the next save; the last save of a run must succeed."""
+    mirror: Annotated[str, AfterValidator(_as_url)] = ""
+    """Where copies of the checkpoints go, sent in the background: `s3://bucket/runs/notes`. A start
+    with no checkpoint in run_dir fetches the newest. Needs the extra [remote]."""
 
 
 @dataclass(config=STRICT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -140,6 +141,36 @@ def together(work: Callable[[], T]) -> T:
     except ValueError as error:
         raise error from caught
     return result[0]
+
+
+def together_slowly(work: Callable[[], T], layout: Layout) -> T:
+    """`together` for what may take hours: the ranks ask once a second whether all are done.
+
+    In one collective none could wait longer than its timeout of ten minutes.
+    """
+    result: list[T] = []
+    caught: list[Exception] = []
+
+    def note() -> None:
+        try:
+            result.append(work())
+        except Exception as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=note, daemon=True)
+    thread.start()
+    num_working = torch.ones(1, device=layout.device)
+    while num_working.item():
+        thread.join(timeout=1)
+        num_working.fill_(float(thread.is_alive()))
+        dist.all_reduce(num_working)
+
+    def give() -> T:
+        if caught:
+            raise caught[0]
+        return result[0]
+
+    return together(give)
 
 
 def _told(error: Exception) -> str:

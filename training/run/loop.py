@@ -140,7 +140,7 @@ def run_steps(run: Run, progress: Progress) -> None:
             run.saver.save_last(progress)
         elif is_new_best or (is_save_due and not stop):
             run.saver.save(progress)
-    run.saver.finish()
+    run.saver.close()
     if progress.step == plan.total_steps or over:
         run.record.complete(progress.step, over if progress.step < plan.total_steps else None)
     elif progress.step >= last_step:  # beyond it where a resume is told to stop earlier

@@ -21,6 +21,7 @@ from training.checkpoints.identity import (
 )
 from training.checkpoints.load import load_checkpoint
 from training.checkpoints.manifest import newest_verified, read_manifest
+from training.checkpoints.mirror import fetch_newest
 from training.checkpoints.model_folder import MODEL_FOLDER
 from training.checkpoints.progress import Progress
 from training.checkpoints.reshard import is_of_other_ranks
@@ -75,6 +76,8 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     )
     run_dir = Path(recipe.run_dir)
     with lock_run_dir(run_dir, layout):
+        if recipe.checkpoint.mirror:
+            fetch_newest(recipe.checkpoint.mirror, run_dir / "checkpoints", layout)
         newest = newest_verified(run_dir / "checkpoints", layout)
         if newest and recipe.resume == "never":
             raise ValueError(
@@ -175,6 +178,8 @@ def _run(
                 average=average,
                 teacher=teacher,
             )
+            if newest:
+                run.saver.mirror.add(newest)  # if the last start could not send it
             run_steps(run, progress)
             dist.barrier()
 

@@ -6,8 +6,10 @@ B rows, S tokens of this rank's sequence shard, T tokens of a sample.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.progress import progress_bar
-from data_prep.shards import PackIndex, ScoresWriter, open_corpus, open_scores_writer
+from data_prep.shards import (
+    FileRecord,
+    PackIndex,
+    ScoresWriter,
+    describe_files,
+    make_files,
+    open_corpus,
+    open_scores_writer,
+)
 from training.config.load import parse_recipe
 from training.data.stream import SampleStream
 from training.model.engine import Engine, build_engine
@@ -27,6 +37,8 @@ from training.ranks.dist import (
     init_layout,
     raise_together,
     sum_over_ranks,
+    together,
+    together_slowly,
 )
 from training.run.fit import fitting_config, refuse_misfit
 
@@ -104,11 +116,28 @@ def score_corpus(options: ScoreOptions) -> Path:
             except (ValueError, OSError) as mistake:
                 error = str(mistake)
         raise_together(error)  # else the other ranks would wait for the first
-        num_done = broadcast_from_rank0(writer.num_done if writer else 0)
+        staging, is_new, num_done = broadcast_from_rank0(
+            (writer.staging, writer.is_new, writer.num_done) if writer else (Path(), False, 0)
+        )
+        share = {"rank": layout.rank, "world_size": layout.world_size}
+        if is_new:
+            together_slowly(lambda: make_files(corpus, staging, **share), layout)
+        together(lambda: writer.begin() if writer else None)
         engine = build_engine(recipe, config, layout=layout, num_micro_steps=1)
         _score_splits(engine, pack, options, writer=writer, num_done=num_done)
+        own = together_slowly(lambda: describe_files(corpus, staging, **share), layout)
+        shares: list[list[FileRecord]] = [[] for _ in range(layout.world_size)]
+        dist.all_gather_object(shares, own)
+        if writer:
+            writer.files = in_shard_order(shares)
     dist.barrier()
     return options.corpus / f"scores-{options.name}"
+
+
+def in_shard_order(shares: Sequence[Sequence[FileRecord]]) -> list[FileRecord]:
+    """What the ranks say of every n-th file each, as one list."""
+    rounds = zip_longest(*shares)
+    return [record for each in rounds for record in each if record is not None]
 
 
 def _score_splits(

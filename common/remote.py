@@ -1,0 +1,199 @@
+"""Files on object stores (s3://, gs://, hf://): listed, read by ranges, copied, through fsspec."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import IO, Any, TypeVar, cast
+
+Result = TypeVar("Result")
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_PACKAGE_OF = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
+# Seconds before each further try. The client's own tries come first.
+_WAITS = (1.0, 5.0, 15.0)
+_FIRST_BYTES, _MOST_BYTES = 1 << 18, 1 << 24
+# What tells one content of an object from another, by the names of several stores.
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime")
+
+
+class RemoteError(OSError):
+    """What an object store answers, or that it does not, in one sentence."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    url: str
+    num_bytes: int
+    version: int
+    """Another one after each change."""
+
+
+def is_remote(text: str) -> bool:
+    """Whether it is a URL, such as s3://bucket/folder, and no path."""
+    return _URL.match(text) is not None
+
+
+def list_files(url: str) -> list[RemoteFile]:
+    """The object itself, or all below it, sorted by name; nothing for what is not there."""
+    store, path = _store_of(url)
+    store.invalidate_cache()
+    found = _tried(url, lambda: store.find(path, detail=True))
+    scheme = url.partition("://")[0]
+    files = [
+        _remote_file(f"{scheme}://{name}", info)
+        for name, info in sorted(found.items())
+        if info["type"] == "file" and not name.endswith("/")
+    ]
+    return files
+
+
+def file_info(url: str) -> RemoteFile:
+    """As it is now.
+
+    Raises:
+        RemoteError: when it is missing, too.
+    """
+    store, path = _store_of(url)
+    store.invalidate_cache()
+    return _remote_file(url, _tried(url, lambda: store.info(path)))
+
+
+def open_remote(url: str) -> IO[bytes]:
+    """An object as a file that can be read from any place, on and on by ever larger ranges."""
+    return cast(IO[bytes], io.BufferedReader(_Ranges(url), buffer_size=_FIRST_BYTES))
+
+
+def read_bytes(url: str) -> bytes | None:
+    """A whole small object; None if there is none."""
+    store, path = _store_of(url)
+    try:
+        return cast(bytes, _tried(url, lambda: store.cat_file(path)))
+    except RemoteError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Make an object, at once."""
+    store, path = _store_of(url)
+    _tried(url, lambda: store.pipe_file(path, content))
+
+
+def upload(source: str, url: str) -> None:
+    """A local file as an object, which is there when it is whole."""
+    store, path = _store_of(url)
+    _tried(url, lambda: store.put_file(source, path))
+
+
+def delete(url: str) -> None:
+    store, path = _store_of(url)
+    _tried(url, lambda: store.rm_file(path))
+
+
+class _Ranges(io.RawIOBase):
+    """Reads of an object, each retried by itself; a sequence of them becomes a few large ones."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._store, self._path = _store_of(url)
+        self._num_bytes = _num_bytes(url)
+        self._at = 0
+        self._block_at, self._block = 0, b""
+        self._ahead = _FIRST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if self._at >= self._num_bytes:
+            return 0
+        begin = self._at - self._block_at
+        if not 0 <= begin < len(self._block):
+            self._fetch(len(buffer))
+            begin = 0
+        piece = self._block[begin : begin + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def _fetch(self, wanted: int) -> None:
+        goes_on = self._at == self._block_at + len(self._block)
+        self._ahead = min(2 * self._ahead, _MOST_BYTES) if goes_on else _FIRST_BYTES
+        begin = self._at
+        end = min(begin + max(wanted, self._ahead), self._num_bytes)
+        self._block_at, self._block = begin, b""
+        if begin < end:
+            self._block = _tried(self._url, lambda: self._range(begin, end))
+
+    def _range(self, begin: int, end: int) -> bytes:
+        found: bytes = self._store.cat_file(self._path, start=begin, end=end)
+        if len(found) != end - begin:
+            raise EOFError(f"{len(found)} of {end - begin} bytes came from {begin} on")
+        return found
+
+
+def _store_of(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    try:
+        import fsspec
+
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+    except ImportError:
+        name = _PACKAGE_OF.get(url.partition("://")[0], "the file system for fsspec")
+        raise RemoteError(f"{url}: needs {name}; install entrodrop[remote]") from None
+    except ValueError as error:
+        known = ", ".join(f"{scheme}://" for scheme in _PACKAGE_OF)
+        raise RemoteError(f"{url}: {error}; known are {known}") from None
+
+
+def _remote_file(url: str, info: dict[str, Any]) -> RemoteFile:
+    known = (info[key] for key in _VERSION_KEYS if info.get(key))
+    version = f"{info['size']} {next(known, '')}".replace('"', "")
+    digest = blake2b(version.encode(), digest_size=6).digest()
+    return RemoteFile(url, int(info["size"] or 0), int.from_bytes(digest, "big"))
+
+
+@lru_cache(maxsize=1 << 12)
+def _num_bytes(url: str) -> int:
+    return file_info(url).num_bytes
+
+
+def _tried(url: str, work: Callable[[], Result]) -> Result:
+    """Try again what a later try may mend.
+
+    Raises:
+        RemoteError: for what it does not mend.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            return work()
+        except RemoteError:
+            raise
+        except FileNotFoundError as error:
+            raise RemoteError(f"{url}: there is no such object") from error
+        except Exception as error:  # each client raises its own kinds
+            if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+                raise RemoteError(f"{url}: not allowed, look at the credentials: {error}") from None
+            if wait is None:
+                said = str(error).strip() or type(error).__name__
+                raise RemoteError(f"{url}: failed {len(_WAITS) + 1} times: {said}") from None
+        time.sleep(wait)
+    raise AssertionError("the last try returns or raises")

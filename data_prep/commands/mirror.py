@@ -1,0 +1,46 @@
+"""The verb `mirror`: copies a corpus or an export to an object store, or back from it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "copy a corpus or an export to an object store, or back"
+DESCRIPTION = """\
+Copy a finished folder, a corpus with its packs and scores or an export, to an object store
+(s3://, gs://, hf://; entrodrop[remote] brings the clients), or bring it back. Credentials are those
+that the store's own tools use.
+
+Run again after a kill, it copies what is missing. A copy counts only when it is complete, and
+every file that comes back is checked against its checksum. Training maps a corpus into memory, so
+it reads the folder, not the store.
+
+  python -m data_prep mirror data/notes s3://bucket/corpora/notes
+  python -m data_prep mirror s3://bucket/corpora/notes data/notes
+"""
+_MARKERS = ("manifest.json", "complete.json")
+
+
+def add_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("source", metavar="FROM", help="folder or URL")
+    verb.add_argument("target", metavar="TO", help="URL or folder; the other of the two")
+
+
+def run(options: argparse.Namespace) -> int:
+    from common.mirror import download_folder, upload_folder
+    from common.remote import is_remote
+
+    source, target = options.source.rstrip("/"), options.target.rstrip("/")
+    if is_remote(source) == is_remote(target):
+        raise ValueError(f"{source} {target}: one of them must be a URL, such as s3://bucket/name")
+    if is_remote(source):
+        download_folder(source, Path(target))
+    else:
+        last = next((name for name in _MARKERS if (Path(source) / name).is_file()), None)
+        if last is None:
+            raise ValueError(
+                f"{source}: is no finished folder: it has no {' and no '.join(_MARKERS)}"
+            )
+        upload_folder(Path(source), target, last=last)
+    print(f"mirrored   {target}")
+    return 0
