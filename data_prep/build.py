@@ -154,7 +154,7 @@ def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOpt
 
 def _plan(domains: Sequence[DomainInput], *, options: BuildOptions) -> dict[str, Any]:
     """Everything that determines the corpus's bytes; what only affects speed is omitted."""
-    files = [f"{domain.name} {file}" for domain in domains for file in domain.files]
+    files = (f"{domain.name} {file}" for domain in domains for file in domain.files)
     return {
         "format": 2,
         "inputs": digest_of(files),

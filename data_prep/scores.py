@@ -130,7 +130,7 @@ class ScoresWriter:
         """Whether its files are still to be made, by `make_files`."""
         if self.is_new:
             clear_staged(staging)
-        self._maps: dict[str, np.ndarray] = {}
+        self._maps: dict[str, np.memmap] = {}
         self.files: list[FileRecord] = []
         """What the finished files are, in the shards' order, as `describe_files` says."""
 

@@ -175,13 +175,12 @@ class Corpus:
         """The input file that document `i` came from, and its place there."""
         opened, row = self._find(i, split)
         file, place = opened.origins[row].tolist()
-        paths = self._input_paths
-        if not 0 <= file < len(paths):
+        if not 0 <= file < len(self._input_ends):
             raise ValueError(
                 f"{opened.shard.origins.name}: damaged: document {row} is from input {file}, "
-                f"expected one of {len(paths)}"
+                f"expected one of {len(self._input_ends)}"
             )
-        return Origin(paths[file], place)
+        return Origin(self._input_path(file), place)
 
     def document_lengths(self, split: Split = "train") -> np.ndarray:
         """Tokens of every document, int64: 8 bytes a document in memory, for the packer."""
@@ -228,13 +227,22 @@ class Corpus:
         return self._open[shard.name]
 
     @cached_property
-    def _input_paths(self) -> Sequence[str]:
-        """Paths of the input files, read when an origin is first asked for."""
-        path = checked_path(self.folder, self.manifest.inputs)
+    def _input_text(self) -> np.ndarray:
+        """The list of the input files, mapped: a line of JSON for each, and perhaps millions."""
+        return map_array(self.folder, self.manifest.inputs, dtype=np.dtype(np.uint8))
+
+    @cached_property
+    def _input_ends(self) -> np.ndarray:
+        """Where each line of it ends."""
+        return np.flatnonzero(self._input_text == ord("\n"))
+
+    def _input_path(self, number: int) -> str:
+        start = int(self._input_ends[number - 1]) + 1 if number else 0
+        line = self._input_text[start : int(self._input_ends[number])].tobytes()
         try:
-            with path.open(encoding="utf-8") as lines:
-                return [str(json.loads(line)["path"]) for line in lines]
+            return str(json.loads(line)["path"])
         except (ValueError, TypeError, KeyError) as error:
+            path = self.folder / self.manifest.inputs.name
             raise ValueError(f"{path}: damaged: {error}; build the corpus again") from None
 
 

@@ -51,6 +51,13 @@ def add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         help="read .json files as text, as in a source tree; else they hold records",
     )
     reading.add_argument(
+        "--extract",
+        choices=["file", "page"],
+        default="",
+        help="read the text of PDF, HTML and Word files (entrodrop[documents]): a document per "
+        "file, or per page or section",
+    )
+    reading.add_argument(
         "--on-error",
         choices=["fail", "skip"],
         default="fail",
@@ -66,6 +73,7 @@ def globs_from(options: argparse.Namespace) -> Globs:
         exclude=tuple(options.exclude),
         heed_ignore_files=options.heed_ignore_files,
         json_as_text=options.json_as_text,
+        extract=options.extract,
     )
 
 

@@ -127,7 +127,7 @@ def _tar_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
                     if len(content) < info.size:
                         raise tarfile.ReadError("unexpected end of data")
                     yield _Member(info.name, content), info.size
-                archive.members.clear()  # else it keeps the header of every member
+                archive.members.clear()  # type: ignore[attr-defined]  # else it keeps the header of every member
         # Its end is read too: the checksum of a compressed file comes last.
         while rest := stream.read(_READ_BYTES):
             if rest.strip(b"\0"):

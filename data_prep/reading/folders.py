@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES, SHORT_SUFFIXES
+from data_prep.reading.extracted import EXTRACTED_SUFFIXES
 
 if TYPE_CHECKING:
     import pathspec
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 IGNORE_FILE = ".gitignore"
 _BINARY = """
-    a avi bin bmp class dll docx dylib exe gif ico jar jpeg jpg lock mo mov mp3 mp4 npz o otf pdf
+    a avi bin bmp class dll dylib exe gif ico jar jpeg jpg lock mo mov mp3 mp4 npz o otf
     pickle pkl png pptx pt pyc pyd pyo safetensors so sqlite svg ttf wasm wav webp whl woff woff2
     xlsx
 """
@@ -35,6 +36,7 @@ _COMPRESSED = tuple(
 )
 _WHY_NOT = {
     **{f".{name}": "not text" for name in _BINARY.split()},
+    **dict.fromkeys((".docx", ".pdf"), "not text; --extract file reads it"),
     **{suffix: f"an archive; --include '*{suffix}' reads it" for suffix in ARCHIVES},
     **dict.fromkeys(_OTHER_ARCHIVES, "not supported"),
     **{f".{name}": "a table" for name in _TABLES.split()},
@@ -54,6 +56,8 @@ class Globs:
     """Skip what a .gitignore on the way down excludes, as git would."""
     json_as_text: bool = False
     """A .json file is a text, as in a source tree; else it holds records."""
+    extract: Literal["", "file", "page"] = ""
+    """Read the text of PDF, HTML and Word files: a document for each file, or page or section."""
 
     def why_not_folder(self, relative: str) -> str:
         """Why a folder is not entered; "" if it is."""
@@ -77,6 +81,8 @@ class Globs:
             return f"{suffix} ({_WHY_NOT[suffix]})" if suffix in _OTHER_ARCHIVES else ""
         if name.startswith("."):
             return "hidden"
+        if self.extract and suffix in EXTRACTED_SUFFIXES:
+            return ""
         if name.endswith(_COMPRESSED) or suffix not in _WHY_NOT:
             return ""
         return f"{suffix} ({_WHY_NOT[suffix]})"
@@ -106,7 +112,10 @@ class Met:
 
 def archive_suffix(name: str) -> str:
     """`.tar.gz`, `.zip`, ...; "" for a file that is no archive."""
-    return next((suffix for suffix in _ARCHIVE_SUFFIXES if name.lower().endswith(suffix)), "")
+    name = name.lower()
+    if not name.endswith(_ARCHIVE_SUFFIXES):  # as of nearly all
+        return ""
+    return next(suffix for suffix in _ARCHIVE_SUFFIXES if name.endswith(suffix))
 
 
 def _matches(relative: str, *, patterns: Sequence[str]) -> bool:

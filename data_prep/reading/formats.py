@@ -16,6 +16,7 @@ from data_prep.reading.tables import Tables
 from data_prep.reading.text_files import TextFiles
 from data_prep.record import printable_path
 
+_UNITS: dict[Kind, str] = {"archive": "member", "pages": "page"}
 _OF_JSON = ("missing key", "broken JSON", "not a record")
 _JSON_FORMS = (
     ".json files hold an array of objects, one object, or one object per line; --json-as-text "
@@ -40,6 +41,10 @@ def format_of(kind: Kind) -> Format:
         from data_prep.reading.parquet import Parquet
 
         return Parquet()
+    if kind in ("extracted", "pages"):
+        from data_prep.reading.extracted import Extracted
+
+        return Extracted(by_page=kind == "pages")
     if kind == "archive":
         from data_prep.reading.archives import Archives
 
@@ -81,10 +86,10 @@ def name_place(file: InputFile, place: int) -> str:
     Lines are counted only here: their numbers are needed only for errors.
     """
     path = printable_path(file.path)
-    if file.kind == "text":
+    if file.kind in ("text", "extracted"):
         return path
     if file.kind not in ("lines", "stream"):
-        return f"{path}:{'member' if file.kind == 'archive' else 'row'} {place + 1}"
+        return f"{path}:{_UNITS.get(file.kind, 'row')} {place + 1}"
     line, left = 1, place
     with open_input(file.path) as raw:
         stream = decompressed(file.path, raw)

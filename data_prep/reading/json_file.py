@@ -70,7 +70,7 @@ def _records(file: InputFile, raw: IO[bytes], *, fields: Fields) -> Iterator[tup
         stream.detach()  # else it closes the file when it is collected
 
 
-def _text_of(file: InputFile, raw: IO[bytes]) -> IO[str]:
+def _text_of(file: InputFile, raw: IO[bytes]) -> io.TextIOWrapper:
     return io.TextIOWrapper(decompressed(file.path, raw), encoding="utf-8-sig", newline="")
 
 

@@ -19,6 +19,8 @@ Kind = Literal[
     "table",
     "text",
     "archive",
+    "extracted",
+    "pages",
     "parquet",
     "arrow",
     "hub",
@@ -29,7 +31,7 @@ Item = Document | BadInput
 PART_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class InputFile:
     """One file to read, or one dataset that a library reads for us."""
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from common.remote import file_info, is_remote, list_files
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
+from data_prep.reading.extracted import is_extracted, refuse_missing_extractor
 from data_prep.reading.fields import DocumentKind, Fields
 from data_prep.reading.folders import ARCHIVES, Globs, Met, archive_suffix, walk_folder
 from data_prep.reading.json_file import holds_lines
@@ -37,7 +38,7 @@ _MAPPED: frozenset[Kind] = frozenset({"npy", "megatron", "arrow"})
 _RECORDS: frozenset[Kind] = frozenset({"lines", "stream", "json", "parquet", "arrow"})
 # Other files in a folder cannot hold the requested kind.
 _KINDS_OF_A_FOLDER: dict[DocumentKind, frozenset[Kind]] = {
-    "text": _RECORDS | {"text", "archive"},
+    "text": _RECORDS | {"text", "archive", "extracted", "pages"},
     "chat": _RECORDS,
     "ids": _RECORDS | _IDS_ONLY,
 }
@@ -171,7 +172,8 @@ def _kind_of_named(text: str, *, globs: Globs, fields: Fields) -> Kind:
     kind = kind_of(path)
     if kind == "table" and globs.names(path.name):
         kind = "text"
-    if kind is None and not globs.names(path.name):
+    is_known = kind is not None or (globs.extract and is_extracted(text))
+    if not is_known and not globs.names(path.name):
         raise ValueError(
             f"--input {text}: unknown suffix {path.suffix!r}; known: {_known(ids=True)} (text "
             f"and JSON also with {', '.join(COMPRESSION_SUFFIXES)}). {_advice(path)}"
@@ -181,8 +183,8 @@ def _kind_of_named(text: str, *, globs: Globs, fields: Fields) -> Kind:
         raise ValueError(f"--input {text}: holds ids, not text; add --ids-key input_ids")
     if kind == "table" and fields.kind == "ids":
         raise ValueError(f"--input {text}: a table holds text, no lists of ids; use JSON lines")
-    if kind in ("text", "archive") and fields.kind != "text":
-        what = "text" if kind == "text" else "files, of which only text is read"
+    if kind not in _KINDS_OF_A_FOLDER[fields.kind] | {"table"}:
+        what = "files, of which only text is read" if kind == "archive" else "text"
         raise ValueError(f"--input {text}: holds {what}, not records with {fields.as_dict()}")
     return kind
 
@@ -194,6 +196,8 @@ def _advice(path: PurePath) -> str:
             return "Decompress it"
         names = " or ".join(f"{path.stem}{inner}{path.suffix}" for inner in (".jsonl", ".txt"))
         return f"Rename it after what it holds, such as {names}"
+    if is_extracted(path.name):
+        return "To read its text add --extract file, or --extract page"
     or_folder = "" if Globs().why_not_file(path.name) else ", or give its folder"
     return f"To read it as text add --include {path.name!r}{or_folder}"
 
@@ -258,7 +262,13 @@ def _member_globs(name: str, *, kind: Kind, globs: Globs) -> Globs | None:
 
 
 def _by_content(path: str, *, kind: Kind, globs: Globs) -> Kind:
-    """What a .json file holds: text if told so, records line by line, or other JSON."""
+    """What a .json file holds: text if told so, records line by line, or other JSON.
+
+    A file whose text is extracted, if that is wanted, whatever else its suffix means.
+    """
+    if globs.extract and is_extracted(path):
+        refuse_missing_extractor(PurePath(path).suffix.lower())
+        return "pages" if globs.extract == "page" else "extracted"
     if kind != "json":
         return kind
     if globs.json_as_text:
@@ -269,14 +279,16 @@ def _by_content(path: str, *, kind: Kind, globs: Globs) -> Kind:
 
 
 def _input_file(path: Path, *, kind: Kind, globs: Globs) -> InputFile:
-    num_bytes = path.stat().st_size
+    status = path.stat()
+    num_bytes, changed = status.st_size, status.st_mtime_ns
     if kind == "megatron" and path.with_suffix(".bin").is_file():
         num_bytes += path.with_suffix(".bin").stat().st_size
+        changed = modified_ns(str(path), kind=kind)
     return InputFile(
         str(path),
         kind,
         num_bytes,
-        modified_ns(str(path), kind=kind),
+        changed,
         members=_member_globs(path.name, kind=kind, globs=globs),
     )
 
@@ -286,12 +298,15 @@ def modified_ns(path: str, *, kind: Kind) -> int:
     if is_remote(path):
         return file_info(path).version
     file = Path(path)
+    if kind not in ("arrow", "megatron"):
+        try:
+            return file.stat().st_mtime_ns
+        except OSError:
+            return -1
     if file.is_dir():
         files = [file / "state.json", *file.glob("*.arrow")]
-    elif kind == "megatron":
-        files = [file, file.with_suffix(".bin")]
     else:
-        files = [file]
+        files = [file, file.with_suffix(".bin")] if kind == "megatron" else [file]
     times = [f.stat().st_mtime_ns for f in files if f.exists()]
     return max(times, default=-1)
 

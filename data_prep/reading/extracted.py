@@ -1,0 +1,119 @@
+"""PDF, HTML and Word files: their text, whole or by page or section, with --extract."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import PurePath
+
+from data_prep.reading.compressed import open_input
+from data_prep.reading.documents import BadInput, text_document
+from data_prep.reading.fields import Fields
+from data_prep.reading.parts import InputFile, Item, Part
+
+_HEADING = re.compile(r"(?m)^(?=#{1,6} )")
+# PDFium's mark of a hyphen that a line's end has put into a word.
+_LINE_END_HYPHEN = "\ufffe"
+
+
+class Extracted:
+    """A file is a document; or each of its pages is one, whose number from 0 is its place."""
+
+    def __init__(self, *, by_page: bool) -> None:
+        self._by_page = by_page
+
+    def cut(self, file: InputFile, *, start: int, fields: Fields) -> Iterator[Part]:
+        if start == 0:
+            yield Part(file, 0, 1, num_bytes=file.num_bytes)
+
+    def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
+        with open_input(part.file.path) as file:
+            content = file.read()
+        try:
+            pages = _EXTRACTORS[_suffix(part.file.path)][1](content)
+        except BadInput as error:
+            yield error
+            return
+        if not any(page.strip() for page in pages):
+            detail = "it holds pictures of text, or none; recognise it first (OCR), or leave it out"
+            yield BadInput(0, reason="no text", detail=detail)
+        elif self._by_page:
+            yield from (text_document(page, place=place) for place, page in enumerate(pages))
+        else:
+            yield text_document("\n\n".join(pages), place=0)
+
+
+def is_extracted(name: str) -> bool:
+    return _suffix(name) in _EXTRACTORS
+
+
+@lru_cache
+def refuse_missing_extractor(suffix: str) -> None:
+    """Raise unless what reads files of this suffix is installed."""
+    package = _EXTRACTORS[suffix.lower()][0]
+    if find_spec(package) is None:
+        raise ValueError(f"--extract: {suffix} needs {package}; install entrodrop[documents]")
+
+
+def _suffix(name: str) -> str:
+    return PurePath(name).suffix.lower()
+
+
+def _pages_of_pdf(content: bytes) -> list[str]:
+    import pypdfium2
+
+    try:
+        # Not many at once: the library is not safe in threads, and a worker is one.
+        with pypdfium2.PdfDocument(content) as document:
+            pages = [page.get_textpage().get_text_bounded() for page in document]
+    except pypdfium2.PdfiumError as error:
+        raise BadInput(0, reason="broken PDF", detail=str(error)) from None
+    return [page.replace(_LINE_END_HYPHEN, "").replace("\r\n", "\n") for page in pages]
+
+
+def _sections_of_html(content: bytes) -> list[str]:
+    """Without menus, footers and comments."""
+    import trafilatura
+
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
+    text = trafilatura.extract(content, output_format="markdown", include_comments=False)
+    return _sections(text or "")
+
+
+def _sections_of_word(content: bytes) -> list[str]:
+    import docx
+    from docx.opc.exceptions import OpcError
+
+    try:
+        document = docx.Document(io.BytesIO(content))
+    except (zipfile.BadZipFile, OpcError, KeyError, ValueError) as error:
+        raise BadInput(0, reason="broken Word file", detail=str(error)) from None
+    blocks = []
+    for block in document.iter_inner_content():
+        if isinstance(block, docx.table.Table):
+            rows = [[cell.text.replace("\n", " ") for cell in row.cells] for row in block.rows]
+            blocks.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        else:
+            level = re.fullmatch(r"Heading ([1-6])", str(block.style and block.style.name))
+            blocks.append(f"{'#' * int(level[1])} {block.text}" if level else block.text)
+    return _sections("\n\n".join(block for block in blocks if block.strip()))
+
+
+def _sections(text: str) -> list[str]:
+    """Cut before each heading."""
+    return [section.strip() for section in _HEADING.split(text) if section.strip()]
+
+
+# By suffix: the package, and what gives the texts of a file's pages or sections.
+_EXTRACTORS: dict[str, tuple[str, Callable[[bytes], list[str]]]] = {
+    ".pdf": ("pypdfium2", _pages_of_pdf),
+    ".html": ("trafilatura", _sections_of_html),
+    ".htm": ("trafilatura", _sections_of_html),
+    ".docx": ("docx", _sections_of_word),
+}
+EXTRACTED_SUFFIXES = tuple(_EXTRACTORS)
