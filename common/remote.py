@@ -46,7 +46,7 @@ def list_files(url: str) -> list[RemoteFile]:
     found = _tried(url, lambda: store.find(path, detail=True))
     scheme = url.partition("://")[0]
     files = [
-        _remote_file(f"{scheme}://{name}", info)
+        _remote_file(name if is_remote(name) else f"{scheme}://{name}", info)
         for name, info in sorted(found.items())
         if info["type"] == "file" and not name.endswith("/")
     ]

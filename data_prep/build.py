@@ -29,10 +29,11 @@ from data_prep.journal import (
     write_plan,
 )
 from data_prep.manifest import MANIFEST_NAME, Manifest, SplitRule, TokenizerRecord
+from data_prep.reading.changes import refuse_changed
 from data_prep.reading.documents import OnError, OnLoss
 from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
-from data_prep.reading.sources import DomainInput, find_domains, modified_ns, split_name
+from data_prep.reading.sources import DomainInput, find_domains, split_name
 from data_prep.reading.texts import iter_texts
 from data_prep.record import files_sha256, printable_path, record_text
 from data_prep.round_trip import Check
@@ -212,7 +213,7 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
         journal = _write_shards(
             staging, domains=domains, settings=settings, options=options, pool=pool
         )
-    _refuse_changed(domains)
+    refuse_changed(domains)
     specials = tokenizer.special_ids.model_copy(update={"document_suffix": settings.suffix})
     return Manifest(
         schema_version=2,
@@ -298,14 +299,6 @@ def _split_on(eos: int | None, *, domains: Sequence[DomainInput]) -> list[Domain
         else domain
         for domain in domains
     ]
-
-
-def _refuse_changed(domains: Sequence[DomainInput]) -> None:
-    """An input that changed while it was read may be half old and half new."""
-    for domain in domains:
-        for file in domain.files:
-            if file.kind != "hub" and modified_ns(file.path, kind=file.kind) != file.modified_ns:
-                raise ValueError(f"{file.path}: changed while being read; build again")
 
 
 def _describe(*, options: BuildOptions, folder: Path) -> TokenizerRecord:

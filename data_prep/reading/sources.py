@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
-from common.remote import file_info, is_remote, list_files
+from common.remote import is_remote, list_files
 from data_prep.manifest import DOMAIN_PATTERN, Source
+from data_prep.reading.changes import modified_ns
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
 from data_prep.reading.extracted import is_extracted, refuse_missing_extractor
 from data_prep.reading.fields import DocumentKind, Fields
@@ -291,24 +292,6 @@ def _input_file(path: Path, *, kind: Kind, globs: Globs) -> InputFile:
         changed,
         members=_member_globs(path.name, kind=kind, globs=globs),
     )
-
-
-def modified_ns(path: str, *, kind: Kind) -> int:
-    """When an input was last changed, in nanoseconds; -1 when it is gone."""
-    if is_remote(path):
-        return file_info(path).version
-    file = Path(path)
-    if kind not in ("arrow", "megatron"):
-        try:
-            return file.stat().st_mtime_ns
-        except OSError:
-            return -1
-    if file.is_dir():
-        files = [file / "state.json", *file.glob("*.arrow")]
-    else:
-        files = [file, file.with_suffix(".bin")] if kind == "megatron" else [file]
-    times = [f.stat().st_mtime_ns for f in files if f.exists()]
-    return max(times, default=-1)
 
 
 def _known(*, ids: bool) -> str:

@@ -11,15 +11,20 @@ from training.checkpoints.manifest import MANIFEST
 from training.ranks.dist import Layout, together_slowly
 
 
-def fetch_newest(url: str, root: Path, layout: Layout) -> None:
+def fetch_newest(url: str, root: Path, layout: Layout, *, may_resume: bool) -> None:
     """Bring back the newest complete checkpoint, if there is none in `root`; every rank calls it.
 
     Raises:
-        ValueError: on every rank, when the store does not answer, also if nothing is missing.
+        ValueError: on every rank, when the store does not answer, also if nothing is missing, or
+            when it holds checkpoints that may not be resumed from.
     """
 
     def fetch() -> None:
         names = [name for name in complete_mirrors(url) if name.startswith("step-")]
+        if names and not may_resume:
+            raise ValueError(
+                f"checkpoint.mirror {url} holds a run already; choose another, or resume: auto"
+            )
         if names and not any(root.glob("step-*")):
             print(f"fetching {names[-1]} from {url}", flush=True)
             root.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,9 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     run_dir = Path(recipe.run_dir)
     with lock_run_dir(run_dir, layout):
         if recipe.checkpoint.mirror:
-            fetch_newest(recipe.checkpoint.mirror, run_dir / "checkpoints", layout)
+            may_resume = recipe.resume == "auto"
+            root = run_dir / "checkpoints"
+            fetch_newest(recipe.checkpoint.mirror, root, layout, may_resume=may_resume)
         newest = newest_verified(run_dir / "checkpoints", layout)
         if newest and recipe.resume == "never":
             raise ValueError(
