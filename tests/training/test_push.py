@@ -6,18 +6,22 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.training.hub_server import TOKEN, Hub, hub
+from tests.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
-# the commands of a list, in one process: most of a push here is the start of Python
+# Commands one after the other, in one process. What the library reads from its variables when it is
+# loaded is set again: tests are offline, and Xet's storage is a protocol of its own beside Git LFS.
 EACH = """
 import contextlib, io, json, sys
+from huggingface_hub import constants, utils
+utils.disable_progress_bars()
+constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = False, True
 from training.__main__ import main
 for line in sys.stdin:
     with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
@@ -27,19 +31,13 @@ for line in sys.stdin:
 
 
 class Pusher:
-    """A process that pushes on demand; a worker of tests is offline from its start."""
+    """A process that pushes on demand."""
 
     def __init__(self, server: Hub, home: Path) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home)}
-        # Xet's storage is another protocol; without it files go by Git LFS
-        environment |= {
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_XET": "1",
-            "DS_ACCELERATOR": "cpu",
-        }
+        environment = os.environ | {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN}
+        environment |= {"HF_HOME": str(home), "DS_ACCELERATOR": "cpu"}
         self.process = subprocess.Popen(
-            ["timeout", "120", sys.executable, "-c", EACH],
+            ["timeout", "120", warm_python(), "-c", EACH],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,

@@ -130,7 +130,8 @@ def _reason(error: Exception) -> str:
         return "the hub refuses: this token may not write there"
     if code == 412:
         return "somebody else pushed at the same time: look, and push again"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()).partition(" For more information check:")[0]
+    return text or type(error).__name__
 
 
 def _first_other(siblings: list[Any], names: dict[str, Path]) -> str | None:
