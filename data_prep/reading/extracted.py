@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
@@ -86,6 +85,8 @@ def _sections_of_html(content: bytes) -> list[str]:
 
 
 def _sections_of_word(content: bytes) -> list[str]:
+    import zipfile
+
     import docx
     from docx.opc.exceptions import OpcError
 
