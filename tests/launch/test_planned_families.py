@@ -53,6 +53,21 @@ def test_weights_are_counted_as_transformers_makes_them(family: str, has_all: bo
     assert sum(arch.layer_weights) == sum(weight.numel() for weight in layer.parameters())
 
 
+def test_of_a_model_with_images_the_text_model_is_planned() -> None:
+    """A config.json of gemma3 names five sizes; what it leaves out is as transformers has it."""
+    text = {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "vocab_size": 512}
+    vision = {"hidden_size": 32, "num_hidden_layers": 1}
+    config = {"model_type": "gemma3", "text_config": text, "vision_config": vision}
+    with torch.device("meta"):
+        known = AutoConfig.for_model(**config).get_text_config()
+        model = AutoModelForCausalLM.from_config(known)
+    arch = from_config(config, source="test")
+    assert (arch.family, arch.heads, arch.kv_heads, arch.head) == ("gemma3_text", 8, 4, 256)
+    assert arch.parameters == sum(weight.numel() for weight in model.parameters())
+    with pytest.raises(ValueError, match=r"base: .*gemma33"):
+        from_config({**config, "model_type": "gemma33"}, source="base")
+
+
 def test_a_family_that_is_not_known_is_refused_with_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"model_type qwen33 is not .*qwen3.*; supported are bl"):
         from_config({"model_type": "qwen33"}, source="model.config")
