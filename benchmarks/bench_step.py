@@ -47,6 +47,7 @@ from benchmarks.step_workload import MODES, filled_cache, make_recipe, make_stre
 from tests.distributed import run_ranks
 from tests.training.layouts import make_regulariser
 from training.model.causal_lm import resolve_model_config
+from training.model.ds_config import training_dtype
 from training.model.engine import build_engine
 from training.model.inputs import NO_REGULARISATION
 from training.ranks.dist import Layout, init_layout
@@ -62,10 +63,12 @@ class Bench:
         self.recipes = {mode: make_recipe(options, tokens, mode) for mode in options.modes}
         recipe = next(iter(self.recipes.values()))
         self.stream = make_stream(options, recipe, layout)
-        config = resolve_model_config(recipe.model, vocab_size=options.vocab, dtype=torch.float32)
+        self.model_config = resolve_model_config(
+            recipe.model, vocab_size=options.vocab, dtype=training_dtype(recipe.deepspeed)
+        )
         self.engine = build_engine(
             recipe,
-            config,
+            self.model_config,
             layout=layout,
             num_micro_steps=self.stream.num_micro_steps,
             regularisation=NO_REGULARISATION,
@@ -224,6 +227,7 @@ def parse_options() -> argparse.Namespace:
     for part in ("phases", "collectives", "trainer"):
         parser.add_argument(f"--skip-{part}", action="store_true", help="skip that table")
     options = parser.parse_args()
+    options.deepspeed = "ds_configs/zero3_fp32.json"
     options.threads = options.threads or max(1, cores // options.ranks)
     options.modes = ["off", *(mode for mode in options.modes if mode != "off")]
     if options.ranks % options.sp or options.sequence_tokens % (2 * options.sp):

@@ -72,6 +72,7 @@ def make_recipe(options: argparse.Namespace, tokens: int, mode: str) -> Recipe:
         "max_position_embeddings": tokens,
     }
     return tiny_recipe(
+        deepspeed=options.deepspeed,
         **{f"model__config__{key}": value for key, value in shape.items()},
         model__activation_checkpointing=options.activation_checkpointing,
         data__sequence_tokens=tokens,

@@ -53,8 +53,8 @@ def forecast_host(
     master = moments = gradients = parameters = pinned = 0
     if zero.offloads_optimizer:
         master, moments = trained * 4, trained * 8
-        # of both precisions: reduced, and as Adam reads them
-        held = (trained * zero.number_bytes, trained * 4)
+        # added up, and as Adam reads them
+        held = (trained * zero.gradient_bytes, trained * 4)
         master += trained * 4 if run.averages else 0
         master += own * zero.number_bytes if run.keeps_base else 0
         gradients = sum(map(_pinned_block, held)) if zero.pins_optimizer else sum(held)

@@ -1,7 +1,7 @@
 """Peak memory of one GPU by phase: a step simulated module by module.
 
 Model states follow Rajbhandari et al., ZeRO (arXiv 1910.02054, section 3): in bf16 2 bytes for a
-weight, 2 for its gradient and 12 for fp32 master weight and Adam's two moments, each divided by the
+weight, 4 for its gradient and 12 for fp32 master weight and Adam's two moments, each divided by the
 number of ranks. In fp32 DeepSpeed keeps a master copy as well: 4 + 4 + 12.
 """
 
@@ -105,7 +105,7 @@ def _states(run: Run) -> Moment:
     bucket = zero.reduce_bucket * zero.communication_bytes if zero.contiguous_gradients else 0
     return Moment(
         parameters=(0 if zero.offloads_parameters else own * zero.number_bytes) * num_sets,
-        gradients=on_gpu * zero.number_bytes,
+        gradients=on_gpu * zero.gradient_bytes,
         optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES + _other_bytes(run)),
         buckets=bucket,
         method=run.step_tokens * (_BATCH_BYTES + _METHOD_BYTES) + _teacher_bytes(run),
@@ -147,9 +147,9 @@ def _forward(run: Run, states: Moment) -> Iterator[Moment]:
             continue
         if use.block == last:
             kept = run.arch.layers * _kept_by_layer(run) + acts.ends
-            head = acts.head_chunk + (_head_gradients(run) if run.one_pass_head else 0)
+            head = acts.head_chunk + (_head_sums(run) if run.one_pass_head else 0)
             if run.teacher:  # before it, with gradients of its own
-                head = _head_gradients(run) + max(head, _soft_chunk(run))
+                head = max(_head_gradients(run) + head, _head_sums(run) + _soft_chunk(run))
             yield states._replace(gathered=gathered, activations=kept, head=head)
         else:
             kept = max(use.block - 1, 0) * _kept_by_layer(run)
@@ -171,6 +171,13 @@ def _head_gradients(run: Run) -> int:
     """Of the head's input and, where it is trained, weight, whole."""
     weight = run.arch.embedding_weight * run.zero.number_bytes
     return run.activations.layer_input + (0 if run.arch.adapter else weight)
+
+
+def _head_sums(run: Run) -> int:
+    """The same while it adds up: in fp32, beside the product of a chunk."""
+    is_fp32 = run.zero.number_bytes == _MASTER_BYTES
+    of_weight = 0 if is_fp32 or run.arch.adapter else run.arch.embedding_weight * _MASTER_BYTES
+    return _head_gradients(run) + of_weight
 
 
 def _backward(run: Run, states: Moment) -> Iterator[Moment]:
@@ -261,10 +268,10 @@ def _gathered(run: Run) -> list[tuple[Use, int]]:
 
 
 def _step(run: Run, states: Moment) -> Moment:
-    """Gradients of a sub-group are copied into one, and to fp32."""
+    """Gradients of a sub-group are copied into one, and to fp32 where they are not."""
     if run.zero.offloads_optimizer:
         return states
-    width = run.zero.number_bytes
+    width = run.zero.gradient_bytes
     bytes_each = width if width == _MASTER_BYTES else width + _MASTER_BYTES
     own = min(run.trained_partition, run.zero.sub_group)
     return states._replace(whole_gradients=own * bytes_each)

@@ -26,7 +26,9 @@ class Zero:
     """ZeRO-3 of a run, sizes in numbers of parameters."""
 
     number_bytes: int
-    """Of a weight, an activation and a gradient: 2 in bf16, 4 in fp32."""
+    """Of a weight, an activation and a gradient of one micro-step: 2 in bf16, 4 in fp32."""
+    gradient_bytes: int
+    """Of a gradient that is added up over micro-steps."""
     communication_bytes: int
     """Of a gradient in flight to the rank that keeps it."""
     reduce_bucket: int
@@ -55,6 +57,7 @@ def read_zero(recipe: Recipe) -> Zero:
         optimizer = zero.get("offload_optimizer") or {}
         parameters = zero.get("offload_param") or {}
         number_bytes = 2 if config.get("bf16", {}).get("enabled") is True else 4
+        accumulation = config.get("data_types", {}).get("grad_accum_dtype", "fp32")
     except OSError as error:
         raise ValueError(f"deepspeed: {path}: {error.strerror}") from None
     except (ValueError, TypeError, AttributeError) as error:
@@ -66,6 +69,7 @@ def read_zero(recipe: Recipe) -> Zero:
         asked = config.get("communication_data_type")
     return Zero(
         number_bytes=number_bytes,
+        gradient_bytes=_TYPE_BYTES.get(str(accumulation), 4),
         communication_bytes=_TYPE_BYTES.get(str(asked), number_bytes),
         reduce_bucket=sizes["reduce_bucket_size"],
         contiguous_gradients=zero.get("contiguous_gradients", True),

@@ -20,6 +20,10 @@ COMMANDS = {
         *("--mb", "1", "--rounds", "1", "--vocab-size", "600"),
         *("--ways", "ceiling", "gigatoken alone", "ours"),
     ],
+    "bench_host": [
+        *("--layers", "1", "--rounds", "1", "--samples", "1", "--modes", "input_reference"),
+        *("--deepspeed", "ds_configs/zero3_whole.json", "--checkpointing", "on"),
+    ],
     "bench_quantile": [
         *("--log2-values", "8", "--rounds", "1"),
         *("--simulate", "3", "5", "--simulate-tokens", "64"),

@@ -96,6 +96,7 @@ SHAPES = (
         "nothing kept whole", _DEEP, 64,
         zero={"stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0},
     ),
+    Shape("whole", _DEEP, 64, bf16=True, zero={"stage3_param_persistence_threshold": 10**12}),
     Shape(
         "all kept whole", _DEEP, 64, checkpointing=True,
         zero={

@@ -123,6 +123,11 @@ DEEPSPEED: list[tuple[Any, str]] = [
     ({"zero_optimization": ZERO, "bf16": {"enabled": "auto"}}, '"auto" is a value of the Hugging'),
     ({"zero_optimization": ZERO, "train_batch_size": 8}, "belongs to the recipe"),
     ({"zero_optimization": ZERO, "optimizer": {}}, "optimizer belongs to the recipe"),
+    (
+        {"zero_optimization": ZERO, "data_types": {"grad_accum_dtype": "float"}},
+        "data_types.grad_accum_dtype is 'float'; allowed are fp32 and bf16",
+    ),
+    ({"zero_optimization": ZERO, "data_types": "fp32"}, "data_types: expected keys and values"),
 ]
 
 

@@ -24,29 +24,41 @@ class Logits:
 
 
 class Gradients:
-    """Of the head's inputs, added up chunk by chunk; None for a weight or bias that is frozen."""
+    """Of the head's inputs, added up chunk by chunk; None for a weight or bias that is frozen.
+
+    Those of weight and bias are sums over all tokens, which bf16 would round at each chunk: they
+    are added up in fp32, and rounded once.
+    """
 
     def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> None:
-        self._weight_VD = weight_VD
+        self._weight_VD, self._dtype = weight_VD, weight_VD.dtype
         self.hidden_ND = torch.zeros_like(hidden_ND)
-        self.weight_VD = torch.zeros_like(weight_VD) if weight_VD.requires_grad else None
-        if bias_V is not None and not bias_V.requires_grad:
-            bias_V = None
-        self._bias_V = bias_V
-        # a sum over all tokens, which bf16 would round at each chunk
-        self._bias_sum_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        self._weight_sum_VD = _zero_sum(weight_VD)
+        self._bias_sum_V = None if bias_V is None else _zero_sum(bias_V)
 
     def add(self, rows_C: Tensor, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
         """`gradient_CV`: of the logits of `rows_C`."""
         self.hidden_ND[rows_C] = gradient_CV @ self._weight_VD
-        if self.weight_VD is not None:
-            self.weight_VD.addmm_(gradient_CV.T, hidden_CD)
+        if self._weight_sum_VD is not None:
+            if self._dtype == torch.float32:
+                self._weight_sum_VD.addmm_(gradient_CV.T, hidden_CD)
+            else:
+                self._weight_sum_VD += gradient_CV.T @ hidden_CD
         if self._bias_sum_V is not None:
             self._bias_sum_V += gradient_CV.sum(dim=0, dtype=torch.float32)
 
     @property
+    def weight_VD(self) -> Tensor | None:
+        """In the dtype of the weight."""
+        return None if self._weight_sum_VD is None else self._weight_sum_VD.to(self._dtype)
+
+    @property
     def bias_V(self) -> Tensor | None:
-        """In the dtype of the bias."""
-        if self._bias_V is None or self._bias_sum_V is None:
-            return None
-        return self._bias_sum_V.to(self._bias_V.dtype)
+        """In the dtype of the bias, which is the weight's."""
+        return None if self._bias_sum_V is None else self._bias_sum_V.to(self._dtype)
+
+
+def _zero_sum(parameter: Tensor) -> Tensor | None:
+    if not parameter.requires_grad:
+        return None
+    return torch.zeros_like(parameter, dtype=torch.float32)

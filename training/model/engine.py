@@ -18,6 +18,7 @@ from training.entrodrop.distillation import OutputLayer
 from training.model.base_decay import decay_towards_base
 from training.model.causal_lm import CausalLMWithEntropy, build_model
 from training.model.ds_config import join_ds_config
+from training.model.host_time import spare_host_time
 from training.model.inputs import (
     NO_REGULARISATION,
     ModelInputs,
@@ -225,6 +226,7 @@ def build_engine(
         config=ds_config,
         mpu=mpu,
     )
+    spare_host_time(model, keeps_ranges=ds_config.get("wall_clock_breakdown", False))
     if regularisation is not None and regularisation.l2_sp:
         decay_towards_base(ds_engine.optimizer, strength=regularisation.l2_sp)
     return Engine(

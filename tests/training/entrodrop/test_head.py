@@ -81,6 +81,27 @@ def test_one_pass_gives_what_two_passes_give(dtype, bound, chunk_tokens):
         assert relative_difference(gradient, reference) < bound
 
 
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_many_chunks_round_the_gradient_of_the_weight_hardly_more_than_one(num_passes):
+    """Each product is rounded, their sum is not: at most another rounding of the same size."""
+    hidden, weight, targets, _ = make_inputs(torch.bfloat16, num_tokens=512)
+    (expected,) = torch.autograd.grad(plain_head(hidden, weight, targets)[0].sum(), weight)
+    error = {}
+    for chunk_tokens in (4, 512):
+        if num_passes == 1:
+            loss, *_ = weighted_linear_cross_entropy(
+                hidden, weight, targets, torch.ones(512), chunk_tokens=chunk_tokens
+            )
+        else:
+            nll, _ = linear_cross_entropy_with_entropy(
+                hidden, weight, targets, chunk_tokens=chunk_tokens
+            )
+            loss = nll.sum()
+        (found,) = torch.autograd.grad(loss, weight)
+        error[chunk_tokens] = relative_difference(found, expected)
+    assert error[4] < 2**0.5 * error[512]
+
+
 def test_a_second_backward_of_one_pass_is_refused():
     """Its gradients are scaled in place: a second use would scale them twice."""
     hidden, weight, targets, token_weights = make_inputs(torch.float32)
