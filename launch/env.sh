@@ -23,6 +23,12 @@ if [[ -z ${PYTHON:-} ]]; then
     fi
 fi
 
+# Kernels compile at the start, with the ninja that was installed beside the python.
+if [[ $PYTHON == */* ]]; then
+    PATH=$(cd -- "$(dirname -- "$PYTHON")" && pwd):$PATH
+    export PATH
+fi
+
 count_gpus() {
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^[:space:]]' || true
@@ -49,6 +55,11 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # A dead host is noticed by ssh within a minute, not by TCP after two hours.
 export PDSH_SSH_ARGS_APPEND=${PDSH_SSH_ARGS_APPEND:--o ServerAliveInterval=15 -o ServerAliveCountMax=4}
 
+# Samples of many lengths leave memory in pieces otherwise.
+if [[ -z ${PYTORCH_CUDA_ALLOC_CONF:-} ]]; then
+    export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+fi
+
 # Libraries' own notices: nothing that a user of this project could act on.
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::DeprecationWarning,ignore::FutureWarning}
 export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-3}
@@ -70,8 +81,8 @@ share_cores() {
 
 # Names of the exported variables that processes on other hosts need; nothing secret among them.
 forwarded_variables() {
-    compgen -e | grep -E '^(NCCL_|GLOO_|UCX_|FI_|OMP_|DS_|DEEPSPEED_|PYTHON|TORCH|TRITON_|TRANSFORMERS_|TOKENIZERS_|TF_CPP|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|MASTER_(ADDR|PORT)$|LD_LIBRARY_PATH|PATH$)' \
-        | grep -vE 'TOKEN$|KEY|SECRET|PASSW|DS_ENV_FILE' || true
+    compgen -e | grep -E '^(NCCL_|GLOO_|UCX_|FI_|OMP_|DS_|DEEPSPEED_|PYTHON|TORCH|PYTORCH_|TRITON_|CUDA_|CUBLAS_|TRANSFORMERS_|TOKENIZERS_|TF_CPP|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|MASTER_(ADDR|PORT)$|LD_LIBRARY_PATH|PATH$)' \
+        | grep -vE 'TOKEN$|KEY|SECRET|PASSW|DS_ENV_FILE|CUDA_VISIBLE_DEVICES' || true
 }
 
 # The variables are for the scripts that source this file.

@@ -62,10 +62,16 @@ def test_values_arrive_as_they_are_through_deepspeeds_own_exports(
     start: Start, tmp_path: Path
 ) -> None:
     """A backslash before the comma would name a network card that no host has."""
-    sent = {"NCCL_IB_HCA": "mlx5_0,mlx5_1", "NCCL_DEBUG_FILE": "/tmp/of run;(1) *.log"}
+    sent = {
+        "NCCL_IB_HCA": "mlx5_0,mlx5_1",
+        "NCCL_DEBUG_FILE": "/tmp/of run;(1) *.log",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    }
     done = start("deepspeed", **sent)
     arrived = (tmp_path / "arrived").read_text().splitlines()
-    for name, value in sent.items():
+    assert not [line for line in arrived if line.startswith("CUDA_VISIBLE_DEVICES=")]
+    for name, value in (sent | {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}).items():
         assert f"{name}={value}" in arrived, done.stderr
 
 

@@ -73,7 +73,8 @@ def finished(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def saved_run(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a cache of entropies."""
-    return _trained(small_corpus, "saved_run", tmp_path_factory, entropy__source="cache")
+    changes = {"entropy__source": "cache", "determinism": "strict"}
+    return _trained(small_corpus, "saved_run", tmp_path_factory, **changes)
 
 
 @pytest.fixture(scope="session")

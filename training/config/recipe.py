@@ -44,6 +44,9 @@ class Recipe:
     deepspeed: Location = "ds_configs/zero3.json"
     """DeepSpeed JSON: memory and communication, nothing that decides what is learnt."""
     seed: Annotated[int, Field(ge=0, lt=10**18)] = 1234
+    determinism: Literal["fast", "strict"] = "fast"
+    """strict allows only operators that give the same bits in every run, which takes time on GPUs.
+    There a resume repeats its steps bit for bit with it alone; on CPUs both do."""
     resume: Literal["auto", "never"] = "auto"
     """auto resumes from the newest complete checkpoint in run_dir, if there is one."""
     regularisers: Regularisers = ("entrodrop",)

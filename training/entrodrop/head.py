@@ -5,7 +5,6 @@ N tokens, D hidden, V vocabulary, C tokens of one chunk.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from training.entrodrop import softmax_rows
 from training.entrodrop.head_chunks import Gradients, Logits
+from training.entrodrop.kernels import can_compile_kernels
 from training.entrodrop.softmax_rows import RowStatistics
 
 # Logits of one chunk, the only large buffer: 2^25 * 4 bytes = 128 MiB in fp32. A matrix product of
 # fewer tokens is bound by reading the weight from memory.
 _CHUNK_LOGITS = 1 << 25
-_HAS_TRITON = find_spec("triton") is not None  # comes with torch's builds for CUDA on Linux
 
 
 def linear_cross_entropy_with_entropy(
@@ -239,7 +238,7 @@ def _logits_to_gradient_(
 
 def _rows_on(tensor: Tensor) -> Any:
     """The implementation for the device of a tensor: Triton's on CUDA, torch's elsewhere."""
-    if tensor.is_cuda and _HAS_TRITON:
+    if tensor.is_cuda and can_compile_kernels():
         from training.entrodrop import softmax_rows_triton
 
         return softmax_rows_triton

@@ -79,7 +79,7 @@ class CausalLMWithEntropy(nn.Module):
     def _keep_mean(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         if self.replaces_by_mean:
             weight_VD: Tensor = module.weight  # type: ignore[assignment]
-            self._mean_D = weight_VD.detach().float().mean(dim=0)
+            self._mean_D = weight_VD.detach().mean(dim=0, dtype=torch.float32)
 
     def _replace(self, embeds_BSD: Tensor, replaced_BS: Tensor) -> Tensor:
         if self._mean_D is None:

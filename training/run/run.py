@@ -35,6 +35,7 @@ from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
 from training.model.engine import Engine, build_engine
 from training.model.fingerprint import engine_fingerprint
+from training.ranks.determinism import choose_determinism
 from training.ranks.dist import Layout, broadcast_from_rank0, init_layout, raise_together, together
 from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
@@ -63,6 +64,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     Raises:
         ValueError: for a recipe, corpus or layout that does not work, before weights exist.
     """
+    choose_determinism(recipe.determinism)
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
     if layout.is_main:
         warn_of_remote_code(recipe.model)

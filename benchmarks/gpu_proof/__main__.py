@@ -1,0 +1,104 @@
+"""The command `python -m benchmarks.gpu_proof`: what a GPU shows of this project, in one run.
+
+    python -m benchmarks.gpu_proof --out proof
+    python -m benchmarks.gpu_proof --out proof --device cpu --small
+
+Needs one GPU and no internet. Each step runs in a process of its own with a limit of seconds, and
+its row is in proof.jsonl before the next begins. Exits with 1 when a step fails. With --small the
+shapes are tiny: on a CPU this tries the script, and shows nothing of a GPU.
+
+It shows no NCCL, no overlap of communication and no Ulysses, which need two GPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_proof import checks, speed
+from benchmarks.machine import describe_machine
+from tests.distributed import run_ranks
+
+STEPS: dict[str, tuple[Callable[[str, bool], dict[str, float]], int]] = {
+    "ceilings": (speed.ceilings, 60),
+    "kernels": (checks.kernels, 90),
+    "kernels_beyond_int32": (checks.kernels_beyond_int32, 60),
+    "attention": (checks.attention, 60),
+    "documents": (checks.documents, 60),
+    "head": (checks.head, 60),
+    "skipped_step": (checks.skipped_step, 90),
+    "head_milliseconds": (speed.head_milliseconds, 60),
+    "steps": (speed.steps, 180),
+}
+"""Each with its limit of seconds."""
+
+
+def main() -> int:
+    """Run the steps, print a table, and say whether all have passed."""
+    options = parse_options()
+    on_gpu = options.device == "cuda"
+    if not on_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"  # of kernels without a GPU, before the first process
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows_file = options.out / "proof.jsonl"
+    rows_file.write_text("", encoding="utf-8")
+    versions = {name: version(name) for name in ("torch", "deepspeed", "transformers")}
+    print(describe_machine(), *(f"{name} {number}" for name, number in versions.items()), sep=", ")
+    print("\n| step | result | seconds | figures |\n|---|---|---|---|")
+    failed = False
+    for name in options.only or STEPS:
+        row = _run(name, options)
+        failed |= row["result"] != "pass"
+        with rows_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row | {"device": options.device, "versions": versions}) + "\n")
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in row["figures"].items())
+        print(f"| {name} | {row['result']} | {row['seconds']:.1f} | {figures} |", flush=True)
+        if row["error"]:
+            print(row["error"], file=sys.stderr, flush=True)
+    return int(failed)
+
+
+def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    work, limit_seconds = STEPS[name]
+    began, error = time.monotonic(), ""
+    figures: dict[str, float] = {}
+    try:
+        (figures,) = run_ranks(
+            work,
+            options.device,
+            options.small,
+            world_size=1,
+            timeout_seconds=limit_seconds,
+            gpus=options.device == "cuda",
+        )
+    except AssertionError as caught:
+        error = str(caught)
+    return {
+        "step": name,
+        "result": "FAIL" if error else "pass",
+        "seconds": time.monotonic() - began,
+        "figures": figures,
+        "error": error,
+    }
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for proof.jsonl")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(cuda)")
+    parser.add_argument("--small", action="store_true", help="tiny shapes")
+    parser.add_argument("--only", nargs="+", choices=STEPS, help="these steps (all)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
