@@ -43,6 +43,7 @@ _FOLDERS = {
     "ds_configs": "DeepSpeed JSON: memory and communication, nothing that decides what is learnt",
     "benchmarks": "each measured against a plain reference",
     "benchmarks/study": "does it help? arms, seeds and domains, from text to verdict",
+    "benchmarks/gpu_proof": "what a GPU shows of this project, in one command; on a CPU, its logic",
     "docker": "images for training and for data preparation, and a cluster of two containers",
     "docs": "pages for users and contributors",
     "tests": "by package; a test's name is a property",

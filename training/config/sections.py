@@ -288,3 +288,11 @@ class Watchdog:
     """Longest time in one phase (data, forward, backward, update); null never ends a run."""
     slow_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """The same for starting, where weights are loaded, and for saving."""
+
+    @property
+    def group_timeout_seconds(self) -> float | None:
+        """When communication gives up: long after the watchdog, which says where and why.
+
+        Example: 600 and 3600 seconds give 7200.
+        """
+        return None if self.seconds is None else 2.0 * max(self.seconds, self.slow_seconds)

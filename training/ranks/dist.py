@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -48,8 +49,12 @@ class Layout:
         return self.rank == 0
 
 
-def init_layout(*, sp_size: int) -> Layout:
+def init_layout(*, sp_size: int, timeout_seconds: float | None = None) -> Layout:
     """Join the process group that the launcher describes, or start one of a single process.
+
+    Args:
+        timeout_seconds: longest wait of a rank for the others; None leaves it to torch, which takes
+            ten minutes on GPUs.
 
     Raises:
         ValueError: when the number of processes is not a multiple of `sp_size`, several cannot
@@ -81,7 +86,7 @@ def init_layout(*, sp_size: int) -> Layout:
     if has_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        _start_deepspeed(has_gpu=has_gpu)
+        _start_deepspeed(has_gpu=has_gpu, timeout_seconds=timeout_seconds)
         # A rank that refuses the recipe at once must not exit before the others have met it: they
         # would report a broken connection instead of the mistake.
         dist.barrier()
@@ -178,7 +183,7 @@ def _told(error: Exception) -> str:
     return text if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {text}"
 
 
-def _start_deepspeed(*, has_gpu: bool) -> None:
+def _start_deepspeed(*, has_gpu: bool, timeout_seconds: float | None) -> None:
     # raised by every DeepSpeed collective, about names it has not changed yet
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed  # after DS_ACCELERATOR is set
@@ -187,4 +192,6 @@ def _start_deepspeed(*, has_gpu: bool) -> None:
         # Its operator for shared memory is used in inference only, and would be compiled here.
         # Looking up what else is compatible would compile test programs, on every rank and start.
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    deepspeed.init_distributed(dist_backend="nccl" if has_gpu else "gloo", verbose=False)
+    timeout = {} if timeout_seconds is None else {"timeout": timedelta(seconds=timeout_seconds)}
+    backend = "nccl" if has_gpu else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, **timeout)

@@ -65,7 +65,10 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
         ValueError: for a recipe, corpus or layout that does not work, before weights exist.
     """
     choose_determinism(recipe.determinism)
-    layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
+    layout = init_layout(
+        sp_size=recipe.train.sequence_parallel_size,
+        timeout_seconds=recipe.watchdog.group_timeout_seconds,
+    )
     if layout.is_main:
         warn_of_remote_code(recipe.model)
     start = check_start_together(recipe, layout)
