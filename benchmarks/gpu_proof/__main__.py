@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ STEPS: dict[str, tuple[Callable[[str, bool], dict[str, float]], int]] = {
 """Each with its limit of seconds."""
 
 
-def main() -> int:
-    """Run the steps, print a table, and say whether all have passed."""
-    options = parse_options()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the steps, print a table, and return 0 when all have passed."""
+    options = parse_options(arguments)
     on_gpu = options.device == "cuda"
     if not on_gpu:
         os.environ["TRITON_INTERPRET"] = "1"  # of kernels without a GPU, before the first process
@@ -89,7 +89,7 @@ def _run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,7 +97,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="(cuda)")
     parser.add_argument("--small", action="store_true", help="tiny shapes")
     parser.add_argument("--only", nargs="+", choices=STEPS, help="these steps (all)")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

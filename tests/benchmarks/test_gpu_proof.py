@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu_proof import checks
-from benchmarks.gpu_proof.__main__ import STEPS
+from benchmarks.gpu_proof.__main__ import STEPS, main
 from tests.distributed import run_ranks
-from tests.warm_python import warm_python
 
-ROOT = Path(__file__).parents[2]
 CHECKS = [name for name, (work, _) in STEPS.items() if work.__module__ == checks.__name__]
 
 
-def test_all_steps_pass_on_a_cpu_with_tiny_shapes(tmp_path: Path) -> None:
-    command = [warm_python(), "-m", "benchmarks.gpu_proof", "--out", str(tmp_path)]
-    command += ["--device", "cpu", "--small"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_all_steps_pass_on_a_cpu_with_tiny_shapes(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--device", "cpu", "--small"]) == 0, capsys.readouterr()
     rows = [json.loads(line) for line in (tmp_path / "proof.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(STEPS)
     assert all(row["figures"] for row in rows)
+
+
+def test_a_step_that_fails_is_told_and_the_exit_code_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(STEPS, "documents", (checks.documents, 0))
+    only = ["--only", "documents"]
+    assert main(["--out", str(tmp_path), "--device", "cpu", "--small", *only]) == 1
+    (row,) = map(json.loads, (tmp_path / "proof.jsonl").read_text().splitlines())
+    assert row["result"] == "FAIL"
+    assert "hanging ranks: [0]" in row["error"]
+    assert "| documents | FAIL |" in capsys.readouterr().out
 
 
 @pytest.mark.gpu
