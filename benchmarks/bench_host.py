@@ -43,10 +43,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from benchmarks.bench_step import Bench
 from benchmarks.machine import describe_machine
 from benchmarks.step_meters import Took
-from benchmarks.step_workload import MODES
+from benchmarks.step_workload import MODES, Bench
 from tests.distributed import ranks_folder, run_ranks
 from training.config.shipped import find_ds_config
 from training.data.stream import MicroBatch

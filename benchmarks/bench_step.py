@@ -29,7 +29,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from benchmarks.hf_trainer import trainer_steps
 from benchmarks.machine import describe_machine
@@ -43,61 +42,9 @@ from benchmarks.step_tables import (
     print_ratios,
     print_trainer,
 )
-from benchmarks.step_workload import MODES, filled_cache, make_recipe, make_stream
+from benchmarks.step_workload import MODES, Bench, make_recipe, make_stream
 from tests.distributed import run_ranks
-from tests.training.layouts import make_regulariser
-from training.model.causal_lm import resolve_model_config
-from training.model.ds_config import training_dtype
-from training.model.engine import build_engine
-from training.model.inputs import NO_REGULARISATION
-from training.ranks.dist import Layout, init_layout
-from training.run.step import train_step
-
-
-class Bench:
-    """One rank's engine, and what each mode needs to run steps on it."""
-
-    def __init__(self, options: argparse.Namespace, tokens: int) -> None:
-        layout = init_layout(sp_size=options.sp)
-        torch.set_num_threads(options.threads)
-        self.recipes = {mode: make_recipe(options, tokens, mode) for mode in options.modes}
-        recipe = next(iter(self.recipes.values()))
-        self.stream = make_stream(options, recipe, layout)
-        self.model_config = resolve_model_config(
-            recipe.model, vocab_size=options.vocab, dtype=training_dtype(recipe.deepspeed)
-        )
-        self.engine = build_engine(
-            recipe,
-            self.model_config,
-            layout=layout,
-            num_micro_steps=self.stream.num_micro_steps,
-            regularisation=NO_REGULARISATION,
-        )
-        cache = filled_cache(self.stream.pack, layout)
-        # kept over the rounds: a lagged threshold is that of the mode's step before
-        self.regularisers = {
-            mode: make_regulariser(
-                recipe,
-                self.engine,
-                self.stream.pack,
-                cache=cache if recipe.keeps_entropies else None,
-            )
-            for mode, recipe in self.recipes.items()
-        }
-
-    def step(self, mode: str, number: int) -> tuple[Took, dict[str, Any]]:
-        """Seconds and metrics of one step; all ranks start it together."""
-        dist.barrier()
-        began = Took.now()
-        done = train_step(
-            self.engine,
-            self.stream,
-            self.regularisers[mode],
-            step=number,
-            trained_frac=0.5,
-            lr=self.recipes[mode].optimizer.lr,
-        )
-        return Took.now().since(began), done.row
+from training.ranks.dist import Layout
 
 
 def measure(options: argparse.Namespace, tokens: int, num_rounds: int) -> Measured:

@@ -1,4 +1,4 @@
-"""What the benchmark of a step runs: its modes, a random model and in-memory samples."""
+"""What the benchmarks of a step run: its modes, a random model, samples in memory, an engine."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
+from benchmarks.step_meters import Took
 from data_prep.shards import PackedSample
 from tests.distributed import ranks_folder
-from tests.training.layouts import tiny_recipe, whole_epochs
+from tests.training.layouts import make_regulariser, tiny_recipe, whole_epochs
 from training.config.layout import batch_shape
 from training.config.recipe import Recipe
 from training.data.stream import SampleStream
-from training.ranks.dist import Layout
+from training.model.causal_lm import resolve_model_config
+from training.model.ds_config import training_dtype
+from training.model.engine import build_engine
+from training.model.inputs import NO_REGULARISATION
+from training.ranks.dist import Layout, init_layout
 from training.regularisers.entropy_cache import EntropyCache
+from training.run.step import train_step
 
 # name: what its recipe changes. The method acts from the first step: see `make_recipe`.
 MODES: dict[str, dict[str, Any]] = {
@@ -114,3 +121,49 @@ def make_stream(options: argparse.Namespace, recipe: Recipe, layout: Layout) -> 
         micro_batch_samples=options.micro_samples,
         order=whole_epochs(pack.num, seed=recipe.seed),
     )
+
+
+class Bench:
+    """One rank's engine, and what each mode needs to run steps on it."""
+
+    def __init__(self, options: argparse.Namespace, tokens: int) -> None:
+        layout = init_layout(sp_size=options.sp)
+        torch.set_num_threads(options.threads)
+        self.recipes = {mode: make_recipe(options, tokens, mode) for mode in options.modes}
+        recipe = next(iter(self.recipes.values()))
+        self.stream = make_stream(options, recipe, layout)
+        self.model_config = resolve_model_config(
+            recipe.model, vocab_size=options.vocab, dtype=training_dtype(recipe.deepspeed)
+        )
+        self.engine = build_engine(
+            recipe,
+            self.model_config,
+            layout=layout,
+            num_micro_steps=self.stream.num_micro_steps,
+            regularisation=NO_REGULARISATION,
+        )
+        cache = filled_cache(self.stream.pack, layout)
+        # kept over the rounds: a lagged threshold is that of the mode's step before
+        self.regularisers = {
+            mode: make_regulariser(
+                recipe,
+                self.engine,
+                self.stream.pack,
+                cache=cache if recipe.keeps_entropies else None,
+            )
+            for mode, recipe in self.recipes.items()
+        }
+
+    def step(self, mode: str, number: int) -> tuple[Took, dict[str, Any]]:
+        """Seconds and metrics of one step; all ranks start it together."""
+        dist.barrier()
+        began = Took.now()
+        done = train_step(
+            self.engine,
+            self.stream,
+            self.regularisers[mode],
+            step=number,
+            trained_frac=0.5,
+            lr=self.recipes[mode].optimizer.lr,
+        )
+        return Took.now().since(began), done.row

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import cross_entropy
 
-from benchmarks.bench_step import Bench
 from benchmarks.gpu_proof.checks import Figures
+from benchmarks.step_workload import Bench
 from launch.planner.architecture import find_architecture
 from launch.planner.duration import forecast_duration
 from launch.planner.forecast import make_run
@@ -29,7 +29,8 @@ def ceilings(device: str, small: bool) -> Figures:
     source = torch.empty((1 << 16) if small else (1 << 30), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     product, copy = (
-        _median_seconds(work, device) for work in (lambda: a @ b, lambda: target.copy_(source))
+        _median_seconds(work, device, rounds=1 if small else 20)
+        for work in (lambda: a @ b, lambda: target.copy_(source))
     )
     return {
         "matmul_tflops": 2 * size**3 / product / 1e12,
@@ -55,7 +56,7 @@ def head_milliseconds(device: str, small: bool) -> Figures:
 
     found = {}
     for name, work in (("ours", ours), ("plain_logits", plain)):
-        found[f"{name}_ms"] = _median_seconds(work, device) * 1e3
+        found[f"{name}_ms"] = _median_seconds(work, device, rounds=1 if small else 20) * 1e3
     return found
 
 
@@ -82,7 +83,7 @@ def steps(device: str, small: bool) -> Figures:
     bench = Bench(options, options.sequence_tokens)
     found: Figures = {}
     for mode, recipe in bench.recipes.items():
-        for number in range(2):
+        for number in range(1 if small else 3):
             bench.step(mode, number)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -111,7 +112,7 @@ def steps(device: str, small: bool) -> Figures:
 
 
 def _median_seconds(
-    work: Callable[[], object], device: str, *, rounds: int = 20, warm_up: int = 3
+    work: Callable[[], object], device: str, *, rounds: int, warm_up: int = 1
 ) -> float:
     taken = []
     for _ in range(warm_up + rounds):

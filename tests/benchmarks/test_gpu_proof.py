@@ -13,6 +13,7 @@ from tests.distributed import run_ranks
 CHECKS = [name for name, (work, _) in STEPS.items() if work.__module__ == checks.__name__]
 
 
+@pytest.mark.slow
 def test_all_steps_pass_on_a_cpu_with_tiny_shapes(tmp_path, capsys):
     assert main(["--out", str(tmp_path), "--device", "cpu", "--small"]) == 0, capsys.readouterr()
     rows = [json.loads(line) for line in (tmp_path / "proof.jsonl").read_text().splitlines()]
