@@ -30,7 +30,6 @@ import json
 import pstats
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -44,7 +43,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from benchmarks.machine import describe_machine
-from benchmarks.step_meters import Took
+from benchmarks.step_meters import Host, Took
 from benchmarks.step_workload import MODES, Bench
 from tests.distributed import ranks_folder, run_ranks
 from training.config.shipped import find_ds_config
@@ -55,17 +54,6 @@ from training.model.inputs import ModelInputs
 PLAIN = "plain transformers"
 _JSONS = ("ds_configs/zero3.json", "ds_configs/zero3_whole.json")
 _LINEAR = functional.linear  # which ZeRO-3 replaces for the whole process
-
-
-@dataclass
-class Host:
-    """What one way to train took of the host, by micro-step."""
-
-    ms: list[float] = field(default_factory=list)
-    """Processor time in each round."""
-    num_operators: float = 0.0
-    deepspeed_frac: float = 0.0
-    ours_frac: float = 0.0
 
 
 class PlainTransformers:

@@ -8,7 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
@@ -47,6 +47,17 @@ class Took:
 
     def since(self, began: Took) -> Took:
         return Took(self.wall - began.wall, self.cpu - began.cpu)
+
+
+@dataclass
+class Host:
+    """What one way to train took of the host, by micro-step."""
+
+    ms: list[float] = field(default_factory=list)
+    """Processor time in each round."""
+    num_operators: float = 0.0
+    deepspeed_frac: float = 0.0
+    ours_frac: float = 0.0
 
 
 def median_took(taken: list[Took]) -> Took:
