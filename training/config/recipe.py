@@ -46,7 +46,7 @@ class Recipe:
     seed: Annotated[int, Field(ge=0, lt=10**18)] = 1234
     determinism: Literal["fast", "strict"] = "fast"
     """strict allows only operators that give the same bits in every run, which takes time on GPUs.
-    There a resume repeats its steps bit for bit with it alone; on CPUs both do."""
+    Bit-exact resumes need it there, where none was tried yet; on CPUs both give them."""
     resume: Literal["auto", "never"] = "auto"
     """auto resumes from the newest complete checkpoint in run_dir, if there is one."""
     regularisers: Regularisers = ("entrodrop",)
