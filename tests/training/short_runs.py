@@ -22,7 +22,7 @@ NUM_STEPS = 8
 
 def short_recipe(corpus: Path, run_dir: Path, *, world_size: int = 2, **changes: Any) -> Recipe:
     """Two ranks share each sequence, in one micro-step a step; no save but the last."""
-    dp_size = world_size // changes.get("train__sequence_parallel_size", 2)
+    num_rows = 8 * changes.get("train__sequence_parallel_size", 2) // world_size
     return tiny_recipe(
         **{
             "run_dir": str(run_dir),
@@ -34,7 +34,7 @@ def short_recipe(corpus: Path, run_dir: Path, *, world_size: int = 2, **changes:
                 "max_steps": NUM_STEPS,
                 "epochs": 100,
                 "sequence_parallel_size": 2,
-                "micro_batch_samples": 8 // dp_size,
+                "micro_batch_samples": num_rows,
             },
             "schedule": {"kind": "cosine", "warmup_frac": 0.25},
             "dropout__curriculum": {"kind": "linear"},
