@@ -93,35 +93,38 @@ def _remove(folder: str) -> None:
     subprocess.run(["rm", "-rf", "--one-file-system", "--", folder], check=False)
 
 
-# More than about 40 seconds, the longest first. Worth a look when the last seconds of a run of all
-# tests (`--durations=0`) are those of one file.
+# More than about half a minute beside others, the longest first. Worth a look when the last
+# seconds of a run of all tests (`--durations=0`) are those of one file.
 _LONG_FILES = (
-    "training/test_layouts.py",
-    "training/test_sweep_jobs.py",
-    "training/test_run.py",
-    "data_prep/test_kill.py",
-    "data_prep/test_fast_bpe.py",
-    "training/test_odd_machines.py",
-    "data_prep/test_fuzz.py",
-    "docs/test_readme.py",
-    "training/test_tasks_evaluation.py",
     "docs/test_run_commands.py",
-    "training/test_checkpoint_kills.py",
-    "launch/test_mpirun.py",
-    "benchmarks/test_study.py",
-    "launch/test_preflight.py",
+    "training/test_run.py",
+    "training/test_model_gate.py",
+    "data_prep/test_kill.py",
+    "training/test_sweep_jobs.py",
+    "docs/test_readme.py",
+    "training/test_layouts.py",
+    "training/test_heldout_sets.py",
     "launch/test_planner.py",
+    "training/test_ema.py",
+    "training/test_evaluated_run.py",
+    "data_prep/test_fuzz.py",
+    "training/test_teacher.py",
+    "training/test_replay.py",
+    "benchmarks/test_study.py",
     "training/test_bad_steps.py",
-    "data_prep/test_build.py",
+    "training/test_checkpoint_kills.py",
     "training/test_stopping.py",
-    "training/test_reshard.py",
-    "training/test_entropy_source.py",
-    "training/test_checkpoint.py",
-    "training/test_failed_saves.py",
-    "launch/test_quickstart.py",
-    "training/test_score.py",
-    "benchmarks/test_bench_step.py",
+    "data_prep/test_unicode_tables.py",
+    "training/test_trackers.py",
+    "launch/test_preflight.py",
+    "test_object_stores.py",
     "launch/test_kubernetes.py",
+    "launch/test_quickstart.py",
+    "benchmarks/test_bench_step.py",
+    "training/test_tasks_evaluation.py",
+    "data_prep/test_round_trip.py",
+    "training/test_hybrids.py",
+    "training/test_odd_machines.py",
 )
 _PLACE = {Path(__file__).parent / name: place for place, name in enumerate(_LONG_FILES)}
 
