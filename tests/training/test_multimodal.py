@@ -138,7 +138,7 @@ def test_a_run_on_one_exports_the_same_class(base, tmp_path, small_corpus, capsy
     assert (exported / "LICENSE.txt").read_text() == "of the base\n"
     card = (exported / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\n---\n# run\n")
-    assert f"| began from | {base.name} |\n| optimizer steps | 2 |" in card
+    assert f"| began from | {base.name} |\n| licence of the base | apache-2.0 |" in card
     before = AutoModelForImageTextToText.from_pretrained(base)
     after = AutoModelForImageTextToText.from_pretrained(exported)
     assert type(after) is type(before) is getattr(transformers, before.config.architectures[0])

@@ -110,9 +110,8 @@ def export_run(
             raise ValueError(f"export: {mistake}; nothing was exported")
         if base is not None:
             restore_parts(staging, base)
-        write_model_card(
-            staging, recipe, mix=mix.facts, manifest=read_manifest(mix.checkpoints[-1])
-        )
+        newest = read_manifest(mix.checkpoints[-1])
+        write_model_card(staging, recipe, run_dir=run_dir, mix=mix.facts, manifest=newest)
         _mark(staging, mix)
     return out
 
