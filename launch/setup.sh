@@ -8,8 +8,8 @@ usage: launch/setup.sh [--dev]
 
 Creates .venv in the repository with the first Python >= 3.11 that it finds and installs
 requirements.txt into it. With --dev also what the tests and the linters need
-(requirements-dev.txt; requirements-trackers.txt, requirements-remote.txt and requirements-docs.txt
-into folders in it). Where this machine has no MPI, .venv gets one of its own
+(requirements-dev.txt; requirements-trackers.txt, requirements-remote.txt, requirements-docs.txt and
+requirements-gguf.txt into folders in it). Where this machine has no MPI, .venv gets one of its own
 (requirements-mpi.txt). Run again, it installs only when these files
 have changed.
 
@@ -91,7 +91,7 @@ fingerprint() {
     # requirements-dev.txt includes requirements.txt, so its stamp depends on both.
     local files=(requirements.txt requirements-mpi.txt)
     if [[ $1 == requirements-dev.txt ]]; then
-        files+=(requirements-dev.txt requirements-{trackers,remote,docs}.txt)
+        files+=(requirements-dev.txt requirements-{trackers,remote,docs,gguf}.txt)
     fi
     cat "${files[@]}" | cksum
 }
@@ -163,7 +163,7 @@ started=$SECONDS
 run_with_heartbeat "1/2 PyTorch, the largest part" "${pip[@]}" "$(grep '^torch==' requirements.txt)"
 run_with_heartbeat "2/2 everything else" install_pins "$requirements"
 if [[ $requirements == requirements-dev.txt ]]; then
-    for part in trackers remote docs; do
+    for part in trackers remote docs gguf; do
         run_with_heartbeat "packages of .venv/$part, for the tests" "${pip[@]}" --no-deps \
             --upgrade --target ".venv/$part" -r "requirements-$part.txt"
     done

@@ -136,7 +136,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "dropout": asdict(recipe.dropout) if {*names} & {*_CHOOSE_TOKENS} else None,
         "entropy": asdict(recipe.entropy) if "entrodrop" in names else None,
         "baseline": {key: baseline[key] for key in baseline if key.startswith(names)},
-        "mixture": recipe.data.mixture and {k: asdict(v) for k, v in recipe.data.mixture.items()},
+        "mixture": asdict(recipe.data)["mixture"],
         "replay": recipe.replay and {"share": recipe.replay.share},
         "ema": recipe.ema and asdict(recipe.ema),
         "teacher": recipe.teacher and asdict(recipe.teacher),
