@@ -5,6 +5,7 @@ B rows, T tokens of a row, H heads, E numbers a head.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,12 @@ def refuse_mixing(model: CausalLMWithEntropy, inputs: ModelInputs) -> None:
     Raises:
         ValueError: where losses differ; a rank has a shard, wherever that begins.
     """
-    before = ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME]
+    attentions = copy(ALL_ATTENTION_FUNCTIONS._local_mapping)
     ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME] = _own_values
     try:
         _compare_halves(model, inputs)
-    finally:
-        ALL_ATTENTION_FUNCTIONS[ATTENTION_NAME] = before
+    finally:  # not what is registered for all, which would then be hidden here from then on
+        ALL_ATTENTION_FUNCTIONS._local_mapping = attentions
 
 
 def _compare_halves(model: CausalLMWithEntropy, inputs: ModelInputs) -> None:
