@@ -219,17 +219,6 @@ def _vocab_of_corpus(recipe: Recipe) -> int:
     return found
 
 
-def _text_part(config: dict[str, Any], source: str) -> dict[str, Any]:
-    """Of a model that takes images, too: what is trained. Its file leaves out the usual sizes."""
-    from transformers import AutoConfig  # seconds, for these models alone
-
-    try:
-        whole = AutoConfig.for_model(**config)
-    except ValueError as error:
-        raise ValueError(f"{source}: {str(error).splitlines()[0]}") from None
-    return dict(whole.get_text_config().to_dict())
-
-
 def from_config(config: dict[str, Any], *, source: str) -> Architecture:
     """Sizes out of a config.json as Hugging Face writes it.
 
@@ -238,8 +227,8 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
     Raises:
         ValueError: for a family that is not known here, or a size that is not a number.
     """
-    if isinstance(config.get("text_config"), dict):
-        config = _text_part(config, source)
+    if isinstance(text := config.get("text_config"), dict):
+        config = {key: config[key] for key in ("tie_word_embeddings",) if key in config} | text
     family = config.get("model_type")
     if family not in FAMILIES:
         # what a model's own file says is no slip of the pen, and another family no cure
@@ -257,6 +246,7 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
         )
 
     def size(key: str, default: int | None = None) -> int:
+        default = kind.usual.get(key, default)
         key = kind.names.get(key, key)
         value = config.get(key, default)
         if value is None:

@@ -13,6 +13,8 @@ class Family:
 
     names: Mapping[str, str] = field(default_factory=dict)
     """What the family calls the sizes of llama."""
+    usual: Mapping[str, int] = field(default_factory=dict)
+    """Sizes that the files of published models leave out."""
     head_dim: int | None = None
     """Numbers of a head where the model does not say; None for hidden size by heads."""
     gated: bool = True
@@ -62,6 +64,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         head_dim=256, norms=4, qk_norm="head", tied=True,
         qkv_bias="attention_bias", out_bias="attention_bias",
+        usual={"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262_208},
     ),
     "glm4": Family(norms=4, fused_gate=True, qkv_bias="attention_bias", head_dim=128),
     "gpt2": Family(

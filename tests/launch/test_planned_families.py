@@ -54,8 +54,9 @@ def test_weights_are_counted_as_transformers_makes_them(family: str, has_all: bo
 
 
 def test_of_a_model_with_images_the_text_model_is_planned() -> None:
-    """A config.json of gemma3 names five sizes; what it leaves out is as transformers has it."""
-    text = {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2, "vocab_size": 512}
+    """What a config.json of gemma3 leaves out is as transformers has it."""
+    text = {"hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 2}
+    text["model_type"] = "gemma3_text"
     vision = {"hidden_size": 32, "num_hidden_layers": 1}
     config = {"model_type": "gemma3", "text_config": text, "vision_config": vision}
     with torch.device("meta"):
@@ -64,8 +65,9 @@ def test_of_a_model_with_images_the_text_model_is_planned() -> None:
     arch = from_config(config, source="test")
     assert (arch.family, arch.heads, arch.kv_heads, arch.head) == ("gemma3_text", 8, 4, 256)
     assert arch.parameters == sum(weight.numel() for weight in model.parameters())
-    with pytest.raises(ValueError, match=r"base: .*gemma33"):
-        from_config({**config, "model_type": "gemma33"}, source="base")
+    other = {**config, "text_config": {**text, "model_type": "qwen3_5_text"}}
+    with pytest.raises(ValueError, match="base: model_type qwen3_5_text is not supported by"):
+        from_config(other, source="base")
 
 
 def test_a_family_that_is_not_known_is_refused_with_those_that_are() -> None:
