@@ -158,7 +158,7 @@ def _store_of(url: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
     except ImportError:
         name = _PACKAGE_OF.get(url.partition("://")[0], "the file system for fsspec")
-        raise RemoteError(f"{url}: needs {name}; install entrodrop[remote]") from None
+        raise RemoteError(f"{url}: needs {name}: pip install '.[remote]' in the checkout") from None
     except ValueError as error:
         known = ", ".join(f"{scheme}://" for scheme in _PACKAGE_OF)
         raise RemoteError(f"{url}: {error}; known are {known}") from None

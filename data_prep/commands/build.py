@@ -22,7 +22,7 @@ and tables also as .gz, .zst, .bz2 or .xz; .tar, also compressed, and .zip of te
 saved by `datasets`; hub datasets as hf:NAME@CONFIG:SPLIT, streamed; or a folder, without its
 hidden, binary and .gitignore'd files. Links in it are followed, and what is left out is counted by
 reason at the end. Token ids also as .npy, or as Megatron's .idx with .bin. Files and folders may
-be on an object store: s3://BUCKET/FOLDER, gs://... or hf://datasets/NAME (entrodrop[remote]).
+be on an object store: s3://BUCKET/FOLDER, gs://... or hf://datasets/NAME (the extra [remote]).
 NAME=PATH puts an input into a named domain, which pack and training can weight.
 
 The ids of a sample of the documents must spell the text that was encoded, and no id may stand for

@@ -54,7 +54,7 @@ def add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         "--extract",
         choices=["file", "page"],
         default="",
-        help="read the text of PDF, HTML and Word files (entrodrop[documents]): a document per "
+        help="read the text of PDF, HTML and Word files (the extra [documents]): a document per "
         "file, or per page or section",
     )
     reading.add_argument(

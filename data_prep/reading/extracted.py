@@ -56,7 +56,9 @@ def refuse_missing_extractor(suffix: str) -> None:
     """Raise unless what reads files of this suffix is installed."""
     package = _EXTRACTORS[suffix.lower()][0]
     if find_spec(package) is None:
-        raise ValueError(f"--extract: {suffix} needs {package}; install entrodrop[documents]")
+        raise ValueError(
+            f"--extract: {suffix} needs {package}: pip install '.[documents]' in the checkout"
+        )
 
 
 def _suffix(name: str) -> str:
