@@ -8,8 +8,8 @@ from pathlib import Path
 SUMMARY = "copy a corpus or an export to an object store, or back"
 DESCRIPTION = """\
 Copy a finished folder, a corpus with its packs and scores or an export, to an object store
-(s3://, gs://, hf://; the extra [remote] brings the clients), or bring it back. Credentials are those
-that the store's own tools use.
+(s3://, gs://, hf://; the extra [remote] brings the clients), or bring it back. Credentials are
+those that the store's own tools use.
 
 Run again after a kill, it copies what is missing. A copy counts only when it is complete, and
 every file that comes back is checked against its checksum. Training maps a corpus into memory, so
