@@ -25,32 +25,37 @@ _COPY_BYTES = 1 << 22
 Files = dict[str, FileRecord]
 
 
-def upload_folder(folder: Path, url: str, *, last: str) -> None:
-    """Make the objects below `url` those of the folder; one that is there already stays.
+def upload_folder(folder: Path, url: str, *, last: str) -> bool:
+    """Make the objects below `url` those of the folder; one of its size that is there stays.
 
     mirror.json there lists them with their checksums, and says that it is complete at the end. So a
-    reader never takes a part for the whole, and an upload that was killed is resumed.
+    reader never takes a part for the whole, and an upload that was killed is resumed. Only what an
+    earlier mirror.json lists is deleted or replaced.
 
     Args:
         last: the file that marks the folder as finished; uploaded behind all others.
+
+    Returns:
+        Whether anything was to be done.
+
+    Raises:
+        ValueError: when something is there that is not of a mirror.
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    own = {name: record_file(folder / name) for name in names if (folder / name).is_file()}
+    own = _records(folder)
     is_complete, there = _read_listing(url)
-    if is_complete and there == own:
-        return
+    sizes = _sizes(url)
+    _refuse_others(url, own, there=there, sizes=sizes)
     if there != own:
-        same = {name: record for name, record in there.items() if own.get(name) == record}
-        _write_listing(url, same, is_complete=False)  # before anything of the old one goes
-        for file in list_files(url):
-            if _name_below(url, file.url) not in {*same, LISTING}:
-                delete(file.url)
+        _replace_listing(url, own, there=there or {}, sizes=sizes)
+    missing = [name for name in own if sizes.get(name) != own[name].num_bytes]
+    if there == own and is_complete and not missing:
+        return False
+    if there == own and is_complete:
         _write_listing(url, own, is_complete=False)
-    sizes = {_name_below(url, file.url): file.num_bytes for file in list_files(url)}
-    for name in sorted(own, key=lambda name: (name == last, name)):
-        if sizes.get(name) != own[name].num_bytes:
-            upload(str(folder / name), f"{url}/{name}")
+    for name in sorted(missing, key=lambda name: (name == last, name)):
+        upload(str(folder / name), f"{url}/{name}")
     _write_listing(url, own, is_complete=True)
+    return True
 
 
 def download_folder(url: str, to: Path) -> None:
@@ -63,9 +68,10 @@ def download_folder(url: str, to: Path) -> None:
     if to.exists():
         raise ValueError(f"{to}: exists; choose another folder")
     is_complete, files = _read_listing(url)
-    if not is_complete:
+    if files is None or not is_complete:
         raise RemoteError(f"{url}: holds no complete mirror of a folder")
     staging = to.with_name(f".{to.name}.downloading")
+    staging.mkdir(parents=True, exist_ok=True)  # also for a mirror of no files
     for name, expected in files.items():
         path = staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,18 +87,66 @@ def download_folder(url: str, to: Path) -> None:
 
 
 def delete_mirror(url: str) -> None:
-    """Remove a mirror; from the first moment on it is not complete."""
-    if read_bytes(f"{url}/{LISTING}") is not None:
-        delete(f"{url}/{LISTING}")
-    for file in list_files(url):
-        delete(file.url)
+    """Remove what a mirror lists; from the first moment on it is not complete."""
+    _, there = _read_listing(url)
+    if there is None:
+        return
+    _replace_listing(url, {}, there=there, sizes=_sizes(url))
+    delete(f"{url}/{LISTING}")
+
+
+def mirrors_below(url: str) -> list[str]:
+    """Names of the mirrors right below a URL, also of those that are not complete, sorted."""
+    end = f"/{LISTING}"
+    names = [name.removesuffix(end) for name in _sizes(url) if name.endswith(end)]
+    return sorted(name for name in names if "/" not in name)
 
 
 def complete_mirrors(url: str) -> list[str]:
     """Names of the complete mirrors right below a URL, sorted."""
-    listings = [_name_below(url, file.url) for file in list_files(url)]
-    names = [name.removesuffix(f"/{LISTING}") for name in listings if name.endswith(f"/{LISTING}")]
-    return sorted(name for name in names if "/" not in name and _read_listing(f"{url}/{name}")[0])
+    return [name for name in mirrors_below(url) if _read_listing(f"{url}/{name}")[0]]
+
+
+def _records(folder: Path) -> Files:
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    # A mirror.json here came with a copy by other tools; the mirror has its own.
+    return {
+        name: record_file(path)
+        for name, path in sorted(paths.items())
+        if path.is_file() and name != LISTING
+    }
+
+
+def _sizes(url: str) -> dict[str, int]:
+    """What is below a URL now, whatever a listing says, and how large."""
+    return {_name_below(url, file.url): file.num_bytes for file in list_files(url)}
+
+
+def _refuse_others(url: str, own: Files, *, there: Files | None, sizes: Mapping[str, int]) -> None:
+    """Raise for objects that a user would lose: those that no mirror has put there."""
+    if there is None and sizes:
+        name = min(sizes) or "an object"
+        raise ValueError(f"{url}: is no mirror, but holds {name}; choose a place that is empty")
+    others = [name for name in sizes if name in own and name not in (there or {})]
+    if others:
+        raise ValueError(
+            f"{url}/{others[0]}: is in the way, and not of the mirror there; choose another place"
+        )
+
+
+def _replace_listing(url: str, own: Files, *, there: Files, sizes: dict[str, int]) -> None:
+    """Delete what another content of the mirror put there, and list the new one as incomplete.
+
+    Each moment's listing names all of the mirror's objects: after a kill none of them is taken for
+    somebody else's, or one of the old content for one of the new.
+    """
+    if there:
+        _write_listing(url, there, is_complete=False)
+    for name in there:
+        if name in sizes and own.get(name) != there[name]:
+            delete(f"{url}/{name}")
+            del sizes[name]
+    _write_listing(url, own, is_complete=False)
 
 
 def _download(url: str, path: Path, *, expected: FileRecord) -> None:
@@ -110,11 +164,11 @@ def _name_below(url: str, of: str) -> str:
     return of.removeprefix(url.rstrip("/")).lstrip("/")
 
 
-def _read_listing(url: str) -> tuple[bool, Files]:
-    """Whether a mirror is complete, and what it holds or is to hold."""
+def _read_listing(url: str) -> tuple[bool, Files | None]:
+    """Whether a mirror is complete, and what it holds or is to hold; None if there is none."""
     text = read_bytes(f"{url}/{LISTING}")
     if text is None:
-        return False, {}
+        return False, None
     try:
         listing = json.loads(text)
         files = {str(name): FileRecord(**record) for name, record in listing["files"].items()}

@@ -39,14 +39,25 @@ def is_remote(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def folder_url(text: str) -> str:
+    """A URL without the slashes at its end.
+
+    Raises:
+        ValueError: when it names no place at the store.
+    """
+    place = text.partition("://")[2].rstrip("/")
+    if not place:
+        raise ValueError(f"{text}: names no folder; expected a URL, such as s3://bucket/folder")
+    return text.rstrip("/")
+
+
 def list_files(url: str) -> list[RemoteFile]:
     """The object itself, or all below it, sorted by name; nothing for what is not there."""
     store, path = _store_of(url)
     store.invalidate_cache()
     found = _tried(url, lambda: store.find(path, detail=True))
-    scheme = url.partition("://")[0]
     files = [
-        _remote_file(name if is_remote(name) else f"{scheme}://{name}", info)
+        _remote_file(_url_of(name, url, path), info)
         for name, info in sorted(found.items())
         if info["type"] == "file" and not name.endswith("/")
     ]
@@ -155,13 +166,23 @@ def _store_of(url: str) -> tuple[Any, str]:
     try:
         import fsspec
 
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+        # Only a disk knows folders, and needs them before their files.
+        options = {"auto_mkdir": True} if url.startswith("file://") else {}
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(url, **options))
     except ImportError:
         name = _PACKAGE_OF.get(url.partition("://")[0], "the file system for fsspec")
         raise RemoteError(f"{url}: needs {name}: pip install '.[remote]' in the checkout") from None
     except ValueError as error:
         known = ", ".join(f"{scheme}://" for scheme in _PACKAGE_OF)
         raise RemoteError(f"{url}: {error}; known are {known}") from None
+
+
+def _url_of(name: str, url: str, path: str) -> str:
+    """Of an object that the store found at `path`, which is its own name for `url`."""
+    above = path.rstrip("/") + "/"
+    if name.startswith(above):  # some stores write their paths otherwise than the URL does
+        return f"{url.rstrip('/')}/{name.removeprefix(above)}"
+    return name if is_remote(name) else f"{url.partition('://')[0]}://{name}"
 
 
 def _remote_file(url: str, info: dict[str, Any]) -> RemoteFile:

@@ -12,8 +12,9 @@ Copy a finished folder, a corpus with its packs and scores or an export, to an o
 those that the store's own tools use.
 
 Run again after a kill, it copies what is missing. A copy counts only when it is complete, and
-every file that comes back is checked against its checksum. Training maps a corpus into memory, so
-it reads the folder, not the store.
+every file that comes back is checked against its checksum. A place that holds anything else is
+refused; of an older copy there, only files that it lists itself are deleted. Training maps a corpus
+into memory, so it reads the folder, not the store.
 
   python -m data_prep mirror data/notes s3://bucket/corpora/notes
   python -m data_prep mirror s3://bucket/corpora/notes data/notes
@@ -28,9 +29,11 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from common.mirror import download_folder, upload_folder
-    from common.remote import is_remote
+    from common.remote import folder_url, is_remote
 
-    source, target = options.source.rstrip("/"), options.target.rstrip("/")
+    source, target = (
+        folder_url(text) if is_remote(text) else text for text in (options.source, options.target)
+    )
     if is_remote(source) == is_remote(target):
         raise ValueError(f"{source} {target}: one of them must be a URL, such as s3://bucket/name")
     if is_remote(source):

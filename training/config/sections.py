@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from common.remote import is_remote
+from common.remote import folder_url, is_remote
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -26,7 +26,7 @@ def _as_it_is(path: str) -> str:
 def _as_url(text: str) -> str:
     if text and not is_remote(text):
         raise ValueError("expected a URL, such as s3://bucket/folder")
-    return text.rstrip("/")
+    return folder_url(text) if text else text
 
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_as_it_is)]
