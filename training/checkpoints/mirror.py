@@ -6,7 +6,13 @@ import sys
 import threading
 from pathlib import Path
 
-from common.mirror import complete_mirrors, delete_mirror, download_folder, upload_folder
+from common.mirror import (
+    complete_mirrors,
+    delete_mirror,
+    download_folder,
+    mirrors_below,
+    upload_folder,
+)
 from training.checkpoints.manifest import MANIFEST
 from training.ranks.dist import Layout, together_slowly
 
@@ -38,19 +44,25 @@ class CheckpointMirror:
 
     def __init__(self, url: str, layout: Layout) -> None:
         self._url, self._layout = url, layout
+        self._lock = threading.Lock()
+        """Held to read or change the next two: a thread that ends takes no folder with it."""
         self._waiting: Path | None = None
+        self._is_sending = False
         self._sent: list[Path] = []
         self._error: Exception | None = None
         self._thread = threading.Thread()
 
     def add(self, folder: Path) -> None:
         """Send it after the one that is being sent; of several that wait, only the newest."""
-        if self._url and self._layout.is_main:
+        if not self._url or not self._layout.is_main:
+            return
+        with self._lock:
             self._waiting = folder
-            if not self._thread.is_alive():
+            if not self._is_sending:
                 # daemon: a process that ends early leaves no complete copy
                 self._thread = threading.Thread(target=self._send_all, name="mirror", daemon=True)
                 self._thread.start()
+                self._is_sending = True
 
     def finish(self) -> None:
         """Wait for what is still to be sent; every rank calls it.
@@ -64,21 +76,23 @@ class CheckpointMirror:
     def _join(self) -> None:
         if self._thread.is_alive():
             self._thread.join()
+        self._send_all()  # what still waits, should the thread have died
         if self._error is not None:
             raise ValueError(
                 f"checkpoint.mirror: {self._error}. The checkpoint is in the run folder; start the "
                 "run again to send it"
             )
 
+    def _next(self) -> Path | None:
+        with self._lock:
+            folder, self._waiting = self._waiting, None
+            self._is_sending = folder is not None
+            return folder
+
     def _send_all(self) -> None:
-        while (folder := self._waiting) is not None:
-            self._waiting = None
+        while (folder := self._next()) is not None:
             try:
-                upload_folder(folder, f"{self._url}/{folder.name}", last=MANIFEST)
-                self._sent.append(folder)
-                for old in [sent for sent in self._sent if not sent.exists()]:
-                    self._sent.remove(old)
-                    delete_mirror(f"{self._url}/{old.name}")
+                self._send(folder)
                 self._error = None
             except Exception as error:  # whatever it is, training goes on
                 if folder.exists():  # else the run has deleted it for a newer one
@@ -89,3 +103,20 @@ class CheckpointMirror:
                         file=sys.stderr,
                         flush=True,
                     )
+
+    def _send(self, folder: Path) -> None:
+        """Send a checkpoint, then delete those that it makes obsolete."""
+        is_new = upload_folder(folder, f"{self._url}/{folder.name}", last=MANIFEST)
+        self._sent.append(folder)
+        for old in [sent for sent in self._sent if not sent.exists()]:
+            self._sent.remove(old)
+            delete_mirror(f"{self._url}/{old.name}")
+        if is_new:
+            self._delete_later_than(folder)
+
+    def _delete_later_than(self, folder: Path) -> None:
+        """As in the run folder: they are from before the run went back, and would be fetched."""
+        for name in mirrors_below(self._url):
+            if name.startswith("step-") and name > folder.name:
+                print(f"deleting {name} from {self._url}: the run went back", flush=True)
+                delete_mirror(f"{self._url}/{name}")
