@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from data_prep.shards import open_corpus
 from tests.training.short_runs import metrics
 from training.checkpoints.export import load_run_recipe
 from training.checkpoints.manifest import newest_complete, read_manifest
 from training.checkpoints.model_card import write_model_card
+from training.config.recipe import Recipe
 
 
 def card_of(of_run: Path, folder: Path, **changes: Any) -> str:
@@ -96,8 +100,6 @@ def test_a_mix_has_no_losses_of_a_checkpoint(exported, tmp_path):
 
 
 def test_the_base_s_licence_and_the_chosen_strengths_are_named(exported, tmp_path):
-    from dataclasses import replace
-
     recipe = load_run_recipe(exported.parent)
     model = replace(recipe.model, pretrained="org/base", config=None)
     recipe = replace(recipe, model=model, regularisers=("eaft", "label_smoothing"))
@@ -111,3 +113,72 @@ def test_the_base_s_licence_and_the_chosen_strengths_are_named(exported, tmp_pat
     assert "| began from | org/base |\n| licence of the base | own-terms |" in card
     strengths = "baseline:\n  label_smoothing: 0.1\n  eaft_full_nats: 3.0\n  eaft_side: high\n"
     assert strengths in card and "dropout:" not in card
+
+
+def with_base(of_run: Path, base: str) -> Recipe:
+    recipe = load_run_recipe(of_run)
+    return replace(recipe, model=replace(recipe.model, pretrained=base, config=None))
+
+
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        ("/home/alice/gone/base", "base"),
+        ("../alice/base", "base"),
+        ("./base", "base"),
+        ("alice/gone/base", "base"),
+        ("C:\\alice\\base", "base"),
+        ("tests/training", "training"),  # a folder that is there
+        ("org/base-1.5", "org/base-1.5"),
+        ("gpt2", "gpt2"),
+    ],
+)
+def test_only_a_name_of_the_hub_is_named_in_full(exported, tmp_path, monkeypatch, base, named):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    card = card_of(exported.parent, tmp_path / "card", recipe=with_base(exported.parent, base))
+    assert f"| began from | {named} |" in card
+    assert ("base_model: " in card) == (base == named) and "alice" not in card
+
+
+def test_the_tokenizer_s_folder_is_not_told(exported, tmp_path, monkeypatch):
+    corpus = open_corpus(load_run_recipe(exported.parent).data.corpus)
+    tokenizer = corpus.manifest.tokenizer.model_copy(update={"source": "../alice/tokens"})
+    manifest = corpus.manifest.model_copy(update={"tokenizer": tokenizer})
+    moved = SimpleNamespace(manifest=manifest, vocab_size=corpus.vocab_size)
+    monkeypatch.setattr("training.checkpoints.model_card._corpus_of", lambda *_: moved)
+    data = section(card_of(exported.parent, tmp_path / "card"), "Data\n")
+    assert "Tokenizer: tokens (" in data and "alice" not in data
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"loss": 1.5},
+        {"loss": "low", "num_targets": 7},
+        {"loss": [1.5], "num_targets": 7},
+        {"loss": 1.5, "num_targets": 7, "bands": [{"band": 1}]},
+        {"sets": {"own": 1.5}},
+        {"sets": [1.5]},
+    ],
+)
+def test_rows_of_another_program_leave_the_table_out(exported, tmp_path, result):
+    row = {"kind": "evaluation", "step": 8, **result}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    card = card_of(exported.parent, tmp_path / "card", run_dir=tmp_path)
+    assert "## Held-out" not in card and "## Settings" in card
+
+
+@pytest.mark.parametrize(
+    "text", ["\ufeff---\nlicense: mit\n---\n# Base\n", "---\nlicense: mit\n---"]
+)
+def test_the_licence_is_kept_of_cards_with_odd_ends(exported, tmp_path, text):
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    assert card_of(exported.parent, tmp_path).startswith("---\nlicense: mit\n")
+
+
+def test_the_top_has_one_heading_and_a_loss_as_below_it(exported, tmp_path):
+    recipe = replace(load_run_recipe(exported.parent), run_dir="runs/two\n## lines")
+    card = card_of(exported.parent, tmp_path / "card", recipe=recipe)
+    assert "\n# two ## lines\n" in card
+    loss = metrics(exported.parent, "evaluation")[-1]["loss"]
+    assert f"| held-out loss (nats a token) | {loss:.4f} |" in card

@@ -13,6 +13,7 @@ import pytest
 
 from tests.training.hub_server import TOKEN, Hub, hub
 from tests.warm_python import warm_python
+from training.checkpoints.hub import find_export, push_export
 
 ROOT = Path(__file__).resolve().parents[2]
 # Commands one after the other, in one process. What the library reads from its variables when it is
@@ -133,3 +134,60 @@ def test_what_cannot_be_pushed_is_refused_in_a_sentence(
     (damaged / "config.json").write_text("{}")
     assert "damaged: " in pusher.push(damaged, "--to", "x")[1]
     assert len(server.requests) == num_requests
+
+
+def test_a_checkpoint_is_no_export(exported: Path) -> None:
+    checkpoint = sorted((exported.parent / "checkpoints").glob("step-*"))[-1]
+    assert (checkpoint / "complete.json").is_file()
+    with pytest.raises(ValueError, match="no export, as a checkpoint is none: it has neither"):
+        find_export(checkpoint)
+
+
+def test_what_the_export_did_not_write_is_refused_by_name(
+    exported: Path, pusher: Pusher, server: Hub, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "export"))
+    num_requests = len(server.requests)
+    (folder / ".env").write_text("PASSWORD=secret")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "notes.txt").write_text("mine")
+    code, said = pusher.push(folder, "--to", "me/notes")
+    assert code == 2 and ".cache/notes.txt, .env: not of the export; move it out" in said
+    (folder / ".env").unlink()
+    (folder / ".env").symlink_to(exported / "config.json")
+    (folder / "private").symlink_to(tmp_path, target_is_directory=True)
+    code, said = pusher.push(folder, "--to", "me/notes")
+    assert code == 2 and ".env, private: a symbolic link, whose target would be pub" in said
+    assert len(server.requests) == num_requests
+
+
+def test_what_the_library_notes_of_downloads_is_not_pushed(
+    exported: Path, pusher: Pusher, server: Hub, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "export"))
+    notes = folder / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    (notes / "config.json.metadata").write_text("x")
+    assert pusher.push(folder, "--to", "me/downloaded")[0] == 0
+    assert server.files("me/downloaded") == contents(exported)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://localhost:abc", "is not the address of a hub"),
+        ("http://user:abc", "is not the address of a hub"),
+        ("localhost:8000", "is not the address of a hub"),
+        ("", "is not the address of a hub"),
+        ("http://a..b", "nothing was pushed"),
+        ("https://user:abc@localhost", "holds a user or a password"),
+    ],
+)
+def test_a_mistyped_endpoint_is_refused_and_not_shown(
+    address: str, said: str, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ValueError, match=said) as caught:
+        push_export(exported, to="me/chats")
+    assert "abc" not in str(caught.value)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -20,12 +22,15 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from common.commands import command
-from training.checkpoints.manifest import MANIFEST, find_corruption, read_manifest
+from training.checkpoints.manifest import CARD, MANIFEST, find_corruption, read_manifest
 
 # httpx's or httpx2's, by the library's version: it also has the errors of connections
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
+_INVALID_URL: type[Exception] = sys.modules[_HTTP_ERROR.__module__.partition(".")[0]].InvalidURL
 _KEPT = (".gitattributes",)
 """The hub's own; what it says of large files stays true."""
+_NOTES_OF_LIBRARY = ".cache/huggingface/"
+"""Of what it downloaded into a folder; the library itself never uploads them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ def find_export(target: Path) -> Path:
             f"{target}: no export; run: {command(f'training export {target}')}, or name a folder "
             "that it wrote"
         )
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ValueError(
+            f"{folder}: no export, as a checkpoint is none: it has neither config.json nor "
+            f"adapter_config.json; run: {command('training export RUN')}, and push what it writes"
+        )
     if (broken := find_corruption(folder, hashes=True)) is not None:
         raise ValueError(f"{folder}: damaged: {broken}; export again, nothing was pushed")
     return folder
@@ -64,6 +74,7 @@ def push_export(
     the repository as it was. HF_ENDPOINT names another hub than huggingface.co.
 
     Args:
+        folder: from `find_export`.
         replace: also of what is no export of ours.
 
     Raises:
@@ -73,7 +84,8 @@ def push_export(
         validate_repo_id(to)
     except HFValidationError as error:
         raise ValueError(f"--to {to}: {error}") from None
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), library_name="entrodrop")
+    names = _files_of(folder)
+    api = HfApi(endpoint=_endpoint(), library_name="entrodrop")
     state = "nothing was pushed"
     try:
         name = api.create_repo(to, private=private, exist_ok=True).repo_id
@@ -89,8 +101,6 @@ def push_export(
                 f"{name} holds {', '.join(sorted(found)[:3])} and is not an export of ours; "
                 "--replace makes this export all that it holds"
             )
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = {path.relative_to(folder).as_posix(): path for path in files}
         commit = api.create_commit(
             name,
             [
@@ -107,10 +117,69 @@ def push_export(
             raise ValueError(f"{wrong} is not there as it is in {folder}: push again")
     except LocalTokenNotFoundError:
         raise ValueError(f"{to}: {_LOG_IN}; {state}") from None
-    except (_HTTP_ERROR, OSError, RuntimeError, ValueError) as error:
+    except (_HTTP_ERROR, _INVALID_URL, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{to}: {_reason(error)}; {state}") from None
-    num_bytes = sum(path.stat().st_size for path in files)
-    return Pushed(f"{api.endpoint}/{name}", commit.oid, len(files), num_bytes)
+    num_bytes = sum(path.stat().st_size for path in names.values())
+    return Pushed(f"{api.endpoint}/{name}", commit.oid, len(names), num_bytes)
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    """What `training export` wrote, by its names in the repository.
+
+    Raises:
+        ValueError: when there is more: nobody's notes are published, or left out, unawares.
+    """
+    written = {*read_manifest(folder)["files"], MANIFEST, CARD}
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    if links := [name for name, path in found.items() if path.is_symlink()]:
+        raise ValueError(
+            f"{folder}: {_some(links)}: a symbolic link, whose target would be published; move it "
+            "out of the folder; nothing was pushed"
+        )
+    files = {
+        name: path
+        for name, path in found.items()
+        if not path.is_dir() and not name.startswith(_NOTES_OF_LIBRARY)
+    }
+    if foreign := sorted(files.keys() - written):
+        raise ValueError(
+            f"{folder}: {_some(foreign)}: not of the export; move it out of the folder, and add it "
+            "on the hub if it is to be public; nothing was pushed"
+        )
+    return files
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest
+
+
+def _endpoint() -> str | None:
+    """HF_ENDPOINT, if it is set and an address; no part of it is shown, as it may hold a secret.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    address = os.environ.get("HF_ENDPOINT")
+    if address is None:
+        return None
+    try:
+        parts = urlsplit(address)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_address = is_address and parts.port != 0  # not a number: it raises
+    except ValueError:
+        is_address = False
+    if "@" in address:  # they would also be sent in the place of the token
+        raise ValueError(
+            "HF_ENDPOINT holds a user or a password: name only the host, and set HF_TOKEN; "
+            "nothing was pushed"
+        )
+    if not is_address or any(each.isspace() for each in address):
+        raise ValueError(
+            "HF_ENDPOINT is not the address of a hub, as https://huggingface.co is one: correct "
+            "or unset it; nothing was pushed"
+        )
+    return address.rstrip("/")
 
 
 _LOG_IN = "the hub does not know you: `hf auth login`, or set HF_TOKEN to one that may write"

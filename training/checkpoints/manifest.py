@@ -21,6 +21,8 @@ from common.durable import fsync_path, write_all
 from training.ranks.dist import Layout, broadcast_from_rank0
 
 MANIFEST = "complete.json"
+CARD = "README.md"
+"""The model card of an export."""
 _FORMAT = 3
 _OWN_HASH = "sha256_of_the_rest"
 _FORMAT_2_BEGINS = b'{\n "format": 2,\n'

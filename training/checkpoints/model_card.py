@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from data_prep.shards import Corpus, open_corpus
+from training.checkpoints.manifest import CARD
 from training.config.recipe import Recipe
 from training.metrics.file import METRICS_FILE, read_metrics
 from training.metrics.heldout_rows import results_by_set
 
-CARD = "README.md"
-_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language")
 """Of the base's card."""
 _OF_TRAIN = ("global_batch_tokens", "epochs", "max_steps", "gradient_clipping", "z_loss")
@@ -47,16 +50,14 @@ def write_model_card(
     is_adapter = (folder / "adapter_config.json").is_file()
     front["library_name"] = "peft" if is_adapter else "transformers"
     base = recipe.model.pretrained
-    is_local = base is not None and Path(base).is_dir()
-    if base is not None and not is_local:
+    if base is not None and _is_of_hub(base):
         front["base_model"] = base
-    name = None if base is None else (Path(base).name if is_local else base)
     facts = {
-        "began from": name or "random weights",
+        "began from": "random weights" if base is None else _public_name(base),
         "licence of the base": base and (front.get("license_name") or front.get("license")),
         "optimizer steps": manifest["step"],
         "tokens": manifest["tokens"],
-        "held-out loss (nats a token)": manifest["heldout_loss"] if not mix else None,
+        "held-out loss (nats a token)": _loss(manifest["heldout_loss"]) if not mix else None,
         "tokens in a sample": recipe.data.sequence_tokens,
         "tokens in a step": recipe.train.global_batch_tokens,
         "learning rate": recipe.optimizer.lr,
@@ -67,7 +68,7 @@ def write_model_card(
     }
     known = [(key, value) for key, value in facts.items() if value is not None]
     parts = [
-        f"# {Path(recipe.run_dir).name}\n\n{_table(('', ''), known)}",
+        f"# {_cell(Path(recipe.run_dir).name)}\n\n{_table(('', ''), known)}",
         *_heldout(run_dir, step=manifest["step"] if not mix else None),
         *_data(recipe, manifest),
         f"## Settings\n\n```yaml\n{_yaml(_settings(recipe))}```\n",
@@ -79,12 +80,19 @@ def write_model_card(
 def _heldout(run_dir: Path, *, step: int | None) -> list[str]:
     """The evaluation at the step that is exported, by set and by band, if there was one."""
     try:
-        rows = read_metrics(run_dir / METRICS_FILE)
-    except (OSError, ValueError):
+        lines = _loss_lines(read_metrics(run_dir / METRICS_FILE), step=step)
+    except (OSError, AttributeError, LookupError, TypeError, ValueError):
+        return []  # of a version or a program that wrote other rows
+    if not lines:
         return []
+    heads = ("set", "entropy at step 0 (nats)", "loss (nats a token)", "tokens")
+    return [f"## Held-out losses at step {step}\n\n{_table(heads, lines)}"]
+
+
+def _loss_lines(rows: Sequence[Mapping[str, Any]], *, step: int | None) -> list[Sequence[object]]:
     found = [row for row in rows if row["kind"] == "evaluation" and row["step"] == step]
     sets = results_by_set(found[-1]) if found else {}
-    lines = []
+    lines: list[Sequence[object]] = []
     for name, one in sets.items():
         if one.get("loss") is not None:
             lines.append((name, "all", f"{one['loss']:.4f}", one["num_targets"]))
@@ -92,10 +100,7 @@ def _heldout(run_dir: Path, *, step: int | None) -> list[str]:
             if band["loss"] is not None:
                 entropies = f"{band['from_nats']:.2f} to {band['to_nats']:.2f}"
                 lines.append((name, entropies, f"{band['loss']:.4f}", band["num_targets"]))
-    if not lines:
-        return []
-    heads = ("set", "entropy at step 0 (nats)", "loss (nats a token)", "tokens")
-    return [f"## Held-out losses at step {step}\n\n{_table(heads, lines)}"]
+    return lines
 
 
 def _data(recipe: Recipe, manifest: Mapping[str, Any]) -> list[str]:
@@ -109,11 +114,27 @@ def _data(recipe: Recipe, manifest: Mapping[str, Any]) -> list[str]:
             lines.append((domain.name, split, part.num_documents, part.num_tokens))
     heads = ("domain", "split", "documents", "tokens")
     tokenizer = corpus.manifest.tokenizer
-    source = tokenizer.source
-    if Path(source).is_absolute():  # where it lay is nobody's business
-        source = Path(source).name
+    source = _public_name(tokenizer.source)
     text = f"Tokenizer: {source} ({tokenizer.kind}), {corpus.vocab_size:,} tokens."
     return [f"## Data\n\n{_table(heads, lines)}\n{text}\n"]
+
+
+def _public_name(source: str) -> str:
+    """A name of the hub as it is; of a file or folder the last part: where it lay is private."""
+    return source if _is_of_hub(source) else PureWindowsPath(source).name or "a local folder"
+
+
+def _is_of_hub(source: str) -> bool:
+    """Whether it can only be a name there: a folder may be gone, or relative to another one."""
+    try:
+        validate_repo_id(source)
+        return not Path(source).exists()
+    except (HFValidationError, OSError):
+        return False
+
+
+def _loss(value: float | None) -> str | None:
+    return None if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 def _corpus_of(recipe: Recipe, manifest: Mapping[str, Any]) -> Corpus | None:
@@ -160,13 +181,14 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|")
+    """On one line, as tables and headings are."""
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _front(card: Path) -> dict[str, Any]:
     """What a card says of itself to machines; nothing where it has none that can be read."""
     try:
-        found = _FRONT.match(card.read_text(encoding="utf-8"))
+        found = _FRONT.match(card.read_text(encoding="utf-8-sig"))
         content = yaml.safe_load(found[1]) if found else {}
     except (OSError, ValueError, yaml.YAMLError):
         return {}

@@ -23,7 +23,11 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--to", required=True, metavar="NAME", help="OWNER/NAME, or a NAME of your own"
     )
-    verb.add_argument("--private", action="store_true", help="of a repository that is new")
+    verb.add_argument(
+        "--private",
+        action="store_true",
+        help="make a new repository private; refused if it exists and is public",
+    )
     verb.add_argument("--branch", default="main", help="default: %(default)s")
     verb.add_argument(
         "--replace", action="store_true", help="also where the files are no export of ours"
