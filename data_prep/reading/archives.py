@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zipfile
 import zlib
@@ -29,7 +30,10 @@ from data_prep.reading.text_files import document_of_text
 _BROKEN = "broken archive"
 _READ_BYTES = 1 << 20
 # What a member may raise: another compression, a password, bytes that are not what they should be.
-_BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, OSError)
+_BROKEN_MEMBER = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(RuntimeError, EOFError, ValueError, OSError),
+)
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,9 @@ def _tar_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
         while rest := stream.read(_READ_BYTES):
             if rest.strip(b"\0"):
                 raise tarfile.ReadError("goes on behind its end; unpack it with tar -i")
-    except BROKEN_COMPRESSION:
+    except (RemoteError, BadInput, *BROKEN_COMPRESSION):
         raise
-    except (tarfile.TarError, UnicodeError, OverflowError) as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # a number that is none, too
         raise BadInput(0, reason=_BROKEN, detail=str(error)) from None
 
 

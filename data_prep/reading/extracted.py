@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import PurePath
+from typing import NamedTuple
 
 from data_prep.reading.compressed import open_input
 from data_prep.reading.documents import BadInput, text_document
@@ -33,12 +34,10 @@ class Extracted:
     def read(self, part: Part, *, fields: Fields) -> Iterator[Item]:
         with open_input(part.file.path) as file:
             content = file.read()
-        try:
-            pages = _EXTRACTORS[_suffix(part.file.path)][1](content)
-        except BadInput as error:
-            yield error
-            return
-        if not any(page.strip() for page in pages):
+        pages = _pages(content, suffix=_suffix(part.file.path))
+        if isinstance(pages, BadInput):
+            yield pages
+        elif not any(page.strip() for page in pages):
             detail = "it holds pictures of text, or none; recognise it first (OCR), or leave it out"
             yield BadInput(0, reason="no text", detail=detail)
         elif self._by_page:
@@ -54,7 +53,7 @@ def is_extracted(name: str) -> bool:
 @lru_cache
 def refuse_missing_extractor(suffix: str) -> None:
     """Raise unless what reads files of this suffix is installed."""
-    package = _EXTRACTORS[suffix.lower()][0]
+    package = _EXTRACTORS[suffix.lower()].package
     if find_spec(package) is None:
         raise ValueError(
             f"--extract: {suffix} needs {package}: pip install '.[documents]' in the checkout"
@@ -65,15 +64,23 @@ def _suffix(name: str) -> str:
     return PurePath(name).suffix.lower()
 
 
+def _pages(content: bytes, *, suffix: str) -> list[str] | BadInput:
+    extractor = _EXTRACTORS[suffix]
+    try:
+        return extractor.pages_of(content)
+    except (MemoryError, ImportError):  # of this machine, not of the file
+        raise
+    except Exception as error:  # damaged files raise all that the parsers below raise
+        detail = " ".join(str(error).split()) or type(error).__name__
+        return BadInput(0, reason=f"broken {extractor.kind}", detail=detail)
+
+
 def _pages_of_pdf(content: bytes) -> list[str]:
     import pypdfium2
 
-    try:
-        # Not many at once: the library is not safe in threads, and a worker is one.
-        with pypdfium2.PdfDocument(content) as document:
-            pages = [page.get_textpage().get_text_bounded() for page in document]
-    except pypdfium2.PdfiumError as error:
-        raise BadInput(0, reason="broken PDF", detail=str(error)) from None
+    # Not many at once: the library is not safe in threads, and a worker is one.
+    with pypdfium2.PdfDocument(content) as document:
+        pages = [page.get_textpage().get_text_bounded() for page in document]
     return [page.replace(_LINE_END_HYPHEN, "").replace("\r\n", "\n") for page in pages]
 
 
@@ -87,15 +94,9 @@ def _sections_of_html(content: bytes) -> list[str]:
 
 
 def _sections_of_word(content: bytes) -> list[str]:
-    import zipfile
-
     import docx
-    from docx.opc.exceptions import OpcError
 
-    try:
-        document = docx.Document(io.BytesIO(content))
-    except (zipfile.BadZipFile, OpcError, KeyError, ValueError) as error:
-        raise BadInput(0, reason="broken Word file", detail=str(error)) from None
+    document = docx.Document(io.BytesIO(content))
     blocks = []
     for block in document.iter_inner_content():
         if isinstance(block, docx.table.Table):
@@ -112,11 +113,16 @@ def _sections(text: str) -> list[str]:
     return [section.strip() for section in _HEADING.split(text) if section.strip()]
 
 
-# By suffix: the package, and what gives the texts of a file's pages or sections.
-_EXTRACTORS: dict[str, tuple[str, Callable[[bytes], list[str]]]] = {
-    ".pdf": ("pypdfium2", _pages_of_pdf),
-    ".html": ("trafilatura", _sections_of_html),
-    ".htm": ("trafilatura", _sections_of_html),
-    ".docx": ("docx", _sections_of_word),
+class _Extractor(NamedTuple):
+    package: str
+    kind: str  # as a message names the file
+    pages_of: Callable[[bytes], list[str]]  # the texts of its pages or sections
+
+
+_EXTRACTORS = {
+    ".pdf": _Extractor("pypdfium2", "PDF", _pages_of_pdf),
+    ".html": _Extractor("trafilatura", "HTML file", _sections_of_html),
+    ".htm": _Extractor("trafilatura", "HTML file", _sections_of_html),
+    ".docx": _Extractor("docx", "Word file", _sections_of_word),
 }
 EXTRACTED_SUFFIXES = tuple(_EXTRACTORS)

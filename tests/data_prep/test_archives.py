@@ -122,6 +122,24 @@ def _torn(archive: bytes, name: bytes) -> bytes:
     return _with(archive, archive.index(name) + len(name) + 1, bytes(2))
 
 
+def _lzma_zipped(members: Members) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_LZMA) as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return content.getvalue()
+
+
+def _sparse(header: dict[str, str]) -> bytes:
+    """A .tar of a member whose PAX header says where its holes are."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("a.txt")
+        info.pax_headers = header
+        archive.addfile(info)
+    return content.getvalue()
+
+
 def _concatenated(members: Members) -> bytes:
     return tarred(members) + tarred(members)
 
@@ -139,6 +157,17 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
         ".zip",
         _torn(zipped(ALL), b"0.txt"),
         "broken archive",
+    ),
+    "a member's LZMA": (
+        ".zip",
+        # behind 4 bytes of the compression's version: its properties
+        _with(_lzma_zipped({"0.txt": b"words" * 99}), 30 + len("0.txt") + 4, b"\xff" * 9),
+        "broken archive",
+    ),
+    "a sparse header": (
+        ".tar",
+        _sparse({"GNU.sparse.map": "0,many", "GNU.sparse.size": "9"}),
+        "broken archive: invalid literal",
     ),
     "no tar": (".tar", b"words" * 300, "damaged or truncated"),
     "empty": (".tar", b"", "empty header"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -63,6 +64,23 @@ def word() -> bytes:
     return content.getvalue()
 
 
+def word_of(changed: dict[str, bytes]) -> bytes:
+    """A Word file with other bytes in some of its parts."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(word())) as before, zipfile.ZipFile(content, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, changed.get(name, before.read(name)))
+    return content.getvalue()
+
+
+def torn_word() -> bytes:
+    """A Word file in whose compressed bytes some are others."""
+    content = bytearray(word())
+    place = content.index(b"word/document.xml") + len(b"word/document.xml")
+    content[place : place + 9] = b"\xff" * 9
+    return bytes(content)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     made = tmp_path / "papers"
@@ -120,6 +138,9 @@ def test_a_corpus_knows_the_page_of_each_document(folder: Path, tmp_path: Path) 
         ("a.pdf", b"%PDF-1.4 rubbish", "broken PDF: Failed to load document"),
         ("a.pdf", pdf("", ""), "no text: it holds pictures of text, or none"),
         ("a.docx", b"words", "broken Word file: File is not a zip file"),
+        ("a.docx", word_of({"word/document.xml": b"<w:document"}), "broken Word file: "),
+        ("a.docx", word_of({"word/document.xml": b"<a/>"}), "broken Word file: "),
+        ("a.docx", torn_word(), "broken Word file: "),
         ("a.htm", b"<html></html>", "no text"),
         ("a.html", b"\x00\xff\xfe", "no text"),
     ],
