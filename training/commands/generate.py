@@ -11,15 +11,18 @@ from pathlib import Path
 from common.commands import command
 
 SUMMARY = "complete a line, or chat, with an exported model"
-DESCRIPTION = """\
+_PROMPT = "    def __init__(self,"
+DESCRIPTION = f"""\
 Load an export as any other program would, and let it write: the continuation of --prompt up to the
 end of its line, or with --chat an answer to each line of input, by the chat template of its
-tokenizer. An empty line or Ctrl-D ends the chat.
+tokenizer. An empty line or Ctrl-D ends the chat. Without both, the prompt is {_PROMPT!r}.
 
   python -m training generate runs/quickstart/export --prompt "import"
   python -m training generate runs/chat/export --chat
   echo "What is entropy?" | python -m training generate runs/chat/export --chat --temperature 0
 """
+_LEAST_TEMPERATURE = 1e-6
+"""Below, scores divided by it may be infinite, and no token can be drawn."""
 
 
 def add_arguments(verb: argparse.ArgumentParser) -> None:
@@ -27,11 +30,15 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "export", type=Path, metavar="EXPORT", help="Hugging Face folder, also of an adapter"
     )
     what = verb.add_mutually_exclusive_group()
-    what.add_argument("--prompt", default="    def __init__(self,", help="default: %(default)r")
+    # its default is above: the help of an option loses spaces
+    what.add_argument("--prompt", metavar="TEXT", default=_PROMPT, help="a text to be continued")
     what.add_argument("--chat", action="store_true", help="answer each line of input")
     verb.add_argument("--system", metavar="TEXT", help="with --chat: the system's message")
     verb.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="default: 40; with --chat 512"
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="default: 40; with --chat 512, or what the context leaves",
     )
     verb.add_argument(
         "--temperature", type=float, default=0.5, help="0: the likeliest token (default: 0.5)"
@@ -46,7 +53,9 @@ def run(options: argparse.Namespace) -> int:
     from training.model.generation import ExportedModel, Sampling
 
     num_new = options.max_new_tokens or (512 if options.chat else 40)
-    model = ExportedModel.load(options.export, Sampling(options.temperature, num_new))
+    may_be_fewer = options.max_new_tokens is None
+    sampling = Sampling(options.temperature, num_new, may_be_fewer=may_be_fewer)
+    model = ExportedModel.load(options.export, sampling)
     torch.manual_seed(options.seed)
     if options.chat:
         model.chat(_lines(), system=options.system)
@@ -67,10 +76,29 @@ def _check(options: argparse.Namespace) -> None:
         )
     if not 0 <= options.temperature < math.inf:
         raise ValueError(f"--temperature {options.temperature}: expected 0 or more")
+    if 0 < options.temperature < _LEAST_TEMPERATURE:
+        raise ValueError(
+            f"--temperature {options.temperature}: expected {_LEAST_TEMPERATURE} or more, or 0 for "
+            "the likeliest token"
+        )
+    if not -(2**63) <= options.seed < 2**64:
+        raise ValueError(f"--seed {options.seed}: expected a number of 64 bits")
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {options.max_new_tokens}: expected 1 or more")
     if options.system and not options.chat:
         raise ValueError("--system: goes with --chat")
+    if not options.prompt:
+        raise ValueError("--prompt: it is empty")
+    for name in ("prompt", "system"):
+        _refuse_surrogates(getattr(options, name) or "", name=f"--{name}")
+
+
+def _refuse_surrogates(text: str, *, name: str) -> None:
+    """Bytes that are not UTF-8 arrive as such; no tokenizer accepts them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: it is not UTF-8") from None
 
 
 def _lines() -> Iterator[str]:
@@ -82,4 +110,5 @@ def _lines() -> Iterator[str]:
             return
         if not line:
             return
+        _refuse_surrogates(line, name="a line of input")
         yield line

@@ -19,11 +19,16 @@ class Sampling:
 
     temperature: float
     max_new_tokens: int
+    may_be_fewer: bool = False  # where the model's context leaves no room for so many
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """As `generate` takes them."""
-        most = {"max_new_tokens": self.max_new_tokens}
+    def options(self, *, room: int | None) -> dict[str, Any]:
+        """As `generate` takes them.
+
+        Args:
+            room: how many tokens the model's context leaves; None for one without a limit.
+        """
+        num_new = self.max_new_tokens if room is None else min(self.max_new_tokens, room)
+        most = {"max_new_tokens": num_new}
         if self.temperature:
             return {"do_sample": True, "temperature": self.temperature, "top_k": 20, **most}
         # a base's own values of what only sampling has would be warned of
@@ -41,15 +46,26 @@ class ExportedModel:
 
     @classmethod
     def load(cls, folder: Path, sampling: Sampling) -> ExportedModel:
-        """On a GPU where there is one."""
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        """On a GPU where there is one.
+
+        Raises:
+            ValueError: for a folder without some weights; transformers would draw them at random.
+        """
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # else a traceback; refused below
+        )
+        model, weights = found
+        _refuse_incomplete(folder, weights)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return cls(folder, model, tokenizer, sampling)
 
     def complete(self, prompt: str) -> str:
         """What the model adds to `prompt`, up to the end of the line."""
-        return self._write(self._encode(prompt)).partition("\n")[0]
+        return self._write(self._encode_prompt(prompt)).partition("\n")[0]
 
     def chat(self, lines: Iterable[str], *, system: str | None) -> None:
         """Print an answer to each line as it is written; what was said before is kept.
@@ -70,29 +86,48 @@ class ExportedModel:
             text = self.tokenizer.apply_chat_template(
                 talk, tokenize=False, add_generation_prompt=True
             )
-            answer = self._write(self._encode(text), streamer=shown)
+            ids = self.tokenizer(text, add_special_tokens=False)[
+                "input_ids"
+            ]  # the template has them
+            answer = self._write(ids, streamer=shown)
             talk.append({"role": "assistant", "content": answer})
 
-    def _encode(self, text: str) -> Any:
-        ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        room = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        length = ids["input_ids"].shape[1]
-        if room is not None and length + self.sampling.max_new_tokens > room:
-            raise ValueError(
-                f"{length} tokens so far and --max-new-tokens {self.sampling.max_new_tokens}: the "
-                f"model was made for {room} together"
-            )
-        return ids.to(self.model.device)
+    def _encode_prompt(self, text: str) -> list[int]:
+        """As a document of the training begins: behind the BOS of a tokenizer that adds one."""
+        plain = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        full = self.tokenizer(text)["input_ids"]
+        for start in range(len(full) - len(plain) + 1):
+            end = start + len(plain)
+            if full[start:end] == plain:
+                return list(full[:end])  # an EOS behind it would end the text before it is written
+        return list(plain)
 
-    def _write(self, ids: Any, *, streamer: Any = None) -> str:
+    def _room(self, length: int) -> int | None:
+        """How many tokens may follow so many; None for a model without a limit."""
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None:
+            return None
+        least = 1 if self.sampling.may_be_fewer else self.sampling.max_new_tokens
+        if length + least > context:
+            raise ValueError(
+                f"{length} tokens so far and --max-new-tokens {least}: the "
+                f"model was made for {context} together"
+            )
+        return int(context) - length
+
+    def _write(self, prompt: list[int], *, streamer: Any = None) -> str:
+        if not prompt:
+            raise ValueError("the tokenizer makes no token of this text, so nothing can follow it")
+        ids = torch.tensor([prompt], device=self.model.device)
         generated = self.model.generate(
-            **ids,
-            **self.sampling.options,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **self.sampling.options(room=self._room(len(prompt))),
             eos_token_id=self._ends(),
             pad_token_id=self.tokenizer.pad_token_id,
             streamer=streamer,
         )
-        new_ids = generated[0, ids["input_ids"].shape[1] :]
+        new_ids = generated[0, len(prompt) :]
         return str(self.tokenizer.decode(new_ids, skip_special_tokens=True))
 
     def _ends(self) -> list[int] | None:
@@ -101,3 +136,17 @@ class ExportedModel:
         ends = own if isinstance(own, list) else [] if own is None else [own]
         of_turn = turn_end(self.tokenizer)
         return sorted({*ends, *([] if of_turn is None else [of_turn])}) or None
+
+
+def _refuse_incomplete(folder: Path, weights: dict[str, Any]) -> None:
+    """By what transformers says of its loading; weights that it ties itself are not missing."""
+    other_shape = [name for name, *_ in weights["mismatched_keys"]]
+    for names, what in (
+        (sorted(weights["missing_keys"]), "are missing"),
+        (sorted(other_shape), "have another shape than its configuration says"),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            raise ValueError(
+                f"{folder}: weights {what}: {names[0]}{more}; is it incomplete? Write it again"
+            )
