@@ -18,8 +18,27 @@ def add_verbs(parser: argparse.ArgumentParser, *, package: str, names: Iterable[
             add_arguments and run. They import what they need in run, so that --help and usage
             errors answer at once.
     """
+    add_version(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_each_verb(verbs, package=package, names=names)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add `--version`, which says that of the whole project."""
+    parser.add_argument("--version", action=_Version)
+
+
+class _Version(argparse._VersionAction):
+    """Looks for the version only when it is asked for: that takes a while."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **options: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            self.version = f"entrodrop {version('entrodrop')}"
+        except PackageNotFoundError:
+            self.version = "entrodrop, from a clone that is not installed"
+        super().__call__(parser, *args, **options)
 
 
 def add_each_verb(verbs: Any, *, package: str, names: Iterable[str]) -> None:

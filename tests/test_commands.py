@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib.metadata
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import data_prep.__main__
 import launch.__main__
 import training.__main__
 from common.commands import CALLED_AS, command, with_commands
+from launch.console.own_verbs import run_own_verb
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "data_prep", "training", "launch")
@@ -79,3 +81,20 @@ def test_help_and_errors_of_the_console_command_name_no_module(
         assert "entrodrop " in text and "python -m" not in text
     assert data_prep.__main__.main(["pack", str(tmp_path), "--seq-len", "8"]) == 2
     assert "`entrodrop prep build` writes it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("found", ["0.1.0", None])
+def test_every_command_says_its_version(
+    found: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str) -> str:
+        if found is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    mains = [module.main for module in (training.__main__, launch.__main__, data_prep.__main__)]
+    for run in (*mains, lambda arguments: run_own_verb(arguments[0], [])):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            run(["--version"])
+        assert (found or "from a clone") in capsys.readouterr().out

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from importlib.metadata import version
 from typing import Any
 
 from common.hints import did_you_mean
-from common.verbs import add_each_verb
+from common.verbs import add_each_verb, add_version
 from launch.console.launchers import LAUNCHERS, launch
 
 _DESCRIPTION = """\
@@ -55,7 +54,7 @@ def build_parser(*, with_prep: bool) -> tuple[argparse.ArgumentParser, list[str]
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"entrodrop {version('entrodrop')}")
+    add_version(parser)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_part(verbs, "launch", names=("new",))
     prep = verbs.add_parser("prep", help="text to a corpus: build, pack, inspect, verify and more")
