@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -111,3 +112,16 @@ def test_mistakes_are_one_sentence(
         words = {"run": str(tmp_path), "taken": url.rstrip("/").rpartition(":")[2]}
         assert main(["watch", *(each.format(**words) for each in arguments)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_who_listens_everywhere_is_told_a_name_that_a_phone_can_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(server: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("socketserver.BaseServer.serve_forever", interrupt)
+    for host, named in (("0.0.0.0", socket.gethostname()), ("127.0.0.1", "127.0.0.1")):
+        assert main(["watch", str(tmp_path), "--host", host, "--port", "0"]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"http://{named}:") and "0.0.0.0" not in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from pathlib import Path
 
 SUMMARY = "serve the report of a run that is going, for a browser or a phone"
@@ -43,9 +44,24 @@ def run(options: argparse.Namespace) -> int:
     report = LiveReport(options.runs, every_seconds=options.every)
     with make_server(report, host=options.host, port=options.port) as server:
         host, port = server.server_address[:2]
-        print(f"http://{host!s}:{port}/  (Ctrl-C ends it)", flush=True)
+        urls = [f"http://{each}:{port}/" for each in _names_of(str(host))]
+        print(f"{' or '.join(urls)}  (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             return 0
     return 0
+
+
+def _names_of(host: str) -> list[str]:
+    """How others reach the address that is listened on; all addresses at once are none."""
+    if host != "0.0.0.0":
+        return [host]
+    names = [socket.gethostname()]  # which a phone may not know
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent: it chooses this machine's address
+            names.append(str(probe.getsockname()[0]))
+        except OSError:  # without a network
+            pass
+    return names
