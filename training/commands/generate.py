@@ -15,7 +15,8 @@ _PROMPT = "    def __init__(self,"
 DESCRIPTION = f"""\
 Load an export as any other program would, and let it write: the continuation of --prompt up to the
 end of its line, or with --chat an answer to each line of input, by the chat template of its
-tokenizer. An empty line or Ctrl-D ends the chat. Without both, the prompt is {_PROMPT!r}.
+tokenizer. An empty line or Ctrl-D ends the chat. Without both, the prompt is
+{_PROMPT!r}.
 
   python -m training generate runs/quickstart/export --prompt "import"
   python -m training generate runs/chat/export --chat
