@@ -22,7 +22,7 @@ NUM_STEPS = 8
 
 def short_recipe(corpus: Path, run_dir: Path, *, world_size: int = 2, **changes: Any) -> Recipe:
     """Two ranks share each sequence, in one micro-step a step; no save but the last."""
-    num_rows = 8 * changes.get("train__sequence_parallel_size", 2) // world_size
+    num_rows = min(8, 8 * changes.get("train__sequence_parallel_size", 2) // world_size)
     return tiny_recipe(
         **{
             "run_dir": str(run_dir),
