@@ -86,10 +86,8 @@ class ExportedModel:
             text = self.tokenizer.apply_chat_template(
                 talk, tokenize=False, add_generation_prompt=True
             )
-            ids = self.tokenizer(text, add_special_tokens=False)[
-                "input_ids"
-            ]  # the template has them
-            answer = self._write(ids, streamer=shown)
+            encoded = self.tokenizer(text, add_special_tokens=False)  # the template has them
+            answer = self._write(encoded["input_ids"], streamer=shown)
             talk.append({"role": "assistant", "content": answer})
 
     def _encode_prompt(self, text: str) -> list[int]:
