@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.study.arms import ARM_OF, ARMS, Arm
+from benchmarks.study.arm import Arm
+from benchmarks.study.arms import ARM_OF, ARMS
 from benchmarks.study.corpora import Folders, prepare_corpora
 from benchmarks.study.forks import load_modules, run_in_fork
 from benchmarks.study.jobs import BASE_ARM, Job, count_jobs, refuse_untuned, startable
@@ -100,7 +101,9 @@ def _run(options: argparse.Namespace) -> None:
     setting = whole.narrowed(sizes=options.sizes, domains=options.domains, tries=options.tries)
     folders = Folders(options.out.resolve())
     results = options.results or folders.out / "results.jsonl"
-    arms = [ARM_OF[name] for name in options.arms] if options.arms else list(ARMS)
+    arms = list(ARMS[setting.question])
+    if options.arms:
+        arms = [ARM_OF[name] for name in options.arms]
     if "corpora" in options.stage:
         _prepare_ready_model(whole, folders)
         prepare_corpora(whole, folders)

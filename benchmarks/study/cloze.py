@@ -7,12 +7,14 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+_LAST_WORD = re.compile(r"[A-Za-z']+(?=[.:;?!])")
 _PATTERNS = {
     "code": {
         "identifiers": re.compile(r"\b[A-Za-z_][A-Za-z0-9_]{2,}\b"),
         "closing brackets": re.compile(r"[)\]}]"),
     },
-    "prose": {"last words": re.compile(r"[A-Za-z']+(?=[.:;?!])")},
+    "prose": {"last words": _LAST_WORD},
+    "licences": {"last words": _LAST_WORD},
 }
 
 
@@ -29,7 +31,7 @@ def find_blanks(tokens: Sequence[str], *, domain: str) -> list[Blank]:
 
     Args:
         tokens: the strings of a text's tokens; together they are the text.
-        domain: code asks for identifiers and closing brackets, prose for the last words of
+        domain: code asks for identifiers and closing brackets, the others for the last words of
             sentences and clauses.
     """
     text = "".join(tokens)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.study.arms import ARMS, Arm
+from benchmarks.study.arm import Arm
+from benchmarks.study.arms import ARM_OF
 from benchmarks.study.jobs import BASE_ARM
 from benchmarks.study.results import Row
 from benchmarks.study.settings import TUNING_SEED
@@ -124,7 +125,7 @@ def places_of(rows: Iterable[Row]) -> list[Place]:
 def _place(rows: list[Row], size: str, domain: str) -> Place:
     own = [row for row in rows if (row["size"], row["domain"]) == (size, domain)]
     arms, tuning = {}, {}
-    for arm in ARMS:
+    for arm in ARM_OF.values():
         of_arm = [row for row in own if row["arm"] == arm.name]
         tuning[arm.name] = [row for row in of_arm if row["seed"] == TUNING_SEED]
         groups: dict[str, dict[int, Row]] = {}

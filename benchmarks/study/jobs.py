@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study.arms import ARM_OF, ARMS, Arm, Overrides, overrides_of
+from benchmarks.study.arm import Arm, overrides_of
+from benchmarks.study.arms import ARM_OF
 from benchmarks.study.results import Row
 from benchmarks.study.settings import TUNING_SEED, Setting
 
@@ -52,7 +53,7 @@ class Job:
         }
 
 
-def startable(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm] = ARMS) -> list[Job]:
+def startable(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm]) -> list[Job]:
     """Unfinished runs whose settings are known by now, in the order to start them."""
     rows, arms = list(rows), list(arms)
     done = {row["key"] for row in rows}
@@ -66,9 +67,9 @@ def startable(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm] = AR
     return [job for job in dict.fromkeys(found) if job.key not in done]
 
 
-def count_jobs(setting: Setting, *, arms: Iterable[Arm] = ARMS) -> int:
+def count_jobs(setting: Setting, *, arms: Iterable[Arm]) -> int:
     """All runs of a study, with those that are not known yet."""
-    of_arms = sum(len(tries_of(setting, arm)) + len(setting.seeds) for arm in arms)
+    of_arms = sum(num_tuning_runs(setting, arm) + len(setting.seeds) for arm in arms)
     return len(setting.sizes) * len(setting.domains) * (of_arms + len(setting.seeds))
 
 
@@ -98,34 +99,51 @@ def refuse_untuned(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm]
             )
 
 
-def tries_of(setting: Setting, arm: Arm) -> tuple[Overrides, ...]:
-    """The tries that are run; a single one needs no choice."""
-    tries = arm.tries[: setting.tries_of_arm]
-    return tries if len(tries) > 1 else ()
+def num_tuning_runs(setting: Setting, arm: Arm) -> int:
+    """On the tuning slice. A single try needs no choice, but a share of the base is one, too."""
+    num_tries = len(arm.tries[: setting.tries_of_arm])
+    return max(num_tries, 1) if num_tries > 1 or setting.base_shares else 0
 
 
 def choose(setting: Setting, rows: Iterable[Row], size: str, domain: str, arm: Arm) -> Any:
-    """The setting of an arm with the least final held-out loss on the tuning slice.
+    """The setting of an arm with the least held-out loss on the tuning slice.
 
     Returns:
         None while a run that decides it is missing.
     """
-    if arm.like:
-        parts = [choose(setting, rows, size, domain, ARM_OF[name]) for name in arm.like]
-        return None if None in parts else {key: v for part in parts for key, v in part.items()}
-    tries = arm.tries[: setting.tries_of_arm]
-    if len(tries) < 2:
-        return dict(*tries)
+    rows = list(rows)
+    candidates = _candidates(setting, rows, size, domain, arm)
+    if candidates is None or len(candidates) == 1:
+        return candidates and candidates[0]
     losses = {
-        json.dumps(row["chosen"], sort_keys=True): row["final"]["domain_loss"]
+        json.dumps(row["chosen"], sort_keys=True): _loss(setting, row)
         for row in rows
         if (row["size"], row["domain"], row["arm"], row["seed"])
         == (size, domain, arm.name, TUNING_SEED)
     }
-    names = [json.dumps(dict(one), sort_keys=True) for one in tries]
+    names = [json.dumps(one, sort_keys=True) for one in candidates]
     if not all(name in losses for name in names):
         return None
-    return dict(min(zip(names, tries, strict=True), key=lambda pair: losses[pair[0]])[1])
+    return min(zip(names, candidates, strict=True), key=lambda pair: losses[pair[0]])[1]
+
+
+def _candidates(
+    setting: Setting, rows: list[Row], size: str, domain: str, arm: Arm
+) -> list[dict[str, Any]] | None:
+    """Each of the arm's tries, beside what the arms that it is like have chosen."""
+    shared: dict[str, Any] = {}
+    for name in arm.like:
+        part = choose(setting, rows, size, domain, ARM_OF[name])
+        if part is None:
+            return None
+        shared |= part
+    return [shared | dict(one) for one in arm.tries[: setting.tries_of_arm]] or [shared]
+
+
+def _loss(setting: Setting, row: Row) -> float:
+    if setting.tune_by == "best":
+        return float(min(row["curve"]["loss"][1:]))
+    return float(row["final"]["domain_loss"])
 
 
 def _of_round(
@@ -136,7 +154,8 @@ def _of_round(
             yield Job(size, domain, BASE_ARM, seed, ())
     own = [arm for arm in arms if arm.round == number]
     for arm in own:
-        for one in tries_of(setting, arm):
+        candidates = _candidates(setting, rows, size, domain, arm) or []
+        for one in candidates[: num_tuning_runs(setting, arm)]:
             yield Job(size, domain, arm.name, TUNING_SEED, tuple(one.items()))
     # one seed of all arms before the next seed, so that a study cut short compares all arms
     for seed in setting.seeds:

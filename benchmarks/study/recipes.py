@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.arm import GENERAL
 from benchmarks.study.corpora import Folders
 from benchmarks.study.settings import Base, Setting, Size
-from data_prep.shards import open_corpus
 from training.config.load import parse_recipe
 from training.config.recipe import Recipe
 
@@ -40,20 +40,20 @@ def adapting_recipe(
     *,
     domain: str,
     seed: int,
+    num_samples: int,
     name: str,
     overrides: Mapping[str, Any],
 ) -> Recipe:
     """Many epochs over a slice, evaluated and saved about once an epoch, and at the end.
 
     Args:
+        num_samples: of the slice.
         name: of the run.
         overrides: what the arm changes, by dotted key.
     """
-    corpus = folders.slice(domain, seed)
-    num_samples = open_corpus(corpus).open_pack(setting.sequence_tokens).num_samples("train")
     steps_an_epoch = max(1, num_samples * setting.sequence_tokens // setting.batch_tokens)
     content: dict[str, Any] = {
-        **_common(setting, size, folders.run(name), corpus),
+        **_common(setting, size, folders.run(name), folders.slice(domain, seed)),
         "seed": seed,
         "model": {"pretrained": str(folders.base(size.name) / "export")},
         "train": _train(setting, epochs=setting.epochs, batch_tokens=setting.batch_tokens),
@@ -65,7 +65,10 @@ def adapting_recipe(
         "checkpoint": {"every_steps": steps_an_epoch, "keep_last": 1, "in_background": False},
     }
     for key, value in overrides.items():
-        _set(content, key.split("."), value)
+        if key.startswith("lr."):
+            content["optimizer"]["lr"] *= value
+        else:
+            _set(content, key.split("."), str(folders.general) if value == GENERAL else value)
     return parse_recipe(content, origin=name)
 
 

@@ -19,7 +19,7 @@ from benchmarks.study.settings import Base, Setting
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from training.checkpoints.manifest import newest_complete, read_manifest
-from training.checkpoints.mixing import trained_weights
+from training.checkpoints.mixing import Mix, Weights, interpolate
 from training.metrics.file import METRICS_FILE, read_metrics
 from training.run.run import train
 
@@ -48,40 +48,57 @@ def _score_base(job: Job, setting: Setting, size: Base, folders: Folders) -> Row
         return {}
     export = folders.base(size.name) / "export"
     scorer = _Knowledge(job, setting, folders, config_folder=export)
+    return {"final": scorer.of(_base_weights(export))}
+
+
+def _base_weights(export: Path) -> Weights:
     from transformers import AutoModelForCausalLM
 
-    weights = AutoModelForCausalLM.from_pretrained(export).state_dict()
-    return {"final": scorer.of(weights)}
+    weights: Weights = AutoModelForCausalLM.from_pretrained(
+        export, dtype=torch.float32
+    ).state_dict()
+    return weights
 
 
 def _adapt(job: Job, setting: Setting, size: Base, folders: Folders) -> Row:
+    pack = open_corpus(folders.slice(job.domain, job.seed)).open_pack(setting.sequence_tokens)
     recipe = adapting_recipe(
         setting,
         size,
         folders,
         domain=job.domain,
         seed=job.seed,
+        num_samples=pack.num_samples("train"),
         name=job.folder_name,
         overrides=job.overrides(),
     )
     run_dir = train(recipe)
     last = newest_complete(run_dir / "checkpoints")
     assert last is not None
-    scorer = _Knowledge(job, setting, folders, config_folder=run_dir / "model")
-    scored = {
-        folder: scorer.of(trained_weights(folder, dtype=torch.float32))
-        for folder in {last, _best(run_dir)}
+    best = _best(run_dir)
+    averaged = recipe.ema is not None and recipe.ema.decides_best
+    weights = {
+        folder: Mix((folder,), averaged=averaged).load_trained(folder) for folder in {last, best}
     }
+    scorer = _Knowledge(job, setting, folders, config_folder=run_dir / "model")
+    scored = {folder: scorer.of(weights[folder]) for folder in weights}
     metrics = read_metrics(run_dir / METRICS_FILE)
     steps = [row for row in metrics if row["kind"] == "step"]
-    return {
-        "curve": _curve(metrics),
+    measured = {
+        "curve": _curve(metrics, averaged=averaged),
         "realised_drop_rate": round(float(np.mean([s["drop_rate_realised"] for s in steps])), 4),
         "train_loss": round(float(np.mean([s["loss"] for s in steps[-10:]])), 4),
         "num_steps": len(steps),
         "final": scored[last],
-        "best": scored[_best(run_dir)],
+        "best": scored[best],
     }
+    if setting.base_shares:
+        base = _base_weights(folders.base(size.name) / "export")
+        measured["between"] = {
+            f"{share:g}": scorer.of(interpolate(base, weights[best], tuned_share=share))
+            for share in setting.base_shares
+        }
+    return measured
 
 
 def _best(run_dir: Path) -> Path:
@@ -90,12 +107,17 @@ def _best(run_dir: Path) -> Path:
     return min(found, key=lambda folder: read_manifest(folder)["heldout_loss"])
 
 
-def _curve(metrics: list[Row]) -> dict[str, Any]:
-    """Held-out losses over epochs, overall and by band, from before the first step on."""
+def _curve(metrics: list[Row], *, averaged: bool) -> dict[str, Any]:
+    """Held-out losses over epochs, overall and by band, from before the first step on.
+
+    Args:
+        averaged: the losses of the averaged weights; bands are those of the trained ones.
+    """
     rows = [row for row in metrics if row["kind"] == "evaluation"]
+    loss = "ema_loss" if averaged else "loss"
     return {
         "epoch": [round(row["epoch"], 3) for row in rows],
-        "loss": [round(row["loss"], 5) for row in rows],
+        "loss": [round(row.get(loss, row["loss"]), 5) for row in rows],
         "bands": [[round(band["loss"], 4) for band in row["bands"]] for row in rows],
         "edges_nats": [round(band["to_nats"], 4) for band in rows[0]["bands"][:-1]],
     }

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 TUNING_SEED = 1000
 """Its slice and held-out texts are in no reported number."""
@@ -81,6 +81,12 @@ class Setting:
     """Of 1e-4, 3e-4, 1e-3 and 2e-3 those with which plain training of the 1M base reached the
     lowest best loss on the tuning slice."""
     tries_of_arm: int = 3
+    question: str = "regularisers"
+    """Which arms it runs: a key of `benchmarks.study.arms.ARMS`."""
+    tune_by: Literal["final", "best"] = "final"
+    """The held-out loss by which an arm chooses its setting."""
+    base_shares: tuple[float, ...] = ()
+    """Weights between the base and a run's best are scored, too: shares of the way."""
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -117,6 +123,7 @@ class Setting:
     def identity(self, domain: str) -> str:
         """Of everything a domain's runs share: runs that differ in it are not comparable."""
         of_grid = ("name", "sizes", "domains", "seeds", "tries_of_arm", "lr_of_domain")
+        of_grid += ("question", "tune_by", "base_shares")
         shared = {key: value for key, value in asdict(self).items() if key not in of_grid}
         shared["lr"] = self.lr_of_domain[domain]
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
@@ -169,4 +176,19 @@ READY = Setting(
     # not searched; those of FULL were
     lr_of_domain={"code": 1e-4, "prose": 1e-4},
 )
-SETTINGS = {setting.name: setting for setting in (FULL, MINIATURE, READY)}
+LEVERS = replace(
+    FULL,
+    name="levers",
+    domains=("prose", "code"),
+    seeds=(1, 2, 3, 4, 5),
+    epochs=12,
+    lr_of_domain={"code": 3e-4, "prose": 1e-3, "licences": 1e-3},
+    question="levers",
+    tune_by="best",
+    base_shares=(0.5, 0.7, 0.85),
+)
+LICENCES = replace(LEVERS, name="licences", domains=("licences",))
+LEVERS_40K = replace(LEVERS, name="levers_40k", slice_tokens=40_000, seeds=(1, 2, 3))
+SETTINGS = {
+    setting.name: setting for setting in (FULL, MINIATURE, READY, LEVERS, LEVERS_40K, LICENCES)
+}

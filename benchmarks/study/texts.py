@@ -143,10 +143,24 @@ def _chapters() -> Iterator[str]:
         yield "\n".join(verses) + "\n"
 
 
+def _licences() -> Iterator[str]:
+    """Who may copy each of the installed Debian packages: the same paragraphs again and again."""
+    found = sorted(Path("/usr/share/doc").glob("*/copyright"))
+    if not found:
+        raise ValueError("texts: no package of this machine says how it may be copied")
+    for path in found:
+        if not path.is_symlink():
+            yield path.read_text(encoding="utf-8", errors="replace")
+
+
 _GENERAL: dict[str, Callable[[], Iterator[str]]] = {
     "dictionary": _dictionary,
     "manual": _manual,
     "python": _python,
     "stdlib": _stdlib,
 }
-_DOMAINS: dict[str, Callable[[], Iterator[str]]] = {"code": _project, "prose": _chapters}
+_DOMAINS: dict[str, Callable[[], Iterator[str]]] = {
+    "code": _project,
+    "prose": _chapters,
+    "licences": _licences,
+}

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.study.arms import ARMS, Arm
+from benchmarks.study.arm import Arm
+from benchmarks.study.arms import ARM_OF, ARMS
 from benchmarks.study.canaries import make_canaries
 from benchmarks.study.cloze import find_blanks
 from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
+from benchmarks.study.corpora import Folders
 from benchmarks.study.jobs import Job, choose, count_jobs, refuse_untuned, startable
+from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
 from tests.warm_python import warm_python
-from training.config.load import parse_recipe
 from training.regularisers.table import model_regularisation
 
 # --- statistics ---
@@ -87,39 +89,27 @@ def test_masks_of_random_dropout_vary_most_at_an_equal_rate():
 
 
 def test_every_arm_that_tunes_has_as_many_tries():
-    assert len({len(arm.tries) for arm in ARMS if arm.tries}) == 1
-    assert not [arm.name for arm in ARMS if arm.tries and arm.like]
+    assert len({len(arm.tries) for arm in ARM_OF.values() if arm.tries}) == 1
 
 
-@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", ARM_OF.values(), ids=lambda arm: arm.name)
 def test_every_arm_makes_a_valid_recipe(arm: Arm):
-    of_name = {other.name: other for other in ARMS}
-    taken = {k: v for name in arm.like for k, v in of_name[name].tries[0].items()}
-    for one in arm.tries or (taken,):
-        job = Job("tiny", "code", arm.name, 1, tuple(one.items()))
-        recipe = parse_recipe(
-            {
-                "run_dir": "x",
-                "model": {"pretrained": "x"},
-                "data": {"corpus": "x", "sequence_tokens": 64},
-                "train": {"global_batch_tokens": 64},
-                **nested(job.overrides()),
-            }
+    taken = {k: v for name in arm.like for k, v in ARM_OF[name].tries[0].items()}
+    for one in arm.tries or ({},):
+        job = Job("tiny", "code", arm.name, 1, tuple((taken | dict(one)).items()))
+        recipe = adapting_recipe(
+            MINIATURE,
+            MINIATURE.sizes[0],
+            Folders(Path("x")),
+            num_samples=8,
+            domain="code",
+            seed=1,
+            name="x",
+            overrides=job.overrides(),
         )
         if arm.name == "with_decay":
             assert recipe.regularisers == ("entrodrop", "weight_decay")
             assert model_regularisation(recipe).weight_decay == 3.0
-
-
-def nested(overrides: dict) -> dict:
-    content: dict = {}
-    for key, value in overrides.items():
-        *parents, last = key.split(".")
-        node = content
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return content
 
 
 def finish_all(arms: list[Arm], *, loss_of) -> list[dict]:
@@ -132,14 +122,14 @@ def finish_all(arms: list[Arm], *, loss_of) -> list[dict]:
 
 
 def test_grid_ends_after_the_runs_that_it_counts_and_repeats_none():
-    arms = [arm for arm in ARMS if arm.spared_by is None]
+    arms = [arm for arm in ARMS["regularisers"] if arm.spared_by is None]
     rows = finish_all(arms, loss_of=lambda job: 1.0)
     assert len(rows) == len({found["key"] for found in rows}) == count_jobs(MINIATURE, arms=arms)
 
 
 def test_reported_runs_take_the_setting_of_least_final_loss_on_the_tuning_slice():
     setting = replace(MINIATURE, tries_of_arm=3)
-    arm = next(arm for arm in ARMS if arm.name == "random_input")
+    arm = ARM_OF["random_input"]
     rows = [
         row(arm.name, TUNING_SEED, [9.0, loss], **one)
         for one, loss in zip(arm.tries, (3.0, 1.0, 2.0), strict=True)
@@ -151,15 +141,14 @@ def test_reported_runs_take_the_setting_of_least_final_loss_on_the_tuning_slice(
 
 def test_matched_random_dropout_runs_only_where_the_rates_differ():
     names = ("random_input", "entrodrop_input", "random_matched")
-    arms = [arm for arm in ARMS if arm.name in names]
+    arms = [ARM_OF[name] for name in names]
     rows = finish_all(arms, loss_of=lambda job: 1.0)
     assert "random_matched" not in {found["arm"] for found in rows}
 
 
 def test_an_arm_that_waits_for_a_setting_nobody_tunes_is_refused():
     setting = replace(MINIATURE, tries_of_arm=3)
-    arms = {arm.name: arm for arm in ARMS}
-    tuned, opposite = arms["entrodrop_input"], arms["high_input"]
+    tuned, opposite = ARM_OF["entrodrop_input"], ARM_OF["high_input"]
     with pytest.raises(ValueError, match="high_input: it uses the setting of entrodrop_input"):
         refuse_untuned(setting, [], arms=[opposite])
     refuse_untuned(setting, [], arms=[opposite, tuned])
@@ -264,7 +253,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(
     assert numbers(killed) == numbers(calm)
     rows, report = numbers(calm)
     assert len(rows) == count_jobs(
-        MINIATURE, arms=[a for a in ARMS if a.name in ("none", "random_input")]
+        MINIATURE, arms=[ARM_OF[name] for name in ("none", "random_input")]
     )
     final = [found["final"]["domain_loss"] for found in rows.values() if found["arm"] == "none"]
     assert f"{sum(final) / len(final):.3f} ±" in report
