@@ -60,7 +60,7 @@ LEVERS = (
         "entrodrop_soft",
         "EntroDrop, soft",
         {"regulariser": "entrodrop", "dropout.softness": 0.5, **_REFERENCE},
-        _RATES,
+        tries("dropout.max_rate", 0.3, 0.15, 0.5),
     ),
     Arm(
         "replay_ema_teacher",
