@@ -41,17 +41,22 @@ def counts(rows: Sequence[Row]) -> str:
     )
 
 
-def tables_of_place(place: Place) -> str:
-    """All tables of one model size and domain."""
+def tables_of_place(place: Place, *, losses: str, tuned_by: Measure) -> str:
+    """All tables of one model size and domain.
+
+    Args:
+        losses: the first table.
+        tuned_by: the loss by which settings were chosen.
+    """
     return "\n".join(
         [
-            losses_table(place),
+            losses,
             "By band of the base model's entropies on the held-out text, lowest first:\n",
             bands_table(place),
             "Forgetting, completed words, canaries:\n",
             knowledge_table(place),
             "Tries on the tuning slice:\n",
-            tuning_table(place),
+            tuning_table(place, tuned_by),
         ]
     )
 
@@ -67,7 +72,7 @@ def losses_table(place: Place) -> str:
         rows.append(
             [
                 runs.arm.label,
-                _setting(runs),
+                setting_of(runs),
                 str(len(runs.rows)),
                 number(runs.mean(final_loss)),
                 number(runs.mean(best_loss)),
@@ -118,20 +123,20 @@ def knowledge_table(place: Place) -> str:
     return markdown(["arm", *(name for name, _, _ in measures)], rows)
 
 
-def tuning_table(place: Place) -> str:
-    """Final held-out loss of every try on the tuning slice."""
+def tuning_table(place: Place, tuned_by: Measure) -> str:
+    """Held-out loss of every try on the tuning slice."""
     if not place.tuning:
         return "None: each arm uses the likeliest of its settings.\n"
     rows = []
     for runs in place.tuning.values():
-        best = min(final_loss(row) for row in runs)
+        best = min(tuned_by(row) for row in runs)
         tried = [
-            f"{'**' if final_loss(row) == best else ''}{_values(row['chosen'])}: "
-            f"{final_loss(row):.3f}{'**' if final_loss(row) == best else ''}"
+            f"{'**' if tuned_by(row) == best else ''}{_values(row['chosen'])}: "
+            f"{tuned_by(row):.3f}{'**' if tuned_by(row) == best else ''}"
             for row in runs
         ]
         rows.append([runs[0]["arm"], str(len(runs)), ", ".join(tried)])
-    return markdown(["arm", "tries", "setting: final loss"], rows)
+    return markdown(["arm", "tries", "setting: loss"], rows)
 
 
 def number(interval: Interval, *, digits: int = 3) -> str:
@@ -155,7 +160,7 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _setting(runs: ArmRuns) -> str:
+def setting_of(runs: ArmRuns) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in runs.chosen.items())
 
 

@@ -24,6 +24,7 @@ from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
+from benchmarks.study.tradeoff import best_share, cost_of, tradeoff_table
 from tests.warm_python import warm_python
 from training.regularisers.table import model_regularisation
 
@@ -85,6 +86,29 @@ def test_masks_of_random_dropout_vary_most_at_an_equal_rate():
     }
 
 
+def lever_row(arm: str, seed: int, best: float, *, halfway: float, **chosen: float) -> dict:
+    found = row(arm, seed, [9.0, best, 8.0], **chosen)
+    found["best"] = {"domain_loss": best, "general_loss": 5.0 - best}
+    found["between"] = {"0.5": {"domain_loss": halfway, "general_loss": 1.0}}
+    return found
+
+
+def test_a_share_of_the_base_is_chosen_on_the_tuning_slice_and_costs_count_replay():
+    rows = [lever_row("plain", TUNING_SEED, 3.0, halfway=3.5)]
+    rows += [lever_row("plain", seed, 3.0 + seed, halfway=2.5 + seed) for seed in (1, 2)]
+    share = {"replay.share": 0.25}
+    rows += [lever_row("replay", TUNING_SEED, 3.0, halfway=2.0, **share)]
+    rows += [lever_row("replay", seed, 2.5 + seed, halfway=2.25 + seed, **share) for seed in (1, 2)]
+    (place,) = places_of(rows)
+    plain, replay = place.arms["plain"], place.arms["replay"]
+    assert (best_share(place, plain), best_share(place, replay)) == ("1", "0.5")
+    assert (cost_of(plain), cost_of(replay)) == (1.0, pytest.approx(4 / 3))
+    line = next(text for text in tradeoff_table(place).splitlines() if "replay" in text)
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[6] == "**−0.500 ± 0.000**" and cells[8] == "**+0.500 ± 0.000**"
+    assert cells[9:11] == ["0.5", "**−0.750 ± 0.000**"]
+
+
 # --- what is run ---
 
 
@@ -137,6 +161,26 @@ def test_reported_runs_take_the_setting_of_least_final_loss_on_the_tuning_slice(
     assert choose(setting, rows[:2], "tiny", "code", arm) is None
     assert choose(MINIATURE, [], "tiny", "code", arm) == arm.tries[0]
     assert choose(setting, rows, "tiny", "code", arm) == arm.tries[1]
+
+
+def test_an_arm_has_the_rate_of_plain_training_and_its_own_setting_of_least_best_loss():
+    setting = replace(MINIATURE, tries_of_arm=3, tune_by="best", base_shares=(0.5,))
+    plain, teacher, slow = (ARM_OF[name] for name in ("plain", "ema_teacher", "plain_slow"))
+    arms = [plain, teacher, slow]
+    rows: list[dict] = []
+    while jobs := startable(setting, rows, arms=arms):
+        job = jobs[0]
+        chosen = dict(job.chosen)
+        best = chosen.get("lr.searched", 0.0) + chosen.get("ema.half_life_epochs", 0.0)
+        rows.append(row(job.arm, job.seed, [9.0, best, 10.0 - best], **chosen))
+    assert len(rows) == count_jobs(setting, arms=arms)
+    assert choose(setting, rows, "tiny", "code", slow) == {"lr.searched": 0.5}
+    assert choose(setting, rows, "tiny", "code", teacher) == {
+        "lr.searched": 0.5,
+        "ema.half_life_epochs": 0.5,
+    }
+    # the share of the base is chosen there, too
+    assert [found["seed"] for found in rows if found["arm"] == "plain_slow"] == [TUNING_SEED, 1, 2]
 
 
 def test_matched_random_dropout_runs_only_where_the_rates_differ():
