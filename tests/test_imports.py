@@ -1,78 +1,69 @@
-"""What can be the first of ours that a process imports, can: no circle needs an order.
-
-Tests mostly start processes in which others are loaded already (`tests/warm_python.py`). Here ours
-are forgotten first.
-"""
+"""Modules import one another in no circle, so that any can be the first; builds load little."""
 
 from __future__ import annotations
 
 import ast
-import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from tests.warm_python import warm_python
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "data_prep", "training", "launch")
-# Keeps what is not ours, and imports each module in a fork of its own.
-EACH_IN_A_FORK = """
-import gc, json, os, sys, traceback
-packages = ("common", "data_prep", "training", "launch", "tests", "benchmarks")
-for name in list(sys.modules):
-    if name.split(".")[0] in packages:
-        del sys.modules[name]
-gc.freeze()
-failed = {}
-for name in sys.argv[1:]:
-    reads, writes = os.pipe()
-    if os.fork() == 0:
-        try:
-            __import__(name)
-            assert sys.modules[name].__spec__.origin
-        except BaseException:
-            os.write(writes, traceback.format_exc()[-2000:].encode())
-        os._exit(0)
-    os.close(writes)
-    with open(reads) as said:
-        if text := said.read():
-            failed[name] = text
-    os.wait()
-print(json.dumps(failed))
-"""
 
 
-def entries() -> list[str]:
-    """The commands, and what they import only when they are called."""
-    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-    found = set()
-    for path in paths:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.If) and "__name__" in ast.unparse(node) for node in tree.body):
-            found.add(".".join(path.relative_to(ROOT).with_suffix("").parts))
-        for function in ast.walk(tree):
-            if isinstance(function, ast.FunctionDef):
-                imports = [node for node in ast.walk(function) if isinstance(node, ast.ImportFrom)]
-                found |= {str(node.module) for node in imports}
-    return sorted(name for name in found if name.split(".")[0] in PACKAGES)
+def imported(node: ast.AST) -> Iterator[str]:
+    """What an import of the module imports: not what functions import when they are called."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        return
+    elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        for child in ast.iter_child_nodes(node):
+            yield from imported(child)
 
 
-@pytest.mark.slow
-def test_every_entry_can_be_the_first() -> None:
-    assert {"training.__main__", "training.run.run", "data_prep.build"} <= set(entries())
-    done = subprocess.run(
-        [warm_python(), "-c", EACH_IN_A_FORK, *entries()],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {}
+def graph(root: Path) -> dict[str, set[str]]:
+    """By module, the modules of ours that are loaded before it, their packages among them."""
+    paths = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
+    names = {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found = {}
+    for name, path in names.items():
+        found[name] = {
+            before
+            for used in imported(ast.parse(path.read_text(encoding="utf-8")))
+            for before in (used, *(used.rsplit(".", n)[0] for n in range(1, used.count(".") + 1)))
+            if before in names and before != name and not name.startswith(before + ".")
+        }
+    return found
+
+
+def test_no_module_waits_for_one_that_waits_for_it() -> None:
+    found = graph(ROOT)
+    assert "training.config.recipe" in found["training.run.run"]
+    try:
+        list(TopologicalSorter(found).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    package = tmp_path / "common"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "a.py").write_text("from common.b import f\n\ng = 1\n")
+    (package / "b.py").write_text("def f():\n    from common.a import g\n")
+    list(TopologicalSorter(graph(tmp_path)).static_order())
+    (package / "b.py").write_text("if 1:\n    from common.a import g\n")
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(graph(tmp_path)).static_order())
 
 
 def test_a_build_loads_only_what_every_build_needs() -> None:

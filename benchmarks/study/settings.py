@@ -147,7 +147,7 @@ MINIATURE = Setting(
     name="miniature",
     sizes=(Size("tiny", hidden=32, layers=2, heads=2, base_lr=5e-3),),
     domains=("code",),
-    seeds=(1, 2),
+    seeds=(1,),
     vocab_size=512,
     sequence_tokens=64,
     general_chars={"stdlib": 60_000},
@@ -187,8 +187,16 @@ LEVERS = replace(
     tune_by="best",
     base_shares=(0.5, 0.7, 0.85),
 )
+MINIATURE_LEVERS = replace(
+    MINIATURE,
+    name="miniature_levers",
+    question="levers",
+    tune_by="best",
+    base_shares=(0.5,),
+)
 LICENCES = replace(LEVERS, name="licences", domains=("licences",))
 LEVERS_40K = replace(LEVERS, name="levers_40k", slice_tokens=40_000, seeds=(1, 2, 3))
 SETTINGS = {
-    setting.name: setting for setting in (FULL, MINIATURE, READY, LEVERS, LEVERS_40K, LICENCES)
+    setting.name: setting
+    for setting in (FULL, MINIATURE, READY, LEVERS, LEVERS_40K, LICENCES, MINIATURE_LEVERS)
 }
