@@ -1,16 +1,25 @@
-"""Write docs/models.md: every causal family of transformers, tried on tiny models of it."""
+"""Write docs/models.md: every causal family of transformers, tried on tiny models of it.
+
+`python -m docs.generate_models_table` tries all, half an hour, and goes on where it was stopped;
+`python -m docs.generate_models_table qwen3 opt` tries these and prints their rows.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import sys
 import textwrap
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
 
+from common.hints import did_you_mean
 from tests.distributed import run_ranks
 from tests.training.families import FAMILIES, config_of, measure_all, refusal
 from training.config.sections import Model
@@ -18,7 +27,9 @@ from training.model.causal_lm import resolve_model_config
 from training.model.own_dropout import own_dropout
 
 PAGE = Path(__file__).resolve().parents[0] / "models.md"
-_SECONDS, _AT_A_TIME, _MOST_CHARACTERS = 600, 8, 160
+_FOUND = PAGE.with_name("models_found.jsonl")
+"""What has been tried, until the page is written."""
+_SECONDS, _MOST_CHARACTERS = 120, 160
 KNOWN_AS = {
     "bloom": "BLOOM, BLOOMZ",
     "cohere2": "Command R7B, Aya",
@@ -66,7 +77,7 @@ Written by `python -m docs.generate_models_table` with transformers {version}: o
 own defaults was tried, in fp32, without their dropout. {trained} train.
 
 A family trains if losses and all gradients of packed documents are those of plain transformers,
-document by document, to 3e-5, on two ranks with sequences that are cut in two
+document by document, to 1e-5, on two ranks with sequences that are cut in two
 (`train.sequence_parallel_size: 2`), or where that does not go, with a sequence each.
 Your model may differ from its family's defaults: before any weight is loaded, a start tries a tiny
 model of your own configuration in the same way, and refuses it in a sentence if a loss differs.
@@ -108,26 +119,63 @@ class Outcome(NamedTuple):
     """Why a sequence cannot be cut."""
 
 
-def examine(families: Sequence[str]) -> dict[str, Outcome]:
+def examine(family: str) -> Outcome:
     """Start, then losses and gradients on two ranks, with a sequence cut in two if that goes."""
-    found = {family: Outcome(refusal(family)) for family in families}
-    candidates = [family for family, outcome in found.items() if outcome.refused is None]
-    on_shards = _on_ranks(candidates, 2)
-    whole = _on_ranks([family for family in candidates if on_shards[family]], 1)
-    return found | {family: Outcome(whole.get(family), on_shards[family]) for family in candidates}
+    refused = _on_ranks(refusal, family, world_size=1)
+    if refused is not None:
+        return Outcome(refused)
+    on_shards = _measured(family, 2)
+    return Outcome(on_shards and _measured(family, 1), on_shards)
 
 
-def _on_ranks(families: list[str], sp_size: int) -> dict[str, str | None]:
-    """A few at a time: some take much memory."""
-    found: dict[str, str | None] = {}
-    for start in range(0, len(families), _AT_A_TIME):
-        some = families[start : start + _AT_A_TIME]
-        configs = {family: config_of(family) for family in some}
-        ranks = run_ranks(measure_all, configs, sp_size, world_size=2, timeout_seconds=_SECONDS)
-        found |= {
-            family: next((each[family] for each in ranks if each[family]), None) for family in some
-        }
+def _measured(family: str, sp_size: int) -> str | None:
+    configs = {family: config_of(family)}
+    ranks = _on_ranks(measure_all, configs, sp_size, world_size=2)
+    return ranks if isinstance(ranks, str) else ranks[family]
+
+
+def _on_ranks(function: Any, *args: Any, world_size: int) -> Any:
+    """What the first rank says that has something to say; a sentence where one does not end."""
+    try:
+        ranks = run_ranks(function, *args, world_size=world_size, timeout_seconds=_SECONDS)
+    except AssertionError as error:
+        if "hanging ranks: []" in str(error):  # they failed
+            raise
+        return f"cannot be tried in {_SECONDS} seconds"
+    return max(ranks, key=lambda found: any(found.values()) if isinstance(found, dict) else 0)
+
+
+def examine_all() -> dict[str, Outcome]:
+    """Every family, but for those that an interrupted run of the same code has tried."""
+    code = _code()
+    lines = _FOUND.read_text(encoding="utf-8").splitlines() if _FOUND.exists() else []
+    rows = [row for row in map(json.loads, lines) if row.pop("code") == code]
+    found = {row.pop("family"): Outcome(**row) for row in rows}
+    began = time.monotonic()
+    for number, family in enumerate(FAMILIES, 1):
+        if family in found:
+            continue
+        found[family] = outcome = examine(family)
+        with _FOUND.open("a", encoding="utf-8") as file:
+            row = {"family": family, "code": code, **outcome._asdict()}
+            file.write(json.dumps(row) + "\n")
+        seconds = time.monotonic() - began
+        print(f"{number} of {len(FAMILIES)}, {seconds:.0f} s: {_told(family, outcome)}", flush=True)
     return found
+
+
+def _code() -> str:
+    """Of the versions that outcomes belong to."""
+    root = PAGE.parents[1]
+    sources = sorted([*root.glob("training/**/*.py"), root / "tests/training/families.py"])
+    contents = b"".join(path.read_bytes() for path in sources)
+    return hashlib.sha256(contents + transformers.__version__.encode()).hexdigest()[:16]
+
+
+def _told(family: str, outcome: Outcome) -> str:
+    if outcome.refused is not None:
+        return f"{family} is refused: {reason(family, outcome.refused)}"
+    return f"{family} trains" + (f"; shards: {outcome.on_shards}" if outcome.on_shards else "")
 
 
 def page(found: Mapping[str, Outcome]) -> str:
@@ -165,6 +213,20 @@ def _shortened(text: str) -> str:
     return textwrap.shorten(text, _MOST_CHARACTERS, placeholder="...").replace("|", "\\|")
 
 
+def main(names: list[str]) -> None:
+    """Write the page, or print what is found of the families named."""
+    for name in names:
+        if name not in FAMILIES:
+            sys.exit(f"no family {name} in transformers{did_you_mean(name, FAMILIES)}")
+    for name in names:
+        outcome = examine(name)
+        row = _row(name, outcome.on_shards) if outcome.refused is None else _told(name, outcome)
+        print(row.rstrip(), flush=True)
+    if not names:
+        PAGE.write_text(page(examine_all()), encoding="utf-8")
+        _FOUND.unlink()
+        print(PAGE.name)
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(examine(FAMILIES)), encoding="utf-8")
-    print(PAGE.name)
+    main(sys.argv[1:])

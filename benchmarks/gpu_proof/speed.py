@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu_proof.checks import Figures
 from benchmarks.step_workload import Bench
-from launch.planner.architecture import find_architecture
 from launch.planner.duration import forecast_duration
 from launch.planner.forecast import make_run
 from launch.planner.memory import peak_moments
+from launch.planner.models import find_architecture
 from training.entrodrop.head import weighted_linear_cross_entropy
 
 _PASSES = 3.0

@@ -20,6 +20,8 @@ Beside an adapter the weights of norms are frozen, and normalised inputs are not
 their inputs, which DeepSpeed's own saves whether its weight is trained or not. `adapter.py` says
 what comes on top.
 
+What experts and recurrences keep is in `parts.py`; a recurrence is taken to run on whole samples.
+
 With sequence parallelism, and on a CPU, the attention's output is kept twice: as attention left it
 and as the next product reads it.
 """
@@ -29,6 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launch.planner.architecture import Architecture
+from launch.planner.parts import Layer, Part
 
 # training/entrodrop/head.py and softmax_rows.py: numbers of one chunk and of one block of logits
 _CHUNK_LOGITS = 1 << 25
@@ -66,32 +69,43 @@ class Activations:
         """Of half a layer: before it, and in some families behind it too."""
         return self._norm * (2 if self.arch.kind.norms > 2 else 1)
 
-    @property
-    def attention(self) -> int:
+    def mixing(self, layer: Layer) -> int:
         """Kept by the first half of a layer."""
+        attention = self._attention if layer.attends else 0
+        mixer = self._of_part(layer.mixer) if layer.mixer else 0
+        return self._norms + attention + mixer
+
+    def _of_part(self, part: Part) -> int:
+        return self.tokens * (part.kept * self.number_bytes + part.kept_fp32 * _FP32)
+
+    @property
+    def _attention(self) -> int:
         arch, width = self.arch, self.number_bytes
         keys = arch.queries if self.on_gpu else arch.keys
         outputs = 1 if self.on_gpu and not self.shards_sequence else 2
         numbers = width * (arch.queries + 2 * keys + outputs * arch.queries)
+        if arch.kind.query_gate:
+            numbers += 2 * width * arch.queries  # the gate and its product
         scalars = 1 + arch.heads  # the norm's 1 / rms, and ln sum e^score of each head
-        if arch.kind.qk_norm:
+        if arch.qk_norm:
             normalised = width if arch.adapter is None else 0
             numbers += (_FP32 + normalised) * (arch.queries + arch.keys)
             scalars += arch.heads + arch.kv_heads
-        return self._norms + self.tokens * (numbers + _FP32 * scalars)
+        return self.tokens * (numbers + _FP32 * scalars)
 
-    @property
-    def mlp(self) -> int:
+    def mlp(self, layer: Layer) -> int:
         """Kept by the second half of a layer."""
+        if layer.mlp:
+            return self._norms + self._of_part(layer.mlp) + self.tokens * self.mask_numbers
         numbers = self.arch.mlp_numbers * self.number_bytes * self.arch.intermediate
         norms = self._norms if self.arch.kind.norms > 1 else 0
         return norms + self.tokens * (numbers + _FP32 + self.mask_numbers)
 
-    @property
-    def layer(self) -> int:
+    def layer(self, layer: Layer) -> int:
+        """Kept by a whole one."""
         adapter = self.arch.adapter
         of_adapter = adapter.kept_bytes(self.number_bytes) if adapter else 0
-        return self.attention + self.mlp + self.tokens * of_adapter
+        return self.mixing(layer) + self.mlp(layer) + self.tokens * of_adapter
 
     @property
     def ends(self) -> int:
@@ -99,18 +113,17 @@ class Activations:
         rotary = 2 * self.tokens * self.arch.head * self.number_bytes
         return rotary + self._norm + self.tokens * _FP32
 
-    @property
-    def forward_extra(self) -> int:
-        """Of a layer whose activations are not kept: input, norm, and three of the MLP."""
-        numbers = 2 * self.arch.hidden + 3 * self.arch.intermediate
+    def forward_extra(self, layer: Layer) -> int:
+        """Of a layer whose activations are not kept: input, norm, and three of the widest part."""
+        mixer = layer.mixer.inner if layer.mixer else 0
+        numbers = 2 * self.arch.hidden + 3 * max(self.arch.inner_of(layer), mixer)
         adapter = self.arch.adapter
         of_adapter = adapter.passing_bytes(self.tokens, self.number_bytes) if adapter else 0
         return self.tokens * numbers * self.number_bytes + of_adapter
 
-    @property
-    def mlp_gradient(self) -> int:
+    def mlp_gradient(self, layer: Layer) -> int:
         """Of one of the MLP's four."""
-        return self.tokens * self.arch.intermediate * self.number_bytes
+        return self.tokens * self.arch.inner_of(layer) * self.number_bytes
 
     @property
     def hidden_gradients(self) -> int:

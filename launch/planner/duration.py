@@ -42,16 +42,19 @@ def forecast_duration(
     """Time of the matrix products alone; evaluations and saves are not in it.
 
     A forward pass takes 2 operations a weight and token, and 2 (Q K^T, then with V) x 2 x T / 2 x Q
-    a layer for attention over T tokens before it on average T / 2; a backward pass twice that
+    a layer for attention over T tokens before it on average T / 2; of experts those alone that a
+    token meets; recurrences as `parts.py` has them. A backward pass twice that
     (Narayanan et al., arXiv 2104.04473, appendix), beside an adapter about as much. Activation
     checkpointing adds a forward pass, and so do online entropies and a teacher; `mir` has every
     training pass twice. Documents shorter
     than a sample take less than this.
     """
     train, length = recipe.train, recipe.data.sequence_tokens
-    weights = arch.layers * sum(arch.layer_weights) + arch.embedding_weight
-    attention = 2 * length * arch.queries * arch.layers
-    forward_flops = 2 * weights + attention
+    forward_flops = 2 * arch.multiplied_weights + sum(
+        layer.attends * 2 * length * arch.queries
+        + (layer.mixer.scores * length + layer.mixer.operations if layer.mixer else 0)
+        for layer in arch.stack
+    )
     # no gradients of frozen weights; an adapter's own products are few
     training_passes = 3.0 if arch.adapter is None else 2.0
     num_passes = recipe.num_passes * (training_passes + recipe.model.activation_checkpointing)

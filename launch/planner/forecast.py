@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launch.planner.activations import Activations
-from launch.planner.architecture import Architecture, find_architecture
+from launch.planner.architecture import Architecture
 from launch.planner.corpus import CorpusSize, read_size
 from launch.planner.duration import Duration, forecast_duration
 from launch.planner.host import Host, forecast_host
 from launch.planner.machine import Machine
 from launch.planner.memory import Moment, Phase, Run, peak_moments
+from launch.planner.models import find_architecture
 from launch.planner.zero import read_zero
 from training.config.layout import DoesNotDivideError, batch_shape, check_head_counts
 from training.config.recipe import Recipe
@@ -128,7 +129,7 @@ def _mask_numbers(recipe: Recipe, arch: Architecture) -> int:
     of_each = {
         "hidden_dropout": arch.hidden,
         "attention_output_dropout": arch.hidden,
-        "mlp_dropout": arch.intermediate,
+        "mlp_dropout": max(map(arch.inner_of, arch.stack)),
     }
     return sum(of_each.get(name, 0) for name in recipe.regularisers)
 
@@ -143,6 +144,11 @@ def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:
         raise DoesNotDivideError(
             f"--gpus {num_gpus} is not a multiple of train.sequence_parallel_size {sp_size}; "
             f"nearest that are: {nearest}"
+        )
+    if sp_size > 1 and arch.carries_state:
+        raise DoesNotDivideError(
+            f"train.sequence_parallel_size {sp_size}: layers of {arch.family} carry a state "
+            "through whole documents, of which a GPU would have a part; set it to 1"
         )
     check_head_counts(heads=arch.heads, kv_heads=arch.kv_heads, sp_size=sp_size)
     _, micro_steps = batch_shape(

@@ -7,6 +7,7 @@ number of ranks. In fp32 DeepSpeed keeps a master copy as well: 4 + 4 + 12.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -146,14 +147,15 @@ def _forward(run: Run, states: Moment) -> Iterator[Moment]:
         if use.is_backward:
             continue
         if use.block == last:
-            kept = run.arch.layers * _kept_by_layer(run) + acts.ends
+            kept = _kept_below(run, last) + acts.ends
             head = acts.head_chunk + (_head_sums(run) if run.one_pass_head else 0)
             if run.teacher:  # before it, with gradients of its own
                 head = max(_head_gradients(run) + head, _head_sums(run) + _soft_chunk(run))
             yield states._replace(gathered=gathered, activations=kept, head=head)
         else:
-            kept = max(use.block - 1, 0) * _kept_by_layer(run)
-            inside = acts.forward_extra if run.checkpointing else acts.layer
+            kept = _kept_below(run, use.block)
+            layer = run.arch.stack[max(use.block - 1, 0)]
+            inside = acts.forward_extra(layer) if run.checkpointing else acts.layer(layer)
             yield states._replace(gathered=gathered, activations=kept + inside)
 
 
@@ -163,8 +165,13 @@ def _soft_chunk(run: Run) -> int:
     return 4 * 4 * rows * run.arch.vocab
 
 
-def _kept_by_layer(run: Run) -> int:
-    return run.activations.layer_input if run.checkpointing else run.activations.layer
+def _kept_below(run: Run, block: int) -> int:
+    """By all layers before one of them, or before the head."""
+    acts, below = run.activations, run.arch.stack[: max(block - 1, 0)]
+    if run.checkpointing:
+        return acts.layer_input * len(below)
+    counts = Counter(below)
+    return sum(acts.layer(layer) * count for layer, count in counts.items())
 
 
 def _head_gradients(run: Run) -> int:
@@ -203,23 +210,24 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
 
     # A tied weight's gradient waits until the embedding has added its own.
     waiting = sum(of_base(arch.embedding_weight)) * width if arch.tied else 0
-    kept = arch.layers * _kept_by_layer(run) + acts.ends + acts.layer_input
+    kept = _kept_below(run, arch.layers + 1) + acts.ends + acts.layer_input
     # two passes compute the logits again
     chunk = 0 if run.one_pass_head else acts.head_chunk
     output = () if arch.tied else of_base(arch.embedding_weight)
     for held in moment(arch.layers + 1, kept, *output):
         yield held._replace(head=chunk)
-    *ups, down = arch.mlp_weights
-    others = arch.layer_weights[: -len(arch.mlp_weights)]
-    for block in range(arch.layers, 0, -1):
-        below = (block - 1) * _kept_by_layer(run) + acts.hidden_gradients
+    for block, layer in reversed(list(enumerate(arch.stack, 1))):
+        *ups, down = arch.mlp_weights(layer)
+        others = arch.weights_before_mlp(layer)
+        gradient = acts.mlp_gradient(layer)
+        below = _kept_below(run, block) + acts.hidden_gradients
         below += acts.layer_input if run.checkpointing else 0
-        whole = below + acts.layer
-        yield from moment(block, whole + acts.mlp_gradient, *of_base(down))
+        whole = below + acts.layer(layer)
+        yield from moment(block, whole + gradient, *of_base(down))
         # the product's gradient and two after it; the product itself is freed
-        yield from moment(block, whole + 2 * acts.mlp_gradient)
-        yield from moment(block, whole - acts.mlp_gradient, *of_base(*reversed(ups)))
-        yield from moment(block, below + acts.attention, *of_base(*reversed(others)))
+        yield from moment(block, whole + 2 * gradient)
+        yield from moment(block, whole - gradient, *of_base(*reversed(ups)))
+        yield from moment(block, below + acts.mixing(layer), *of_base(*reversed(others)))
         yield from moment(block, below, *arch.adapter_weights)
     yield from moment(0, acts.layer_input, *of_base(arch.embedding_weight))
     waiting = 0
@@ -286,6 +294,6 @@ def _evaluation(run: Run, states: Moment) -> Moment:
     return states._replace(
         parameters=states.parameters + replaced,
         gathered=inside,
-        activations=acts.forward_extra + acts.ends,
+        activations=max(map(acts.forward_extra, set(run.arch.stack))) + acts.ends,
         head=acts.head_chunk,
     )

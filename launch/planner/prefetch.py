@@ -39,10 +39,10 @@ def order_of_uses(arch: Architecture, *, checkpointing: bool) -> Order:
     """The modules with weights in the order in which a training step runs them."""
     sizes = [arch.embedding_weight]
     modules: list[tuple[int, tuple[int, ...]]] = [(0, (0,))]
-    of_layer = (*arch.layer_weights, *arch.adapter_weights)
-    for layer in range(arch.layers):
+    for number, layer in enumerate(arch.stack, 1):
+        of_layer = (*arch.weights_of(layer), *arch.adapter_weights)
         weights = range(len(sizes), len(sizes) + len(of_layer))
-        modules.append((layer + 1, tuple(weights)))
+        modules.append((number, tuple(weights)))
         sizes += of_layer
     last = arch.layers + 1
     modules.append((last, (len(sizes),)))

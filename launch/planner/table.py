@@ -35,7 +35,7 @@ def as_data(given: Forecast, *, name: str) -> dict[str, Any]:
     return {
         "recipe": name,
         "machine": asdict(given.machine),
-        "model": asdict(given.arch) | {"parameters": given.arch.parameters},
+        "model": _model(given),
         "gpu_bytes": {phase: moment._asdict() for phase, moment in given.moments.items()},
         "outside_tensors_bytes": given.outside_bytes,
         "peak_phase": given.peak_phase,
@@ -50,13 +50,25 @@ def as_data(given: Forecast, *, name: str) -> dict[str, Any]:
     }
 
 
+def _model(given: Forecast) -> dict[str, Any]:
+    arch = given.arch
+    counted = ("layers", "parameters", "active_parameters")
+    sizes = {key: value for key, value in asdict(arch).items() if key != "stack"}
+    return sizes | {key: getattr(arch, key) for key in counted}
+
+
 def _heading(given: Forecast, name: str) -> list[str]:
     arch, recipe, machine = given.arch, given.recipe, given.machine
     run, train = given.run, recipe.train
     number = "bf16" if run.zero.number_bytes == 2 else "fp32"
     return [
-        f"{name}: {arch.parameters / 1e9:.3f} billion parameters in {number} "
-        f"(sizes from {arch.source})"
+        f"{name}: {arch.parameters / 1e9:.3f} billion parameters in {number}"
+        + (
+            f", {arch.active_parameters / 1e9:.3f} billion of them for each token"
+            if arch.active_parameters < arch.parameters
+            else ""
+        )
+        + f" (sizes from {arch.source})"
         + (f"; {arch.trained:,} of an adapter are trained" if arch.adapter else ""),
         f"GPUs: {machine.num_gpus} of {machine.gpu_gib:g} GiB, {machine.ranks_per_node} per node; "
         f"{recipe.deepspeed}",
@@ -77,9 +89,9 @@ def _memory(given: Forecast) -> list[str]:
     totals = [given.moments[phase].total for phase in phases]
     lines.append(f"  {'all tensors':<26}" + "".join(_cell(value) for value in totals))
     acts = given.run.activations
-    layers = given.arch.layers
-    without = (layers * acts.layer + acts.ends) / GIB
-    with_it = (layers * acts.layer_input + acts.layer + acts.ends) / GIB
+    of_layers = [acts.layer(layer) for layer in given.arch.stack]
+    without = (sum(of_layers) + acts.ends) / GIB
+    with_it = (len(of_layers) * acts.layer_input + max(of_layers) + acts.ends) / GIB
     return [
         *lines,
         f"  activations in all: {without:.2f} without checkpointing, {with_it:.2f} with it",

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from common.commands import command
-from launch.planner.architecture import find_architecture
 from launch.planner.forecast import GIB, forecast, make_run
 from launch.planner.host import forecast_host
 from launch.planner.machine import Machine
 from launch.planner.memory import peak_moments
+from launch.planner.models import find_architecture
 from launch.preflight.finding import Finding, first_of_hosts, name_ranks, ranks_by_value
 from launch.preflight.formatting import count, size
 from launch.preflight.setting import Context, Setting

@@ -12,10 +12,10 @@ from typing import Any
 
 from common.commands import command
 from data_prep.shards import open_corpus
-from launch.planner.architecture import find_architecture
 from launch.planner.corpus import read_size
 from launch.planner.forecast import make_run
 from launch.planner.host import Host, forecast_host
+from launch.planner.models import find_architecture
 from launch.preflight.finding import Finding, name_ranks
 from launch.preflight.formatting import count, rate, size
 from launch.preflight.setting import Context, Setting

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.step_workload import RandomPack
-from launch.planner.architecture import find_architecture
+from launch.planner.models import find_architecture
 from tests.distributed import run_ranks
 from tests.training.layouts import make_regulariser, whole_epochs
 from training.config.layout import batch_shape

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launch.planner.architecture import find_architecture
 from launch.planner.forecast import make_run
 from launch.planner.memory import Moment, Phase, peak_moments
+from launch.planner.models import find_architecture
 from tests.training.layouts import tiny_recipe
 from training.config.adapter import Adapter
 from training.config.recipe import Recipe
@@ -78,6 +78,24 @@ _WIDE = _model(256, 1024, 4, (4, 4, 64), 2000)
 _SHORT = _model(128, 384, 4, (4, 2, 32), 1000)
 _LONE = _model(192, 1024, 8, (6, 6, 32), 500)
 
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 128}
+_MLA = _EXPERTS | {
+    "model_type": "deepseek_v3", "num_key_value_heads": 4, "n_routed_experts": 8, "n_group": 1,
+    "n_shared_experts": 1,
+    "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 96, "kv_lora_rank": 64,
+    "qk_rope_head_dim": 16, "qk_nope_head_dim": 48, "v_head_dim": 48, "head_dim": 16,
+}  # fmt: skip
+_DELTA = {
+    "model_type": "qwen3_5_text", "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32, "linear_value_head_dim": 32,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+}  # fmt: skip
+_MAMBA = {
+    "model_type": "granitemoehybrid", "layer_types": ["mamba", "mamba", "mamba", "attention"],
+    "num_local_experts": 0, "shared_intermediate_size": 384, "mamba_n_heads": 8,
+    "mamba_d_head": 32, "mamba_d_state": 32, "mamba_chunk_size": 64,
+}  # fmt: skip
+
 SHAPES = (
     Shape("activations", _SHORT, 256, samples=2),
     Shape("checkpointing", _WIDE, 256, samples=4, checkpointing=True),
@@ -105,6 +123,19 @@ SHAPES = (
             "reduce_bucket_size": 5_000_000,
         },
     ),
+    Shape("experts", _SHORT | _EXPERTS | {"model_type": "qwen3_moe", "num_experts": 8}, 256),
+    Shape(
+        "experts, checkpointing", _SHORT | _EXPERTS | {"model_type": "qwen3_moe", "num_experts": 8},
+        512, samples=2, bf16=True, checkpointing=True,
+    ),
+    Shape("latent", _SHORT | _MLA, 512),
+    Shape("clamped experts", _SHORT | {"model_type": "gpt_oss", "num_local_experts": 8,
+          "num_experts_per_tok": 2}, 512),
+    Shape("delta", _SHORT | _DELTA, 512),
+    Shape("delta, checkpointing", _SHORT | _DELTA, 512, bf16=True, checkpointing=True),
+    Shape("mamba", _SHORT | _MAMBA, 512),
+    Shape("convolution", _SHORT | {"model_type": "lfm2", "layer_types": ["conv", "conv", "conv",
+          "full_attention"]}, 512),
 )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.planner.architecture import from_config
 from launch.planner.families import FAMILIES
+from launch.planner.sizes import from_config
 from training.model.layers import decoder_layers
 
 SIZES = {
@@ -19,12 +19,54 @@ SIZES = {
     "num_hidden_layers": 2,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
+    "moe_intermediate_size": 40,
+    "num_experts": 5,
+    "num_local_experts": 5,
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 3,
+    "shared_expert_intermediate_size": 24,
+    "shared_intermediate_size": 24,
 }
+MLA: dict[str, Any] = {"q_lora_rank": 20, "kv_lora_rank": 12, "num_key_value_heads": 6}
+MLA |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 10, "v_head_dim": 14, "first_k_dense_replace": 1}
+MLA |= {"n_group": 1, "topk_group": 1}
+DELTA: dict[str, Any] = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+DELTA |= {"linear_key_head_dim": 6, "linear_value_head_dim": 10}
+DELTA |= {"layer_types": ["linear_attention", "full_attention"], "head_dim": 20}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 24, "mamba_n_groups": 2, "mamba_d_state": 14}
 OWN: dict[str, dict[str, Any]] = {
+    "deepseek_v2": MLA,
+    "deepseek_v3": MLA,
+    "falcon_h1": MAMBA | {"mamba_d_ssm": 192},
+    "glm4_moe": {"first_k_dense_replace": 1},
+    "glm4_moe_lite": MLA,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 16},
+    "granitemoehybrid": MAMBA | {"layer_types": ["mamba", "attention"]},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
     "opt": {"word_embed_proj_dim": 96},
+    "qwen2_moe": {"decoder_sparse_step": 2},
+    "qwen3_5_moe_text": DELTA,
+    "qwen3_5_text": DELTA,
+    "qwen3_moe": {"mlp_only_layers": [0]},
+    "qwen3_next": DELTA,
 }
+OTHERS: dict[str, list[dict[str, Any]]] = {
+    "deepseek_v3": [{"q_lora_rank": None, "attention_bias": True}],
+    "falcon_h1": [
+        {"mamba_rms_norm": True, "projectors_bias": True, "mamba_proj_bias": True},
+        {"mamba_conv_bias": False, "mamba_d_ssm": None},
+    ],
+    "granitemoehybrid": [{"num_local_experts": 0, "mamba_proj_bias": True}],
+    "granitemoeshared": [{"shared_intermediate_size": 0}],
+    "lfm2": [
+        {"conv_bias": True, "block_auto_adjust_ff_dim": False},
+        {"layer_types": None, "full_attn_idxs": [1], "block_ffn_dim_multiplier": 1.5},
+    ],
+    "qwen3_next": [{"layer_types": None, "num_hidden_layers": 5, "decoder_sparse_step": 2}],
+}
+"""Settings that add or remove weights."""
 
 
 def small(family: str) -> dict[str, Any]:
@@ -41,16 +83,34 @@ def small(family: str) -> dict[str, Any]:
 @pytest.mark.parametrize("has_all", [False, True])
 def test_weights_are_counted_as_transformers_makes_them(family: str, has_all: bool) -> None:
     kind, config = FAMILIES[family], small(family)
-    settings = (kind.qkv_bias, kind.out_bias, kind.mlp_bias)
+    settings = (kind.qkv_bias, kind.out_bias, kind.mlp_bias, kind.qk_norm_if or False)
     if has_all:
-        config |= {key: True for key in settings if isinstance(key, str)}
+        config |= {key: True for key in settings if key and isinstance(key, str)}
+        config |= dict.fromkeys(kind.unplanned, False)
         config["tie_word_embeddings"] = not kind.tied
+    compare(config)
+
+
+@pytest.mark.parametrize(("family", "keys"), [(f, keys) for f in OTHERS for keys in OTHERS[f]])
+def test_weights_that_a_setting_adds_or_removes_are_counted(family, keys) -> None:
+    compare(small(family) | keys)
+
+
+def compare(config: dict[str, Any]) -> None:
+    """All weights, those of each layer, and those that a token meets."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        known = AutoConfig.for_model(**config)
+        model = AutoModelForCausalLM.from_config(known)
     arch = from_config(config, source="test")
+    assert [sum(arch.weights_of(layer)) for layer in arch.stack] == [
+        sum(weight.numel() for weight in layer.parameters()) for layer in decoder_layers(model)
+    ]
     assert arch.parameters == sum(weight.numel() for weight in model.parameters())
-    layer = decoder_layers(model)[0]
-    assert sum(arch.layer_weights) == sum(weight.numel() for weight in layer.parameters())
+    experts = [w for name, w in model.named_parameters() if ".experts." in name]
+    idle = sum(w.numel() - known.num_experts_per_tok * w[0].numel() for w in experts)
+    assert arch.active_parameters == arch.parameters - idle
+    # published files name the same settings as what transformers writes
+    assert from_config(known.to_dict(), source="test") == arch
 
 
 def test_of_a_model_with_images_the_text_model_is_planned() -> None:
@@ -65,8 +125,8 @@ def test_of_a_model_with_images_the_text_model_is_planned() -> None:
     arch = from_config(config, source="test")
     assert (arch.family, arch.heads, arch.kv_heads, arch.head) == ("gemma3_text", 8, 4, 256)
     assert arch.parameters == sum(weight.numel() for weight in model.parameters())
-    other = {**config, "text_config": {**text, "model_type": "qwen3_5_text"}}
-    with pytest.raises(ValueError, match="base: model_type qwen3_5_text is not supported by"):
+    other = {**config, "text_config": {**text, "model_type": "gemma4_text"}}
+    with pytest.raises(ValueError, match="base: model_type gemma4_text is not supported by"):
         from_config(other, source="base")
 
 
@@ -74,8 +134,8 @@ def test_a_family_that_is_not_known_is_refused_with_those_that_are() -> None:
     with pytest.raises(ValueError, match=r"model_type qwen33 is not .*qwen3.*; supported are bl"):
         from_config({"model_type": "qwen33"}, source="model.config")
     # of a model that exists another family is no cure
-    with pytest.raises(ValueError, match="gpt_oss is not supported by the planner; supported"):
-        from_config({"model_type": "gpt_oss"}, source="base/config.json")
+    with pytest.raises(ValueError, match="mamba2 is not supported by the planner; supported"):
+        from_config({"model_type": "mamba2"}, source="base/config.json")
     projected = small("opt") | {"word_embed_proj_dim": 48}
     with pytest.raises(ValueError, match="word_embed_proj_dim 48 is not supported by the planner"):
         from_config(projected, source="model.config")

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.__main__ import main
-from launch.planner import architecture
 from launch.planner.advice import advise, more_gpus
-from launch.planner.architecture import find_architecture
 from launch.planner.forecast import Forecast, forecast
 from launch.planner.machine import Machine
+from launch.planner.models import PUBLIC_MODELS, find_architecture
 from launch.planner.prefetch import gathered_numbers, order_of_uses
+from launch.planner.sizes import from_config
 from launch.planner.zero import read_zero
 from tests.grids import WHOLE
 from tests.launch.measured_memory import measure_peaks
@@ -115,22 +115,24 @@ def test_regularisers_cost_a_copy_of_the_base_and_a_byte_for_each_channel_that_m
     assert not planned("eaft").run.one_pass_head
 
 
-@pytest.mark.parametrize("name", sorted(architecture.PUBLIC_MODELS))
+@pytest.mark.parametrize("name", sorted(PUBLIC_MODELS))
 def test_parameters_are_counted_as_transformers_makes_them(name: str) -> None:
-    config = architecture.PUBLIC_MODELS[name]
+    config = PUBLIC_MODELS[name]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     recipe = load_recipe(QWEN_8B, [f"model.pretrained={name}"])
     arch = find_architecture(recipe)
     assert arch.parameters == sum(parameter.numel() for parameter in model.parameters())
     layer = model.model.layers[0]
-    assert sum(arch.layer_weights) == sum(parameter.numel() for parameter in layer.parameters())
+    assert sum(arch.weights_of(arch.stack[0])) == sum(
+        parameter.numel() for parameter in layer.parameters()
+    )
 
 
 def test_published_sizes_are_met() -> None:
     found = {
-        name: architecture.from_config(config, source="table").parameters
-        for name, config in architecture.PUBLIC_MODELS.items()
+        name: from_config(config, source="table").parameters
+        for name, config in PUBLIC_MODELS.items()
     }
     assert found == {  # as the safetensors files on the hub say
         "Qwen/Qwen3-0.6B": 596_049_920,
