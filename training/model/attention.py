@@ -84,8 +84,12 @@ def document_attention(
     is_of_flash = scores.softcap is None and key_bias is None
     has_flash = query.is_cuda and query.dtype != torch.float32 and is_of_flash
     attend = _flash if has_flash else _document_by_document
-    context = attend(query, key, value, document_layout, scores)
-    return context.view(batch, length, num_heads, value.shape[-1]), None
+    width = value.shape[-1]
+    if width != head_size:  # kernels without a T x T matrix take one size; zeros change no score
+        size = max(head_size, width)
+        query, key, value = (F.pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
+    context = attend(query, key, value, document_layout, scores)[..., :width]
+    return context.reshape(batch, length, num_heads, width), None
 
 
 class _Scores(NamedTuple):
@@ -119,16 +123,12 @@ def _flash(
     if key.shape[1] != query.shape[1]:
         repeats = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    width = value.shape[-1]
-    size = max(query.shape[-1], width)  # of all three; zeros change no score
-    query, key, value = (F.pad(x, (0, size - x.shape[-1])) for x in (query, key, value))
     documents = (layout.boundaries_tensor, layout.max_tokens)
     before = -1 if scores.window is None else scores.window - 1
     if scores.sinks is not None:
-        sums = flash_with_sinks(
+        return flash_with_sinks(
             query, key, value, scores.sinks, documents=documents, scale=scores.scale, before=before
         )
-        return sums[..., :width]
     from torch.nn.attention.varlen import varlen_attn  # CUDA only
 
     ends, longest = documents
@@ -137,7 +137,7 @@ def _flash(
         query, key, value, ends, ends, longest, longest, scale=scores.scale, window_size=window
     )
     assert isinstance(context, Tensor)  # a tuple comes only with return_aux
-    return context[..., :width]
+    return context
 
 
 def _document_by_document(
