@@ -29,7 +29,7 @@ from training.model.own_dropout import own_dropout
 PAGE = Path(__file__).resolve().parents[0] / "models.md"
 _FOUND = PAGE.with_name("models_found.jsonl")
 """What has been tried, until the page is written."""
-_SECONDS, _MOST_CHARACTERS = 120, 160
+_SECONDS, _MOST_CHARACTERS = 300, 160
 KNOWN_AS = {
     "bloom": "BLOOM, BLOOMZ",
     "cohere2": "Command R7B, Aya",
@@ -135,12 +135,12 @@ def _measured(family: str, sp_size: int) -> str | None:
 
 
 def _on_ranks(function: Any, *args: Any, world_size: int) -> Any:
-    """What the first rank says that has something to say; a sentence where one does not end."""
+    """What the first rank says that has something to say; a sentence where a process is lost."""
     try:
         ranks = run_ranks(function, *args, world_size=world_size, timeout_seconds=_SECONDS)
     except AssertionError as error:
-        if "hanging ranks: []" in str(error):  # they failed
-            raise
+        if "hanging ranks: []" in str(error):  # not even an exception of the model's came back
+            return f"cannot be tried: {str(error).splitlines()[-1]}"
         return f"cannot be tried in {_SECONDS} seconds"
     return max(ranks, key=lambda found: any(found.values()) if isinstance(found, dict) else 0)
 
@@ -175,7 +175,14 @@ def _code() -> str:
 def _told(family: str, outcome: Outcome) -> str:
     if outcome.refused is not None:
         return f"{family} is refused: {reason(family, outcome.refused)}"
-    return f"{family} trains" + (f"; shards: {outcome.on_shards}" if outcome.on_shards else "")
+    return f"{family} trains; sequence shards: {_shards(outcome.on_shards)}"
+
+
+def _shards(why_not: str | None) -> str:
+    if why_not is None:
+        return "any that divide the heads"
+    carries = re.search(r"its layers of the kind \S+ (carry .*documents),", why_not)
+    return f"1 alone: {'layers ' + carries[1] if carries else _shortened(why_not)}"
 
 
 def page(found: Mapping[str, Outcome]) -> str:
@@ -197,8 +204,8 @@ def _row(family: str, why_not: str | None) -> str:
     )
     default = type(config)()
     has_dropout = "yes" if own_dropout(default) else ""
-    shards = "any that divide the heads" if why_not is None else f"1 alone: {_shortened(why_not)}"
-    return f"| `{family}` | {KNOWN_AS.get(family, '')} | {shards} | {has_dropout} |\n"
+    known_as = KNOWN_AS.get(family, "")
+    return f"| `{family}` | {known_as} | {_shards(why_not)} | {has_dropout} |\n"
 
 
 def reason(family: str, why: str) -> str:

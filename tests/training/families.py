@@ -129,6 +129,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "falcon": {"num_attention_heads": 64, "hidden_size": 4096},
     "hunyuan_v1_dense": {"num_key_value_heads": 8, "head_dim": 128},
     "hunyuan_v1_moe": {"num_key_value_heads": 8, "head_dim": 128},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "ministral": {"num_key_value_heads": 8, "head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
