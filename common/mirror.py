@@ -95,6 +95,11 @@ def delete_mirror(url: str) -> None:
     delete(f"{url}/{LISTING}")
 
 
+def listed_at(url: str) -> Files:
+    """What the mirror at a URL holds, or is to hold, by name; nothing where there is none."""
+    return _read_listing(url)[1] or {}
+
+
 def mirrors_below(url: str) -> list[str]:
     """Names of the mirrors right below a URL, also of those that are not complete, sorted."""
     end = f"/{LISTING}"

@@ -12,8 +12,9 @@ from common.mirror import complete_mirrors, delete_mirror, download_folder, uplo
 from common.remote import delete, list_files, read_bytes, write_bytes
 from data_prep.__main__ import main
 from training.checkpoints import mirror
-from training.checkpoints.manifest import MANIFEST
+from training.checkpoints.manifest import MANIFEST, write_manifest
 from training.checkpoints.mirror import CheckpointMirror
+from training.checkpoints.mirror_owner import key_of_copies, new_owner, read_owner
 from training.ranks.dist import Layout
 
 LAYOUT = Layout(0, 1, 1, torch.device("cpu"))
@@ -135,8 +136,18 @@ def checkpoint(root: Path, step: int) -> Path:
     return made(root / f"step-{step:08d}", MANIFEST, "weights")
 
 
-def send_checkpoints(url: str, *folders: Path) -> CheckpointMirror:
+IDENTITY = {"recipe": {"seed": 1, "shape": (2, 3)}, "pack": "a"}
+
+
+def sender_to(url: str, *, run: str = "one") -> CheckpointMirror:
+    """A start of a run."""
     sender = CheckpointMirror(url, LAYOUT)
+    sender._claim(new_owner(run, Path("runs") / run, IDENTITY))
+    return sender
+
+
+def send_checkpoints(url: str, *folders: Path, run: str = "one") -> CheckpointMirror:
+    sender = sender_to(url, run=run)
     for folder in folders:
         sender.add(folder)
         sender._join()
@@ -156,6 +167,70 @@ def test_copies_of_steps_that_the_run_went_back_over_are_deleted(url: str, tmp_p
         send_checkpoints(url, checkpoint(tmp_path, 70))
 
 
+def test_a_run_at_the_url_of_another_is_refused_before_anything_is_deleted(
+    url: str, tmp_path: Path
+) -> None:
+    earlier = send_checkpoints(url, checkpoint(tmp_path / "a", 60))
+    held = names_at(url)
+    # one that has checkpoints of its own, and one that would be the first to send
+    write_manifest(checkpoint(tmp_path / "b", 40), {"run_key": "two"}, files={})
+    theirs = rf"checkpoint\.mirror {url}: holds step-00000060 of another run \(.*/runs/one on "
+    with pytest.raises(ValueError, match=f"{theirs}.*; choose another URL"):
+        key_of_copies(url, tmp_path / "b", identity=IDENTITY, accepted=())
+    with pytest.raises(ValueError, match=theirs):
+        sender_to(url, run="two")
+    others = IDENTITY | {"recipe": {"seed": 2, "shape": (2, 3)}}
+    with pytest.raises(ValueError, match=r"of a run with other settings \(.*\): recipe\.seed; ch"):
+        key_of_copies(url, tmp_path, identity=others, accepted=())
+    # what may go on: an empty disk with these settings, or with the change accepted; the run itself
+    assert key_of_copies(url, tmp_path, identity=IDENTITY, accepted=()) == "one"
+    assert key_of_copies(url, tmp_path, identity=others, accepted=["recipe.seed"]) == "one"
+    write_manifest(checkpoint(tmp_path / "c", 60), {"run_key": "one"}, files={})
+    assert key_of_copies(url, tmp_path / "c", identity=others, accepted=()) == "one"
+    assert names_at(url) == held
+    # the same run started once more: the earlier start sends no more, and says why
+    send_checkpoints(url, checkpoint(tmp_path / "a", 70))
+    earlier.add(checkpoint(tmp_path / "a", 65))
+    with pytest.raises(ValueError, match=r"taken over by a later start of this run \(.*end one"):
+        earlier._join()
+    assert complete_mirrors(url) == ["step-00000060", "step-00000070"]
+
+
+def test_two_runs_that_begin_at_one_url_at_once_delete_nothing(url: str, tmp_path: Path) -> None:
+    first, second = sender_to(url, run="one"), sender_to(url, run="two")
+    second.add(checkpoint(tmp_path / "b", 10))
+    second._join()
+    first.add(checkpoint(tmp_path / "a", 5))
+    with pytest.raises(ValueError, match="taken over by a later start of another run"):
+        first._join()
+    assert complete_mirrors(url) == ["step-00000010"]
+    # a run that has sent nothing leaves the place to the next
+    assert key_of_copies(f"{url}/x", tmp_path, identity=IDENTITY, accepted=()) is None
+    sender_to(f"{url}/x", run="three")
+    assert key_of_copies(f"{url}/x", tmp_path, identity={}, accepted=()) is None
+    owner = read_owner(sender_to(f"{url}/x", run="four")._url)
+    assert owner and owner.run_key == "four"
+
+
+def test_the_copy_of_another_corpus_is_replaced_only_if_told_so(
+    folder: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = made(tmp_path / "other", "manifest.json", "theirs")
+    ledger = '{"domains": [{"ledger": {"num_documents_kept": 1234}}]}'
+    (other / "manifest.json").write_text(ledger)
+    assert main(["mirror", str(other), url]) == 0
+    assert main(["mirror", str(folder), url]) == 2
+    message = capsys.readouterr().err
+    assert f"{url}: holds a copy of another corpus, of 1,234 documents, not of {folder}" in message
+    assert names_at(url) == ["manifest.json", "mirror.json", "theirs"]
+    made(other, "pack-16/pack.json")  # comes later, and is of the same corpus
+    assert main(["mirror", str(other), url]) == 0
+    export = made(tmp_path / "export", "complete.json")
+    assert main(["mirror", str(export), url]) == 2
+    assert main(["mirror", str(folder), url, "--overwrite"]) == 0
+    assert "theirs" not in names_at(url)
+
+
 def test_a_checkpoint_added_as_the_thread_ends_is_sent(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +245,7 @@ def test_a_checkpoint_added_as_the_thread_ends_is_sent(
         return folder
 
     monkeypatch.setattr(CheckpointMirror, "_next", slow_end)
-    sender = CheckpointMirror(url, LAYOUT)
+    sender = sender_to(url)
     sender.add(checkpoint(tmp_path, 1))
     assert ends.wait(60)
     sender.add(checkpoint(tmp_path, 2))
@@ -186,7 +261,7 @@ def test_the_end_sends_what_a_dead_thread_left(
     def die(*_: object, **__: object) -> bool:
         raise SystemExit
 
-    sender = CheckpointMirror(url, LAYOUT)
+    sender = sender_to(url)
     with monkeypatch.context() as patch:
         patch.setattr(mirror, "upload_folder", die)
         sender.add(checkpoint(tmp_path, 1))

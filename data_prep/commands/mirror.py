@@ -13,8 +13,9 @@ those that the store's own tools use.
 
 Run again after a kill, it copies what is missing. A copy counts only when it is complete, and
 every file that comes back is checked against its checksum. A place that holds anything else is
-refused; of an older copy there, only files that it lists itself are deleted. Training maps a corpus
-into memory, so it reads the folder, not the store.
+refused, also the copy of another corpus or export, unless --overwrite is given; of an older copy
+there, only files that it lists itself are deleted. Training maps a corpus into memory, so it reads
+the folder, not the store.
 
   python -m data_prep mirror data/notes s3://bucket/corpora/notes
   python -m data_prep mirror s3://bucket/corpora/notes data/notes
@@ -25,6 +26,9 @@ _MARKERS = ("manifest.json", "complete.json")
 def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("source", metavar="FROM", help="folder or URL")
     verb.add_argument("target", metavar="TO", help="URL or folder; the other of the two")
+    verb.add_argument(
+        "--overwrite", action="store_true", help="replace the copy of another corpus or export"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,6 +48,42 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(
                 f"{source}: is no finished folder: it has no {' and no '.join(_MARKERS)}"
             )
+        if not options.overwrite:
+            _refuse_another(target, Path(source) / last)
         upload_folder(Path(source), target, last=last)
     print(f"mirrored   {target}")
     return 0
+
+
+def _refuse_another(url: str, marker: Path) -> None:
+    """Raise where the copy of another corpus or export is, which an upload would delete.
+
+    The marker is the identity of a finished folder: packs and scores, which come later, are not in
+    it, and every build or export writes another.
+    """
+    from common.checksum import record_file
+    from common.mirror import listed_at
+
+    listed = listed_at(url)
+    markers = {name: listed[name] for name in _MARKERS if name in listed}
+    if markers and markers != {marker.name: record_file(marker)}:
+        raise ValueError(
+            f"{url}: holds a copy of {_what_lies_at(url, next(iter(markers)))}, not of "
+            f"{marker.parent}; choose another place, or replace it with --overwrite"
+        )
+
+
+def _what_lies_at(url: str, marker: str) -> str:
+    import json
+
+    from common.remote import read_bytes
+
+    try:
+        content = json.loads(read_bytes(f"{url}/{marker}") or "")
+        if marker == "complete.json":
+            return f"another export, of step {content['step']}"
+        ledgers = [domain["ledger"] for domain in content["domains"]]
+        num_documents = sum(ledger["num_documents_kept"] for ledger in ledgers)
+        return f"another corpus, of {num_documents:,} documents"
+    except (ValueError, KeyError, TypeError):  # an upload that was killed brought no marker yet
+        return "another folder"

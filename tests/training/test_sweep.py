@@ -32,6 +32,8 @@ def test_every_combination_has_a_recipe_and_a_folder_of_its_own(
     assert [run.recipe.seed for run in runs[:4]] == [1, 2, 1, 2]
     assert runs[-1].recipe.dropout.max_rate == 0.6
     assert runs[-1].recipe.regularisers == ("entrodrop",)
+    (copied,) = planned(recipe, "checkpoint.mirror=s3://bucket/runs", seeds="1")
+    assert copied.recipe.checkpoint.mirror == f"s3://bucket/runs/{copied.run_dir.name}"
 
 
 def test_values_with_commas_and_keys_that_end_alike_stay_apart(

@@ -135,7 +135,7 @@ def test_a_key_in_checkpoints_joins_starts_and_a_tracker_that_fails_ends_none(
     assert not (run_dir / "tensorboard").exists()
     saved = [read_manifest(path) for path in sorted((run_dir / "checkpoints").glob("step-*"))]
     assert [manifest["step"] for manifest in saved] == [3, 4]
-    (key,) = {manifest["tracked_as"] for manifest in saved}
+    (key,) = {manifest["run_key"] for manifest in saved}
     with sqlite3.connect(tmp_path / "trackio" / "entrodrop.db") as database:
         tracked = database.execute("select run_name, step, metrics from metrics").fetchall()
     assert {name for name, _, _ in tracked} == {f"run-{key[:8]}"}

@@ -83,13 +83,7 @@ def refuse_differences(
     Raises:
         ValueError: with a line for each difference.
     """
-    recipe = _with_new_keys(with_list(saved["recipe"]), current["recipe"])
-    differences = {
-        name: line
-        for name, line in compare_identity(saved | {"recipe": recipe}, current).items()
-        if name != BASE_WEIGHTS or BASE_WEIGHTS in current  # known once there is an engine
-        if name in _OTHER_WEIGHTS or not _is_accepted(name, accepted)
-    }
+    differences = unaccepted_differences(saved, current, accepted=accepted)
     if differences:
         remedy = f", or resume with the change: --accept-changes {' '.join(differences)}"
         if differences.keys() & set(_OTHER_WEIGHTS):
@@ -100,6 +94,19 @@ def refuse_differences(
             + "\nSet them back, or choose another run_dir (or resume=never with an empty one)"
             + remedy
         )
+
+
+def unaccepted_differences(
+    saved: dict[str, Any], current: dict[str, Any], *, accepted: Collection[str]
+) -> dict[str, str]:
+    """By dotted name, a line for each difference that `refuse_differences` refuses."""
+    recipe = _with_new_keys(with_list(saved["recipe"]), current["recipe"])
+    return {
+        name: line
+        for name, line in compare_identity(saved | {"recipe": recipe}, current).items()
+        if name != BASE_WEIGHTS or BASE_WEIGHTS in current  # known once there is an engine
+        if name in _OTHER_WEIGHTS or not _is_accepted(name, accepted)
+    }
 
 
 def _with_new_keys(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def progress_of(manifest: dict[str, Any], identity: dict[str, Any]) -> Progress:
         recent_grad_norms=tuple(manifest["recent_grad_norms"]),
         left_out=tuple(manifest["left_out"]),
         num_bad_in_row=manifest["num_bad_in_row"],
-        tracked_as=manifest.get("tracked_as"),
+        run_key=manifest.get("run_key"),
     )
     if not is_by_another_loss(manifest["identity"], identity):
         return progress

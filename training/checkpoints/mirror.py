@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from common.mirror import (
-    complete_mirrors,
-    delete_mirror,
-    download_folder,
-    mirrors_below,
-    upload_folder,
-)
+from common.mirror import complete_mirrors, delete_mirror, download_folder, upload_folder
 from training.checkpoints.manifest import MANIFEST
-from training.ranks.dist import Layout, together_slowly
+from training.checkpoints.mirror_owner import (
+    Owner,
+    key_of_copies,
+    new_owner,
+    refuse_another_run,
+    refuse_another_start,
+    steps_at,
+    write_owner,
+)
+from training.config.recipe import Recipe
+from training.ranks.dist import Layout, broadcast_from_rank0, together_slowly
 
 
-def fetch_newest(url: str, root: Path, layout: Layout, *, may_resume: bool) -> None:
-    """Bring back the newest complete checkpoint, if there is none in `root`; every rank calls it.
+def fetch_newest(
+    recipe: Recipe, layout: Layout, *, identity: dict[str, Any], accepted: Collection[str]
+) -> str | None:
+    """Bring back the newest complete checkpoint, if the run folder has none; every rank calls it.
+
+    Returns:
+        The key of the run that the copies are of; None when there are none.
 
     Raises:
         ValueError: on every rank, when the store does not answer, also if nothing is missing, or
-            when it holds checkpoints that may not be resumed from.
+            when it holds checkpoints that are another run's, or may not be resumed from.
     """
+    url, root = recipe.checkpoint.mirror, Path(recipe.run_dir) / "checkpoints"
 
-    def fetch() -> None:
+    def fetch() -> str | None:
+        key = key_of_copies(url, root, identity=identity, accepted=accepted)
         names = [name for name in complete_mirrors(url) if name.startswith("step-")]
-        if names and not may_resume:
+        if names and recipe.resume == "never":
             raise ValueError(
                 f"checkpoint.mirror {url} holds a run already; choose another, or resume: auto"
             )
@@ -35,8 +48,11 @@ def fetch_newest(url: str, root: Path, layout: Layout, *, may_resume: bool) -> N
             print(f"fetching {names[-1]} from {url}", flush=True)
             root.mkdir(parents=True, exist_ok=True)
             download_folder(f"{url}/{names[-1]}", root / names[-1])
+        return key
 
-    together_slowly(lambda: fetch() if layout.is_main else None, layout)
+    return broadcast_from_rank0(
+        together_slowly(lambda: fetch() if layout.is_main else None, layout)
+    )
 
 
 class CheckpointMirror:
@@ -49,8 +65,22 @@ class CheckpointMirror:
         self._waiting: Path | None = None
         self._is_sending = False
         self._sent: list[Path] = []
+        self._owner: Owner | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread()
+
+    def begin(self, run_key: str | None, run_dir: Path, identity: dict[str, Any]) -> None:
+        """Become the one start that sends to this URL; every rank calls it.
+
+        Raises:
+            ValueError: on every rank, when copies of another run are there.
+        """
+        if self._url:
+            assert run_key
+            owner = new_owner(run_key, run_dir, identity)
+            together_slowly(
+                lambda: self._claim(owner) if self._layout.is_main else None, self._layout
+            )
 
     def add(self, folder: Path) -> None:
         """Send it after the one that is being sent; of several that wait, only the newest."""
@@ -72,6 +102,11 @@ class CheckpointMirror:
         """
         if self._url:
             together_slowly(self._join, self._layout)
+
+    def _claim(self, owner: Owner) -> None:
+        refuse_another_run(self._url, owner.run_key)
+        write_owner(self._url, owner)
+        self._owner = owner
 
     def _join(self) -> None:
         if self._thread.is_alive():
@@ -106,6 +141,8 @@ class CheckpointMirror:
 
     def _send(self, folder: Path) -> None:
         """Send a checkpoint, then delete those that it makes obsolete."""
+        assert self._owner
+        refuse_another_start(self._url, self._owner)
         is_new = upload_folder(folder, f"{self._url}/{folder.name}", last=MANIFEST)
         self._sent.append(folder)
         for old in [sent for sent in self._sent if not sent.exists()]:
@@ -116,7 +153,7 @@ class CheckpointMirror:
 
     def _delete_later_than(self, folder: Path) -> None:
         """As in the run folder: they are from before the run went back, and would be fetched."""
-        for name in mirrors_below(self._url):
-            if name.startswith("step-") and name > folder.name:
+        for name in steps_at(self._url):
+            if name > folder.name:
                 print(f"deleting {name} from {self._url}: the run went back", flush=True)
                 delete_mirror(f"{self._url}/{name}")

@@ -37,5 +37,5 @@ class Progress:
     """Steps, from 0, whose batch makes no update."""
     num_bad_in_row: int = 0
     """Consecutive steps up to this one that were skipped or rolled back."""
-    tracked_as: str | None = None
-    """The key by which trackers know the run; None with TensorBoard alone."""
+    run_key: str | None = None
+    """By which trackers and `checkpoint.mirror` know the run; None without either."""

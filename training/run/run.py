@@ -81,10 +81,9 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
     )
     run_dir = Path(recipe.run_dir)
     with lock_run_dir(run_dir, layout):
+        copied = None
         if recipe.checkpoint.mirror:
-            may_resume = recipe.resume == "auto"
-            root = run_dir / "checkpoints"
-            fetch_newest(recipe.checkpoint.mirror, root, layout, may_resume=may_resume)
+            copied = fetch_newest(recipe, layout, identity=identity, accepted=accepted)
         newest = newest_verified(run_dir / "checkpoints", layout)
         if newest and recipe.resume == "never":
             raise ValueError(
@@ -101,7 +100,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
                 accepted=accepted,
             )
             raise_together(together(lambda: find_other() if layout.is_main else None))
-        _run(recipe, layout, start, identity, newest, accepted)
+        _run(recipe, layout, start, identity, newest, accepted, copied)
     return run_dir
 
 
@@ -112,8 +111,13 @@ def _run(
     identity: dict[str, Any],
     newest: Path | None,
     accepted: Collection[str],
+    copied: str | None,
 ) -> None:
-    """Build, resume from `newest` if there is one, and run the steps."""
+    """Build, resume from `newest` if there is one, and run the steps.
+
+    Args:
+        copied: key of the run whose copies are at `checkpoint.mirror`.
+    """
     run_dir, plan, data = Path(recipe.run_dir), start.plan, start.data
     samples = join(data.pack, data.replay)
     scores = join_scores(data.scores, data.replay, data.replay_scores)
@@ -143,7 +147,7 @@ def _run(
                 cache=cache,
                 average=average,
             )
-        progress = _tracked(recipe, progress)
+        progress = _with_key(recipe, progress, copied)
         facts = _facts(recipe, start, engine)
         # not earlier: a start that is refused leaves an existing run unchanged
         raise_together(_begin(recipe, start, facts, progress, newest) if layout.is_main else None)
@@ -185,6 +189,7 @@ def _run(
                 average=average,
                 teacher=teacher,
             )
+            run.saver.mirror.begin(progress.run_key, run_dir, identity)
             if newest:
                 run.saver.mirror.add(newest)  # if the last start could not send it
             run_steps(run, progress)
@@ -228,20 +233,21 @@ def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:
     }
 
 
-def _tracked(recipe: Recipe, progress: Progress) -> Progress:
-    """With the key of its earlier starts, or a new one, where trackers need it."""
-    if set(recipe.trackers) <= {TENSORBOARD}:
+def _with_key(recipe: Recipe, progress: Progress, copied: str | None) -> Progress:
+    """With the key of its earlier starts, or a new one, where trackers or copies need it."""
+    if set(recipe.trackers) <= {TENSORBOARD} and not recipe.checkpoint.mirror:
         return progress
-    key = progress.tracked_as or broadcast_from_rank0(new_key())
-    return replace(progress, tracked_as=key)
+    key = progress.run_key or copied or broadcast_from_rank0(new_key())
+    return replace(progress, run_key=key)
 
 
 def _trackers(recipe: Recipe, facts: dict[str, Any], progress: Progress) -> Trackers:
     run_dir = Path(recipe.run_dir)
-    if progress.tracked_as is None:
+    if set(recipe.trackers) <= {TENSORBOARD}:
         return Trackers(recipe.trackers)
+    assert progress.run_key
     config = {"recipe": asdict(recipe), "facts": facts}
-    return Trackers(recipe.trackers, TrackedRun(progress.tracked_as, run_dir.name, run_dir, config))
+    return Trackers(recipe.trackers, TrackedRun(progress.run_key, run_dir.name, run_dir, config))
 
 
 def _clear(cache: EntropyCache) -> str | None:

@@ -109,8 +109,15 @@ def plan_runs(
         same = first_of.setdefault(repr(_learnt_by(found)), name)
         if same != name:
             mistakes.add(name, f"is the same as {same}, with its values written differently")
-        runs[name] = PlannedRun(name, replace(found, run_dir=f"{found.run_dir}/{name}"))
+        runs[name] = PlannedRun(name, _in_own_place(found, name))
     return list(runs.values())
+
+
+def _in_own_place(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of one run, with a folder and a place for copies of its own."""
+    mirror = recipe.checkpoint.mirror
+    checkpoint = replace(recipe.checkpoint, mirror=f"{mirror.rstrip('/')}/{name}" if mirror else "")
+    return replace(recipe, run_dir=f"{recipe.run_dir}/{name}", checkpoint=checkpoint)
 
 
 def find_other_recipe(run: PlannedRun) -> str | None:
