@@ -7,7 +7,7 @@ Ullman: Mining of Massive Datasets, chapter 3. The library `rensa` computes sign
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,8 @@ from data_prep.shards import Corpus, open_corpus
 
 _SEED = 1
 _TASK_DOCUMENTS = 4096
+# However long documents are, these 2 MiB stay near the processor.
+_HASHES_AT_ONCE = 1 << 18
 _RECALL = 0.995
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -135,12 +137,26 @@ def _sketch(
 
 def sketch_task(task: _Task) -> np.ndarray:
     """Signatures of some documents, `[n, num_perm]` uint32."""
-    corpus = _corpus(task.folder)
-    documents = iter_documents(corpus, start=task.start, end=task.end)
-    hashes = [hash_ngrams(ids, n=task.ngram) for ids in documents]
+    documents = iter_documents(_corpus(task.folder), start=task.start, end=task.end)
+    rows: list[np.ndarray] = []
+    hashes: list[np.ndarray] = []
+    num_hashes = 0
+    for ids in documents:
+        hashes.append(hash_ngrams(ids, n=task.ngram))
+        num_hashes += len(hashes[-1])
+        if num_hashes >= _HASHES_AT_ONCE:
+            rows.append(_signatures(hashes, num_perm=task.num_perm))
+            hashes, num_hashes = [], 0
+    if hashes:
+        rows.append(_signatures(hashes, num_perm=task.num_perm))
+    return np.concatenate(rows)
+
+
+def _signatures(hashes: Sequence[np.ndarray], *, num_perm: int) -> np.ndarray:
+    """Of documents given by the hashes of their n-grams, `[n, num_perm]` uint32."""
     bounds = np.cumsum([0, *map(len, hashes)]).astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-        np.concatenate(hashes), bounds, task.num_perm, _SEED
+        np.concatenate(hashes), bounds, num_perm, _SEED
     )
     return np.array(matrix.to_rows(), dtype=np.uint32)
 
@@ -152,13 +168,16 @@ def _corpus(folder: Path) -> Corpus:
 
 def hash_ngrams(ids: np.ndarray, *, n: int) -> np.ndarray:
     """A 64-bit hash of every n-gram, `[max(len - n + 1, 1)]` uint64; equal if n-grams are."""
-    ids = ids.astype(np.uint64) + np.uint64(1)
+    ids = ids.astype(np.uint64)
+    ids += np.uint64(1)
     n = min(n, len(ids))
     length = len(ids) - n + 1
-    hashes = np.zeros(length, dtype=np.uint64)
-    for i in range(n):  # uint64 wraps around
-        hashes = (hashes ^ ids[i : i + length]) * _MULTIPLIER
-        hashes ^= hashes >> np.uint64(29)
+    hashes, high = np.zeros((2, length), dtype=np.uint64)
+    for i in range(n):  # uint64 wraps around; in place, which is twice as fast
+        hashes ^= ids[i : i + length]
+        hashes *= _MULTIPLIER
+        np.right_shift(hashes, np.uint64(29), out=high)
+        hashes ^= high
     return hashes
 
 
