@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +74,12 @@ def write_corpus(
 
 
 def _parts_left(domain: DomainInput, *, position: Position) -> Iterator:
-    left = [file for file in domain.files if file.number >= position.file]
-    start = position.start if left and left[0].number == position.file else 0
-    return cut_files(left, fields=domain.fields, start_in_first=start)
+    left = domain.files.from_number(position.file)
+    first = next(left, None)
+    if first is None:
+        return iter(())
+    start = position.start if first.number == position.file else 0
+    return cut_files(chain([first], left), fields=domain.fields, start_in_first=start)
 
 
 class _DomainWriter:
@@ -164,7 +168,7 @@ class _DomainWriter:
         position = self._position.model_copy(
             update={
                 "domain": next_domain,
-                "file": self._domain.files[-1].number + 1,
+                "file": self._domain.files.next_number,
                 "start": 0,
                 "open_shards": {},
             }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
+import posixpath
 import tarfile
 import zipfile
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import IO, cast
+
+import numpy as np
 
 from common.remote import RemoteError
 from data_prep.reading.compressed import (
@@ -28,12 +34,16 @@ from data_prep.reading.streamed import numbered_records, parts_of_records
 from data_prep.reading.text_files import document_of_text
 
 _BROKEN = "broken archive"
+_REPLACED = "replaced by a later member of its name"
 _READ_BYTES = 1 << 20
 # What a member may raise: another compression, a password, bytes that are not what they should be.
 _BROKEN_MEMBER = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     *(RuntimeError, EOFError, ValueError, OSError),
 )
+
+# What ends the reading of an archive, but for a store that does not answer.
+_ENDS_EARLY = (BadInput, *BROKEN_COMPRESSION, tarfile.TarError, ValueError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def _why_not(name: str, *, is_file: bool, globs: Globs | None) -> str:
         return why
     if path.suffix.lower() in COMPRESSION_SUFFIXES:
         return f"{path.suffix} (compressed in an archive)"
-    kind = kind_of(path)
+    kind = kind_of(path.name)
     is_text = kind in (None, "text") or (kind == "json" and globs.json_as_text)
     return "" if is_text or kind == "table" else f"{path.suffix} (records in an archive)"
 
@@ -100,6 +110,7 @@ def _zip_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise BadInput(0, reason=_BROKEN, detail=str(error)) from None
     with archive:
+        last = {_plain(info.filename): info for info in archive.infolist()}
         for info in archive.infolist():
             if info.is_dir():
                 yield _LeftOut(""), 0
@@ -107,6 +118,9 @@ def _zip_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
             is_link = info.external_attr >> 28 == 0xA  # as Unix writes it
             if why := _why_not(info.filename, is_file=not is_link, globs=file.members):
                 yield _LeftOut(why), 0
+                continue
+            if last[_plain(info.filename)] is not info:
+                yield _LeftOut(_REPLACED), 0
                 continue
             try:
                 content: bytes | BadInput = archive.read(info)
@@ -118,14 +132,17 @@ def _zip_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
 
 
 def _tar_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
+    replaced = _replaced_members(file)
     stream = decompressed(file.path, raw)
     try:
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=_CheckedHeader) as archive:
-            for info in archive:
+            for number, info in enumerate(archive):
                 if info.isdir():
                     yield _LeftOut(""), 0
                 elif why := _why_not(info.name, is_file=info.isreg(), globs=file.members):
                     yield _LeftOut(why), 0
+                elif number in replaced:
+                    yield _LeftOut(_REPLACED), 0
                 else:
                     content = cast(IO[bytes], archive.extractfile(info)).read()
                     if len(content) < info.size:
@@ -140,6 +157,35 @@ def _tar_members(file: InputFile, raw: IO[bytes]) -> Iterator[_Entry]:
         raise
     except (tarfile.TarError, ValueError, OverflowError) as error:  # a number that is none, too
         raise BadInput(0, reason=_BROKEN, detail=str(error)) from None
+
+
+def _replaced_members(file: InputFile) -> frozenset[int]:
+    """Numbers of the members that a later one of the same name replaces, as unpacking would do.
+
+    They are known only once all headers have been read, so an archive is read twice. Memory holds
+    24 bytes a member.
+    """
+    numbers, digests = array("q"), bytearray()
+    with open_input(file.path) as raw, suppress(*_ENDS_EARLY):  # the second reading says why
+        stream = decompressed(file.path, raw)
+        # the headers of a plain file can be had without what is between them
+        mode = "r:" if stream is raw else "r|"
+        with tarfile.open(fileobj=stream, mode=mode, tarinfo=_CheckedHeader) as archive:  # type: ignore[call-overload]
+            for number, info in enumerate(archive):
+                if not info.isdir():
+                    numbers.append(number)
+                    name = _plain(info.name).encode("utf-8", "surrogateescape")
+                    digests += hashlib.blake2b(name, digest_size=16).digest()
+                archive.members.clear()
+    rows = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
+    order = np.lexsort((rows[:, 1], rows[:, 0]))  # members of one name stay in order
+    is_followed = (rows[order[1:]] == rows[order[:-1]]).all(axis=1)
+    return frozenset(np.array(numbers)[order[:-1][is_followed]].tolist())
+
+
+def _plain(name: str) -> str:
+    """A member's name as it is unpacked: "a/b" of "./a//b" and "/a/b"."""
+    return posixpath.normpath(name.lstrip("/"))
 
 
 class _CheckedHeader(tarfile.TarInfo):

@@ -73,7 +73,7 @@ class Globs:
         if _matches(relative, patterns=self.exclude):
             return "by --exclude"
         name = relative.rsplit("/", 1)[-1].lower()
-        suffix = archive_suffix(name) or Path(name).suffix
+        suffix = archive_suffix(name) or suffix_of(name)
         if self.include:
             if not self.names(relative):
                 return "not in --include"
@@ -103,11 +103,21 @@ class Globs:
 class Met:
     """A file or folder met on a walk."""
 
-    path: Path
+    text: str  # a path object takes longer than all else, and there may be millions
     why_not: str = ""
     """Why it is left out; "" if it is read."""
     is_folder: bool = False
     """Left out with all that it holds, or read whole by a library."""
+
+    @property
+    def path(self) -> Path:
+        return Path(self.text)
+
+
+def suffix_of(name: str) -> str:
+    """As of pathlib: ".gz" of "a.txt.gz", "" of ".hidden"."""
+    dot = name.rfind(".")
+    return name[dot:] if 0 < dot < len(name) - 1 else ""
 
 
 def archive_suffix(name: str) -> str:
@@ -134,7 +144,7 @@ class _Walk:
 
     def __iter__(self) -> Iterator[Met]:
         if _is_one_dataset(self._root):
-            yield Met(self._root, is_folder=True)
+            yield Met(str(self._root), is_folder=True)
             return
         self._why_not_entered(self._root)
         for folder, folder_names, file_names in os.walk(
@@ -142,6 +152,7 @@ class _Walk:
         ):
             inside = Path(folder).relative_to(self._root).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
+            here = str(Path(folder, "x"))[:-1]  # without the ./ of a relative root
             ignores = self._ignores(folder, prefix=prefix, file_names=file_names)
             met = [self._met_folder(folder, prefix + n, ignores) for n in sorted(folder_names)]
             datasets = [m for m in met if not m.why_not and _is_one_dataset(m.path)]
@@ -149,7 +160,7 @@ class _Walk:
             folder_names[:] = [m.path.name for m in met if not m.why_not and m not in datasets]
             yield from (m for m in met if m.why_not or m in datasets)
             for name in sorted(file_names):
-                yield self._met_file(folder, prefix + name, ignores)
+                yield Met(here + name, self._why_not_file(here + name, prefix + name, ignores))
 
     def _ignores(
         self, folder: str, *, prefix: str, file_names: list[str]
@@ -168,18 +179,18 @@ class _Walk:
         why_not = self._globs.why_not_folder(relative)
         if not why_not and _ignored(f"{relative}/", ignores):
             why_not = f"by {IGNORE_FILE}"
-        return Met(path, why_not or self._why_not_entered(path), is_folder=True)
+        return Met(str(path), why_not or self._why_not_entered(path), is_folder=True)
 
-    def _met_file(
-        self, folder: str, relative: str, ignores: list[tuple[str, pathspec.GitIgnoreSpec]]
-    ) -> Met:
-        path = Path(folder, relative.rsplit("/", 1)[-1])
-        why_not = self._globs.why_not_file(relative)
-        if not why_not and _ignored(relative, ignores):
-            why_not = f"by {IGNORE_FILE}"
-        if not why_not and not path.is_file():
-            why_not = "broken link" if path.is_symlink() else "not a regular file"
-        return Met(path, why_not)
+    def _why_not_file(
+        self, text: str, relative: str, ignores: list[tuple[str, pathspec.GitIgnoreSpec]]
+    ) -> str:
+        if why_not := self._globs.why_not_file(relative):
+            return why_not
+        if _ignored(relative, ignores):
+            return f"by {IGNORE_FILE}"
+        if not (path := Path(text)).is_file():
+            return "broken link" if path.is_symlink() else "not a regular file"
+        return ""
 
     def _why_not_entered(self, path: Path) -> str:
         """A link may lead back to where the walk has been, or in a circle."""

@@ -14,7 +14,15 @@ from data_prep.reading.changes import modified_ns
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
 from data_prep.reading.extracted import is_extracted, refuse_missing_extractor
 from data_prep.reading.fields import DocumentKind, Fields
-from data_prep.reading.folders import ARCHIVES, Globs, Met, archive_suffix, walk_folder
+from data_prep.reading.file_list import FileList
+from data_prep.reading.folders import (
+    ARCHIVES,
+    Globs,
+    Met,
+    archive_suffix,
+    suffix_of,
+    walk_folder,
+)
 from data_prep.reading.json_file import holds_lines
 from data_prep.reading.parts import InputFile, Kind
 
@@ -51,12 +59,12 @@ class DomainInput:
 
     name: str
     fields: Fields
-    files: tuple[InputFile, ...]
+    files: FileList
     sources: tuple[Source, ...]
 
     @property
     def num_bytes(self) -> int:
-        return sum(file.num_bytes for file in self.files)
+        return self.files.num_bytes
 
 
 def find_domains(
@@ -79,14 +87,10 @@ def find_domains(
     number = 0
     for name, own in paths.items():
         fields = fields_of.get(name, default)
-        files: list[InputFile] = []
-        sources: list[Source] = []
-        for path in own:
-            found, source = _read_input(path, globs=globs, fields=fields, first_number=number)
-            number += len(found)
-            files += found
-            sources.append(source)
-        domains.append(DomainInput(name, fields, tuple(files), tuple(sources)))
+        files = FileList(first_number=number)
+        sources = [_read_input(path, globs=globs, fields=fields, into=files) for path in own]
+        number = files.next_number
+        domains.append(DomainInput(name, fields, files, tuple(sources)))
     return domains
 
 
@@ -102,42 +106,40 @@ def split_name(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _read_input(
-    path: str, *, globs: Globs, fields: Fields, first_number: int
-) -> tuple[list[InputFile], Source]:
-    """The files of one input, and the record of what is read and what is left out."""
-    found: list[InputFile] = []
+def _read_input(path: str, *, globs: Globs, fields: Fields, into: FileList) -> Source:
+    """Append the files of one input; the record of what is read and what is left out."""
+    num_before, bytes_before = len(into), into.num_bytes
     files_left_out: Counter[str] = Counter()
     folders_left_out: Counter[str] = Counter()
     for item in _files_of(path, globs=globs, fields=fields):
         if isinstance(item, InputFile):
-            found.append(replace(item, number=first_number + len(found)))
+            into.append(item)
         else:
             (folders_left_out if item.is_folder else files_left_out)[item.why_not] += 1
     source = Source(
         path=path,
-        num_files=len(found),
-        num_bytes=sum(file.num_bytes for file in found),
+        num_files=len(into) - num_before,
+        num_bytes=into.num_bytes - bytes_before,
         files_left_out=dict(sorted(files_left_out.items())),
         folders_left_out=dict(sorted(folders_left_out.items())),
     )
-    if not found:
+    if not source.num_files:
         left_out = [*source.files_left_out, *(f"folder {why}" for why in source.folders_left_out)]
         why = f"; left out: {', '.join(left_out)}" if left_out else ""
         raise ValueError(
             f"--input {path}: contains no file to read{why}; {fields.kind} is read from "
             f"{_known(ids=fields.kind == 'ids')}"
         )
-    return found, source
+    return source
 
 
-def kind_of(path: PurePath) -> Kind | None:
-    """The kind of a file by its suffix: `.jsonl`, `.jsonl.gz`, `.txt.zst`, `.tar`, ..."""
-    if archive_suffix(path.name) in ARCHIVES:
+def kind_of(name: str) -> Kind | None:
+    """The kind of a file by its name's suffix: `.jsonl`, `.jsonl.gz`, `.txt.zst`, `.tar`, ..."""
+    if archive_suffix(name) in ARCHIVES:
         return "archive"
-    suffix = path.suffix.lower()
+    suffix = suffix_of(name).lower()
     if suffix in COMPRESSION_SUFFIXES:
-        inner = KIND_OF_SUFFIX.get(Path(path.stem).suffix.lower())
+        inner = KIND_OF_SUFFIX.get(suffix_of(name[: -len(suffix)]).lower())
         if inner == "lines":
             return "stream"
         return inner if inner in ("json", "table", "text") else None
@@ -159,7 +161,8 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
         path = path.with_suffix(".idx")
     if not path.is_file():
         raise ValueError(f"--input {path}: no such file or folder")
-    yield _input_file(path, kind=_kind_of_named(str(path), globs=globs, fields=fields), globs=globs)
+    text = str(path)
+    yield _input_file(text, kind=_kind_of_named(text, globs=globs, fields=fields), globs=globs)
 
 
 def _kind_of_named(text: str, *, globs: Globs, fields: Fields) -> Kind:
@@ -170,7 +173,7 @@ def _kind_of_named(text: str, *, globs: Globs, fields: Fields) -> Kind:
         raise ValueError(
             f"--input {text}: {suffix} is not supported; unpack it and read the folder"
         )
-    kind = kind_of(path)
+    kind = kind_of(path.name)
     if kind == "table" and globs.names(path.name):
         kind = "text"
     is_known = kind is not None or (globs.extract and is_extracted(text))
@@ -205,29 +208,30 @@ def _advice(path: PurePath) -> str:
 
 def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
     for met in walk_folder(folder, globs=globs):
-        path = met.path
         if met.is_folder and not met.why_not:
-            num_bytes = sum(file.stat().st_size for file in path.glob("*.arrow"))
-            changed = modified_ns(str(path), kind="arrow")
-            yield InputFile(str(path), "arrow", num_bytes, changed)
+            num_bytes = sum(file.stat().st_size for file in met.path.glob("*.arrow"))
+            yield InputFile(met.text, "arrow", num_bytes, modified_ns(met.text, kind="arrow"))
         elif met.why_not:
             # The .bin of a pair is read with its .idx.
-            is_of_pair = path.suffix == ".bin" and path.with_suffix(".idx").is_file()
-            if not (is_of_pair and fields.kind == "ids"):
+            is_pair = met.text.endswith(".bin") and met.path.with_suffix(".idx").is_file()
+            if not (is_pair and fields.kind == "ids"):
                 yield met
         else:
-            kind, why_not = _kind_in_folder(str(path), globs=globs, fields=fields)
-            yield Met(path, why_not) if why_not else _input_file(path, kind=kind, globs=globs)
+            kind, why_not = _kind_in_folder(met.text, globs=globs, fields=fields)
+            yield (
+                Met(met.text, why_not) if why_not else _input_file(met.text, kind=kind, globs=globs)
+            )
 
 
 def _kind_in_folder(text: str, *, globs: Globs, fields: Fields) -> tuple[Kind, str]:
     """The kind of a file of a folder, and why it is not read, if it cannot hold what is wanted."""
-    path = PurePath(text)
-    kind = _by_content(text, kind=kind_of(path) or "text", globs=globs)
+    name = text.rsplit("/", 1)[-1]
+    kind = _by_content(text, kind=kind_of(name) or "text", globs=globs)
     kind = "text" if kind == "table" else kind  # --include has named it
     if kind in _KINDS_OF_A_FOLDER[fields.kind]:
         return kind, ""
-    return kind, f"{path.suffix or 'no suffix'} (holds {'ids' if kind in _IDS_ONLY else 'text'})"
+    what = "ids" if kind in _IDS_ONLY else "text"
+    return kind, f"{suffix_of(name) or 'no suffix'} (holds {what})"
 
 
 def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
@@ -238,18 +242,18 @@ def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[Input
     for file in found:
         inside = PurePosixPath(file.url.removeprefix(url.rstrip("/")).lstrip("/"))
         if not inside.name:  # the object itself
-            if kind_of(PurePath(url)) in _MAPPED:
+            if kind_of(PurePath(url).name) in _MAPPED:
                 raise ValueError(f"--input {url}: is read through a memory map; copy it here first")
             kind = _kind_of_named(url, globs=globs, fields=fields)
         else:
             why_not = globs.why_not_path(inside)
-            kind = kind_of(inside) or "text"
+            kind = kind_of(inside.name) or "text"
             if not why_not and kind in _MAPPED:
                 why_not = f"{inside.suffix} (memory-mapped; copy it here first)"
             if not why_not:
                 kind, why_not = _kind_in_folder(file.url, globs=globs, fields=fields)
             if why_not:
-                yield Met(Path(file.url), why_not)
+                yield Met(file.url, why_not)
                 continue
         members = _member_globs(inside.name, kind=kind, globs=globs)
         yield InputFile(file.url, kind, file.num_bytes, file.version, members=members)
@@ -279,18 +283,15 @@ def _by_content(path: str, *, kind: Kind, globs: Globs) -> Kind:
     return "stream" if PurePath(path).suffix.lower() in COMPRESSION_SUFFIXES else "lines"
 
 
-def _input_file(path: Path, *, kind: Kind, globs: Globs) -> InputFile:
-    status = path.stat()
+def _input_file(text: str, *, kind: Kind, globs: Globs) -> InputFile:
+    status = Path(text).stat()
     num_bytes, changed = status.st_size, status.st_mtime_ns
-    if kind == "megatron" and path.with_suffix(".bin").is_file():
-        num_bytes += path.with_suffix(".bin").stat().st_size
-        changed = modified_ns(str(path), kind=kind)
+    if kind == "megatron" and Path(text).with_suffix(".bin").is_file():
+        num_bytes += Path(text).with_suffix(".bin").stat().st_size
+        changed = modified_ns(text, kind=kind)
+    name = text.rsplit("/", 1)[-1]
     return InputFile(
-        str(path),
-        kind,
-        num_bytes,
-        changed,
-        members=_member_globs(path.name, kind=kind, globs=globs),
+        text, kind, num_bytes, changed, members=_member_globs(name, kind=kind, globs=globs)
     )
 
 

@@ -94,13 +94,13 @@ def train_on_inputs(
 
 def _bytes_of_text(domains: Sequence[DomainInput]) -> int | None:
     """Approximate amount of text in the inputs; None where sizes on disk do not tell."""
-    files = [file for domain in domains for file in domain.files]
     if any(
         file.kind not in ("lines", "text") or file.path.endswith(COMPRESSION_SUFFIXES)
-        for file in files
+        for domain in domains
+        for file in domain.files
     ):
         return None
-    return sum(file.num_bytes for file in files)
+    return sum(domain.num_bytes for domain in domains)
 
 
 class _Sample:

@@ -6,7 +6,7 @@ import io
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -34,24 +34,28 @@ TEXTS: Members = {
 READ = ["first", "zw\u00f6lf", "print(3)\n"]
 
 
-def tarred(members: Members) -> bytes:
+def _pairs(members: Members | list[tuple[str, bytes]]) -> Iterable[tuple[str, bytes]]:
+    return members.items() if isinstance(members, dict) else members
+
+
+def tarred(members: Members | list[tuple[str, bytes]]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         folder = tarfile.TarInfo("notes")
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
-        for name, text in members.items():
+        for name, text in _pairs(members):
             info = tarfile.TarInfo(name)
             info.size = len(text)
             archive.addfile(info, io.BytesIO(text))
     return content.getvalue()
 
 
-def zipped(members: Members) -> bytes:
+def zipped(members: Members | list[tuple[str, bytes]]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.mkdir("notes")
-        for name, text in members.items():
+        for name, text in _pairs(members):
             archive.writestr(name, text)
     return content.getvalue()
 
@@ -75,6 +79,22 @@ def test_members_that_are_text_are_documents(tmp_path: Path, suffix: str) -> Non
     assert read_inputs(tmp_path, globs=Globs(include=(f"*{suffix}",)))[0] == READ
     assert read_inputs(path, globs=Globs(include=("*.py",)))[0] == READ[-1:]
     assert read_inputs(path, globs=Globs(exclude=("notes",)))[0] == READ[-1:]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.zst"])
+def test_of_members_of_one_name_the_last_is_read_and_the_others_are_counted(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"all{suffix}"
+    members = [("a.txt", b"old"), ("b.txt", b"other"), ("./a.txt", b"newer"), ("a.png", b"")]
+    members += [("/a.txt", b"newest"), ("a.png", b"")]
+    path.write_bytes(FORMS[suffix](members))  # type: ignore[arg-type]
+    assert read_inputs(path)[0] == ["other", "newest"]
+    (domain,) = find_domains([path], globs=Globs(), fields_of={}, default=TEXT)
+    (part,) = cut_files(domain.files, fields=TEXT)
+    assert part.left_out["replaced by a later member of its name"] == 2
+    assert part.left_out[".png (not text)"] == 2
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
@@ -125,7 +145,7 @@ def _torn(archive: bytes, name: bytes) -> bytes:
 def _lzma_zipped(members: Members) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_LZMA) as archive:
-        for name, text in members.items():
+        for name, text in _pairs(members):
             archive.writestr(name, text)
     return content.getvalue()
 
