@@ -137,6 +137,17 @@ def datatrove(corpus: Path, tokenizer: Path, out: Path) -> float:
     return time.perf_counter() - began
 
 
+VERBS = (
+    "verify",
+    "verify --deep",
+    "stats",
+    "dedup",
+    "dedup --near",
+    "decontaminate",
+    "pack",
+    "pack --policy concat --overwrite",
+    "export-megatron",
+)
 WAYS: dict[str, Callable[[Path, Path, Path], float]] = {
     "ceiling": ceiling,
     "gigatoken alone": gigatoken_alone,
@@ -173,6 +184,25 @@ def measure_mpi(mpirun: str, ranks: int, *, corpus: Path, tokenizer: Path, folde
     began = time.perf_counter()
     subprocess.run(command, env=os.environ | root, capture_output=True, check=True)
     return time.perf_counter() - began
+
+
+def measure_verbs(corpus: Path) -> dict[str, float]:
+    """Seconds of each verb that reads a corpus, Python's start included."""
+    benchmark = corpus.with_name("benchmark.jsonl")
+    benchmark.write_text(json.dumps({"text": Path(__file__).read_text(encoding="utf-8")}))
+    found = {}
+    for line in VERBS:
+        verb, *words = line.split()
+        needs = {
+            "pack": ["--seq-len", "4096"],
+            "decontaminate": ["--against", str(benchmark)],
+            "export-megatron": ["--out", str(corpus.with_name("scratch"))],
+        }
+        command = [sys.executable, "-m", "data_prep", verb, str(corpus), *words]
+        began = time.perf_counter()
+        subprocess.run([*command, *needs.get(verb, [])], capture_output=True, check=True)
+        found[line] = time.perf_counter() - began
+    return found
 
 
 def main() -> None:
@@ -226,6 +256,11 @@ def run(folder: Path, options: argparse.Namespace) -> None:
             f"| {way} | {middle:.1f} | {min(spent):.1f} to {max(spent):.1f} "
             f"| {num_tokens / middle / 1e6:.2f} | {best / middle:.2f} |"
         )
+    if "ours" in ways:
+        print("\n| verb | seconds | MB of text a second |\n|---|---|---|")
+        measure("ours", corpus=corpus, tokenizer=tokenizer, folder=folder)
+        for verb, spent in measure_verbs(folder / "out").items():
+            print(f"| {verb} | {spent:.1f} | {options.mb / spent:.0f} |")
     if not options.ways and (mpirun := find_mpirun()):
         paths = {"corpus": corpus, "tokenizer": tokenizer, "folder": folder}
         one, two = (

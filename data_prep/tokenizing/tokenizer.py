@@ -26,7 +26,7 @@ from data_prep.tokenizing.split_check import first_difference
 # installed one. Any other pair is compared on first use.
 VERIFIED_VERSIONS = frozenset({("0.23.3", "0.10.0")})
 _NUM_FIRST = 4
-_CHECKED_CHARS = 1 << 14
+_CHECKED_CHARS = 1 << 12
 _REFERENCE = "the Hugging Face library"
 _NAMES_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 
