@@ -48,7 +48,8 @@ def main() -> int:
         subprocess.run([options.python, "-m", "venv", venv], check=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     oldest = options.which == "oldest"
-    asked = [requirement(text, oldest=oldest) for text in project["dependencies"]]
+    wanted = project["dependencies"] + project["optional-dependencies"]["adapters"]
+    asked = [requirement(text, oldest=oldest) for text in wanted]
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-q"]
     subprocess.run([*pip, "uv"], check=True)  # which can resolve to the oldest
     uv = [venv / "bin" / "uv", "pip", "install", "--quiet", "--python", python]

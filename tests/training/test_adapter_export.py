@@ -24,15 +24,22 @@ from tests.training.short_runs import (
 from training.checkpoints.adapter_folder import read_adapter
 from training.checkpoints.ema_files import read_average
 from training.checkpoints.export import export_run
+from training.checkpoints.manifest import find_corruption
 from training.checkpoints.mixing import load_masters
+from training.checkpoints.public_names import find_place, local_base, name_base
 from training.config.load import load_recipe
 from training.config.recipe import Recipe
 from training.config.sections import Model
 from training.model.causal_lm import resolve_model_config
+from training.model.generation import ExportedModel, Sampling
+from training.ranks.dist import Layout
 from training.run.evaluate_run import evaluate_run
+from training.run.start import check_start
 from training.tasks.weights import find_weights
 
 LAST = "step-00000006"
+ALONE = Layout(rank=0, world_size=1, sp_size=1, device=torch.device("cpu"))
+NOTE = {"special_tokens_map_file": "/home/alice/map.json"}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +47,8 @@ def run(adapted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `adapted` with its adapter in `export` and the whole model in `merged`."""
     run_dir = Path(shutil.copytree(adapted, tmp_path_factory.mktemp("adapter") / "run"))
     assert "adapter_config.json" in {path.name for path in export_run(run_dir).iterdir()}
+    settings = run_dir / "model" / "tokenizer_config.json"  # as older tokenizers have them
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | NOTE))
     export_run(run_dir, merge=True, out=run_dir / "merged")
     return run_dir
 
@@ -77,6 +86,41 @@ def test_a_card_says_what_the_folder_is(run):
     alone, merged = ((run / name / "README.md").read_text() for name in ("export", "merged"))
     assert "library_name: peft" in alone and "library_name: transformers" in merged
     assert "| adapter | lora, rank 4 |" in alone and "| adapter | lora, rank 4 |" in merged
+
+
+def test_only_an_adapter_names_a_folder_its_base_which_can_get_a_public_name(
+    run, exported, tmp_path
+):
+    settings = (run / "merged" / "tokenizer_config.json").read_text()
+    assert json.loads(settings) == json.loads((exported / "tokenizer_config.json").read_text())
+    assert local_base(run / "merged") is None
+    assert local_base(run / "export") == str(exported)
+    copy = Path(shutil.copytree(run / "export", tmp_path / "copy"))
+    for name, path in name_base(copy, "org/base", to=tmp_path).items():
+        shutil.copy(path, copy / name)
+    assert find_corruption(copy, hashes=True) is None and local_base(copy) is None
+    assert find_place(copy) is None
+    alone, public = logits_of(beside(exported, run / "export")), logits_of(beside(exported, copy))
+    assert torch.equal(alone, public)
+
+
+def test_an_adapter_writes_what_the_merged_model_writes(run, exported):
+    def written(folder: Path) -> str:
+        model = ExportedModel.load(folder, Sampling(temperature=0, max_new_tokens=12))
+        return model.complete("import")
+
+    assert written(run / "export") == written(run / "merged") != written(exported)
+
+
+def test_without_peft_the_extra_is_named(run, exported, small_corpus, monkeypatch, tmp_path):
+    monkeypatch.setattr("training.model.adapter.find_spec", lambda _: None)
+    told = r"adapter needs peft: pip install '\.\[adapters\]' in the checkout"
+    with pytest.raises(ValueError, match=told):
+        export_run(run, out=tmp_path / "export")
+    with pytest.raises(ValueError, match=told):
+        ExportedModel.load(run / "export", Sampling(temperature=0, max_new_tokens=1))
+    with pytest.raises(ValueError, match=told):
+        check_start(adapter_recipe(small_corpus, exported, tmp_path / "run", LORA), ALONE)
 
 
 FORMS = ["alone", *(("merged", "ema") if WHOLE else ())]

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from common.checksum import record_file
 from tests.training.hub_server import TOKEN, Hub, hub
 from tests.warm_python import warm_python
 from training.checkpoints.hub import find_export, push_export
+from training.checkpoints.manifest import find_corruption, write_manifest
+from training.checkpoints.public_names import drop_notes, find_place
 
 ROOT = Path(__file__).resolve().parents[2]
 # Commands one after the other, in one process. What the library reads from its variables when it is
@@ -81,6 +84,10 @@ def test_a_repository_holds_the_export_with_its_card_and_nothing_else(
     assert code == 0 and f"at {server.url}/me/chats" in said
     assert server.files("me/chats") == contents(exported)
     assert b"optimizer steps" in server.files("me/chats")["README.md"]
+    # texts of the corpus, which the run keeps
+    assert (exported.parent / "model" / "corpus_samples.json").is_file()
+    assert "corpus_samples.json" not in server.files("me/chats")
+    assert not [name for name, text in contents(exported).items() if b"/home" in text]
     # what an older export of ours had
     server.commits["me/chats"].append({**contents(exported), "model-2.safetensors": b"old"})
     assert pusher.push(exported, "--to", "me/chats")[0] == 0
@@ -170,6 +177,88 @@ def test_what_the_library_notes_of_downloads_is_not_pushed(
     (notes / "config.json.metadata").write_text("x")
     assert pusher.push(folder, "--to", "me/downloaded")[0] == 0
     assert server.files("me/downloaded") == contents(exported)
+
+
+def write_adapter_export(folder: Path, *, base: str, began_from: str) -> Path:
+    folder.mkdir()
+    config = {"base_model_name_or_path": base, "peft_type": "LORA"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    table = f"| | |\n|---|---|\n| began from | {began_from} |\n| optimizer steps | 6 |\n"
+    (folder / "README.md").write_text(f"---\nlibrary_name: peft\n---\n# lora\n\n{table}")
+    files = {path.name: record_file(path) for path in folder.iterdir()}
+    write_manifest(folder, {"step": 6, "base_weights": "678f"}, files=files)
+    return folder
+
+
+def test_an_adapter_is_pushed_beside_a_base_that_others_have(
+    pusher: Pusher, server: Hub, tmp_path: Path
+) -> None:
+    base = tmp_path / "alice" / "base"
+    folder = write_adapter_export(tmp_path / "export", base=str(base), began_from="base")
+    before, num_requests = contents(folder), len(server.requests)
+    code, said = pusher.push(folder, "--to", "me/lora")
+    assert code == 2 and f"names the base {base}, a folder that nobody else has: add --base" in said
+    assert "--base a b" in pusher.push(folder, "--to", "me/lora", "--base", "a b")[1]
+    assert len(server.requests) == num_requests
+    code, said = pusher.push(folder, "--to", "me/lora", "--base", "me/base")
+    assert code == 2 and "--base me/base: the hub has no such model" in said
+    assert "nothing was pushed" in said and "me/lora" not in server.commits
+    server.commits["me/base"] = [{}]
+    assert pusher.push(folder, "--to", "me/lora", "--base", "me/base")[0] == 0
+    pushed = server.files("me/lora")
+    assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == "me/base"
+    card = pushed["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: peft\nbase_model: me/base\n---\n# lora\n")
+    assert "| began from | me/base |\n| optimizer steps | 6 |" in card
+    assert not [name for name, content in pushed.items() if b"alice" in content]
+    assert contents(folder) == before
+    for name, content in pushed.items():  # whole for who downloads it
+        (tmp_path / "again").mkdir(exist_ok=True)
+        (tmp_path / "again" / name).write_bytes(content)
+    assert find_corruption(tmp_path / "again", hashes=True) is None
+    again = find_export(tmp_path / "again")
+    assert pusher.push(again, "--to", "me/again")[0] == 0  # it has a public name now
+    assert server.files("me/again") == contents(again)
+
+
+def test_a_base_is_not_given_to_random_weights(exported: Path, pusher: Pusher, server: Hub) -> None:
+    num_requests = len(server.requests)
+    code, said = pusher.push(exported, "--to", "me/chats", "--base", "me/base")
+    assert code == 2 and "it began from random weights" in said
+    assert len(server.requests) == num_requests
+
+
+@pytest.mark.parametrize(
+    "place", ["/home/alice/base", "~/base", "~alice/my base/x", "C:\\alice\\base", "file:///a/b"]
+)
+def test_places_of_this_machine_are_found_in_settings(tmp_path: Path, place: str) -> None:
+    harmless = {"chat_template": "/home/{{ x }}/y", "auto_map": "me/code--module.Class"}
+    tokens = {"0": {"content": "/"}, "1": {"content": "</think>"}, "2": {"content": "//"}}
+    settings = {"url": "https://a.b/c", "added_tokens_decoder": tokens, **harmless}
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(settings | {"name_or_path": place, "a": [{"tokenizer_file": "x"}]}))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {place: 1}}}))
+    drop_notes(tmp_path)
+    assert json.loads(path.read_text()) == settings | {"a": [{}]}
+    assert find_place(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps({"parts": [{"decoder": place}]}))
+    found = find_place(tmp_path)
+    assert found is not None and found.startswith("config.json: decoder names a place of this")
+
+
+def test_an_export_that_names_a_place_is_not_pushed(
+    pusher: Pusher, server: Hub, tmp_path: Path
+) -> None:
+    folder = write_adapter_export(tmp_path / "export", base="me/base", began_from="me/base")
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({"files": ["/home/alice/pictures.json"]}))
+    (folder / "complete.json").unlink()
+    files = {each.name: record_file(each) for each in folder.iterdir()}
+    write_manifest(folder, {"step": 6}, files=files)
+    code, said = pusher.push(folder, "--to", "me/places")
+    assert code == 2 and "processor_config.json: files names a place of this machine" in said
+    assert "me/places" not in server.commits
 
 
 @pytest.mark.parametrize(

@@ -13,18 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from training.checkpoints.mixing import load_base, trained_in
+from training.checkpoints.public_names import ADAPTER_CONFIG
 from training.config.adapter import Adapter
 from training.config.sections import Model
-from training.model.adapter import is_of_adapter, lora_config, put_adapter
+from training.model.adapter import is_of_adapter, lora_config, put_adapter, require_peft
 from training.model.skeleton import build_skeleton
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
 def is_adapter_folder(folder: Path) -> bool:
     """Whether it holds an adapter and no whole model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def write_adapter(
@@ -36,10 +37,14 @@ def write_adapter(
         trained: the adapter's weights, by their names in an engine, in the dtype to write.
         kept: folder with the configuration of the model.
     """
+    require_peft()
     from peft import PeftModel
 
     skeleton = build_skeleton(kept, model)
-    lm = PeftModel(skeleton, lora_config(skeleton, adapter, base=model.pretrained))
+    base = model.pretrained
+    if base is not None and Path(base).is_dir():  # to be found from any folder
+        base = str(Path(base).resolve())
+    lm = PeftModel(skeleton, lora_config(skeleton, adapter, base=base))
     put_adapter(skeleton, trained)
     lm.save_pretrained(str(folder))
     (folder / "README.md").unlink()  # a form that nobody has filled in

@@ -40,6 +40,7 @@ from training.checkpoints.model_folder import (
     terms_of,
 )
 from training.checkpoints.other_parts import restore_parts
+from training.checkpoints.public_names import drop_notes
 from training.config.load import KEPT_RECIPE, load_recipe
 from training.config.recipe import Recipe
 from training.config.sections import Model
@@ -110,6 +111,7 @@ def export_run(
             raise ValueError(f"export: {mistake}; nothing was exported")
         if base is not None:
             restore_parts(staging, base)
+        drop_notes(staging)
         newest = read_manifest(mix.checkpoints[-1])
         write_model_card(staging, recipe, run_dir=run_dir, mix=mix.facts, manifest=newest)
         _mark(staging, mix)

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +24,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from common.commands import command
 from training.checkpoints.manifest import CARD, MANIFEST, find_corruption, read_manifest
+from training.checkpoints.public_names import ADAPTER_CONFIG, find_place, local_base, name_base
 
 # httpx's or httpx2's, by the library's version: it also has the errors of connections
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__mro__[1]
@@ -66,7 +68,13 @@ def find_export(target: Path) -> Path:
 
 
 def push_export(
-    folder: Path, *, to: str, private: bool = False, replace: bool = False, branch: str = "main"
+    folder: Path,
+    *,
+    to: str,
+    base: str | None = None,
+    private: bool = False,
+    replace: bool = False,
+    branch: str = "main",
 ) -> Pushed:
     """Make `to` on the hub hold this export and nothing else, in one commit.
 
@@ -75,28 +83,61 @@ def push_export(
 
     Args:
         folder: from `find_export`.
+        base: name on the hub of the weights that training began from: what is pushed names them so.
         replace: also of what is no export of ours.
 
     Raises:
         ValueError: when it was not pushed, and what was left behind.
     """
-    try:
-        validate_repo_id(to)
-    except HFValidationError as error:
-        raise ValueError(f"--to {to}: {error}") from None
+    for option, name in {"--to": to, "--base": base}.items():
+        try:
+            if name is not None:
+                validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(f"{option} {name}: {error}") from None
     names = _files_of(folder)
+    if (place := find_place(folder)) is not None:
+        raise ValueError(f"{folder}: {place}; nothing was pushed")
+    if base is None and (place := local_base(folder)) is not None:
+        raise ValueError(
+            f"{folder}: {ADAPTER_CONFIG} names the base {place}, a folder that nobody else has: "
+            "add --base OWNER/NAME, where the hub has these weights, or push a whole model "
+            "(export --merge); nothing was pushed"
+        )
+    with TemporaryDirectory() as scratch:
+        if base is not None:
+            names |= name_base(folder, base, to=Path(scratch))
+        target = _Target(to, branch=branch, private=private, replace=replace)
+        return _push(names, target, base=base, step=read_manifest(folder)["step"], source=folder)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A repository on the hub, and what may be done to it."""
+
+    to: str
+    branch: str
+    private: bool
+    replace: bool
+
+
+def _push(
+    names: dict[str, Path], target: _Target, *, base: str | None, step: int, source: Path
+) -> Pushed:
     api = HfApi(endpoint=_endpoint(), library_name="entrodrop")
-    state = "nothing was pushed"
+    to, state = target.to, "nothing was pushed"
     try:
-        name = api.create_repo(to, private=private, exist_ok=True).repo_id
-        if branch != "main":
-            api.create_branch(name, branch=branch, exist_ok=True)
+        if base is not None:
+            _refuse_unknown_base(api, base)
+        name = api.create_repo(to, private=target.private, exist_ok=True).repo_id
+        if target.branch != "main":
+            api.create_branch(name, branch=target.branch, exist_ok=True)
         state = f"no file of {name} was changed"
-        there = api.model_info(name, revision=branch)
-        if private and not there.private:
+        there = api.model_info(name, revision=target.branch)
+        if target.private and not there.private:
             raise ValueError(f"{name} exists and is public: make it private on the hub first")
         found = {each.rfilename for each in there.siblings or []} - {*_KEPT}
-        if found and MANIFEST not in found and not replace:
+        if found and MANIFEST not in found and not target.replace:
             raise ValueError(
                 f"{name} holds {', '.join(sorted(found)[:3])} and is not an export of ours; "
                 "--replace makes this export all that it holds"
@@ -107,20 +148,27 @@ def push_export(
                 *(CommitOperationAdd(path_in_repo=n, path_or_fileobj=p) for n, p in names.items()),
                 *(CommitOperationDelete(path_in_repo=n) for n in sorted(found - names.keys())),
             ],
-            commit_message=f"Step {read_manifest(folder)['step']}",
-            revision=branch,
+            commit_message=f"Step {step}",
+            revision=target.branch,
             parent_commit=there.sha,  # two at a time: one of them fails, and nothing is mixed
         )
         state = f"{name} has the new commit {commit.oid}"
         pushed = api.model_info(name, revision=commit.oid, files_metadata=True)
         if wrong := _first_other(pushed.siblings or [], names):
-            raise ValueError(f"{wrong} is not there as it is in {folder}: push again")
+            raise ValueError(f"{wrong} is not there as it is in {source}: push again")
     except LocalTokenNotFoundError:
         raise ValueError(f"{to}: {_LOG_IN}; {state}") from None
     except (_HTTP_ERROR, _INVALID_URL, OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"{to}: {_reason(error)}; {state}") from None
     num_bytes = sum(path.stat().st_size for path in names.values())
     return Pushed(f"{api.endpoint}/{name}", commit.oid, len(names), num_bytes)
+
+
+def _refuse_unknown_base(api: HfApi, base: str) -> None:
+    try:
+        api.model_info(base)
+    except RepositoryNotFoundError:
+        raise ValueError(f"--base {base}: the hub has no such model, or does not show it") from None
 
 
 def _files_of(folder: Path) -> dict[str, Path]:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from data_prep.shards import Corpus, open_corpus
 from training.checkpoints.manifest import CARD
+from training.checkpoints.public_names import RANDOM_WEIGHTS, card_front, is_of_hub, public_name
 from training.config.recipe import Recipe
 from training.metrics.file import METRICS_FILE, read_metrics
 from training.metrics.heldout_rows import results_by_set
 
-_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language")
 """Of the base's card."""
 _OF_TRAIN = ("global_batch_tokens", "epochs", "max_steps", "gradient_clipping", "z_loss")
@@ -46,14 +43,14 @@ def write_model_card(
         mix: what of several checkpoints or the base the weights are.
         manifest: of the newest of the checkpoints.
     """
-    front = {key: value for key, value in _front(folder / CARD).items() if key in _KEPT}
+    front = {key: value for key, value in _front_of(folder / CARD).items() if key in _KEPT}
     is_adapter = (folder / "adapter_config.json").is_file()
     front["library_name"] = "peft" if is_adapter else "transformers"
     base = recipe.model.pretrained
-    if base is not None and _is_of_hub(base):
+    if base is not None and is_of_hub(base):
         front["base_model"] = base
     facts = {
-        "began from": "random weights" if base is None else _public_name(base),
+        "began from": RANDOM_WEIGHTS if base is None else public_name(base),
         "licence of the base": base and (front.get("license_name") or front.get("license")),
         "optimizer steps": manifest["step"],
         "tokens": manifest["tokens"],
@@ -114,23 +111,9 @@ def _data(recipe: Recipe, manifest: Mapping[str, Any]) -> list[str]:
             lines.append((domain.name, split, part.num_documents, part.num_tokens))
     heads = ("domain", "split", "documents", "tokens")
     tokenizer = corpus.manifest.tokenizer
-    source = _public_name(tokenizer.source)
+    source = public_name(tokenizer.source)
     text = f"Tokenizer: {source} ({tokenizer.kind}), {corpus.vocab_size:,} tokens."
     return [f"## Data\n\n{_table(heads, lines)}\n{text}\n"]
-
-
-def _public_name(source: str) -> str:
-    """A name of the hub as it is; of a file or folder the last part: where it lay is private."""
-    return source if _is_of_hub(source) else PureWindowsPath(source).name or "a local folder"
-
-
-def _is_of_hub(source: str) -> bool:
-    """Whether it can only be a name there: a folder may be gone, or relative to another one."""
-    try:
-        validate_repo_id(source)
-        return not Path(source).exists()
-    except (HFValidationError, OSError):
-        return False
 
 
 def _loss(value: float | None) -> str | None:
@@ -185,11 +168,8 @@ def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
 
-def _front(card: Path) -> dict[str, Any]:
-    """What a card says of itself to machines; nothing where it has none that can be read."""
+def _front_of(card: Path) -> dict[str, Any]:
     try:
-        found = _FRONT.match(card.read_text(encoding="utf-8-sig"))
-        content = yaml.safe_load(found[1]) if found else {}
-    except (OSError, ValueError, yaml.YAMLError):
+        return card_front(card.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -15,6 +15,7 @@ another hub than huggingface.co.
 
   python -m training push runs/chats --to me/chats
   python -m training push runs/chats/export --to me/chats --private --branch step-400
+  python -m training push runs/lora --to me/lora --base Qwen/Qwen3-0.6B
 """
 
 
@@ -22,6 +23,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("target", type=Path, metavar="RUN", help="run folder, or one of an export")
     verb.add_argument(
         "--to", required=True, metavar="NAME", help="OWNER/NAME, or a NAME of your own"
+    )
+    verb.add_argument(
+        "--base",
+        metavar="NAME",
+        help="where the hub has the weights that training began from; needed of an adapter whose "
+        "base is a folder of this machine",
     )
     verb.add_argument(
         "--private",
@@ -42,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     pushed = push_export(
         folder,
         to=options.to,
+        base=options.base,
         private=options.private,
         replace=options.replace,
         branch=options.branch,

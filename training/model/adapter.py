@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,6 +65,17 @@ class AdapterDropout(nn.Module):
         )
 
 
+def require_peft() -> None:
+    """Called before peft is loaded, and at the start of a run that will load it.
+
+    Raises:
+        AdapterError: where the extra is missing.
+    """
+    found = find_spec("peft")
+    if found is None or found.origin is None:  # a folder of that name is no package
+        raise AdapterError("adapter needs peft: pip install '.[adapters]' in the checkout")
+
+
 def lora_config(lm: PreTrainedModel, adapter: Adapter, *, base: str | None = None) -> LoraConfig:
     """As peft takes it, and keeps it in a folder.
 
@@ -72,8 +84,9 @@ def lora_config(lm: PreTrainedModel, adapter: Adapter, *, base: str | None = Non
         base: what the folder says that it belongs to.
 
     Raises:
-        AdapterError: for targets that the model does not have.
+        AdapterError: for targets that the model does not have, or without peft.
     """
+    require_peft()
     from peft import LoraConfig  # takes a second, in runs with adapters alone
 
     return LoraConfig(
@@ -94,11 +107,11 @@ def inject_adapter(lm: PreTrainedModel, adapter: Adapter, *, seed: int) -> None:
         seed: of the adapters' own weights and of their dropout.
 
     Raises:
-        AdapterError: for targets that the model does not have.
+        AdapterError: for targets that the model does not have, or without peft.
     """
+    config = lora_config(lm, adapter)
     from peft import inject_adapter_in_model
 
-    config = lora_config(lm, adapter)
     torch.manual_seed(seed)
     inject_adapter_in_model(config, lm, adapter_name=_NAME)
     for name, weight in lm.named_parameters():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
+from training.model.adapter import require_peft
 from training.model.special_ids import turn_end
 
 
@@ -35,6 +36,16 @@ class Sampling:
         return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, **most}
 
 
+def _base_of_adapter(folder: Path) -> str | None:
+    """What has its tokenizer; None for a whole model."""
+    if (folder / "config.json").is_file() or not (folder / "adapter_config.json").is_file():
+        return None
+    require_peft()
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+
+
 @dataclass(frozen=True)
 class ExportedModel:
     """A Hugging Face folder, loaded."""
@@ -49,8 +60,10 @@ class ExportedModel:
         """On a GPU where there is one.
 
         Raises:
-            ValueError: for a folder without some weights; transformers would draw them at random.
+            ValueError: for a folder without some weights, which transformers would draw at random;
+                for an adapter where there is no peft.
         """
+        tokens_of = _base_of_adapter(folder) or folder
         found: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             trust_remote_code=False,
@@ -59,7 +72,7 @@ class ExportedModel:
         )
         model, weights = found
         _refuse_incomplete(folder, weights)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(tokens_of, trust_remote_code=False)
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return cls(folder, model, tokenizer, sampling)
 

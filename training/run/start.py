@@ -12,6 +12,7 @@ from training.checkpoints.model_folder import find_base, make_model_folder
 from training.config.recipe import Recipe
 from training.data.stream import SampleStream
 from training.metrics.trackers import refuse_missing_clients
+from training.model.adapter import require_peft
 from training.model.checks import warn_of_positions
 from training.model.ds_config import join_ds_config, training_dtype
 from training.model.multimodal import tell_of_other_parts
@@ -47,6 +48,8 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
         ValueError: for the first thing that does not work.
     """
     refuse_missing_clients(recipe.trackers)
+    if recipe.adapter is not None:
+        require_peft()
     data = RunData.open(recipe)
     mixture = choose_mixture(recipe, data.pack, data.replay)
     plan = derive_plan(recipe, data.pack, mixture, layout)
