@@ -13,6 +13,17 @@ CHATML = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
 
+# Of SmolLM2, whole: a conversation that begins without a system's message gets one.
+SMOLLM = """\
+{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+{{ '<|im_start|>system
+You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
+' }}{% endif %}{{'<|im_start|>' + message['role'] + '
+' + message['content'] + '<|im_end|>' + '
+'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
+' }}{% endif %}"""
+
+
 # Of Llama 3: BOS, trimmed contents, text in parts, a date, no newline behind the end of a turn.
 LLAMA = """\
 {{- bos_token }}
