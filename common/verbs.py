@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from common.commands import with_commands
@@ -32,13 +33,23 @@ class _Version(argparse._VersionAction):
     """Looks for the version only when it is asked for: that takes a while."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any, **options: Any) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            self.version = f"entrodrop {version('entrodrop')}"
-        except PackageNotFoundError:
-            self.version = "entrodrop, from a clone that is not installed"
+        self.version = f"entrodrop {_version()}"
         super().__call__(parser, *args, **options)
+
+
+def _version() -> str:
+    """A clone's, also where another one is installed; what pip installed has no such file."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, version
+
+    clone = Path(__file__).parents[1]
+    if (clone / "pyproject.toml").is_file():
+        project = tomllib.loads((clone / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        return f"{project['version']}, from {clone}"
+    try:
+        return version("entrodrop")
+    except PackageNotFoundError:  # only the packages were copied
+        return "of an unknown version"
 
 
 def add_each_verb(verbs: Any, *, package: str, names: Iterable[str]) -> None:

@@ -83,18 +83,29 @@ def test_help_and_errors_of_the_console_command_name_no_module(
     assert "`entrodrop prep build` writes it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("found", ["0.1.0", None])
+@pytest.mark.parametrize(
+    ("is_clone", "installed", "told"),
+    [(True, "8.8", "0.9, from "), (False, "8.8", "8.8\n"), (False, None, "of an unknown version")],
+)
 def test_every_command_says_its_version(
-    found: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    is_clone: bool,
+    installed: str | None,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     def version(name: str) -> str:
-        if found is None:
+        if installed is None:
             raise importlib.metadata.PackageNotFoundError(name)
-        return found
+        return installed
 
     monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr("common.verbs.__file__", str(tmp_path / "common" / "verbs.py"))
+    if is_clone:
+        (tmp_path / "pyproject.toml").write_text('[project]\nversion = "0.9"\n')
     mains = [module.main for module in (training.__main__, launch.__main__, data_prep.__main__)]
     for run in (*mains, lambda arguments: run_own_verb(arguments[0], [])):
         with pytest.raises(SystemExit, match=r"^0$"):
             run(["--version"])
-        assert (found or "from a clone") in capsys.readouterr().out
+        assert capsys.readouterr().out.startswith(f"entrodrop {told}")
