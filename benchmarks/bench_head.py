@@ -6,9 +6,10 @@ Peers that are not installed are skipped; put them on PYTHONPATH:
 `pip install --no-deps --target DIR trl cut-cross-entropy liger-kernel`. Liger needs a GPU.
 
 Each head runs forward and backward in a process of its own, so that its peak is its own; the
-rounds of all heads alternate. On a CPU the peak is the growth of the resident set from
-when the inputs are in place, in a process of its own that returns freed blocks to the system at
-once (glibc would keep those below 32 MiB and distort the figure); on a GPU it is the allocator's.
+rounds of all heads alternate. A round's time is the median of warm calls, on a GPU by CUDA's
+events. On a CPU the peak is the growth of the resident set from when the inputs are in place, in a
+process of its own that returns freed blocks to the system at once (glibc would keep those below
+32 MiB and distort the figure); on a GPU it is the allocator's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.device_time import median_milliseconds
 from benchmarks.machine import describe_machine
 from tests.training.entrodrop.test_head import plain_head
 from training.entrodrop.head import (
@@ -127,8 +128,10 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--calls", type=int, help="timed in a round (20 on a GPU, else 1)")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--head", choices=HEADS, help=argparse.SUPPRESS)
+    parser.add_argument("--only-memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.head:
         print(json.dumps(measure(options)))
@@ -137,23 +140,27 @@ def main() -> None:
     for done in range(options.rounds):
         for name in filter(is_at_hand, options.heads):
             timed = measure_in_process(name)
-            memory = timed if torch.cuda.is_available() else measure_in_process(name, frees=True)
+            is_of_both = torch.cuda.is_available()
+            memory = timed if is_of_both else measure_in_process(name, only_memory=True)
             results[name].append(timed | {"bytes": memory["bytes"]})
             print(f"round {done + 1}/{options.rounds}: {name}", file=sys.stderr)
     print_table(options, {name: rounds for name, rounds in results.items() if rounds})
 
 
-def measure_in_process(name: str, *, frees: bool = False) -> dict[str, float]:
+def measure_in_process(name: str, *, only_memory: bool = False) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.bench_head", *sys.argv[1:], "--head", name]
-    environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": str(2**20)} if frees else {})}
+    environment = dict(os.environ)
+    if only_memory:
+        command.append("--only-memory")
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measured
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds and peak bytes over the inputs of one forward and backward, and the loss."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Milliseconds and peak bytes over the inputs of one forward and backward, and the loss."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, options.dtype)
     torch.manual_seed(0)
     hidden = torch.randn(options.tokens, options.hidden, dtype=dtype, device=device)
@@ -163,20 +170,25 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     hidden.requires_grad_()
     weight.requires_grad_()
     head, _ = HEADS[options.head]
+
+    def once() -> Tensor:
+        hidden.grad = weight.grad = None
+        loss = head(hidden, weight, targets)
+        loss.backward()
+        return loss
+
     head(hidden[:8], weight, targets[:8]).backward()  # libraries loaded, kernels compiled
     hidden.grad = weight.grad = None
     before = reset_peak(device)
-    began = time.perf_counter()
-    loss = head(hidden, weight, targets)
-    loss.backward()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "bytes": peak(device) - before, "loss": loss.item()}
+    found = {"loss": once().item(), "bytes": peak(device) - before}
+    if not options.only_memory:
+        calls = options.calls or (20 if device == "cuda" else 1)
+        found["ms"] = median_milliseconds(once, device, rounds=calls)
+    return found
 
 
-def reset_peak(device: torch.device) -> int:
-    if device.type == "cuda":
+def reset_peak(device: str) -> int:
+    if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -184,8 +196,8 @@ def reset_peak(device: torch.device) -> int:
     return peak(device)
 
 
-def peak(device: torch.device) -> int:
-    if device.type == "cuda":
+def peak(device: str) -> int:
+    if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
     kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
@@ -195,8 +207,8 @@ def peak(device: torch.device) -> int:
 def print_table(options: argparse.Namespace, results: dict[str, list[dict[str, float]]]) -> None:
     print(f"{describe_machine()}")
     print(f"T={options.tokens} D={options.hidden} V={options.vocab} {options.dtype}, forward and")
-    print(f"backward, median of {options.rounds}\n")
-    print("| head | gives | seconds | to plain | peak MiB over inputs | to plain | loss |")
+    print(f"backward, median of {options.rounds} rounds\n")
+    print("| head | gives | ms | to plain | peak MiB over inputs | to plain | loss |")
     print("|---|---|---|---|---|---|---|")
     medians = {
         name: {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
@@ -207,8 +219,8 @@ def print_table(options: argparse.Namespace, results: dict[str, list[dict[str, f
         # a tiny problem may fit into memory the process already has
         memory = f"{found['bytes'] / base['bytes']:.3f}" if base["bytes"] else "-"
         print(
-            f"| {name} | {HEADS[name][1]} | {found['seconds']:.2f} "
-            f"| {found['seconds'] / base['seconds']:.2f} | {found['bytes'] / 2**20:,.0f} "
+            f"| {name} | {HEADS[name][1]} | {found['ms']:,.2f} "
+            f"| {found['ms'] / base['ms']:.2f} | {found['bytes'] / 2**20:,.0f} "
             f"| {memory} | {found['loss']:.5f} |"
         )
 

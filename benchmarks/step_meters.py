@@ -43,10 +43,17 @@ class Took:
 
     @staticmethod
     def now() -> Took:
+        wait_for_gpu()
         return Took(time.perf_counter(), time.process_time())
 
     def since(self, began: Took) -> Took:
         return Took(self.wall - began.wall, self.cpu - began.cpu)
+
+
+def wait_for_gpu() -> None:
+    """Before a clock is read, where there is a GPU: calls return before it is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 @dataclass
@@ -87,6 +94,7 @@ class Clock:
         self._open.pop()
 
     def _charge(self) -> None:
+        wait_for_gpu()
         now = time.perf_counter()
         if self._open:
             self.seconds[self.phase] += now - self._since

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmarks.device_time import median_milliseconds
 from benchmarks.gpu_proof.checks import Figures
 from benchmarks.step_workload import Bench
 from launch.planner.duration import forecast_duration
@@ -29,7 +27,7 @@ def ceilings(device: str, small: bool) -> Figures:
     source = torch.empty((1 << 16) if small else (1 << 30), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     product, copy = (
-        _median_seconds(work, device, rounds=1 if small else 20)
+        median_milliseconds(work, device, rounds=1 if small else 20) / 1e3
         for work in (lambda: a @ b, lambda: target.copy_(source))
     )
     return {
@@ -56,7 +54,7 @@ def head_milliseconds(device: str, small: bool) -> Figures:
 
     found = {}
     for name, work in (("ours", ours), ("plain_logits", plain)):
-        found[f"{name}_ms"] = _median_seconds(work, device, rounds=1 if small else 20) * 1e3
+        found[f"{name}_ms"] = median_milliseconds(work, device, rounds=1 if small else 20)
     return found
 
 
@@ -87,7 +85,7 @@ def steps(device: str, small: bool) -> Figures:
             bench.step(mode, number)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds = _median_seconds(
+        milliseconds = median_milliseconds(
             lambda mode=mode: bench.step(mode, 2), device, rounds=3, warm_up=0
         )
         duration = forecast_duration(
@@ -97,7 +95,7 @@ def steps(device: str, small: bool) -> Figures:
             corpus_tokens=None,
             flops_per_second=1.0,
         )
-        per_second = recipe.train.global_batch_tokens / seconds
+        per_second = recipe.train.global_batch_tokens / milliseconds * 1e3
         found[f"{mode}_tokens_per_second"] = per_second
         found[f"{mode}_hardware_tflops"] = per_second * duration.flops_per_token / 1e12
         model_flops = duration.flops_per_token / duration.num_passes * _PASSES
@@ -109,21 +107,3 @@ def steps(device: str, small: bool) -> Figures:
             found[f"{mode}_peak_gib"] = measured / 2**30
             found[f"{mode}_forecast_to_measured"] = forecast / measured
     return found
-
-
-def _median_seconds(
-    work: Callable[[], object], device: str, *, rounds: int, warm_up: int = 1
-) -> float:
-    taken = []
-    for _ in range(warm_up + rounds):
-        _wait(device)
-        began = time.perf_counter()
-        work()
-        _wait(device)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[warm_up:])
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

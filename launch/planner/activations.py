@@ -33,7 +33,8 @@ from dataclasses import dataclass
 from launch.planner.architecture import Architecture
 from launch.planner.parts import Layer, Part
 
-# training/entrodrop/head.py and softmax_rows.py: numbers of one chunk and of one block of logits
+# training/entrodrop/head.py and softmax_rows.py: one chunk, on a GPU and elsewhere, and one block
+_CUDA_CHUNK_TOKENS = 1024
 _CHUNK_LOGITS = 1 << 25
 _BLOCK_LOGITS = 1 << 19
 _FP32 = 4
@@ -81,9 +82,8 @@ class Activations:
     @property
     def _attention(self) -> int:
         arch, width = self.arch, self.number_bytes
-        keys = arch.queries if self.on_gpu else arch.keys
         outputs = 1 if self.on_gpu and not self.shards_sequence else 2
-        numbers = width * (arch.queries + 2 * keys + outputs * arch.queries)
+        numbers = width * (arch.queries + 2 * arch.keys + outputs * arch.queries)
         if arch.kind.query_gate:
             numbers += 2 * width * arch.queries  # the gate and its product
         scalars = 1 + arch.heads  # the norm's 1 / rms, and ln sum e^score of each head
@@ -134,7 +134,8 @@ class Activations:
     def head_chunk(self) -> int:
         """Logits of a chunk with what their statistics take; freed when the head has run."""
         vocab = self.arch.vocab
-        chunk_tokens = max(1, min(_CHUNK_LOGITS // vocab, self.tokens))
+        most_tokens = _CUDA_CHUNK_TOKENS if self.on_gpu else _CHUNK_LOGITS // vocab
+        chunk_tokens = max(1, min(most_tokens, self.tokens))
         numbers = chunk_tokens * (vocab + self.arch.hidden) * self.number_bytes
         if self.on_gpu:  # Triton kernels read the chunk in place
             return numbers

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.distributed import run_ranks
+from tests.training.entrodrop.test_head import Operators
 from training.data.documents import find_documents
+from training.model import attention
 from training.model.attention import document_attention
 from training.model.flash_sinks import add_sinks, grad_of_sinks
 
@@ -71,3 +73,19 @@ def compare_on_a_gpu() -> None:
 @pytest.mark.gpu
 def test_flash_attention_with_sinks_has_the_numbers_of_the_exact_one():
     run_ranks(compare_on_a_gpu, world_size=1, gpus=True)
+
+
+@pytest.mark.parametrize("has_sinks", [False, True])
+def test_flash_attention_takes_grouped_keys_as_they_are(has_sinks):
+    """Of the calls a GPU would get, their shapes: nobody repeats keys and values for each query."""
+    shapes = ((16, 8, 64), (16, 2, 64), (16, 2, 64), (8,))
+    *states, sinks = (x.to("meta").detach().requires_grad_() for x in tensors(*shapes))
+    layout = find_documents(torch.arange(16)[None] % 10, device=torch.device("meta"))
+    scores = attention._Scores(0.125, None, None, sinks if has_sinks else None, None)
+    with Operators() as operators:
+        context = attention._flash(*states, layout, scores)
+        gradients = torch.autograd.grad(context.float().sum(), states)
+    assert context.shape == shapes[0]
+    assert [gradient.shape for gradient in gradients] == [*shapes[:3]]
+    assert operators.largest == 16 * 8 * 64
+    assert not operators.names & {"aten::repeat_interleave", "aten::index_select", "aten::clone"}

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from training.entrodrop import softmax_rows
-from training.entrodrop.head_chunks import Gradients, Logits
+from training.entrodrop.head_chunks import Gradients, Logits, weighted_rows
 from training.entrodrop.kernels import can_compile_kernels
 from training.entrodrop.softmax_rows import RowStatistics
 
 # Logits of one chunk, the only large buffer: 2^25 * 4 bytes = 128 MiB in fp32. A matrix product of
-# fewer tokens is bound by reading the weight from memory.
+# fewer tokens is bound by reading the weight from memory; on a GPU already one of fewer than a
+# thousand, and its kernels fill it with a program for each row.
 _CHUNK_LOGITS = 1 << 25
+_CUDA_CHUNK_TOKENS = 1024
 
 
 def linear_cross_entropy_with_entropy(
@@ -31,6 +33,7 @@ def linear_cross_entropy_with_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    max_weighted: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of each target and entropy of each prediction, in nats.
 
@@ -39,13 +42,15 @@ def linear_cross_entropy_with_entropy(
         weight: `[V, D]` of the same dtype.
         targets: int64 `[N]`; `ignore_index` marks positions without a target.
         bias: `[V]` of the same dtype, or None.
-        chunk_tokens: tokens whose logits are held at a time; by default as many as fit into
-            128 MiB of fp32.
+        chunk_tokens: tokens whose logits are held at a time; by default 1,024 on CUDA, elsewhere
+            as many as fit into 128 MiB of fp32.
         label_smoothing: share of each target that is spread over the vocabulary, as in
             `torch.nn.functional.cross_entropy`; nll is then the smoothed loss.
         z_loss: coefficient of `(ln sum e^logits)^2`, which is added to nll (Chowdhery et al.:
             PaLM, 2022, section 5).
         softcap: c of logits c tanh(x / c) (Gemma 2, 2024, section 2); 0 for plain ones.
+        max_weighted: how many tokens have an upstream gradient that is not zero, at most; the
+            backward pass counts them where None, and the host then waits for a GPU.
 
     Returns:
         nll fp32 `[N]`, 0 where ignored, differentiable with any upstream gradient per token;
@@ -55,7 +60,7 @@ def linear_cross_entropy_with_entropy(
     gradient is zero. Memory beyond the inputs: the logits of a chunk, and the gradients.
     """
     chunk_tokens = _chunk(chunk_tokens, hidden, weight)
-    terms = _Terms(ignore_index, chunk_tokens, label_smoothing, z_loss, softcap)
+    terms = _Terms(ignore_index, chunk_tokens, label_smoothing, z_loss, softcap, max_weighted)
     nll, entropy = _TwoPasses.apply(hidden, weight, bias, targets, terms)
     return nll, entropy
 
@@ -72,11 +77,13 @@ def weighted_linear_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float = 0.0,
+    max_weighted: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same in one pass, for token weights known in advance: gradients come with the loss.
 
     Args:
         token_weights: fp32 `[N]`, the factor of each token's nll in the loss.
+        max_weighted: how many of them are not zero, at most; None as above.
         hidden, weight, targets, bias, ignore_index, chunk_tokens, label_smoothing, z_loss, softcap:
             as above.
 
@@ -88,23 +95,25 @@ def weighted_linear_cross_entropy(
     backward it holds the gradients of `hidden` and `weight`, in their own dtypes.
     """
     chunk_tokens = _chunk(chunk_tokens, hidden, weight)
-    terms = _Terms(ignore_index, chunk_tokens, label_smoothing, z_loss, softcap)
+    terms = _Terms(ignore_index, chunk_tokens, label_smoothing, z_loss, softcap, max_weighted)
     loss, nll, entropy = _OnePass.apply(hidden, weight, bias, targets, token_weights, terms)
     return loss, nll, entropy
 
 
 class _Terms(NamedTuple):
-    """The terms of a token's loss, and how many tokens are computed at a time."""
+    """The terms of a token's loss, how many tokens are computed at a time, how many learnt."""
 
     ignore_index: int
     chunk_tokens: int
     label_smoothing: float
     z_loss: float
     softcap: float
+    max_weighted: int | None
 
 
 def _chunk(chunk_tokens: int | None, hidden_ND: Tensor, weight_VD: Tensor) -> int:
-    chunk_tokens = chunk_tokens or _CHUNK_LOGITS // weight_VD.shape[0]
+    by_device = _CUDA_CHUNK_TOKENS if hidden_ND.is_cuda else _CHUNK_LOGITS // weight_VD.shape[0]
+    chunk_tokens = chunk_tokens or by_device
     return max(1, min(chunk_tokens, hidden_ND.shape[0]))
 
 
@@ -137,7 +146,8 @@ class _TwoPasses(torch.autograd.Function):
         upstream_N = upstream[0].masked_fill(is_ignored_N, 0.0)
         gradients = Gradients(hidden_ND, weight_VD, bias_V)
         logits_of = Logits(weight_VD, bias_V, ctx.terms.chunk_tokens)
-        rows_M = upstream_N.nonzero()[:, 0]  # depends on this rank's rows alone; nothing collective
+        # depends on this rank's rows alone; nothing collective
+        rows_M, _ = weighted_rows(upstream_N, ctx.terms.max_weighted)
         for rows_C in rows_M.split(ctx.terms.chunk_tokens):
             hidden_CD = hidden_ND[rows_C]
             logits_CV = logits_of(hidden_CD)
@@ -165,15 +175,15 @@ class _OnePass(torch.autograd.Function):
         token_weights_N = token_weights_N.float().masked_fill(is_ignored_N, 0.0)
         gradients = Gradients(hidden_ND, weight_VD, bias_V)
         logits_of = Logits(weight_VD, bias_V, terms.chunk_tokens)
-        is_weighted_N = token_weights_N != 0.0
-        for rows_C in is_weighted_N.nonzero()[:, 0].split(terms.chunk_tokens):
+        weighted_M, others_M = weighted_rows(token_weights_N, terms.max_weighted)
+        for rows_C in weighted_M.split(terms.chunk_tokens):
             hidden_CD, targets_C = hidden_ND[rows_C], targets_N[rows_C]
             logits_CV = logits_of(hidden_CD)
             statistics_C = _statistics(logits_CV, targets_C, terms)
             _keep(statistics_N, rows_C, statistics_C)
             _logits_to_gradient_(logits_CV, targets_C, statistics_C, token_weights_N[rows_C], terms)
             gradients.add(rows_C, logits_CV, hidden_CD)
-        for rows_C in (~is_weighted_N).nonzero()[:, 0].split(terms.chunk_tokens):
+        for rows_C in others_M.split(terms.chunk_tokens):
             logits_CV = logits_of(hidden_ND[rows_C])
             _keep(statistics_N, rows_C, _statistics(logits_CV, targets_N[rows_C], terms))
         nll_N = _nll(statistics_N, terms).masked_fill_(is_ignored_N, 0.0)
@@ -227,7 +237,7 @@ def _logits_to_gradient_(
     log_sum_C = statistics_C.largest + statistics_C.log_total
     _rows_on(logits_CV).row_gradient_(
         logits_CV,
-        targets_C,
+        targets_C.clamp(0),
         statistics_C,
         prob_scale_C=upstream_C * (1.0 + 2.0 * terms.z_loss * log_sum_C),
         target_scale_C=upstream_C * (1.0 - smoothing),

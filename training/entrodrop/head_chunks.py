@@ -9,6 +9,25 @@ import torch
 from torch import Tensor
 
 
+def weighted_rows(weights_N: Tensor, at_most: int | None) -> tuple[Tensor, Tensor]:
+    """Places of rows with a weight and of those without, int64, each ascending.
+
+    Args:
+        at_most: how many weights are not zero, at most: the first part is as long, and nothing
+            waits for a GPU. None if only the device knows.
+
+    Raises:
+        RuntimeError: when there are more; on a GPU at a later call.
+    """
+    is_zero_N = weights_N == 0.0
+    if at_most is None:
+        return (~is_zero_N).nonzero()[:, 0], is_zero_N.nonzero()[:, 0]
+    rows_N = is_zero_N.byte().argsort(stable=True)
+    weighted_M, others_M = rows_N[:at_most], rows_N[at_most:]
+    torch._assert_async(is_zero_N[others_M].all(), "more rows have a weight than were announced")
+    return weighted_M, others_M
+
+
 class Logits:
     """Computes the logits chunk by chunk into the same memory."""
 

@@ -14,7 +14,10 @@ from torch import Tensor
 from training.entrodrop.softmax_rows import RowStatistics
 
 _BLOCK_COLUMNS = 4096
+_STATISTICS_COLUMNS = 2048  # 59 registers a thread on sm_90, half of those of 4096
 _NUM_WARPS = 8
+# Of a lane beyond the row, relative to any other: e^-1e4 is 0, and so is its product.
+_NOTHING: tl.constexpr = tl.constexpr(-1e4)
 
 
 def row_statistics(logits_CV: Tensor, targets_C: Tensor, *, softcap: float = 0.0) -> RowStatistics:
@@ -31,7 +34,7 @@ def row_statistics(logits_CV: Tensor, targets_C: Tensor, *, softcap: float = 0.0
             vocab_size,
             softcap,
             HAS_SOFTCAP=bool(softcap),
-            BLOCK=min(_BLOCK_COLUMNS, triton.next_power_of_2(vocab_size)),
+            BLOCK=min(_STATISTICS_COLUMNS, triton.next_power_of_2(vocab_size)),
             num_warps=_NUM_WARPS,
         )
     return RowStatistics(*statistics_5C)
@@ -97,37 +100,40 @@ def _statistics_kernel(
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
     first = _capped(tl.load(row_ptr).to(tl.float32), softcap, HAS_SOFTCAP)
-    # y = z - largest. When a larger one comes, with d = old - new: y becomes y + d, so that
+    # Each of the BLOCK lanes keeps its own largest z, with y = z - largest, and its own sums; they
+    # meet once, at the end. When a larger z comes, with d = old - new: y becomes y + d, so that
     # sum e^y -> e^d sum e^y  and  sum y e^y -> e^d (sum y e^y + d sum e^y).
-    largest = first
-    total = tl.zeros((), dtype=tl.float32)
-    weighted = tl.zeros((), dtype=tl.float32)
-    from_first = tl.zeros((), dtype=tl.float32)  # sum (z - z[0]): keeps digits of the mean
+    largest = tl.zeros((BLOCK,), dtype=tl.float32) + first
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    weighted = tl.zeros((BLOCK,), dtype=tl.float32)
+    from_first = tl.zeros((BLOCK,), dtype=tl.float32)  # sum (z - z[0]): keeps digits of the mean
     for start in range(0, vocab_size, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         is_inside = columns < vocab_size
         logits = tl.load(row_ptr + columns, mask=is_inside, other=0.0).to(tl.float32)
         logits = _capped(logits, softcap, HAS_SOFTCAP)
-        logits = tl.where(is_inside, logits, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(logits, axis=0))
-        moved = largest - new_largest
-        scale = tl.exp(moved)
-        shifted = logits - new_largest
-        exp = tl.exp(shifted)
-        weighted = scale * (weighted + moved * total)
-        weighted += tl.sum(tl.where(is_inside, exp * shifted, 0.0), axis=0)
-        total = scale * total + tl.sum(exp, axis=0)
-        from_first += tl.sum(tl.where(is_inside, logits - first, 0.0), axis=0)
-        largest = new_largest
-    log_total = tl.log(total)
+        above = tl.where(is_inside, logits - largest, _NOTHING)
+        is_larger = above > 0
+        # of e^d and e^y one is 1
+        exp = tl.exp(-tl.abs(above))
+        weighted = tl.where(is_larger, exp * (weighted - above * total), weighted + exp * above)
+        total = tl.where(is_larger, exp * total + 1.0, total + exp)
+        from_first += tl.where(is_inside, logits - first, 0.0)
+        largest = tl.where(is_larger, logits, largest)
+    row_largest = tl.max(largest, axis=0)
+    moved = largest - row_largest
+    scale = tl.exp(moved)
+    row_weighted = tl.sum(scale * (weighted + moved * total), axis=0)
+    row_total = tl.sum(scale * total, axis=0)
+    log_total = tl.log(row_total)
     target_logit = tl.load(row_ptr + tl.load(targets_ptr + row)).to(tl.float32)
     target_logit = _capped(target_logit, softcap, HAS_SOFTCAP)
-    mean_logit = first + from_first / vocab_size
-    tl.store(out_ptr + row, largest)
+    mean_logit = first + tl.sum(from_first, axis=0) / vocab_size
+    tl.store(out_ptr + row, row_largest)
     tl.store(out_ptr + num_rows + row, log_total)
-    tl.store(out_ptr + 2 * num_rows + row, tl.maximum(log_total - weighted / total, 0.0))
-    tl.store(out_ptr + 3 * num_rows + row, log_total - (target_logit - largest))
-    tl.store(out_ptr + 4 * num_rows + row, log_total - (mean_logit - largest))
+    tl.store(out_ptr + 2 * num_rows + row, tl.maximum(log_total - row_weighted / row_total, 0.0))
+    tl.store(out_ptr + 3 * num_rows + row, log_total - (target_logit - row_largest))
+    tl.store(out_ptr + 4 * num_rows + row, log_total - (mean_logit - row_largest))
 
 
 @triton.jit

@@ -5,6 +5,7 @@ B rows, T tokens of a whole sequence, H heads of this rank, E numbers a head.
 
 from __future__ import annotations
 
+from inspect import signature
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -120,9 +121,6 @@ def _is_off(value: Any) -> bool:
 def _flash(
     query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout, scores: _Scores
 ) -> Tensor:
-    if key.shape[1] != query.shape[1]:
-        repeats = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     documents = (layout.boundaries_tensor, layout.max_tokens)
     before = -1 if scores.window is None else scores.window - 1
     if scores.sinks is not None:
@@ -132,10 +130,14 @@ def _flash(
     from torch.nn.attention.varlen import varlen_attn  # CUDA only
 
     ends, longest = documents
-    window = (before, 0)  # tokens before and after itself
-    context = varlen_attn(
-        query, key, value, ends, ends, longest, longest, scale=scores.scale, window_size=window
-    )
+    how: dict[str, Any] = {"scale": scores.scale, "window_size": (before, 0)}  # before and after
+    if key.shape[1] != query.shape[1]:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            how["enable_gqa"] = True
+        else:  # before torch 2.12
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    context = varlen_attn(query, key, value, ends, ends, longest, longest, **how)
     assert isinstance(context, Tensor)  # a tuple comes only with return_aux
     return context
 

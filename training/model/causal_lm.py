@@ -144,7 +144,14 @@ class CausalLMWithEntropy(nn.Module):
         head = self.lm.get_output_embeddings()
         if likeliest_at_K is not None:
             return head(hidden_BSD.flatten(0, 1)[likeliest_at_K])
-        return head(hidden_BSD, inputs.targets_BS, token_weights_BS, teacher, as_teacher)
+        return head(
+            hidden_BSD,
+            inputs.targets_BS,
+            token_weights_BS,
+            teacher,
+            as_teacher,
+            max_weighted=inputs.max_weighted,
+        )
 
 
 def _has_transform(lm: PreTrainedModel) -> bool:

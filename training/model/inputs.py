@@ -37,6 +37,8 @@ class ModelInputs:
     """bool, tokens whose embedding becomes 0, or the mean of all."""
     noise_BSD: Tensor | None = None
     """fp32 `[B, S, D]`, added to the embeddings."""
+    max_weighted: int | None = None
+    """How many positions can have a loss that is learnt from; None where only the device knows."""
 
     @classmethod
     def of(cls, batch: MicroBatch) -> ModelInputs:
@@ -49,6 +51,7 @@ class ModelInputs:
             token_index_BS=batch.token_index_BP[:, :-1],
             document_tokens_BS=batch.document_tokens_BS,
             visits=batch.visits,
+            max_weighted=batch.num_targets,
         )
 
 

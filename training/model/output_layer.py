@@ -46,6 +46,7 @@ class EntropyHead(nn.Module):
         token_weights_BS: Tensor | None = None,
         teacher: TeacherView | None = None,
         as_teacher: bool = False,
+        max_weighted: int | None = None,
     ) -> tuple[Tensor | None, ...] | Tensor:
         """(nll, entropy), or with token weights (their loss, nll, entropy) in one pass.
 
@@ -61,7 +62,11 @@ class EntropyHead(nn.Module):
             bias_V = None if bias_V is None else bias_V.detach().clone()
             return hidden_BSD, self.weight.detach().clone(), bias_V
         hidden_ND, targets_N = hidden_BSD.flatten(0, 1), targets_BS.flatten()
-        terms: dict[str, Any] = {"bias": bias_V, "softcap": self.softcap}
+        terms: dict[str, Any] = {
+            "bias": bias_V,
+            "softcap": self.softcap,
+            "max_weighted": max_weighted,
+        }
         if self.training:
             terms |= {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
         if token_weights_BS is None:

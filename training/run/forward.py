@@ -5,6 +5,7 @@ B rows, S tokens of this rank's sequence shard.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -42,6 +43,8 @@ def forward_micro_batch(
         teacher: has begun the step; not for a regulariser that waits for the forward.
     """
     inputs = regulariser.change_inputs(ModelInputs.of(batch), batch, micro_step)
+    if regulariser.drops_losses:  # which, and so how many, only the device knows
+        inputs = replace(inputs, max_weighted=None)
     # if the remaining targets are known only after the pass, the head needs a second one
     scored = engine.score(inputs) if regulariser.waits_for_forward else None
     drops_BS = regulariser.target_drops_BS(batch, micro_step, scored)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.entrodrop.head import (
     linear_cross_entropy_with_entropy,
@@ -34,6 +35,22 @@ def make_inputs(
     upstream = torch.randn(num_tokens, generator=generator)
     upstream[1::3] = 0.0
     return hidden.requires_grad_(), weight.requires_grad_(), targets, upstream
+
+
+class Operators(TorchDispatchMode):
+    """Those of torch that ran, and the numbers of the largest tensor that one made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.names.add(function.name().partition(".")[0])
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
@@ -100,6 +117,34 @@ def test_many_chunks_round_the_gradient_of_the_weight_hardly_more_than_one(num_p
         (found,) = torch.autograd.grad(loss, weight)
         error[chunk_tokens] = relative_difference(found, expected)
     assert error[4] < 2**0.5 * error[512]
+
+
+@pytest.mark.parametrize("num_passes", [1, 2])
+def test_rows_announced_beforehand_give_the_same_without_asking_the_device(num_passes):
+    """Exactly as many as have a weight: bit for bit; more: those add zeros; fewer: refused."""
+    hidden, weight, targets, weights = make_inputs(torch.float32)
+    num_weighted = int(((weights != 0) & (targets != IGNORE)).sum())
+
+    def gradients(max_weighted: int | None) -> tuple[Tensor, ...]:
+        terms = {"chunk_tokens": 8, "max_weighted": max_weighted}
+        if num_passes == 1:
+            loss = weighted_linear_cross_entropy(hidden, weight, targets, weights, **terms)[0]
+        else:
+            nll, _ = linear_cross_entropy_with_entropy(hidden, weight, targets, **terms)
+            loss = nll @ weights
+        return torch.autograd.grad(loss, (hidden, weight))
+
+    expected = gradients(None)
+    with Operators() as operators:
+        found = gradients(num_weighted)
+    assert "aten::mm" in operators.names
+    assert "aten::nonzero" not in operators.names  # on a GPU it waits for all that came before
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+    for more in (num_weighted + 3, 37):
+        for f, e in zip(gradients(more), expected, strict=True):
+            assert relative_difference(f, e) < 1e-6
+    with pytest.raises(RuntimeError, match="more rows have a weight than were announced"):
+        gradients(num_weighted - 1)
 
 
 def test_a_second_backward_of_one_pass_is_refused():
@@ -233,21 +278,10 @@ def test_no_tokens_are_no_trouble():
 
 def test_no_tensor_holds_the_logits_of_all_tokens():
     """The largest tensor that forward and backward make is a chunk of logits or a gradient."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Largest(TorchDispatchMode):
-        numel = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                self.numel = max(self.numel, result.numel())
-            return result
-
     hidden = torch.randn(512, 8, requires_grad=True)
     weight = torch.randn(1000, 8, requires_grad=True)
     targets = torch.randint(0, 1000, (512,))
-    with Largest() as largest:
+    with Operators() as operators:
         nll, _ = linear_cross_entropy_with_entropy(hidden, weight, targets, chunk_tokens=16)
         nll.sum().backward()
-    assert largest.numel == 16 * 1000
+    assert operators.largest == 16 * 1000
