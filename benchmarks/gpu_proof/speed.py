@@ -16,9 +16,6 @@ from launch.planner.memory import peak_moments
 from launch.planner.models import find_architecture
 from training.entrodrop.head import weighted_linear_cross_entropy
 
-_PASSES = 3.0
-"""Of a step without recomputation: what model FLOPs utilisation counts."""
-
 
 def ceilings(device: str, small: bool) -> Figures:
     """What a product of matrices in bf16, and a copy, reach at most."""
@@ -98,7 +95,7 @@ def steps(device: str, small: bool) -> Figures:
         per_second = recipe.train.global_batch_tokens / milliseconds * 1e3
         found[f"{mode}_tokens_per_second"] = per_second
         found[f"{mode}_hardware_tflops"] = per_second * duration.flops_per_token / 1e12
-        model_flops = duration.flops_per_token / duration.num_passes * _PASSES
+        model_flops = duration.flops_per_token / duration.passes.hardware * duration.passes.model
         found[f"{mode}_model_tflops"] = per_second * model_flops / 1e12
         if device == "cuda":
             run = make_run(recipe, find_architecture(recipe), world_size=1, on_gpu=True)

@@ -40,11 +40,11 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--host-gib", type=_above_0, help="memory of a host; it then has to suffice too"
     )
     verb.add_argument(
-        "--mfu",
+        "--hfu",
         type=_share,
-        default=machine.mfu,
-        help="share of the peak that all matrix products reach, recomputed ones too: take it "
-        "from a run of yours (default %(default)s)",
+        default=machine.hfu,
+        help="share of the peak that all matrix products reach, recomputed ones too: hfu in the "
+        "metrics of a run of yours (default %(default)s)",
     )
     verb.add_argument(
         "--gpu-tflops",
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
             gpus_per_node=options.gpus_per_node,
             host_gib=options.host_gib,
             gpu_tflops=options.gpu_tflops,
-            mfu=options.mfu,
+            hfu=options.hfu,
             margin_frac=options.margin,
             corpus_tokens=options.corpus_tokens,
         ),

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from launch.planner.architecture import Architecture
+from training.config.passes import Passes, forward_flops, passes_of
 from training.config.recipe import Recipe
 
 
@@ -21,8 +22,8 @@ class Duration:
     total_steps: int | None
     step_seconds: float
     flops_per_token: float
-    num_passes: float
-    """Forward passes of the same cost: 3 are forward and backward, 2 beside an adapter."""
+    """Of all passes that run."""
+    passes: Passes
 
     @property
     def days(self) -> float | None:
@@ -41,31 +42,27 @@ def forecast_duration(
 ) -> Duration:
     """Time of the matrix products alone; evaluations and saves are not in it.
 
-    A forward pass takes 2 operations a weight and token, and 2 (Q K^T, then with V) x 2 x T / 2 x Q
-    a layer for attention over T tokens before it on average T / 2; of experts those alone that a
-    token meets; recurrences as `parts.py` has them. A backward pass twice that
-    (Narayanan et al., arXiv 2104.04473, appendix), beside an adapter about as much. Activation
-    checkpointing adds a forward pass, and so do online entropies and a teacher; `mir` has every
-    training pass twice. Documents shorter
-    than a sample take less than this.
+    What a token takes is in `training.config.passes`; of experts those alone count that a token
+    meets, and recurrences as `parts.py` has them.
     """
     train, length = recipe.train, recipe.data.sequence_tokens
-    forward_flops = 2 * arch.multiplied_weights + sum(
-        layer.attends * 2 * length * arch.queries
-        + (layer.mixer.scores * length + layer.mixer.operations if layer.mixer else 0)
-        for layer in arch.stack
+    passes = passes_of(recipe)
+    mixers = [layer.mixer for layer in arch.stack if layer.mixer]
+    flops_per_token = passes.hardware * (
+        forward_flops(
+            weights=arch.multiplied_weights,
+            layers=sum(layer.attends for layer in arch.stack),
+            queries=arch.queries,
+            sequence_tokens=length,
+        )
+        + sum(mixer.scores * length + mixer.operations for mixer in mixers)
     )
-    # no gradients of frozen weights; an adapter's own products are few
-    training_passes = 3.0 if arch.adapter is None else 2.0
-    num_passes = recipe.num_passes * (training_passes + recipe.model.activation_checkpointing)
-    num_passes += recipe.probes + (recipe.teacher is not None)
     steps = None
     if corpus_tokens is not None:
         total_samples = max(1, round(train.epochs * corpus_tokens / length))
         steps = math.ceil(total_samples * length / train.global_batch_tokens)
     if train.max_steps is not None:
         steps = min(steps or train.max_steps, train.max_steps)
-    flops_per_token = num_passes * forward_flops
     return Duration(
         step_tokens=train.global_batch_tokens,
         micro_steps=micro_steps,
@@ -74,5 +71,5 @@ def forecast_duration(
         total_steps=steps,
         step_seconds=train.global_batch_tokens * flops_per_token / flops_per_second,
         flops_per_token=flops_per_token,
-        num_passes=num_passes,
+        passes=passes,
     )

@@ -79,7 +79,7 @@ def forecast(recipe: Recipe, machine: Machine, *, known: Forecast | None = None)
         arch,
         micro_steps=micro_steps,
         corpus_tokens=corpus.epoch_tokens if corpus else None,
-        flops_per_second=machine.num_gpus * machine.gpu_tflops * 1e12 * machine.mfu,
+        flops_per_second=machine.num_gpus * machine.gpu_tflops * 1e12 * machine.hfu,
     )
     host = forecast_host(
         recipe,

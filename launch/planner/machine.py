@@ -16,8 +16,9 @@ class Machine:
     """Memory of a node; None skips the comparison."""
     gpu_tflops: float = 989.0
     """Dense bf16 of a GPU; 989 is the H100's in NVIDIA's data sheet."""
-    mfu: float = 0.4
-    """Share of this peak that all matrix products reach, recomputed ones too."""
+    hfu: float = 0.4
+    """Share of this peak that all matrix products reach, recomputed ones too: hardware FLOPs
+    utilisation, which a run logs as `hfu`."""
     margin_frac: float = 0.1
     """Share of a GPU that must stay free: fragments of the allocator, and the forecast's error."""
     corpus_tokens: int | None = None

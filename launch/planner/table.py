@@ -124,10 +124,11 @@ def _host(given: Forecast) -> list[str]:
 def _time(given: Forecast) -> list[str]:
     time, machine = given.duration, given.machine
     rate = time.step_tokens / time.step_seconds
+    mfu = machine.hfu * time.passes.model / time.passes.hardware
     lines = [
         f"{time.step_tokens:,} tokens per step in {time.micro_steps} micro-steps; "
-        f"{time.step_seconds:.2f} s per step, {rate:,.0f} tokens per second at {machine.mfu:g} of "
-        f"{machine.gpu_tflops:g} TFLOPS per GPU"
+        f"{time.step_seconds:.2f} s per step, {rate:,.0f} tokens per second at {machine.hfu:g} of "
+        f"{machine.gpu_tflops:g} TFLOPS per GPU (HFU; MFU {mfu:.2g})"
     ]
     if time.total_steps is None or time.days is None:
         lines.append(

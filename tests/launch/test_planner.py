@@ -110,8 +110,8 @@ def test_regularisers_cost_a_copy_of_the_base_and_a_byte_for_each_channel_that_m
     arch, tokens = plain.arch, plain.run.activations.tokens
     more = planned("mlp_dropout").moments["forward"].total - plain.moments["forward"].total
     assert more == arch.layers * arch.intermediate * tokens
-    assert planned("none").duration.num_passes == 3.0
-    assert planned("entrodrop,mir").duration.num_passes == 2 * 3.0  # entropies of a reference
+    assert planned("none").duration.passes.hardware == 3.0
+    assert planned("entrodrop,mir").duration.passes.hardware == 2 * 3.0  # entropies of a reference
     assert not planned("eaft").run.one_pass_head
 
 
@@ -214,7 +214,7 @@ def test_more_gpus_are_named_when_no_change_fits() -> None:
         (["--gpus", "6"], ["global_batch_tokens 262144", "Nearest", "245760 or 270336"]),
         (["--gpus", "8", "train.sequence_parallel_size=16"], ["--gpus 8", "nearest that are: 16"]),
         (["--gpus", "0"], ["'0' is not an integer above 0"]),
-        (["--gpus", "8", "--mfu", "40"], ["'40' is not between 0 and 1"]),
+        (["--gpus", "8", "--hfu", "40"], ["'40' is not between 0 and 1"]),
         (["--gpus", "8", "--gpu", "80"], ["--gpu"]),
         (["--gpus", "8", "--frobs"], ["--frobs: unknown argument"]),
         (["--gpus", "8", "train.epoch=3"], ["train.epoch", "did you mean train.epochs"]),

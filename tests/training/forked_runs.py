@@ -139,7 +139,7 @@ def timeless_rows(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
-    timed = ("seconds", "tokens_per_second")
+    timed = ("seconds", "tokens_per_second", "model_tflops", "hardware_tflops")
     return [
         {key: value for key, value in row.items() if key not in timed}
         for row in rows

@@ -52,7 +52,7 @@ def saving_recipe(corpus: Path, run_dir: Path, **changes: Any) -> Recipe:
 def metrics(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """Rows of a kind without what depends on the clock."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timeless = ("seconds", "tokens_per_second")
+    timeless = ("seconds", "tokens_per_second", "model_tflops", "hardware_tflops")
     return [
         {key: value for key, value in row.items() if key not in timeless}
         for row in rows

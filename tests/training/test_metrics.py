@@ -31,6 +31,10 @@ def step_row(step: int, **changes: Any) -> dict[str, Any]:
         "mean_entropy_nats": 2.0,
         "tokens_per_second": 1000.0,
         "seconds": 0.1,
+        "model_tflops": 40.0,
+        "hardware_tflops": 60.0,
+        "mfu": 0.4,
+        "hfu": 0.6,
     }
     return row | changes
 
@@ -154,6 +158,8 @@ def test_tensorboard_shows_the_series_under_their_tags(tmp_path: Path) -> None:
         "dropout/rate_asked": 0.1,
         "dropout/rate_realised": 0.11,
         "speed/tokens_per_second": 1000.0,
+        "speed/mfu": 0.4,
+        "speed/hfu": 0.6,
         "heldout/loss": 1.5,
         "heldout/band_1": 1.0,
         "heldout/band_2": 2.0,

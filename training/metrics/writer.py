@@ -33,6 +33,10 @@ STEP_TAGS = {
     "mean_entropy_nats": "entropy/mean_nats",
     "tokens_per_second": "speed/tokens_per_second",
     "seconds": "speed/step_seconds",
+    "model_tflops": "speed/model_tflops",
+    "hardware_tflops": "speed/hardware_tflops",
+    "mfu": "speed/mfu",
+    "hfu": "speed/hfu",
 }
 RANK_TAGS = {
     "late_seconds": "ranks/late_seconds",
@@ -69,6 +73,8 @@ CHARTS = {
     "How fast?": {
         "tokens per second": ["Multiline", ["speed/tokens_per_second"]],
         "seconds": ["Multiline", ["speed/step_seconds", "ranks/late_seconds"]],
+        "TFLOP/s of a GPU": ["Multiline", ["speed/model_tflops", "speed/hardware_tflops"]],
+        "share of a GPU's peak": ["Multiline", ["speed/mfu", "speed/hfu"]],
         "memory": ["Multiline", ["ranks/peak_memory_gib"]],
     },
 }

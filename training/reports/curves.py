@@ -107,8 +107,17 @@ class RunCurves:
     @property
     def tokens_per_second(self) -> float | None:
         """Median over the steps, so that a slow first step does not count."""
-        speeds = [row["tokens_per_second"] for row in self.steps if row.get("tokens_per_second")]
-        return median(speeds) if speeds else None
+        return self._median_of("tokens_per_second")
+
+    @property
+    def utilisation(self) -> tuple[float, float] | None:
+        """MFU and HFU, likewise; None where the peak of the run's GPUs is not known."""
+        mfu, hfu = self._median_of("mfu"), self._median_of("hfu")
+        return None if mfu is None or hfu is None else (mfu, hfu)
+
+    def _median_of(self, key: str) -> float | None:
+        values = [row[key] for row in self.steps if row.get(key)]
+        return median(values) if values else None
 
     @property
     def mean_drop_rate(self) -> float | None:

@@ -183,6 +183,7 @@ def _tiles(run: RunCurves) -> str:
             ("at epoch", f"{best['epoch']:.2f} of {last['epoch']:.2f}" if best else "none"),
             ("tokens trained", f"{last['tokens']:,}"),
             ("tokens per second, median", whole(run.tokens_per_second)),
+            *([("MFU, HFU", "{:.1%}, {:.1%}".format(*use))] if (use := run.utilisation) else []),
         ]
     )
 

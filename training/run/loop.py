@@ -19,6 +19,7 @@ from training.data.stream import SampleStream
 from training.metrics.writer import MetricsWriter
 from training.model.engine import Engine
 from training.model.shadow import AveragedWeights
+from training.model.utilisation import Utilisation
 from training.ranks.dist import broadcast_from_rank0
 from training.ranks.rank_report import RankMeter
 from training.ranks.run_state import RunRecord
@@ -68,6 +69,7 @@ class _LoopState:
     regulariser: Regulariser
     guard: LossGuard
     meter: RankMeter
+    utilisation: Utilisation
 
     @classmethod
     def at(cls, run: Run, progress: Progress) -> _LoopState:
@@ -81,6 +83,9 @@ class _LoopState:
                 grad_norms=progress.recent_grad_norms,
             ),
             meter=RankMeter(run.engine.layout),
+            utilisation=Utilisation.of(
+                run.recipe, run.engine.model, num_gpus=run.engine.layout.world_size
+            ),
         )
 
 
@@ -203,7 +208,9 @@ def _one_step(
         recent_grad_norms=state.guard.grad_norms,
         num_bad_in_row=(progress.num_bad_in_row + is_lost if is_lost or is_repeated else 0),
     )
-    speed = {"tokens_per_second": result.num_tokens / seconds, "seconds": seconds}
+    per_second = result.num_tokens / seconds
+    speed = {"tokens_per_second": per_second, "seconds": seconds}
+    speed |= state.utilisation.at(per_second)
     position = run.plan.position(step=progress.step, tokens=progress.tokens)
     picture = sketch.over_ranks() if sketch else None
     run.engine.watchdog.enter("metrics", step=progress.step, alone=True)
