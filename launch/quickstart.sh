@@ -8,7 +8,8 @@ usage: launch/quickstart.sh [--small] [--out DIR]
 
 Builds a corpus from three packages of Python's own standard library, trains a tokenizer on it,
 packs it, trains training/recipes/quickstart.yaml on 2 processes (ZeRO-3, sequence parallelism 2,
-EntroDrop on), exports, evaluates, generates a line of code and draws the run.
+EntroDrop on), exports, evaluates, generates a line of code and draws the run. With GPUs it trains
+in bf16 on two of them, or on the one that there is without sequence parallelism.
 
   --small     fewer files, a smaller model, 2 epochs: to see that everything works
   --out DIR   put data/ and runs/ there instead of into the repository
@@ -37,11 +38,7 @@ done
 # shellcheck source=launch/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 cd -- "$REPO_ROOT"
-if ((NUM_GPUS == 1)); then
-    # Two ranks need two GPUs or none.
-    export CUDA_VISIBLE_DEVICES="" DS_ACCELERATOR=cpu
-fi
-if ((NUM_GPUS < 2)) && [[ -e /sys/class/net/lo ]]; then
+if ((NUM_GPUS == 0)) && [[ -e /sys/class/net/lo ]]; then
     # As in local.sh, for the evaluation as well.
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo}
 fi
@@ -50,6 +47,16 @@ recipe=training/recipes/quickstart.yaml
 corpus=${out}data/quickstart$size
 run_dir=${out}runs/quickstart$size
 overrides=("data.corpus=$corpus" "run_dir=$run_dir")
+num_processes=2 devices="2 processes"
+if ((NUM_GPUS)); then
+    devices="2 GPUs"
+    # In bf16 it meets what a real run does there: flash attention, kernels, NCCL.
+    overrides+=(deepspeed=ds_configs/zero3_whole.json)
+fi
+if ((NUM_GPUS == 1)); then
+    num_processes=1 devices="1 GPU"
+    overrides+=(train.sequence_parallel_size=1)
+fi
 if [[ -n $size ]]; then
     packages=(json tomllib wsgiref zoneinfo) vocab_size=512 sequence_tokens=128
     overrides+=(
@@ -89,7 +96,7 @@ if [[ ! -d $corpus/pack-$sequence_tokens ]]; then
 fi
 run_python data_prep verify "$corpus" --deep
 
-stage "Training on 2 processes"
+stage "Training on $devices"
 if [[ -e $run_dir ]]; then
     [[ -f $run_dir/.quickstart ]] || fail "$run_dir was not made by the quickstart; move it away"
     if [[ $(<"$run_dir/.quickstart") == finished ]]; then
@@ -101,7 +108,7 @@ if [[ -e $run_dir ]]; then
 fi
 mkdir -p "$run_dir"
 echo unfinished >"$run_dir/.quickstart"
-launch/local.sh "$recipe" -n 2 "${overrides[@]}"
+launch/local.sh "$recipe" -n "$num_processes" "${overrides[@]}"
 
 stage "Export to a Hugging Face folder, loaded again and compared"
 TQDM_DISABLE=1 run_python training export "$run_dir"

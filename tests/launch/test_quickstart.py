@@ -92,6 +92,34 @@ def test_quickstart_never_touches_a_run_that_it_has_not_made(tmp_path: Path) -> 
     assert (run_dir / "precious").exists()
 
 
+@pytest.mark.parametrize("num_gpus", [1, 8])
+def test_quickstart_uses_the_gpus_that_there_are(num_gpus: int, tmp_path: Path) -> None:
+    """Of its training, the command: the python here answers for recipes and runs nothing."""
+    python, said = tmp_path / "python", tmp_path / "said"
+    python.write_text(
+        f"""#!/bin/sh
+echo "$*" >> {said}
+case "$*" in
+    *--open-corpus*) ;;
+    -c* | *recipe_facts*) exec {sys.executable} "$@" ;;
+esac
+"""
+    )
+    python.chmod(0o755)
+    visible = ",".join(map(str, range(num_gpus)))
+    subprocess.run(
+        ["launch/quickstart.sh", "--out", str(tmp_path)],
+        cwd=REPO_ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": visible, "PYTHON": str(python)},
+        capture_output=True,
+        timeout=100,
+    )
+    (train,) = {line for line in said.read_text().splitlines() if "training train" in line}
+    assert f"--nproc-per-node={min(num_gpus, 2)}" in train
+    assert "deepspeed=ds_configs/zero3_whole.json" in train
+    assert ("train.sequence_parallel_size=1" in train) == (num_gpus == 1)
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_folder_without_a_model_is_refused_at_once(exists: bool, tmp_path: Path) -> None:
     """Not looked for on the hub, nor after the imports of torch and transformers."""

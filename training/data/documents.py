@@ -5,7 +5,7 @@ B rows, T tokens of a whole sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -26,6 +26,14 @@ class DocumentLayout:
     """The same, int32, on the device."""
     max_tokens: int
     """Tokens of the longest document."""
+
+    def to(self, device: torch.device) -> DocumentLayout:
+        """The same on a device; from pinned memory, without waiting for it."""
+        return replace(self, boundaries_tensor=self.boundaries_tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> DocumentLayout:
+        """The same in pinned memory."""
+        return replace(self, boundaries_tensor=self.boundaries_tensor.pin_memory())
 
 
 def find_documents(position_ids_BT: Tensor, *, device: torch.device) -> DocumentLayout:

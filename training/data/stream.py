@@ -5,8 +5,9 @@ B rows of a micro-batch, T tokens of a sample, S = T / sp tokens of this rank's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +58,24 @@ class MicroBatch:
     def is_target_BS(self) -> Tensor:
         return self.targets_BS != IGNORE
 
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device; from pinned memory, without waiting for it."""
+        return self._with(
+            lambda part: part.to(device, non_blocking=True), self.documents.to(device)
+        )
+
+    def pinned(self) -> MicroBatch:
+        """The same in pinned memory."""
+        return self._with(Tensor.pin_memory, self.documents.pinned())
+
+    def _with(self, change: Callable[[Tensor], Tensor], documents: DocumentLayout) -> MicroBatch:
+        changed: dict[str, Any] = {"documents": documents}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, Tensor):
+                changed[each.name] = change(value)
+        return replace(self, **changed)
+
 
 @dataclass(frozen=True)
 class SampleStream:
@@ -89,7 +108,14 @@ class SampleStream:
 
     def step(self, step: int) -> list[MicroBatch]:
         """This rank's micro-batches of an optimizer step."""
-        return [self._micro_batch(step, micro_step) for micro_step in range(self.num_micro_steps)]
+        return [batch.to(self.layout.device) for batch in self.on_host(step)]
+
+    def on_host(self, step: int) -> list[MicroBatch]:
+        """The same in the host's memory, pinned for a GPU."""
+        batches = [self._micro_batch(step, number) for number in range(self.num_micro_steps)]
+        if self.layout.device.type == "cuda":
+            return [batch.pinned() for batch in batches]
+        return batches
 
     @property
     def samples_per_epoch(self) -> int:
@@ -136,19 +162,18 @@ class SampleStream:
         sample_B1 = torch.tensor([[row.sample] for row in rows])
         place_S1 = torch.arange(start, start + shard + 1)
         is_target_token_BT1 = F.pad(targets_BT != IGNORE, (1, 0))
-        device = self.layout.device
         own = slice(start, start + shard)
         return MicroBatch(
-            ids_BS=ids_BT[:, own].to(device),
-            position_ids_BS=position_ids_BT[:, own].contiguous().to(device),
-            targets_BS=targets_BT[:, own].to(device),
-            token_index_BP=(visit_B1 * length + place_S1).to(device),
-            corpus_index_BP=(sample_B1 * length + place_S1).to(device),
-            is_target_token_BP=is_target_token_BT1[:, start : start + shard + 1].to(device),
+            ids_BS=ids_BT[:, own],
+            position_ids_BS=position_ids_BT[:, own].contiguous(),
+            targets_BS=targets_BT[:, own],
+            token_index_BP=visit_B1 * length + place_S1,
+            corpus_index_BP=sample_B1 * length + place_S1,
+            is_target_token_BP=is_target_token_BT1[:, start : start + shard + 1],
             document_tokens_BS=torch.from_numpy(
                 np.stack([piece_lengths(row.position_ids)[own] for row in rows])
-            ).to(device),
-            documents=find_documents(position_ids_BT, device=device),
+            ),
+            documents=find_documents(position_ids_BT, device=position_ids_BT.device),
             sample_ids=tuple(row.sample for row in rows),
             visits=tuple(row.visit for row in rows),
             epochs=tuple(number // self.samples_per_epoch for number in numbers),

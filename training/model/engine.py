@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from training.model.inputs import (
     TeacherView,
 )
 from training.model.layers import decoder_layers
+from training.model.probe_trace import ProbeTrace
 from training.model.ulysses import shard_attention
 from training.model.weights import find_non_finite
 from training.ranks.dist import Layout, raise_together
@@ -44,6 +46,7 @@ class Engine:
     num_parameters: int
     num_trained: int
     """Of them; the rest is frozen."""
+    probe_trace: ProbeTrace
     watchdog: Watchdog = field(default_factory=Watchdog.off)
 
     @property
@@ -92,21 +95,15 @@ class Engine:
     def predict(self, inputs: ModelInputs) -> tuple[Tensor, OutputLayer]:
         """What makes the model's predictions, without its own dropout: hidden states and layer."""
         self.watchdog.enter("forward")
-        self.ds.eval()
-        try:
+        with self._measuring():
             hidden_BSD, weight_VD, bias_V = self.ds(inputs, as_teacher=True)
-        finally:
-            self.ds.train()
         return hidden_BSD, OutputLayer(weight_VD, bias_V)
 
     @torch.no_grad()
     def probe(self, inputs: ModelInputs) -> Scored:
         """`score` without gradient and without the model's own dropout."""
-        self.ds.eval()
-        try:
+        with self._measuring():
             return self.score(inputs)
-        finally:
-            self.ds.train()
 
     @torch.no_grad()
     def likeliest(self, inputs: ModelInputs, places_K: Tensor) -> Tensor:
@@ -116,12 +113,18 @@ class Engine:
             places_K: int64, row * S + position in the shard.
         """
         self.watchdog.enter("forward")
+        with self._measuring():
+            found: Tensor = self.ds(inputs, likeliest_at_K=places_K)
+        return found
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
         self.ds.eval()
         try:
-            found: Tensor = self.ds(inputs, likeliest_at_K=places_K)
+            with self.probe_trace.used():
+                yield
         finally:
             self.ds.train()
-        return found
 
     def put(self, weights: Mapping[str, Tensor] | None) -> None:
         """Replace the weights that are trained by those of rank 0; every rank calls it.
@@ -236,6 +239,7 @@ def build_engine(
         num_micro_steps=num_micro_steps,
         num_parameters=sum(_whole_shape(p).numel() for p in model.parameters()),
         num_trained=sum(_whole_shape(p).numel() for p in model.parameters() if p.requires_grad),
+        probe_trace=ProbeTrace(ds_engine),
         watchdog=watchdog or Watchdog.off(),
     )
 

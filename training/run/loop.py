@@ -14,6 +14,7 @@ from training.checkpoints.progress import Progress
 from training.checkpoints.saver import Saver
 from training.config.recipe import Recipe
 from training.data.epoch_digest import finish_epochs
+from training.data.prefetch import prefetching
 from training.data.sample_order import SampleOrder
 from training.data.stream import SampleStream
 from training.metrics.writer import MetricsWriter
@@ -91,16 +92,21 @@ class _LoopState:
 
 def run_steps(run: Run, progress: Progress) -> None:
     """Continue from `progress` to the end of the run, or until it is asked to stop."""
-    recipe, plan = run.recipe, run.plan
     stream = SampleStream(
         pack=run.parts.pack,
         split="train",
         layout=run.engine.layout,
-        total_samples=plan.total_samples,
-        samples_per_step=plan.samples_per_step,
-        micro_batch_samples=recipe.train.micro_batch_samples,
-        order=SampleOrder(run.parts.mixture, seed=recipe.seed),
+        total_samples=run.plan.total_samples,
+        samples_per_step=run.plan.samples_per_step,
+        micro_batch_samples=run.recipe.train.micro_batch_samples,
+        order=SampleOrder(run.parts.mixture, seed=run.recipe.seed),
     )
+    with prefetching(stream) as ahead:
+        _take_steps(run, ahead, progress)
+
+
+def _take_steps(run: Run, stream: SampleStream, progress: Progress) -> None:
+    recipe, plan = run.recipe, run.plan
     heldout, progress = _open_heldout(run, progress)
     evaluate_every, save_every = recipe.evaluation.every_steps, recipe.checkpoint.every_steps
     last_step = min(plan.total_steps, recipe.train.stop_after_steps or plan.total_steps)
