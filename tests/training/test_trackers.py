@@ -27,9 +27,13 @@ needs_clients = pytest.mark.skipif(
     not CLIENTS.is_dir(), reason="needs the trackers' clients: launch/setup.sh --dev"
 )
 
-# Two starts of a run by W&B and MLflow, whose servers are gone; one by an MLflow that is silent.
+SERVER = ROOT / ".venv" / "remote"
+"""Flask, with which MLflow's server answers."""
+
+# Two starts of a run by W&B and MLflow, whose servers are gone; one by an MLflow that is silent; two
+# by one whose server answers: MLflow's own, on this machine.
 _WRITES = """
-import contextlib, os, socket, sys, time
+import contextlib, os, socket, sys, threading, time
 from pathlib import Path
 from training.metrics import trackers
 from training.metrics.tracker_clients import TrackedRun
@@ -58,12 +62,27 @@ with socket.create_server(("127.0.0.1", 0)) as silent:
     os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
     trackers._SECONDS_TO_CLOSE = 0.5
     write("other", ("mlflow",), start=0)
+os.environ |= {
+    "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder}/server.db",
+    "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+    "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+    "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(folder / "server-texts"),
+}
+from mlflow.server import app
+from werkzeug.serving import make_server
+server = make_server("127.0.0.1", 0, app, threaded=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+served = os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{server.port}"
+trackers._SECONDS_TO_CLOSE = 150
+write("served", ("mlflow",), start=0)
+write("served", ("mlflow",), start=2)
 from mlflow import MlflowClient
-client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-for run in client.search_runs([client.get_experiment_by_name("entrodrop").experiment_id]):
-    history = client.get_metric_history(run.info.run_id, "train/loss")
-    print("found", run.info.run_name, run.info.status, run.data.params["recipe.seed"],
-          {each.step: each.value for each in history})
+for store in (f"sqlite:///{folder}/mlflow.db", served):
+    client = MlflowClient(store)
+    for run in client.search_runs([client.get_experiment_by_name("entrodrop").experiment_id]):
+        history = client.get_metric_history(run.info.run_id, "train/loss")
+        print("found", run.info.run_name, run.info.status, run.data.params["recipe.seed"],
+              {each.step: each.value for each in history})
 sys.stdout.flush()
 os._exit(0)  # as a rank does
 """
@@ -75,7 +94,7 @@ def test_a_resume_goes_on_in_the_same_run_and_a_silent_server_delays_none(tmp_pa
         [sys.executable, "-c", _WRITES, str(tmp_path)],
         env={
             **os.environ,
-            "PYTHONPATH": f"{ROOT}:{CLIENTS}",
+            "PYTHONPATH": f"{ROOT}:{CLIENTS}:{SERVER}",
             "WANDB_BASE_URL": "http://127.0.0.1:9",
         },
         capture_output=True,
@@ -89,10 +108,11 @@ def test_a_resume_goes_on_in_the_same_run_and_a_silent_server_delays_none(tmp_pa
     assert sorted(found) == [
         f"found failed FAILED 1234 {failed}",
         f"found run FINISHED 1234 {losses}",
+        f"found served FINISHED 1234 {losses}",
     ]
-    texts = (tmp_path / "mlflow-texts").rglob("train/bad_step/*.md")
-    names = [f"step-0000000{step}.md" for step in (2, 2, 4)]
-    assert sorted(path.name for path in texts) == names
+    for folder, steps in (("mlflow-texts", (2, 2, 4)), ("server-texts", (2, 4))):
+        texts = (tmp_path / folder).rglob("train/bad_step/*.md")
+        assert sorted(path.name for path in texts) == [f"step-0000000{step}.md" for step in steps]
     assert done.stderr.count("mlflow: no connection to http://127.0.0.1:9: offline, into") == 3
     assert done.stderr.count("wandb: no connection to http://127.0.0.1:9: offline, into") == 3
     assert done.stderr.count("trackers: mlflow: does not answer within") == 1
