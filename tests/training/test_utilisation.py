@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.planner.architecture import find_architecture
 from launch.planner.duration import forecast_duration
+from launch.planner.models import find_architecture
 from tests.training.layouts import tiny_recipe
 from training.config.passes import Passes
 from training.model.utilisation import Utilisation, flops_of, peak_tflops
