@@ -30,8 +30,8 @@ needs_clients = pytest.mark.skipif(
 SERVER = ROOT / ".venv" / "remote"
 """Flask, with which MLflow's server answers."""
 
-# Two starts of a run by W&B and MLflow, whose servers are gone; one by an MLflow that is silent; two
-# by one whose server answers: MLflow's own, on this machine.
+# Two starts of a run by W&B and MLflow, whose servers are gone; one by an MLflow that is silent;
+# two by one whose server answers: MLflow's own, on this machine.
 _WRITES = """
 import contextlib, os, socket, sys, threading, time
 from pathlib import Path
