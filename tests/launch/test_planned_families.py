@@ -9,7 +9,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.planner.families import FAMILIES
+from launch.planner.forecast import forecast
+from launch.planner.machine import Machine
 from launch.planner.sizes import from_config
+from tests.training.layouts import tiny_recipe
 from training.model.layers import decoder_layers
 
 SIZES = {
@@ -109,6 +112,9 @@ def compare(config: dict[str, Any]) -> None:
     experts = [w for name, w in model.named_parameters() if ".experts." in name]
     idle = sum(w.numel() - known.num_experts_per_tok * w[0].numel() for w in experts)
     assert arch.active_parameters == arch.parameters - idle
+    in_layers = sum(w.numel() for layer in decoder_layers(model) for w in layer.parameters())
+    head = model.get_output_embeddings().weight.numel()
+    assert arch.multiplied_weights == in_layers - idle + head
     # published files name the same settings as what transformers writes
     assert from_config(known.to_dict(), source="test") == arch
 
@@ -128,6 +134,28 @@ def test_of_a_model_with_images_the_text_model_is_planned() -> None:
     other = {**config, "text_config": {**text, "model_type": "gemma4_text"}}
     with pytest.raises(ValueError, match="base: model_type gemma4_text is not supported by"):
         from_config(other, source="base")
+
+
+def test_a_layer_with_a_state_is_not_planned_with_a_part_of_a_sample() -> None:
+    config = {**small("lfm2"), "num_hidden_layers": 2}
+    sizes = {"train__sequence_parallel_size": 2, "train__micro_batch_samples": 2}
+    recipe = tiny_recipe(model__config=config, **sizes)
+    with pytest.raises(ValueError, match="_size 2: layers of lfm2 carry a state through whole doc"):
+        forecast(recipe, Machine(num_gpus=2, gpu_gib=80))
+
+
+def test_experts_that_cannot_be_are_refused() -> None:
+    for keys, told in (
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok 9 is more than the 5 experts"),
+        ({"num_experts": None}, r"num_experts must be an integer above 0 \(is None\)"),
+        ({"shared_expert_intermediate_size": -1}, "must be 0 or an integer above it"),
+        ({"layer_types": ["linear_attention"]}, "layer_types has 1 entries for 2 layers"),
+        ({"layer_types": ["rnn", "full_attention"]}, "layer_types rnn is not supported by the pl"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            from_config(small("qwen3_next") | keys, source="model.config")
+    with pytest.raises(ValueError, match="qk_layernorm: true is not supported by the planner for"):
+        from_config(small("phi") | {"qk_layernorm": True}, source="model.config")
 
 
 def test_a_family_that_is_not_known_is_refused_with_those_that_are() -> None:
