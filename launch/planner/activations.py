@@ -109,9 +109,11 @@ class Activations:
 
     @property
     def ends(self) -> int:
-        """Kept outside the layers: cosines and sines, and the last norm."""
+        """Kept outside the layers: cosines and sines, the last norm, and what layers embed."""
         rotary = 2 * self.tokens * self.arch.head * self.number_bytes
-        return rotary + self._norm + self.tokens * _FP32
+        # embedded, projected, normalised and added
+        beside = self.tokens * self.arch.layers * self.arch.beside * (4 * self.number_bytes + _FP32)
+        return rotary + self._norm + self.tokens * _FP32 + beside
 
     def forward_extra(self, layer: Layer) -> int:
         """Of a layer whose activations are not kept: input, norm, and three of the widest part."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launch.planner.adapter import AdapterSizes
-from launch.planner.families import FAMILIES, Family
+from launch.planner.families import CARRY_STATES, FAMILIES, Family
 from launch.planner.parts import Layer
 
 
@@ -28,6 +28,8 @@ class Architecture:
     """The head's weight is the embedding's."""
     positions: int
     """Learned ones."""
+    beside: int
+    """Numbers of a token that each layer embeds for itself."""
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
@@ -53,8 +55,7 @@ class Architecture:
     @property
     def carries_state(self) -> bool:
         """Some layers go through whole documents, token by token."""
-        is_mixed = any(layer.mixer for layer in self.stack)
-        return is_mixed and self.kind.mixer != "latent"
+        return self.kind.mixer in CARRY_STATES and any(layer.mixer for layer in self.stack)
 
     @property
     def queries(self) -> int:
@@ -148,12 +149,21 @@ class Architecture:
         return self.vocab * self.hidden
 
     @property
+    def beside_weights(self) -> tuple[int, ...]:
+        """What layers embed for themselves: a table of all, a projection and its norm."""
+        if not self.beside:
+            return ()
+        all_layers = self.layers * self.beside
+        return (self.vocab * all_layers, all_layers * self.hidden, self.beside)
+
+    @property
     def parameters(self) -> int:
         """All of the model itself, a tied weight once."""
         ends = self.embedding_weight * (1 if self.tied else 2) + self.positions * self.hidden
         norms = self.norm * (2 if self.kind.embedding_norm else 1)
         bias = self.vocab if self.kind.head_bias else 0
-        return sum(map(sum, map(self.weights_of, self.stack))) + ends + norms + bias
+        layers = sum(map(sum, map(self.weights_of, self.stack)))
+        return layers + ends + norms + bias + sum(self.beside_weights)
 
     @property
     def active_parameters(self) -> int:
@@ -164,4 +174,5 @@ class Architecture:
     def multiplied_weights(self) -> int:
         """Of a token's products: those of layers that it meets, and the output layer's."""
         layers = sum(map(sum, map(self.weights_of, self.stack)))
-        return layers - (self.parameters - self.active_parameters) + self.embedding_weight
+        idle = self.parameters - self.active_parameters
+        return layers - idle + self.embedding_weight + sum(self.beside_weights[1:])

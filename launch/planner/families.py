@@ -60,8 +60,8 @@ class Family:
     usual_activation: str = "gelu_new"
     """Where the model does not say; of MLPs of two weights."""
     mixture: Mixture | None = None
-    mixer: Literal["", "latent", "delta", "mamba", "mamba beside", "convolution"] = ""
-    """What layers have in place of attention, or beside it; but for `latent` it carries a state."""
+    mixer: Literal["", "latent", "delta", "mamba", "mamba beside", "convolution", "sizes"] = ""
+    """What layers have in place of llama's attention, or beside it."""
     query_gate: bool = False
     """Numbers as many as queries scale the attention's output."""
     sinks: bool = False
@@ -109,6 +109,9 @@ FAMILIES: dict[str, Family] = {
         head_dim=256, norms=4, qk_norm="head", tied=True,
         qkv_bias="attention_bias", out_bias="attention_bias",
         usual={"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 262_208},
+    ),
+    "gemma4_text": Family(
+        norms=4, tied=True, head_dim=256, mixer="sizes", unplanned=("enable_moe_block",),
     ),
     "glm4": Family(norms=4, fused_gate=True, qkv_bias="attention_bias", head_dim=128),
     "glm4_moe": Family(
@@ -188,7 +191,8 @@ FAMILIES: dict[str, Family] = {
         qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias",
     ),
 }  # fmt: skip
-"""Models with embeddings in each layer or layers of several sizes are not among them."""
+CARRY_STATES = ("delta", "mamba", "mamba beside", "convolution")
+"""Mixers that go through whole documents, token by token."""
 
 _ON_BY_DEFAULT = {
     ("glm4", "attention_bias"),

@@ -229,7 +229,7 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
         yield from moment(block, whole - gradient, *of_base(*reversed(ups)))
         yield from moment(block, below + acts.mixing(layer), *of_base(*reversed(others)))
         yield from moment(block, below, *arch.adapter_weights)
-    yield from moment(0, acts.layer_input, *of_base(arch.embedding_weight))
+    yield from moment(0, acts.layer_input, *of_base(*arch.beside_weights, arch.embedding_weight))
     waiting = 0
     yield states._replace(gathered=gathered[0], whole_gradients=bucket.held + bucket.send())
 

@@ -119,6 +119,52 @@ def latent_attention(
     )
 
 
+def attention_of_own_size(
+    hidden: int,
+    *,
+    heads: int,
+    key_heads: int,
+    head: int,
+    has_keys: bool,
+    has_values: bool,
+    bias: bool,
+) -> Part:
+    """Of one of several sizes in a model, with norms of queries, keys and values (Gemma 4).
+
+    Args:
+        key_heads: of keys and of values.
+        head: numbers of a head.
+        has_keys: False where an earlier layer's keys and values are read.
+        has_values: False where the keys are the values too.
+    """
+    queries, keys = heads * head, key_heads * head
+    key = ((hidden + bias) * keys, head) if has_keys else ()
+    value = ((hidden + bias) * keys,) if has_keys and has_values else ()
+    return Part(
+        weights=((hidden + bias) * queries, head, *key, *value, (queries + bias) * hidden),
+        inner=queries,
+        # keys and values repeated for all heads; the output twice
+        kept=queries + 5 * queries + (keys if has_keys else 0),
+        kept_fp32=queries + (2 * keys if has_keys else 0) + 2 * heads + 2 * key_heads,
+        scores=2 * queries,
+    )
+
+
+def gated_mlp_beside(hidden: int, *, width: int, beside: int) -> Part:
+    """As llama's, and behind it a gate on numbers that each layer embeds for itself (Gemma 4).
+
+    Args:
+        beside: how many of those.
+    """
+    of_layer = (hidden * beside, beside * hidden, hidden) if beside else ()
+    return Part(
+        weights=(*of_layer, *(hidden * width,) * 3),
+        inner=width,
+        kept=4 * width + (3 * beside + 2 * hidden if beside else 0),
+        kept_fp32=hidden if beside else 0,
+    )
+
+
 def delta_net(
     hidden: int, *, key_heads: int, value_heads: int, key: int, value: int, kernel: int
 ) -> Part:

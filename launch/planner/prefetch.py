@@ -39,6 +39,9 @@ def order_of_uses(arch: Architecture, *, checkpointing: bool) -> Order:
     """The modules with weights in the order in which a training step runs them."""
     sizes = [arch.embedding_weight]
     modules: list[tuple[int, tuple[int, ...]]] = [(0, (0,))]
+    for weight in arch.beside_weights:
+        modules.append((0, (len(sizes),)))
+        sizes.append(weight)
     for number, layer in enumerate(arch.stack, 1):
         of_layer = (*arch.weights_of(layer), *arch.adapter_weights)
         weights = range(len(sizes), len(sizes) + len(of_layer))

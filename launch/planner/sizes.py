@@ -63,6 +63,7 @@ class _Reader:
             vocab=size("vocab_size"),
             tied=self._is_tied(),
             positions=positions,
+            beside=self._beside(),
             qkv_bias=is_set(self._family, kind.qkv_bias, config),
             out_bias=is_set(self._family, kind.out_bias, config),
             mlp_bias=is_set(self._family, kind.mlp_bias, config),
@@ -122,6 +123,8 @@ class _Reader:
     def _stack(self, hidden: int) -> tuple[Layer, ...]:
         num_layers = self._size("num_hidden_layers")
         kind = self._kind
+        if self._family == "gemma4_text":
+            return self._of_several_sizes(hidden, num_layers)
         mixer = self._mixer(hidden) if kind.mixer else None
         mlp = self._experts(hidden, kind.mixture) if kind.mixture else None
         is_mixed = self._mixed(num_layers)
@@ -134,6 +137,54 @@ class _Reader:
             )
             for mixed, sparse in zip(is_mixed, is_sparse, strict=True)
         )
+
+    def _beside(self) -> int:
+        if self._family != "gemma4_text":
+            return 0
+        beside = self._size("hidden_size_per_layer_input", 256, least=0)
+        if beside and self._size("vocab_size_per_layer_input", 262_144) != self._size("vocab_size"):
+            raise ValueError(
+                f"{self._source}: vocab_size_per_layer_input is not supported by the planner where "
+                "it is not the vocab_size"
+            )
+        return beside
+
+    def _of_several_sizes(self, hidden: int, num_layers: int) -> tuple[Layer, ...]:
+        """Gemma 4's: wider heads in full attention, last layers without keys of their own."""
+        size, config = self._size, self._config
+        types = self._of_layers("layer_types", num_layers, _ATTENTIONS)
+        types = types or ["full_attention" if n % 6 == 5 else "sliding" for n in range(num_layers)]
+        types[-1] = "full_attention"
+        num_own = num_layers - size("num_kv_shared_layers", 0, least=0)
+        width = size("intermediate_size")
+        has_one = bool(config.get("attention_k_eq_v"))
+        written = config.get("per_layer_config")  # by transformers, in place of both global sizes
+        layers = []
+        for number, name in enumerate(types):
+            is_full, is_own = name == "full_attention", number < num_own
+            key_heads, head = size("num_key_value_heads", 4), size("head_dim", 256)
+            if written is not None:
+                own = written.get(str(number), written.get(number, {}))
+                key_heads, head = (
+                    own.get("num_key_value_heads", key_heads),
+                    own.get("head_dim", head),
+                )
+            elif is_full:
+                head = size("global_head_dim", 512)
+                key_heads = size("num_global_key_value_heads", key_heads) if has_one else key_heads
+            mixer = parts.attention_of_own_size(
+                hidden,
+                heads=size("num_attention_heads", 8),
+                key_heads=key_heads,
+                head=head,
+                has_keys=is_own,
+                has_values=not (is_full and has_one),
+                bias=bool(config.get("attention_bias")),
+            )
+            factor = 2 if config.get("use_double_wide_mlp") and not is_own else 1
+            mlp = parts.gated_mlp_beside(hidden, width=factor * width, beside=self._beside())
+            layers.append(Layer(mixer=mixer, mlp=mlp, attends=False))
+        return tuple(layers)
 
     def _mixed(self, num_layers: int) -> list[bool]:
         """Which layers have the family's mixer."""

@@ -96,6 +96,12 @@ _MAMBA = {
     "mamba_d_head": 32, "mamba_d_state": 32, "mamba_chunk_size": 64,
 }  # fmt: skip
 
+_SIZES = {
+    "model_type": "gemma4_text", "global_head_dim": 64, "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 1000, "tie_word_embeddings": True, "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 4096,
+}  # fmt: skip
+
 SHAPES = (
     Shape("activations", _SHORT, 256, samples=2),
     Shape("checkpointing", _WIDE, 256, samples=4, checkpointing=True),
@@ -133,6 +139,7 @@ SHAPES = (
           "num_experts_per_tok": 2}, 512),
     Shape("delta", _SHORT | _DELTA, 512),
     Shape("delta, checkpointing", _SHORT | _DELTA, 512, bf16=True, checkpointing=True),
+    Shape("several sizes", _SHORT | _SIZES, 512),
     Shape("mamba", _SHORT | _MAMBA, 512),
     Shape("convolution", _SHORT | {"model_type": "lfm2", "layer_types": ["conv", "conv", "conv",
           "full_attention"]}, 512),

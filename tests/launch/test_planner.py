@@ -33,7 +33,7 @@ QWEN_8B = str(RECIPES / "qwen3_8b.yaml")
 FOR_ONE_GPU = ["qwen3_0.6b", "qwen3_0.6b_lora", "qwen3_1.7b", "qwen3_8b", "llama3.1_8b"]
 FOR_A_NODE = ["qwen3_8b_32k", "qwen3_8b_128k"]
 OF_EACH_KIND = ("experts, checkpointing", "clamped experts", "latent", "delta",
-                "delta, checkpointing", "mamba", "convolution")  # fmt: skip
+                "delta, checkpointing", "mamba", "convolution", "several sizes")  # fmt: skip
 MEASURED = (
     *("activations", "two to a sample", "experts"),
     *(("all kept whole", "tied", *OF_EACH_KIND) if WHOLE else ()),
