@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from launch.planner.advice import advise, more_gpus
+from launch.planner.advice import advise, faster, more_gpus
 from launch.planner.forecast import GIB, Forecast
 from launch.planner.memory import PHASES
 
@@ -30,7 +30,7 @@ def as_text(given: Forecast, *, name: str) -> str:
 
 def as_data(given: Forecast, *, name: str) -> dict[str, Any]:
     """The same as plain data; sizes in bytes."""
-    found = None if given.fits else advise(given)
+    found = faster(given) if given.fits else advise(given)
     changed = found[1] if found else None
     return {
         "recipe": name,
@@ -159,6 +159,12 @@ def _verdict(given: Forecast) -> list[str]:
             f"{machine.host_gib:g}."
         )
     if given.fits:
+        if found := faster(given):
+            overrides, changed = found
+            lines += [
+                f"Faster, and it fits ({changed.peak_bytes / GIB:.1f} GiB):",
+                f"  {' '.join(overrides)}",
+            ]
         return lines
     if found := advise(given):
         overrides, changed = found

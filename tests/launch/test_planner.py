@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.__main__ import main
-from launch.planner.advice import advise, more_gpus
+from launch.planner.advice import advise, faster, more_gpus
 from launch.planner.forecast import Forecast, forecast
 from launch.planner.machine import Machine
 from launch.planner.models import PUBLIC_MODELS, find_architecture
@@ -201,6 +202,46 @@ def test_cheaper_changes_come_first() -> None:
     uses = [[any(c.startswith(key) for c in changes) for key in dearest_first] for changes in seen]
     assert uses == sorted(uses)
     assert sum(any(column) for column in zip(*uses, strict=True)) >= 4
+
+
+def _settings_by_scale() -> list[tuple[str, int, str]]:
+    page = (REPO_ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w[\w.]*)` \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
+    cells = [(name, n, row[i]) for name, *row in rows for i, n in enumerate((1, 8, 64))]
+    return [(name, n, cell.strip("`")) for name, n, cell in cells]
+
+
+@pytest.mark.parametrize(("name", "num_gpus", "written"), _settings_by_scale())
+def test_settings_by_scale_are_those_of_the_planner(name: str, num_gpus: int, written: str) -> None:
+    if written == "needs 8":
+        with pytest.raises(ValueError, match="--gpus 1 is not a multiple of"):
+            forecast(load_recipe(f"{RECIPES / name}.yaml"), Machine(num_gpus, gpu_gib=80))
+        return
+    given = forecast(load_recipe(f"{RECIPES / name}.yaml"), Machine(num_gpus, gpu_gib=80))
+    changes: list[str] = []
+    if not given.fits:
+        found = advise(given)
+        assert found is not None
+        changes, given = found
+    if found := faster(given):
+        changes, given = [*changes, *found[0]], found[1]
+    assert given.fits
+    assert (" ".join(changes) or "as it is") == written
+
+
+def test_what_is_faster_takes_all_the_room_there_is() -> None:
+    """Twice the micro-batch would not fit or is enough already; a byte less takes another."""
+    recipe = load_recipe(QWEN_8B, ["train.micro_batch_samples=1"])
+    found = faster(forecast(recipe, Machine(num_gpus=8, gpu_gib=141)))
+    assert found is not None and found[1].fits
+    train = found[1].recipe.train
+    assert not found[1].recipe.model.activation_checkpointing
+    more = replace(train, micro_batch_samples=2 * train.micro_batch_samples)
+    is_at_most = train.micro_batch_samples * recipe.data.sequence_tokens == 16_384
+    assert is_at_most or not forecast(replace(found[1].recipe, train=more), found[1].machine).fits
+    limit = (found[1].peak_bytes - 1) / 2**30
+    less = faster(forecast(recipe, Machine(num_gpus=8, gpu_gib=limit, margin_frac=0.0)))
+    assert less is None or less[0] != found[0]
 
 
 def test_more_gpus_are_named_when_no_change_fits() -> None:
