@@ -1,4 +1,4 @@
-"""Check: loss and gradients of this layout against plain torch on one process, in fp32.
+"""Check: loss and gradients of this layout against plain torch on one process.
 
 L tokens of a padded document, V vocabulary.
 """
@@ -20,12 +20,16 @@ from launch.preflight.setting import Context, Setting
 from launch.preflight.tiny import TinyPack, make_pack, make_stream, tiny_config, tiny_engine
 from launch.preflight.weights import gathered_weights
 from training.data.stream import IGNORE
+from training.model.ds_config import training_dtype
 from training.model.engine import Engine
 from training.model.inputs import ModelInputs
 from training.model.tiny import plain_model
 from training.ranks.dist import sum_over_ranks
 
 _TOLERANCE = 1e-4
+_ONE_ROUNDING = 2**-8
+"""Relative, of a number to bf16."""
+_DO_NOT_TRAIN = "do not train on this layout with these versions: pip install -r requirements.txt"
 _MICRO_STEPS = 2
 _MAX_ROWS = 128
 """Above this many sequences a single micro-step is enough work for the plain model."""
@@ -33,33 +37,53 @@ _ROWS_AT_ONCE = 8
 
 
 def measure(context: Context) -> dict[str, Any]:
-    """How far the whole gradient on this rank is from that of plain torch."""
+    """How far the gradient on this rank is from that of plain torch: in fp32, and as it trains.
+
+    On a GPU flash attention and the head's kernels run in bf16 alone.
+    """
+    found = _compare(context, torch.float32)
+    if training_dtype(context.recipe.deepspeed) is torch.bfloat16:
+        found["bf16"] = _compare(context, torch.bfloat16)
+    return found
+
+
+def _compare(context: Context, dtype: torch.dtype) -> dict[str, Any]:
+    """With the gradient of fp32; in bf16 also how far that of plain torch in bf16 is from it."""
     num_micro_steps = _MICRO_STEPS if context.layout.dp_size < _MAX_ROWS else 1
     pack = make_pack(context, num_micro_steps=num_micro_steps)
     config = tiny_config(context.recipe, dtype=torch.float32)
-    with tiny_engine(context, dtype=torch.float32, num_micro_steps=num_micro_steps) as (_, engine):
+    with tiny_engine(context, dtype=dtype, num_micro_steps=num_micro_steps) as (_, engine):
         weights = gathered_weights(engine.ds.module)
         loss, found = engine_gradients(context, engine, pack)
     expected_loss, expected = plain_gradients(context, config, weights, pack)
     if found.keys() != expected.keys():
         raise ValueError(f"gradients of other weights: {sorted(found.keys() ^ expected.keys())}")
     names = sorted(expected)
-    ours, theirs = (
-        torch.cat([each[name].flatten() for name in names]) for each in (found, expected)
-    )
+    ours, exact = _joined(found, names), _joined(expected, names)
     differences = {
         name: float((found[name] - expected[name]).norm() / expected[name].norm().clamp(min=1e-12))
         for name in names
     }
     furthest = max(differences, key=differences.__getitem__)
-    return {
+    result = {
         "difference": differences[furthest],
         "name": furthest,
-        "scale": float(ours @ theirs / (theirs @ theirs)),
+        "whole_difference": float((ours - exact).norm() / exact.norm()),
+        "scale": float(ours @ exact / (exact @ exact)),
         "loss": loss,
         "expected_loss": expected_loss,
         "num_micro_steps": num_micro_steps,
     }
+    if dtype is torch.bfloat16:
+        rounded_config = tiny_config(context.recipe, dtype=dtype)
+        _, rounded = plain_gradients(context, rounded_config, weights, pack)
+        plain = _joined(rounded, names)
+        result["plain_difference"] = float((plain - exact).norm() / exact.norm())
+    return result
+
+
+def _joined(gradients: dict[str, Tensor], names: list[str]) -> Tensor:
+    return torch.cat([gradients[name].float().flatten() for name in names])
 
 
 def engine_gradients(
@@ -128,7 +152,7 @@ def plain_gradients(
         logits_BLV = model(input_ids=ids_BL.to(context.layout.device)).logits
         targets = targets_BL.to(context.layout.device).flatten()
         loss = F.cross_entropy(
-            logits_BLV.flatten(0, 1), targets, ignore_index=IGNORE, reduction="sum"
+            logits_BLV.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum"
         )
         (loss / num_targets).backward()
         total += float(loss.detach())
@@ -156,14 +180,21 @@ def _documents_of(pack: TinyPack, i: int) -> list[tuple[Tensor, Tensor]]:
 
 def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
     """Every rank must have the gradient of one process."""
+    in_fp32 = _judge_fp32(setting, measures)
+    if in_fp32[0].verdict == "fail" or "bf16" not in measures[min(measures)]:
+        return in_fp32
+    in_bf16 = _judge_bf16(setting, {rank: m["bf16"] for rank, m in measures.items()})
+    return in_bf16 if in_bf16[0].verdict == "fail" else in_fp32 + in_bf16
+
+
+def _judge_fp32(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
     wrong = tuple(
         rank
         for rank, found in measures.items()
         if not found["difference"] <= _TOLERANCE
         or not abs(found["loss"] / found["expected_loss"] - 1) <= _TOLERANCE
     )
-    dp_size = setting.world_size // setting.sp_size
-    layout = f"{dp_size} data-parallel x {setting.sp_size} sequence-parallel"
+    layout = _name_layout(setting)
     if wrong:
         found = max((measures[rank] for rank in wrong), key=lambda m: abs(m["scale"] - 1))
         return [
@@ -172,7 +203,7 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
                 f"{layout}: gradients are {found['scale']:.4f} times those of one process, "
                 f"{found['name']} is off by {found['difference']:.1e}; loss {found['loss']:.6f} "
                 f"instead of {found['expected_loss']:.6f} ({name_ranks(wrong, setting.hosts)})",
-                "do not train on this layout with these versions: pip install -r requirements.txt",
+                _DO_NOT_TRAIN,
                 wrong,
             )
         ]
@@ -184,3 +215,34 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
             f"of plain torch (loss {found['loss']:.4f})",
         )
     ]
+
+
+def _judge_bf16(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Finding]:
+    """No further from fp32 than twice what plain torch is in bf16, and a rounding."""
+    limits = {r: 2 * found["plain_difference"] + _ONE_ROUNDING for r, found in measures.items()}
+    wrong = tuple(r for r, m in measures.items() if not m["whole_difference"] <= limits[r])
+    if wrong:
+        found = max((measures[rank] for rank in wrong), key=lambda m: m["whole_difference"])
+        return [
+            Finding(
+                "fail",
+                f"{_name_layout(setting)}: in bf16 gradients are {found['scale']:.4f} times those "
+                f"of fp32 and off by {found['whole_difference']:.1e}, plain torch in bf16 by "
+                f"{found['plain_difference']:.1e} ({name_ranks(wrong, setting.hosts)})",
+                _DO_NOT_TRAIN,
+                wrong,
+            )
+        ]
+    found = max(measures.values(), key=lambda m: m["whole_difference"])
+    return [
+        Finding(
+            "pass",
+            f"in bf16 {found['whole_difference']:.1e} from fp32, plain torch in bf16 "
+            f"{found['plain_difference']:.1e}",
+        )
+    ]
+
+
+def _name_layout(setting: Setting) -> str:
+    dp_size = setting.world_size // setting.sp_size
+    return f"{dp_size} data-parallel x {setting.sp_size} sequence-parallel"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,20 @@ def gradients_times_sp() -> None:
     Engine.backward_and_step = scaled
 
 
+def gradients_times_sp_in_bf16() -> None:
+    import torch
+
+    from training.model.engine import Engine
+
+    plain = Engine.backward_and_step
+
+    def scaled(self: Any, loss_sum: Any, *, divisor: float, lr: float) -> Any:
+        factor = self.layout.sp_size if self.model.lm.dtype is torch.bfloat16 else 1
+        return plain(self, loss_sum * factor, divisor=divisor, lr=lr)
+
+    Engine.backward_and_step = scaled
+
+
 def weights_without_init() -> None:
     """`from_config` in `deepspeed.zero.Init`, without transformers knowing of it."""
     import deepspeed
@@ -72,6 +87,13 @@ def test_attention_that_leaks_between_documents_is_found(recipe: str, sp_size: i
 def test_gradients_that_sequence_shards_scale_are_found(recipe: str) -> None:
     found = failure(preflight(recipe, *only("gradients"), plant=gradients_times_sp), "gradients")
     assert "gradients are 2.0000 times those of one process" in found["found"]
+    assert found["ranks"] == [0, 1]
+
+
+def test_gradients_that_are_wrong_in_the_dtype_that_trains_are_found(recipe: str) -> None:
+    arguments = [recipe, "deepspeed=ds_configs/zero3.json", *only("gradients")]
+    found = failure(preflight(*arguments, plant=gradients_times_sp_in_bf16), "gradients")
+    assert re.search(r"in bf16 gradients are (2\.00|1\.99)\d\d times those", found["found"])
     assert found["ranks"] == [0, 1]
 
 

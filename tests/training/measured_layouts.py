@@ -155,7 +155,9 @@ def measure(
     return results
 
 
-def make_engine(recipe: Recipe, layout: Any) -> tuple[Any, SampleStream]:
+def make_engine(
+    recipe: Recipe, layout: Any, dtype: torch.dtype = torch.float32
+) -> tuple[Any, SampleStream]:
     pack = UnevenPack()
     samples_per_step, micro_steps = batch_shape(
         global_batch_tokens=recipe.train.global_batch_tokens,
@@ -163,7 +165,7 @@ def make_engine(recipe: Recipe, layout: Any) -> tuple[Any, SampleStream]:
         micro_batch_samples=recipe.train.micro_batch_samples,
         dp_size=layout.dp_size,
     )
-    config = resolve_model_config(recipe.model, vocab_size=101, dtype=torch.float32)
+    config = resolve_model_config(recipe.model, vocab_size=101, dtype=dtype)
     engine = build_engine(
         recipe,
         config,
