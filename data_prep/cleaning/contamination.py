@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -17,7 +14,8 @@ import numpy as np
 
 from common.progress import progress_bar
 from data_prep.cleaning.documents import iter_documents
-from data_prep.cleaning.near import hash_ngrams
+from data_prep.cleaning.near import hash_ngrams, iter_ngram_hashes
+from data_prep.cleaning.words import hash_words, normalised, words_of
 from data_prep.executor import WorkerPool
 from data_prep.reading.documents import BadInput, Document
 from data_prep.reading.fields import Fields
@@ -27,8 +25,9 @@ from data_prep.reading.sources import DomainInput, find_domains
 from data_prep.shards import Corpus, open_corpus
 from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
-_WORD = re.compile(r"\w+")
 _TASK_DOCUMENTS = 256
+_BEGIN_BITS = 22
+_BEGIN_SHIFT = np.uint64(64 - _BEGIN_BITS)
 # Shorter texts are too common to be evidence: "yes", "the answer is 4".
 MIN_WORDS = 8
 # Of several fields one may be missing from a record; anything else is a benchmark half read.
@@ -53,6 +52,8 @@ class Benchmark:
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     owners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
     """Indices of each n-gram's text and first word."""
+    may_be: np.ndarray = field(default_factory=lambda: np.zeros(1 << _BEGIN_BITS, dtype=bool))
+    """Whether any hash begins with these bits: most n-grams of a corpus need no search."""
     lengths: tuple[int, ...] = ()
     """N-gram lengths in words: n, and the lengths of shorter texts."""
 
@@ -95,11 +96,6 @@ class _Task(NamedTuple):
     against: Against
 
 
-def words_of(text: str) -> list[str]:
-    """Words, ignoring case, width and punctuation."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
 @lru_cache(maxsize=1)
 def read_benchmark(against: Against) -> Benchmark:
     """Read all texts of the given files.
@@ -117,11 +113,12 @@ def read_benchmark(against: Against) -> Benchmark:
         found.num_files = sum(source.num_files for source in sources)
         found.files_left_out = sum((Counter(s.files_left_out) for s in sources), Counter())
         for place, text in _texts(domains, key=key, found=found):
+            text = normalised(text)
             words = words_of(text)
             if len(words) < MIN_WORDS:
                 found.num_too_short += 1
                 continue
-            of_text = _hash_words(words, n=n)
+            of_text = hash_ngrams(hash_words(text), n=n)
             owner = np.full(len(of_text), len(found.words))
             owners.append(np.stack([owner, np.arange(len(of_text))]))
             hashes.append(of_text)
@@ -137,6 +134,7 @@ def read_benchmark(against: Against) -> Benchmark:
     found.hashes = found.hashes[order]
     found.owners = np.concatenate(owners, axis=1).T[order]
     found.lengths = tuple(sorted({min(len(words), n) for words in found.words}))
+    found.may_be[found.hashes >> _BEGIN_SHIFT] = True
     return found
 
 
@@ -186,8 +184,7 @@ def match_task(task: _Task) -> list[Match]:
     matches = []
     documents = iter_documents(corpus, start=task.start, end=task.end)
     for number, ids in enumerate(documents, start=task.start):
-        words = words_of(tokenizer.decode(ids.tolist()))
-        found = _match(words, benchmark=benchmark)
+        found = _match(normalised(tokenizer.decode(ids)), benchmark=benchmark)
         if found:
             num_matches, place, text = found
             matches.append(Match(number, num_matches, place, text))
@@ -200,30 +197,23 @@ def _open(folder: Path) -> tuple[Corpus, Tokenizer]:
     return corpus, load_tokenizer(corpus.tokenizer_dir, fast=False)
 
 
-def _match(words: list[str], *, benchmark: Benchmark) -> tuple[int, str, str] | None:
+def _match(text_in_corpus: str, *, benchmark: Benchmark) -> tuple[int, str, str] | None:
     """The number of shared n-grams, the source of the first, and its words."""
     num_matches, first = 0, None
-    for length in benchmark.lengths:
-        if len(words) < length:
-            continue
-        hashes = _hash_words(words, n=length)
-        at = np.searchsorted(benchmark.hashes, hashes)
+    of_words = hash_words(text_in_corpus)
+    words: list[str] = []
+    all_hashes = iter_ngram_hashes(of_words, lengths=benchmark.lengths)
+    for length, hashes in zip(benchmark.lengths, all_hashes, strict=False):
+        starts = np.flatnonzero(benchmark.may_be[hashes >> _BEGIN_SHIFT])
+        at = np.searchsorted(benchmark.hashes, hashes[starts])
         at = np.minimum(at, len(benchmark.hashes) - 1)
-        for start in np.flatnonzero(benchmark.hashes[at] == hashes).tolist():
-            text, word = benchmark.owners[at[start]].tolist()
+        is_found = benchmark.hashes[at] == hashes[starts]
+        for start, place in zip(starts[is_found].tolist(), at[is_found].tolist(), strict=True):
+            words = words or words_of(text_in_corpus)
+            text, word = benchmark.owners[place].tolist()
             same = benchmark.words[text][word : word + length]
             # Hashes may collide, so compare the words.
             if same == words[start : start + length]:
                 num_matches += 1
                 first = first or (benchmark.places[text], " ".join(same))
     return (num_matches, *first) if first else None
-
-
-def _hash_words(words: list[str], *, n: int) -> np.ndarray:
-    return hash_ngrams(np.array([_hash_word(word) for word in words], dtype=np.uint64), n=n)
-
-
-@lru_cache(maxsize=1 << 18)
-def _hash_word(word: str) -> int:
-    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")

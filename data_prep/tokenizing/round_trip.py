@@ -46,6 +46,13 @@ class HuggingFaceRoundTrip:
         self._prefix: str = model.get("continuing_subword_prefix") or ""
         self._suffix: str = model.get("end_of_word_suffix") or ""
         self.unknown_id = _unknown_id(model, backend=backend)
+        # Other decoders change blanks, and this one reads the letters of an added token as bytes.
+        self.decodes_as_spelt = (
+            (settings.get("decoder") or {}).get("type") == "ByteLevel"
+            and self._is_byte_level
+            and not (self._prefix or self._suffix or self.unknown_id is not None)
+            and all(content.isascii() for content in self._added.values())
+        )
         self._may_remove = any(map(_removes, _steps(split)))
         self.loses_silently = self._may_remove or (
             self.unknown_id is None and not self._has_all_bytes(model)
@@ -134,6 +141,19 @@ class HuggingFaceRoundTrip:
             return letters.translate(_BYTE_OF_LETTER).encode("latin-1")
         except UnicodeEncodeError:  # not made of bytes
             return letters.encode()
+
+    def decoded(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids [n], where `decodes_as_spelt`."""
+        pieces = self._spelling_of_ids[np.asarray(ids, dtype=np.int64)]
+        return b"".join(pieces.tolist()).decode("utf-8", "replace")
+
+    @cached_property
+    def _spelling_of_ids(self) -> np.ndarray:
+        """[ids] bytes objects, by id; an id that no token has spells nothing, as in the library."""
+        pieces = np.full(max(self._spelling) + 1, b"", dtype=object)
+        for token, content in self._spelling.items():
+            pieces[token] = content
+        return pieces
 
     def _spelt(self, ids: Sequence[int]) -> bytes:
         return b"".join(map(self._spelling.__getitem__, ids))

@@ -63,12 +63,12 @@ class SentencePieceTokenizer:
         encoded = self._backend.encode(list(texts), out_type=int, num_threads=1)
         return [np.array(ids, dtype=np.uint32) for ids in encoded]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of ids; control tokens appear by name, where the library drops them."""
         names = {token: name for name, token in self._added.items()}
         parts: list[str] = []
         run: list[int] = []
-        for token in ids:
+        for token in np.asarray(ids).tolist():
             if token in names or self._backend.is_control(token):
                 name = names.get(token) or self._backend.id_to_piece(token)
                 parts += [self._backend.decode(run), name]

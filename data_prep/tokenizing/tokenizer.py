@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
 
 
 def load_tokenizer(folder: Path, *, fast: bool = True) -> Tokenizer:
@@ -188,8 +188,10 @@ class HuggingFaceTokenizer:
             parts.append(np.frombuffer(array("I", encoding.ids), dtype=np.uint32))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._backend.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        if self.round_trip.decodes_as_spelt:  # the same, ten times as fast
+            return self.round_trip.decoded(ids)
+        return self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 
 
 def _beginning(text: str) -> str:

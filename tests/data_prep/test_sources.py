@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data_prep.reading import file_list
 from data_prep.reading.documents import Document
 from data_prep.reading.fields import Fields
+from data_prep.reading.file_list import FileList
 from data_prep.reading.folders import Globs, walk_folder
 from data_prep.reading.formats import cut_files, read_part
 from data_prep.reading.parts import InputFile
@@ -244,3 +247,22 @@ def test_a_flat_array_splits_behind_each_eos_of_the_tokenizer(
     assert one.num_documents() == 1
     many = open_corpus(build_corpus(tmp_path / "a.npy", fields=ids, split_on_eos=True))
     assert [many.document(i).tolist() for i in range(3)] == [[5, 6, eos], [7, eos], [8]]
+
+
+def test_a_long_list_of_files_is_read_in_order_from_any_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(file_list, "_BLOCK_FILES", 3)
+    monkeypatch.setattr(file_list, "_MEMORY_BYTES", 100)  # the rest is on disk
+    for number in (0, 1, 3, 4, 10):
+        listed = FileList(first_number=5)
+        globs = Globs(include=("*.md",))
+        files = [InputFile(f"\udcff{i}.zip", "archive", i, 7, 5 + i, globs) for i in range(number)]
+        for file in files:
+            listed.append(replace(file, number=0))
+        assert (len(listed), listed.num_bytes) == (number, sum(range(number)))
+        assert listed.next_number == 5 + number
+        for first in range(number + 7):
+            assert list(listed.from_number(first)) == [f for f in files if f.number >= first]
+        both = zip(listed, listed, strict=True)  # at once
+        assert all(one == other for one, other in both)

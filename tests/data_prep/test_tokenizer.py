@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sentencepiece
 from hypothesis import given, settings
@@ -51,6 +52,23 @@ def test_sentencepiece_ids_equal_those_of_its_library(
 def test_bpe_gives_any_text_back(bpe_folder: Path, text: str) -> None:
     tokenizer = load_tokenizer(bpe_folder)
     assert tokenizer.decode(tokenizer.encode([text])[0].tolist()) == text
+
+
+def test_any_ids_decode_as_the_library_decodes_them(bpe_folder: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(bpe_folder, fast=False)
+    assert isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.round_trip.decodes_as_spelt
+    reference = Tokenizer.from_file(str(bpe_folder / "tokenizer.json"))
+    random = np.random.default_rng(0)
+    for number in range(500):  # single bytes above all, which are no characters
+        most = tokenizer.vocab_size if number % 2 else 300
+        ids = random.integers(0, most, size=number % 40)
+        assert tokenizer.decode(ids) == reference.decode(ids.tolist(), skip_special_tokens=False)
+    # an added token is spelt as it is, while the decoder reads its letters as bytes
+    reference.add_tokens(["caf\u00e9"])
+    reference.save(str(tmp_path / "tokenizer.json"))
+    other = load_tokenizer(tmp_path, fast=False)
+    ids = [reference.token_to_id("caf\u00e9")]
+    assert other.decode(ids) == reference.decode(ids)
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=200))
