@@ -61,6 +61,7 @@ def list_files(url: str) -> list[RemoteFile]:
         for name, info in sorted(found.items())
         if info["type"] == "file" and not name.endswith("/")
     ]
+    store.invalidate_cache()  # it would keep most of a kilobyte for each
     return files
 
 
