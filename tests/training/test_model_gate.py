@@ -54,7 +54,7 @@ TRAINS: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"partial_rotary_factor": 0.5}),
     ("gpt_oss", {"sliding_window": 32}),
     ("granite_swa", FULL),
-    ("deepseek_v3", {}),
+    ("deepseek_v3", {"hidden_size": 8192}),
     ("mimo_v2_flash", {}),
 ]  # fmt: skip
 

@@ -70,6 +70,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "image_token_index": 500,
     },
 }
+EXPERTS = {"model_type": "qwen3_5_moe_text", "num_experts": 4, "num_experts_per_tok": 2}
+EXPERTS |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+MODELS["qwen3_5_moe"] = MODELS["qwen3_5"] | {
+    "text_config": MODELS["qwen3_5"]["text_config"] | EXPERTS
+}
 
 
 @pytest.fixture(scope="module", params=MODELS)

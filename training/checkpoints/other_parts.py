@@ -12,9 +12,10 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from training.checkpoints.tokenizer_files import read_object
-from training.model.multimodal import WEIGHT_FILES, text_name
+from training.model.multimodal import WEIGHT_FILES, name_rules, text_name, without_report
 from training.model.special_ids import SPECIAL_KEYS
 
 _CONFIG = "config.json"
@@ -34,6 +35,8 @@ def restore_parts(folder: Path, base: Path) -> None:
     Raises:
         ValueError: when weights have no place there, or are others when all is loaded again.
     """
+    # in files experts may be apart that are one weight in memory
+    text = _in_memory(folder)
     files = [load_file(path) for path in folder.glob(WEIGHT_FILES)]
     trained = {text_name(name): weight for file in files for name, weight in file.items()}
     whole = folder / _WHOLE
@@ -55,7 +58,16 @@ def restore_parts(folder: Path, base: Path) -> None:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     _write_config(folder, base)
-    _compare(folder, base, trained)
+    _compare(folder, base, text)
+
+
+def _in_memory(folder: Path) -> dict[str, Tensor]:
+    """Of a text model, whatever its files call its weights."""
+    config = AutoConfig.from_pretrained(folder)
+    rules = {"config": config, "key_mapping": name_rules(config)}
+    with without_report():
+        text = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **rules)
+    return {text_name(name): weight for name, weight in text.state_dict().items()}
 
 
 def _write_file(source: Path, target: Path, trained: dict[str, Tensor]) -> set[str]:
@@ -102,7 +114,7 @@ def _write_config(folder: Path, base: Path) -> None:
 
 
 def _compare(folder: Path, base: Path, trained: dict[str, Tensor]) -> None:
-    """Load it as what it was: trained weights and the base's others, bit by bit."""
+    """Load it as what it was: trained weights, by their names in memory, and the base's others."""
     architecture = read_object(base / _CONFIG)["architectures"][0]
     of_whole: Any = getattr(transformers, architecture)
     again = of_whole.from_pretrained(folder, dtype="auto")

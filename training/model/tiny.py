@@ -108,7 +108,9 @@ def _narrow_heads(config: PretrainedConfig) -> None:
         return
     if rotated := vars(config).get("rotary_dim"):  # GPT-J's, of a head
         config.rotary_dim = min(rotated * _HEAD * heads // config.hidden_size, _HEAD)
-    if vars(config).get("head_dim") == config.hidden_size / heads:
+    has_rotary_part = vars(config).get("qk_rope_head_dim")  # which is then the head_dim, too
+    fills = vars(config).get("head_dim") == config.hidden_size / heads
+    if fills and not has_rotary_part:
         config.head_dim = _HEAD
         config.hidden_size = _HEAD * heads
     else:
