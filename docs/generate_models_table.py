@@ -78,7 +78,8 @@ own defaults was tried, in fp32, without their dropout. {trained} train.
 
 A family trains if losses and all gradients of packed documents are those of plain transformers,
 document by document, to 1e-5, on two ranks with sequences that are cut in two
-(`train.sequence_parallel_size: 2`), or where that does not go, with a sequence each.
+(`train.sequence_parallel_size: 2`), or where that does not go, with a sequence each. Where plain
+transformers' own gradients in fp32 are further from those in float64, twice as far is allowed.
 Your model may differ from its family's defaults: before any weight is loaded, a start tries a tiny
 model of your own configuration in the same way, and refuses it in a sentence if a loss differs.
 `python -m launch preflight` does so without a start.
