@@ -16,6 +16,7 @@ from training.config import (
     adapter,
     ema,
     heldout,
+    profile,
     recipe,
     regularisers,
     replay,
@@ -49,7 +50,17 @@ def reference() -> str:
     """The whole page."""
     comments = {
         key: text
-        for module in (sections, regularisers, heldout, adapter, ema, teacher, replay, recipe)
+        for module in (
+            sections,
+            regularisers,
+            heldout,
+            adapter,
+            ema,
+            teacher,
+            replay,
+            profile,
+            recipe,
+        )
         for key, text in field_docstrings(Path(module.__file__)).items()
     }
     return _INTRODUCTION + _section(Recipe, prefix="", comments=comments)

@@ -15,6 +15,7 @@ from launch.planner.forecast import make_run
 from launch.planner.memory import peak_moments
 from launch.planner.models import find_architecture
 from training.entrodrop.head import weighted_linear_cross_entropy
+from training.ranks.phase_memory import PHASES
 
 
 def ceilings(device: str, small: bool) -> Figures:
@@ -80,8 +81,7 @@ def steps(device: str, small: bool) -> Figures:
     for mode, recipe in bench.recipes.items():
         for number in range(1 if small else 3):
             bench.step(mode, number)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        bench.engine.memory.take()
         milliseconds = median_milliseconds(
             lambda mode=mode: bench.step(mode, 2), device, rounds=3, warm_up=0
         )
@@ -100,7 +100,11 @@ def steps(device: str, small: bool) -> Figures:
         if device == "cuda":
             run = make_run(recipe, find_architecture(recipe), world_size=1, on_gpu=True)
             forecast = max(moment.total for moment in peak_moments(run).values())
-            measured = torch.cuda.max_memory_allocated()
-            found[f"{mode}_peak_gib"] = measured / 2**30
-            found[f"{mode}_forecast_to_measured"] = forecast / measured
+            allocated_gib = bench.engine.memory.take()[:-1:2]
+            found |= {
+                f"{mode}_{phase}_gib": gib
+                for phase, gib in zip(PHASES, allocated_gib, strict=True)
+                if gib
+            }
+            found[f"{mode}_forecast_to_measured"] = forecast / 2**30 / max(allocated_gib)
     return found

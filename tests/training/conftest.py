@@ -72,8 +72,9 @@ def finished(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def saved_run(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a cache of entropies."""
+    """The same with a cache of entropies, and a profile of the third and fourth step."""
     changes = {"entropy__source": "cache", "determinism": "strict"}
+    changes["profile"] = {"first_step": 3, "num_steps": 2}
     return _trained(small_corpus, "saved_run", tmp_path_factory, **changes)
 
 

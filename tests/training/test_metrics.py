@@ -174,7 +174,7 @@ def test_custom_scalars_name_series_that_are_there(tmp_path: Path) -> None:
         metrics.log_evaluation(evaluation_row(1) | {"sets": sets})
         metrics.log_ranks(
             {"step": 1, "late_seconds": 0.1, "late_share": 0.0, "slowest_rank": 1}
-            | {"peak_memory_gib": 1.0}
+            | {"peak_memory_gib": 1.0, "forward_allocated_gib": 1.0}
         )
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()

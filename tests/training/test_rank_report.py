@@ -6,9 +6,11 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
 from tests.distributed import run_ranks
 from training.ranks.dist import init_layout
+from training.ranks.phase_memory import PhaseMemory, by_phase
 from training.ranks.rank_report import REPORT_EVERY_STEPS, RankMeter, summarise
 
 
@@ -26,7 +28,7 @@ def test_one_rank_waits_for_nobody():
 
 def reports_of_rank() -> list[dict[str, Any] | None]:
     layout = init_layout(sp_size=1)
-    meter = RankMeter(layout)
+    meter = RankMeter(layout, PhaseMemory(layout.device))
     reports = []
     for _ in range(2 * REPORT_EVERY_STEPS):
         began = time.monotonic()
@@ -46,3 +48,41 @@ def test_ranks_report_together_every_so_many_steps():
         assert first[number]["slowest_rank"] == 1
         assert first[number]["late_seconds"] > 0.001
         assert first[number]["peak_memory_gib"] > 0.01
+        assert "allocation_retries" not in first[number]  # of a GPU's allocator
+
+
+def test_peaks_belong_to_their_phase(monkeypatch):
+    """With an allocator of made-up figures: what torch.cuda says between two calls."""
+    now = {"allocated": 0, "reserved": 0}
+    peaks = dict(now)
+
+    def allocate(gib: int, reserved: int) -> None:
+        now.update(allocated=gib << 30, reserved=reserved << 30)
+        peaks.update({kind: max(peaks[kind], size) for kind, size in now.items()})
+
+    for kind in now:
+        monkeypatch.setattr(torch.cuda, f"max_memory_{kind}", lambda _, kind=kind: peaks[kind])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: peaks.update(now))
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda _: {"num_alloc_retries": 2})
+    memory = PhaseMemory(torch.device("cuda"))
+    allocate(9, 9)  # before the first phase
+    allocate(2, 9)
+    memory.enter("forward")
+    allocate(5, 10)
+    allocate(4, 10)
+    memory.enter("backward")
+    allocate(7, 12)
+    allocate(2, 12)
+    memory.enter("forward")
+    allocate(3, 12)
+    taken = memory.take()
+    allocate(1, 8)
+    assert memory.take()[:2] == [3.0, 12.0]  # of the phase that goes on
+    assert memory.largest_gib == 9.0
+    assert by_phase([taken, [0.0] * len(taken)]) == {
+        "forward_allocated_gib": 5.0,
+        "forward_reserved_gib": 12.0,
+        "backward_allocated_gib": 7.0,
+        "backward_reserved_gib": 12.0,
+        "allocation_retries": 2.0,
+    }

@@ -119,11 +119,11 @@ def train_and_fail(recipe: Recipe) -> None:
     """Rank 1 fails in the data of its third step, and the launcher at once ends what is left."""
     import training.ranks.run_state
     import training.run.run
-    from training.data.stream import SampleStream
+    from training.data.prefetch import PrefetchingStream
 
-    read, note = SampleStream.step, training.ranks.run_state.note_failure
+    read, note = PrefetchingStream.step, training.ranks.run_state.note_failure
 
-    def read_or_fail(stream: SampleStream, step: int) -> Any:
+    def read_or_fail(stream: PrefetchingStream, step: int) -> Any:
         if stream.split == "train" and step == 2 and os.environ["RANK"] == "1":
             raise OSError("shard 7 is gone")
         return read(stream, step)
@@ -132,7 +132,7 @@ def train_and_fail(recipe: Recipe) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         note(*args, **options)
 
-    SampleStream.step = read_or_fail  # type: ignore[method-assign]
+    PrefetchingStream.step = read_or_fail  # type: ignore[method-assign]
     training.ranks.run_state.note_failure = note_after_sigterm
     training.run.run.train(recipe)
 

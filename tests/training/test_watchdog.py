@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,11 +25,11 @@ ROOT = Path(__file__).parents[2]
 def train_and_hang(recipe: Recipe, how: str) -> None:
     """Rank 1 makes no progress in the data of its third step."""
     import training.run.run
-    from training.data.stream import SampleStream
+    from training.data.prefetch import PrefetchingStream
 
-    read = SampleStream.step
+    read = PrefetchingStream.step
 
-    def read_or_hang(stream: SampleStream, step: int) -> Any:
+    def read_or_hang(stream: PrefetchingStream, step: int) -> Any:
         if stream.split == "train" and step == 2 and os.environ["RANK"] == "1":
             (Path(recipe.run_dir) / "hangs").touch()
             if how == "stopped":
@@ -38,7 +39,7 @@ def train_and_hang(recipe: Recipe, how: str) -> None:
             time.sleep(60)
         return read(stream, step)
 
-    SampleStream.step = read_or_hang  # type: ignore[method-assign]
+    PrefetchingStream.step = read_or_hang  # type: ignore[method-assign]
     training.run.run.train(recipe)
 
 
@@ -49,7 +50,10 @@ def seconds_until_noticed(run_dir: Path, rank: int) -> float:
 
 def hanging_recipe(corpus: Path, run_dir: Path) -> Recipe:
     return short_recipe(
-        corpus, run_dir, evaluation={"every_steps": None}, watchdog={"seconds": 2.0}
+        corpus,
+        run_dir,
+        evaluation={"every_steps": None},
+        watchdog={"seconds": 2.0, "record_collectives": 50},
     )
 
 
@@ -65,6 +69,9 @@ def test_a_rank_that_sleeps_in_its_data_names_itself_and_the_line(small_corpus, 
     state = read_run_state(tmp_path)
     assert state.state == "failed"
     assert state.reason.startswith("rank 1: watchdog: rank 1 has been in phase 'data'")
+    recorded = pickle.loads((tmp_path / "collectives-rank00001.pickle").read_bytes())["entries"]
+    assert len(recorded) == 50  # of more
+    assert {entry["profiling_name"].partition(":")[0] for entry in recorded} == {"gloo"}
 
 
 def test_a_rank_that_is_stopped_is_noticed_by_the_one_that_waits(small_corpus, tmp_path):

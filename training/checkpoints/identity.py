@@ -20,7 +20,7 @@ from training.model.special_ids import SPECIAL_KEYS
 # keys that may change between a save and its resume: none affects what is learnt
 _FREE_TO_CHANGE = (
     *("run_dir", "resume", "determinism", "deepspeed"),
-    *("checkpoint", "guard", "watchdog", "trackers"),
+    *("checkpoint", "guard", "watchdog", "trackers", "profile"),
 )
 _OTHER_WEIGHTS = tuple(f"recipe.adapter.{key}" for key in ("kind", "rank", "targets"))
 """Differences that nobody can accept: what a checkpoint holds has other names or shapes. All three

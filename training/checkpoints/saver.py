@@ -93,6 +93,7 @@ class Saver:
 
     def _begin(self, progress: Progress, *, in_background: bool) -> CheckpointSave:
         self._engine.watchdog.enter("save", slow=True)
+        self._engine.memory.enter("save")
         return CheckpointSave(
             self._engine,
             self.folder,

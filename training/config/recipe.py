@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from training.config.adapter import Adapter
 from training.config.ema import Ema
 from training.config.heldout import Evaluation, HeldoutData
+from training.config.profile import Profile
 from training.config.regularisers import Baseline, Regularisers, find_no_combination
 from training.config.replay import Replay
 from training.config.sections import (
@@ -70,6 +71,8 @@ class Recipe:
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     guard: Guard = Field(default_factory=Guard)
     watchdog: Watchdog = Field(default_factory=Watchdog)
+    profile: Profile | None = None
+    """Some steps under torch's profiler: `{first_step: 10, num_steps: 2}`."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
     """Where curves go beside metrics.jsonl: `[tensorboard, wandb]`. W&B, MLflow and Trackio are
     extra packages, and told by their own variables where to send to: `docs/reports.md`."""

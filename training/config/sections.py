@@ -288,6 +288,9 @@ class Watchdog:
     """Longest time in one phase (data, forward, backward, update); null never ends a run."""
     slow_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """The same for starting, where weights are loaded, and for saving."""
+    record_collectives: Annotated[int, Field(ge=0)] = 0
+    """How many of its last collectives each rank keeps in mind (torch's flight recorder), for
+    RUN/collectives-rank*.pickle when one hangs; 0 for none."""
 
     @property
     def group_timeout_seconds(self) -> float | None:

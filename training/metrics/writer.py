@@ -18,6 +18,7 @@ from training.metrics.overfit_warning import OverfitWatch
 from training.metrics.tensorboard_writer import Board
 from training.metrics.tokens import TokenPicture, TokenTexts, add_histogram, as_markdown
 from training.metrics.trackers import TENSORBOARD, Trackers
+from training.ranks.phase_memory import PHASES
 
 STEP_TAGS = {
     "loss": "train/loss",
@@ -42,6 +43,12 @@ RANK_TAGS = {
     "late_seconds": "ranks/late_seconds",
     "slowest_rank": "ranks/slowest",
     "peak_memory_gib": "ranks/peak_memory_gib",
+    **{
+        f"{phase}_{kind}_gib": f"memory/{phase}_{kind}_gib"
+        for phase in PHASES
+        for kind in ("allocated", "reserved")
+    },
+    "allocation_retries": "memory/allocation_retries",
 }
 EVALUATION_TAGS = {
     "loss": "heldout/loss",
@@ -76,6 +83,7 @@ CHARTS = {
         "TFLOP/s of a GPU": ["Multiline", ["speed/model_tflops", "speed/hardware_tflops"]],
         "share of a GPU's peak": ["Multiline", ["speed/mfu", "speed/hfu"]],
         "memory": ["Multiline", ["ranks/peak_memory_gib"]],
+        "memory by phase": ["Multiline", ["memory/.*_gib"]],
     },
 }
 

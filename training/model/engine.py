@@ -32,6 +32,7 @@ from training.model.probe_trace import ProbeTrace
 from training.model.ulysses import shard_attention
 from training.model.weights import find_non_finite
 from training.ranks.dist import Layout, raise_together
+from training.ranks.phase_memory import PhaseMemory
 from training.ranks.watchdog import Watchdog
 
 
@@ -47,6 +48,7 @@ class Engine:
     num_trained: int
     """Of them; the rest is frozen."""
     probe_trace: ProbeTrace
+    memory: PhaseMemory
     watchdog: Watchdog = field(default_factory=Watchdog.off)
 
     @property
@@ -74,6 +76,8 @@ class Engine:
     def score(self, inputs: ModelInputs) -> Scored:
         """nll and entropy of a micro-batch, both differentiable as far as the mode allows."""
         self.watchdog.enter("forward")
+        if torch.is_grad_enabled():
+            self.memory.enter("forward")
         return Scored(*self.ds(inputs))
 
     def weighted_loss(
@@ -88,6 +92,7 @@ class Engine:
             teacher: whose predictions are part of that sum.
         """
         self.watchdog.enter("forward")
+        self.memory.enter("forward")
         loss, *scored = self.ds(inputs, token_weights_BS, teacher)
         return loss, Scored(*scored)
 
@@ -119,6 +124,7 @@ class Engine:
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
+        self.memory.enter("probe")
         self.ds.eval()
         try:
             with self.probe_trace.used():
@@ -163,8 +169,10 @@ class Engine:
             group["lr"] = lr
         ends_step = self.ds.is_gradient_accumulation_boundary()
         self.watchdog.enter("backward")
+        self.memory.enter("backward")
         self.ds.backward(loss_sum * factor)
         self.watchdog.enter("update")
+        self.memory.enter("update")
         self.ds.step()
         if not ends_step:
             return None
@@ -240,6 +248,7 @@ def build_engine(
         num_parameters=sum(_whole_shape(p).numel() for p in model.parameters()),
         num_trained=sum(_whole_shape(p).numel() for p in model.parameters() if p.requires_grad),
         probe_trace=ProbeTrace(ds_engine),
+        memory=PhaseMemory(layout.device),
         watchdog=watchdog or Watchdog.off(),
     )
 

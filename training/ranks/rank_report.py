@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from training.ranks.dist import Layout
+from training.ranks.phase_memory import PhaseMemory, by_phase
 
 REPORT_EVERY_STEPS = 50
 _GIB = 2**30
@@ -22,8 +23,8 @@ class RankMeter:
     into ZeRO's own collectives and does not show here.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, memory: PhaseMemory) -> None:
+        self._layout, self._memory = layout, memory
         self._alone_seconds = self._step_seconds = 0.0
         self._num_steps = 0
 
@@ -36,7 +37,7 @@ class RankMeter:
     def report(self) -> dict[str, Any] | None:
         """Of the steps since the last report, equal on every rank; None until there are enough.
 
-        Every rank calls it after every step. Gathers three numbers per rank.
+        Every rank calls it after every step. Gathers fourteen numbers per rank.
         """
         if self._num_steps < REPORT_EVERY_STEPS:
             return None
@@ -44,7 +45,8 @@ class RankMeter:
             [
                 self._alone_seconds / self._num_steps,
                 self._step_seconds / self._num_steps,
-                peak_memory_gib(self._layout),
+                peak_memory_gib(self._memory),
+                *self._memory.take(),
             ],
             dtype=torch.float64,
             device=self._layout.device,
@@ -53,7 +55,8 @@ class RankMeter:
         dist.all_gather(gathered, own)
         self._alone_seconds = self._step_seconds = 0.0
         self._num_steps = 0
-        return summarise([rank.tolist() for rank in gathered])
+        ranks = [rank.tolist() for rank in gathered]
+        return summarise(ranks) | by_phase([rank[3:] for rank in ranks])
 
 
 def summarise(ranks: list[list[float]]) -> dict[str, Any]:
@@ -71,8 +74,8 @@ def summarise(ranks: list[list[float]]) -> dict[str, Any]:
     }
 
 
-def peak_memory_gib(layout: Layout) -> float:
+def peak_memory_gib(memory: PhaseMemory) -> float:
     """Of this process so far: the allocator's on a GPU, the resident set elsewhere."""
-    if layout.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(layout.device) / _GIB
+    if memory.is_measured:
+        return memory.largest_gib
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB

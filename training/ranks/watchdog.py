@@ -6,10 +6,11 @@ import faulthandler
 import os
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from training.ranks.run_state import note_failure
 
@@ -38,17 +39,25 @@ class Watchdog:
     """
 
     def __init__(
-        self, run_dir: Path, *, rank: int, seconds: float | None, slow_seconds: float
+        self,
+        run_dir: Path,
+        *,
+        rank: int,
+        seconds: float | None,
+        slow_seconds: float,
+        record_collectives: int = 0,
     ) -> None:
         """Watch once it is entered as a context.
 
         Args:
-            run_dir: gets `hang-rank<rank>.txt`.
+            run_dir: gets `hang-rank<rank>.txt`, and `collectives-rank<rank>.pickle`.
             seconds: longest time in a phase; None watches nothing.
             slow_seconds: the same in the phases that are entered as slow.
+            record_collectives: whether torch records some (`record_collectives`).
         """
         self._run_dir, self._rank = run_dir, rank
         self._seconds, self._slow_seconds = seconds, slow_seconds
+        self._has_recorder = record_collectives > 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._phase = _Phase("start", 0, False, 0.0)
@@ -116,8 +125,27 @@ class Watchdog:
             with report.open("a", encoding="utf-8") as file:
                 _say(file.fileno(), sentence)
             note_failure(self._run_dir, rank=self._rank, message=f"watchdog: {sentence}")
+            if self._has_recorder:
+                path = self._run_dir / f"collectives-rank{self._rank:05d}.pickle"
+                path.write_bytes(recorded_collectives())
         finally:
             os._exit(EXIT_CODE)
+
+
+def record_collectives(number: int) -> None:
+    """Have torch keep each rank's last ones; before the process group exists."""
+    if number:
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(number))
+
+
+def recorded_collectives() -> bytes:
+    """What torch's flight recorder holds, pickled: `torchfrtrace` reads it."""
+    from torch._C import _distributed_c10d
+
+    c10d: Any = _distributed_c10d  # its stubs leave them out
+    with suppress(AttributeError):  # of builds with NCCL alone
+        return bytes(c10d._dump_nccl_trace())
+    return bytes(c10d._dump_fr_trace())
 
 
 def describe_hang(rank: int, phase: str, *, step: int, seconds: float, alone: bool) -> str:

@@ -32,6 +32,7 @@ from training.run.best import decisive_loss, is_best_so_far, judged, reason_to_e
 from training.run.heldout import Heldout
 from training.run.loss_guard import Action, LossGuard
 from training.run.plan import Plan
+from training.run.profile import StepProfiler
 from training.run.schedule import learning_rate
 from training.run.step import train_step
 from training.run.teacher import Teacher
@@ -57,6 +58,7 @@ class Run:
     average: AveragedWeights | None
     """Of the weights, for a recipe with `ema`."""
     teacher: Teacher | None
+    profiler: StepProfiler
 
     @property
     def engine(self) -> Engine:
@@ -83,7 +85,7 @@ class _LoopState:
                 losses=progress.recent_losses,
                 grad_norms=progress.recent_grad_norms,
             ),
-            meter=RankMeter(run.engine.layout),
+            meter=RankMeter(run.engine.layout, run.engine.memory),
             utilisation=Utilisation.of(
                 run.recipe, run.engine.model, num_gpus=run.engine.layout.world_size
             ),
@@ -180,6 +182,7 @@ def _one_step(
     began = time.monotonic()
     sketch = TokenSketch(run.engine.layout) if _is_evaluated(run, progress.step + 1) else None
     recipe = run.recipe
+    run.profiler.begin(progress.step + 1)
     result = train_step(
         run.engine,
         stream,
@@ -199,6 +202,7 @@ def _one_step(
     )
     if run.average and run.engine.updated:
         run.average.update()
+    run.profiler.end(progress.step + 1)
     seconds = time.monotonic() - began
     finished, carried = finish_epochs(progress.epoch_digest, result.digests, stream, progress.step)
     is_lost = result.bad is not None and result.bad.action != "report"

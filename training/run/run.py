@@ -40,12 +40,13 @@ from training.ranks.dist import Layout, broadcast_from_rank0, init_layout, raise
 from training.ranks.run_folder import lock_run_dir
 from training.ranks.run_state import RunRecord
 from training.ranks.stopping import StopRequests
-from training.ranks.watchdog import Watchdog
+from training.ranks.watchdog import Watchdog, record_collectives
 from training.regularisers.base import RunParts
 from training.regularisers.entropy_cache import EntropyCache
 from training.regularisers.entropy_source import open_cache
 from training.regularisers.table import model_regularisation
 from training.run.loop import Run, run_steps
+from training.run.profile import StepProfiler
 from training.run.schedule import warmup_steps
 from training.run.start import Start, check_start_together
 from training.run.surprises import print_surprises
@@ -65,6 +66,7 @@ def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
         ValueError: for a recipe, corpus or layout that does not work, before weights exist.
     """
     choose_determinism(recipe.determinism)
+    record_collectives(recipe.watchdog.record_collectives)
     layout = init_layout(
         sp_size=recipe.train.sequence_parallel_size,
         timeout_seconds=recipe.watchdog.group_timeout_seconds,
@@ -188,6 +190,7 @@ def _run(
                 heldout=start.heldout,
                 average=average,
                 teacher=teacher,
+                profiler=StepProfiler(recipe.profile, run_dir, enabled=layout.is_main),
             )
             run.saver.mirror.begin(progress.run_key, run_dir, identity)
             if newest:
