@@ -71,7 +71,7 @@ def _failing(app: Callable[..., Iterable[bytes]], store: Store) -> Callable[...,
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if "Credential=wrong/" in environ.get("HTTP_AUTHORIZATION", ""):
             start_response("403 Forbidden", [("Content-Length", str(len(_DENIED)))])
-            return [_DENIED]
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else [_DENIED]
         request = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         for fault in store.faults:
             if fault[0] == request[0] and fault[1] in request[1]:
