@@ -19,6 +19,7 @@ COMMANDS = {
     "bench_data_prep": [
         *("--mb", "1", "--rounds", "1", "--vocab-size", "600"),
         *("--ways", "ceiling", "gigatoken alone", "ours"),
+        *("--verbs", "decontaminate"),
     ],
     "bench_host": [
         *("--layers", "1", "--rounds", "1", "--samples", "1", "--modes", "input_reference"),
