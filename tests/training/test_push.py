@@ -230,12 +230,18 @@ def test_a_base_is_not_given_to_random_weights(exported: Path, pusher: Pusher, s
 
 
 @pytest.mark.parametrize(
-    "place", ["/home/alice/base", "~/base", "~alice/my base/x", "C:\\alice\\base", "file:///a/b"]
+    "place",
+    ["/home/alice/base", "~/base", "~alice/my base/x", "C:\\alice\\base", "file:///a/b", r"\\a\b"],
 )
 def test_places_of_this_machine_are_found_in_settings(tmp_path: Path, place: str) -> None:
     harmless = {"chat_template": "/home/{{ x }}/y", "auto_map": "me/code--module.Class"}
     tokens = {"0": {"content": "/"}, "1": {"content": "</think>"}, "2": {"content": "//"}}
-    settings = {"url": "https://a.b/c", "added_tokens_decoder": tokens, **harmless}
+    settings = {
+        "url": "https://a.b/c",
+        "pattern": r"\s\S+",
+        "added_tokens_decoder": tokens,
+        **harmless,
+    }
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps(settings | {"name_or_path": place, "a": [{"tokenizer_file": "x"}]}))
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {place: 1}}}))

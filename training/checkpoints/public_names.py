@@ -23,7 +23,7 @@ RANDOM_WEIGHTS = "random weights"
 _SETTINGS = ("*config.json", "special_tokens_map.json")
 _NOTES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
 """Where a program found what it loaded, as older ones wrote into settings; nobody reads them."""
-_PLACE = re.compile(r"(~[\w.-]*[/\\]|[A-Za-z]:[/\\]|file:/|[/\\]+[^/\\\n{}<>]+[/\\])[^\n{}<>]+")
+_PLACE = re.compile(r"(~[\w.-]*[/\\]|[A-Za-z]:[/\\]|file:/|\\\\|/+[^/\\\n{}<>]+/)[^\n{}<>]+")
 """A path of a folder or a file, and no template or token."""
 _BEGAN_FROM = re.compile(r"^\| began from \| (.*) \|$", re.MULTILINE)
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
