@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _Row = tuple[str, Kind, int, int, "Globs | None"]  # plain: objects take ten times as long
 _BLOCK_FILES = 4096
-# Of compressed blocks, about 20 bytes a file; a longer list goes to a file in TMPDIR.
+# Of compressed blocks, some 15 bytes a file; a longer list goes to a file in TMPDIR.
 _MEMORY_BYTES = 1 << 24
 
 
