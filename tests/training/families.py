@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import deepspeed
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.training.gates import SEQUENCE_TOKENS
@@ -15,7 +17,7 @@ from tests.training.measured_layouts import CapturingEngine
 from training.config.sections import Model
 from training.data.documents import find_documents
 from training.model.causal_lm import resolve_model_config
-from training.model.engine import build_engine
+from training.model.engine import Engine, build_engine
 from training.model.gate import find_other_numbers, soften_attention
 from training.model.inputs import NO_REGULARISATION, ModelInputs
 from training.model.tiny import VOCAB_SIZE, plain_model, tiny_config
@@ -73,7 +75,7 @@ def measure(base: dict[str, Any], *, sp_size: int) -> str | None:
     for weight in plain.parameters():
         weight.data += torch.randn_like(weight) * 0.1
     soften_attention(plain)
-    engine.put(dict(plain.named_parameters()))
+    put_all(engine, dict(plain.named_parameters()))
     ids_BT, positions_BT = rows()
 
     def plain_nlls() -> torch.Tensor:
@@ -118,6 +120,15 @@ def measure(base: dict[str, Any], *, sp_size: int) -> str | None:
     return str(wrong) if wrong else None
 
 
+def put_all(engine: Engine, weights: dict[str, torch.nn.Parameter]) -> None:
+    """Those that the model keeps frozen, such as what balances its experts, too."""
+    engine.put(weights)
+    frozen = {n: w for n, w in engine.model.lm.named_parameters() if not w.requires_grad}
+    for name, parameter in frozen.items():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+            parameter.copy_(weights[name])
+
+
 def beyond_rounding(
     apart: dict[str, float], plain: torch.nn.Module, total: Callable[[], torch.Tensor]
 ) -> dict[str, float]:
@@ -135,6 +146,8 @@ def beyond_rounding(
         return {}
     grads = {n: w.grad for n, w in plain.named_parameters() if n in wrong and w.grad is not None}
     plain.zero_grad()
+    if isinstance(plain, PreTrainedModel):
+        plain.set_experts_implementation("eager")  # grouped products know no float64
     plain.double()
     total().backward()
     exact = {n: w.grad for n, w in plain.named_parameters() if n in grads and w.grad is not None}
