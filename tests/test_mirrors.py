@@ -196,6 +196,29 @@ def test_a_run_at_the_url_of_another_is_refused_before_anything_is_deleted(
     assert complete_mirrors(url) == ["step-00000060", "step-00000070"]
 
 
+def test_a_run_that_had_no_mirror_before_takes_over_no_copies_but_its_own(
+    url: str, tmp_path: Path
+) -> None:
+    """Its checkpoints have no key, and the settings of two runs may be the same."""
+    write_manifest(checkpoint(tmp_path / "b", 40), {"step": 40}, files={})
+    send_checkpoints(url, checkpoint(tmp_path / "a", 40), checkpoint(tmp_path / "a", 60))
+    with pytest.raises(ValueError, match="holds step-00000060 of another run"):
+        key_of_copies(url, tmp_path / "b", identity=IDENTITY, accepted=())
+    send_checkpoints(f"{url}/b", tmp_path / "b" / "step-00000040")  # all that it sent yet
+    assert key_of_copies(f"{url}/b", tmp_path / "b", identity=IDENTITY, accepted=()) == "one"
+
+
+def test_copies_of_an_earlier_version_are_refused_with_the_way_to_go_on(
+    url: str, tmp_path: Path
+) -> None:
+    upload_folder(checkpoint(tmp_path / "a", 40), f"{url}/step-00000040", last=MANIFEST)
+    with pytest.raises(ValueError, match=r"of a run that no run\.json there names") as refused:
+        key_of_copies(url, tmp_path / "b", identity=IDENTITY, accepted=())
+    words = str(refused.value).rpartition("data_prep ")[2].split()
+    assert main(words) == 0
+    assert (tmp_path / "b" / "step-00000040" / MANIFEST).is_file()
+
+
 def test_two_runs_that_begin_at_one_url_at_once_delete_nothing(url: str, tmp_path: Path) -> None:
     first, second = sender_to(url, run="one"), sender_to(url, run="two")
     second.add(checkpoint(tmp_path / "b", 10))

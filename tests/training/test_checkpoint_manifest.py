@@ -17,6 +17,7 @@ from training.checkpoints.manifest import (
     other_versions,
     parse_manifest,
     read_manifest,
+    run_key_of,
     write_manifest,
 )
 
@@ -123,3 +124,9 @@ def test_packages_that_were_others_are_named(tmp_path):
     first, second = other_versions(manifest)
     assert first == f"torch 1.0, now {now}"
     assert second.startswith("deepspeed None, now ")
+
+
+@pytest.mark.parametrize("name", ["run_key", "tracked_as"])
+def test_trackers_know_a_run_whose_checkpoint_is_of_an_earlier_version(name):
+    assert run_key_of({name: "0123456789abcdef"}) == "0123456789abcdef"
+    assert run_key_of({}) is None

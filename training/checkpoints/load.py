@@ -16,7 +16,7 @@ from training.checkpoints.files import (
     read_state,
 )
 from training.checkpoints.identity import compare_identity, refuse_differences
-from training.checkpoints.manifest import read_manifest
+from training.checkpoints.manifest import read_manifest, run_key_of
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
 from training.checkpoints.reshard import is_of_other_ranks, load_universal, universal_copy
@@ -80,7 +80,7 @@ def progress_of(manifest: dict[str, Any], identity: dict[str, Any]) -> Progress:
         recent_grad_norms=tuple(manifest["recent_grad_norms"]),
         left_out=tuple(manifest["left_out"]),
         num_bad_in_row=manifest["num_bad_in_row"],
-        run_key=manifest.get("run_key"),
+        run_key=run_key_of(manifest),
     )
     if not is_by_another_loss(manifest["identity"], identity):
         return progress

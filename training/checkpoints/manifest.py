@@ -96,6 +96,12 @@ def judged_loss(manifest: Mapping[str, Any]) -> float | None:
     return loss
 
 
+def run_key_of(manifest: Mapping[str, Any]) -> str | None:
+    """By which trackers and `checkpoint.mirror` know the run; None if neither was used."""
+    key: str | None = manifest.get("run_key", manifest.get("tracked_as"))  # its older name
+    return key
+
+
 def other_versions(manifest: Mapping[str, Any]) -> list[str]:
     """Which packages were others when it was written: "torch 2.12.0, now 2.13.0"."""
     return [

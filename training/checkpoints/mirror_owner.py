@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import socket
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from common.mirror import mirrors_below
+from common.checksum import record_file
+from common.commands import command
+from common.mirror import listed_at, mirrors_below
 from common.remote import RemoteError, read_bytes, write_bytes
 from training.checkpoints.identity import unaccepted_differences
-from training.checkpoints.manifest import read_manifest
+from training.checkpoints.manifest import MANIFEST, read_manifest, run_key_of
 
 OWNER = "run.json"
 
@@ -73,8 +76,9 @@ def key_of_copies(
 ) -> str | None:
     """The key of the run whose copies are there, which this start is to resume; None without any.
 
-    A run that has checkpoints here is known by their key. Where the disk is empty, its settings
-    must be those of the copies.
+    A run that has checkpoints here is known by their key, or if they have none, as they are from
+    before it had a mirror, by their copies. Where the disk is empty, its settings must be those of
+    the copies.
 
     Raises:
         ValueError: when the copies are another run's.
@@ -84,12 +88,16 @@ def key_of_copies(
         return None
     owner = read_owner(url)
     if owner is None:
+        back = command(f"data_prep mirror {url}/{steps[-1]} {root / steps[-1]}")
+        how = "" if any(root.glob("step-*")) else f"; to go on from it, first run: {back}"
         raise ValueError(
-            f"checkpoint.mirror {url}: holds {steps[-1]} of a run that no {OWNER} there names; "
-            "choose another URL"
+            f"checkpoint.mirror {url}: holds {steps[-1]} of a run that no {OWNER} there names, as "
+            f"earlier versions left it; choose another URL{how}"
         )
-    key = _key_of_newest(root)
-    if key and key != owner.run_key:
+    own = list(_readable(root))
+    key = run_key_of(own[0][1]) if own else None
+    is_another = key != owner.run_key if key else not any(_is_copied(each, url) for each, _ in own)
+    if own and is_another:
         raise _of_another_run(url, owner, steps[-1])
     differing = unaccepted_differences(owner.identity, identity, accepted=accepted)
     if differing and not key:
@@ -126,11 +134,13 @@ def _of_another_run(url: str, owner: Owner, newest: str) -> ValueError:
     )
 
 
-def _key_of_newest(root: Path) -> str | None:
-    """In the newest checkpoint here that can be read; older versions wrote none."""
+def _readable(root: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Checkpoints here and their manifests, the newest first, without those that are damaged."""
     for folder in sorted(root.glob("step-*"), reverse=True):
-        try:
-            return read_manifest(folder).get("run_key")
-        except (OSError, ValueError):
-            continue
-    return None
+        with suppress(OSError, ValueError):
+            yield folder, read_manifest(folder)
+
+
+def _is_copied(folder: Path, url: str) -> bool:
+    copied = listed_at(f"{url}/{folder.name}").get(MANIFEST)
+    return copied == record_file(folder / MANIFEST)
