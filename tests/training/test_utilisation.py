@@ -60,6 +60,7 @@ def test_recomputed_passes_count_for_the_hardware_alone():
         ("NVIDIA L40S", 362.0),
         ("NVIDIA L4", 121.0),
         ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
     ],
 )
 def test_peaks_are_those_of_data_sheets(gpu, peak):

@@ -90,6 +90,8 @@ def _peak_tflops(dtype: torch.dtype) -> float | None:
 
 
 def peak_tflops(gpu: str) -> float | None:
-    """Dense bf16 of a GPU by its name; None for others than those of the table."""
+    """Dense bf16 of a GPU by its name; None for others than those of the table, and for a part."""
+    if " MIG " in gpu:
+        return None
     found = (peak for name, peak in _PEAK_TFLOPS.items() if re.search(rf"\b({name})\b", gpu))
     return next(found, None)
