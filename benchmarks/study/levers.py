@@ -119,13 +119,12 @@ LEVERS = (
         passes=2.0,
         round=2,
     ),
-    _regulariser("eaft", "EAFT", "eaft_full_nats", 3.0, 1.5, 6.0, passes=4 / 3, round=2),
+    _regulariser("eaft", "EAFT", "eaft_full_nats", 3.0, 1.5, 6.0, round=2),
     _lever(
         "plus_eaft_low",
         "EAFT turned round",
         {"regulariser": "eaft", "baseline.eaft_side": "low"},
         tries("baseline.eaft_full_nats", 3.0, 1.5, 6.0),
-        passes=4 / 3,
         round=2,
     ),
     _lever(

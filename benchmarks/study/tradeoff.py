@@ -45,8 +45,17 @@ def at_share(share: str, measure: str) -> Measure:
 
 
 def best_share(place: Place, runs: ArmRuns) -> str:
-    """The share with the lowest loss on the tuning slice, by the setting that the arm chose."""
-    tuning = [row for row in place.tuning[runs.arm.name] if row["chosen"] == runs.chosen]
+    """The share with the lowest loss on the tuning slice, by the setting that the arm chose.
+
+    1 where no others are scored, or not yet.
+    """
+    tuning = [
+        row
+        for row in place.tuning.get(runs.arm.name, ())
+        if row["chosen"] == runs.chosen and "between" in row
+    ]
+    if not tuning:
+        return "1"
     shares = ["1", *tuning[0]["between"]]
     return min(shares, key=lambda share: at_share(share, "domain_loss")(tuning[0]))
 

@@ -106,6 +106,11 @@ def test_a_share_of_the_base_is_chosen_on_the_tuning_slice_and_costs_count_repla
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[6] == "**−0.500 ± 0.000**" and cells[8] == "**+0.500 ± 0.000**"
     assert cells[9:11] == ["0.5", "**−0.750 ± 0.000**"]
+    # runs of another study than that of levers, and one whose tuning is under way
+    (place,) = places_of([row("plain", seed, [9.0, 3.0]) for seed in (TUNING_SEED, 1)])
+    assert best_share(place, place.arms["plain"]) == "1"
+    (place,) = places_of([lever_row("plain_slow", 1, 3.0, halfway=3.5)])
+    assert best_share(place, place.arms["plain_slow"]) == "1"
 
 
 # --- what is run ---
