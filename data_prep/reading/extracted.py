@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -54,10 +54,14 @@ def is_extracted(name: str) -> bool:
 def refuse_missing_extractor(suffix: str) -> None:
     """Raise unless what reads files of this suffix is installed."""
     package = _EXTRACTORS[suffix.lower()].package
-    if find_spec(package) is None:
+    try:
+        import_module(package)
+    except ImportError as error:  # also one of what it needs
+        because = "" if error.name == package else f" ({' '.join(str(error).split())})"
         raise ValueError(
-            f"--extract: {suffix} needs {package}: pip install '.[documents]' in the checkout"
-        )
+            f"--extract: {suffix} needs {package}{because}: pip install '.[documents]' in the "
+            "checkout"
+        ) from None
 
 
 def _suffix(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ import docx
 import pytest
 
 from data_prep.build import BuildOptions, build
+from data_prep.reading.extracted import refuse_missing_extractor
 from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
 from data_prep.shards import open_corpus
@@ -111,6 +113,24 @@ def test_a_file_is_a_document_or_each_of_its_pages_is(folder: Path) -> None:
         read_inputs(folder / "a.pdf")
     with pytest.raises(ValueError, match="holds text, not records"):
         read_inputs(folder / "a.pdf", globs=Globs(extract="file"), fields=Fields(ids="ids"))
+
+
+def test_a_package_that_does_not_import_is_told_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refuse_missing_extractor.cache_clear()
+    monkeypatch.setitem(sys.modules, "trafilatura", None)
+    with pytest.raises(
+        ValueError, match=r"\.html needs trafilatura: pip install '\.\[documents\]'"
+    ):
+        refuse_missing_extractor(".html")
+
+    def fail(package: str) -> None:
+        raise ImportError("lxml.html.clean is now\na project of its own", name=None)
+
+    monkeypatch.setattr("data_prep.reading.extracted.import_module", fail)
+    with pytest.raises(ValueError, match=r"trafilatura \(lxml\.html\.clean is now a project of"):
+        refuse_missing_extractor(".html")
 
 
 def test_a_corpus_knows_the_page_of_each_document(folder: Path, tmp_path: Path) -> None:
