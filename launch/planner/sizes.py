@@ -22,9 +22,12 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
     Of a model of several kinds of input it is those of its text model.
 
     Raises:
-        ValueError: for a family that is not known here, or a size that is not a number.
+        ValueError: for a family that is not known here, a size that is not a number, or quantized
+            weights, which training refuses.
     """
+    _refuse_quantized(config, source)
     if isinstance(text := config.get("text_config"), dict):
+        _refuse_quantized(text, source)
         config = {key: config[key] for key in ("tie_word_embeddings",) if key in config} | text
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -36,6 +39,15 @@ def from_config(config: dict[str, Any], *, source: str) -> Architecture:
             f"{', '.join(FAMILIES)}; docs/models.md lists what trains"
         )
     return _Reader(family, config, source).architecture()
+
+
+def _refuse_quantized(config: Mapping[str, Any], source: str) -> None:
+    """As training does: there are no numbers to train."""
+    if quantized := config.get("quantization_config"):
+        kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ValueError(
+            f"{source}: its weights are quantized ({kind}); training needs them in bf16 or fp32"
+        )
 
 
 class _Reader:

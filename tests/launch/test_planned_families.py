@@ -189,3 +189,12 @@ def test_a_family_that_is_not_known_is_refused_with_those_that_are() -> None:
     projected = small("opt") | {"word_embed_proj_dim": 48}
     with pytest.raises(ValueError, match="word_embed_proj_dim 48 is not supported by the planner"):
         from_config(projected, source="model.config")
+
+
+def test_quantized_weights_are_refused_as_by_training() -> None:
+    config, quantized = small("gpt_oss"), {"quantization_config": {"quant_method": "mxfp4"}}
+    told = r"config\.json: its weights are quantized \(mxfp4\); training needs them in bf16 or fp32"
+    for given in (config | quantized, {"text_config": config | quantized}):
+        with pytest.raises(ValueError, match=told):
+            from_config(given, source="base/config.json")
+    from_config(config | {"quantization_config": None}, source="base/config.json")
