@@ -20,7 +20,7 @@ dim, and tokens that a recipe would drop are struck through.
   python -m data_prep inspect data/notes --seq-len 2048 --sample 0 17
   python -m data_prep inspect data/notes --split val --html notes.html
   python -m training preview RECIPE.yaml --scores base --epoch 3 --samples 0-3 --out drops.json
-  python -m data_prep inspect data/notes --seq-len 2048 --sample 0 1 2 3 --drops drops.json \
+  python -m data_prep inspect data/notes --seq-len 2048 --sample 0 1 2 3 --drops drops.json \\
       --html drops.html
 """
 
