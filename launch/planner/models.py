@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,12 @@ def _of_model(recipe: Recipe) -> Architecture:
         return from_config(_read_config(path), source=str(path))
     if name in PUBLIC_MODELS:
         return from_config(PUBLIC_MODELS[name], source="the planner's own table")
-    hint = did_you_mean(name, PUBLIC_MODELS, cutoff=0.4)
+    # another size is another model, not a slip of the pen
+    numbers = re.findall(r"\d+", name)
+    near = [known for known in PUBLIC_MODELS if re.findall(r"\d+", known) == numbers]
+    could_be_of_hub = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
+    download = f"`hf download {name} config.json` brings its sizes without its weights"
+    hint = did_you_mean(name, near, cutoff=0.4, otherwise=download if could_be_of_hub else "")
     raise ValueError(
         f"model.pretrained {name} is not a folder here, not in the hub's cache, and not one of "
         f"{', '.join(PUBLIC_MODELS)}{hint}"

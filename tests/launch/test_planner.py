@@ -270,6 +270,10 @@ def test_more_gpus_are_named_when_no_change_fits() -> None:
             ["Qwen3-8b", "did you mean Qwen/Qwen3-8B"],
         ),
         (
+            ["--gpus", "8", "model.pretrained=Qwen/Qwen3-30B-A3B"],
+            ["meta-llama/Llama-3.1-8B; `hf download Qwen/Qwen3-30B-A3B config.json` brings"],
+        ),
+        (
             ["--gpus", "8", "model.pretrained=null", "model.config={model_type: gpt2}"],
             ["vocab_size"],
         ),
@@ -295,6 +299,12 @@ def test_mistakes_are_one_message(
     assert code == 2
     assert all(word in said for word in words), said
     assert "Traceback" not in said
+
+
+def test_overrides_are_not_called_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan"])
+    assert "are required: RECIPE, --gpus, --gpu-gib" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("gpu_gib", "code"), [("80", 0), ("8", 1)])

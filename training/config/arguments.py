@@ -21,6 +21,7 @@ def add_overrides(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # else argparse says that some are required
         metavar="a.b=c",
         help="change keys of the recipe, as in train.epochs=3",
     )
@@ -36,7 +37,7 @@ def parse_arguments(
         hint = did_you_mean(wrong[0].partition("=")[0], _options_of(parser, options.verb))
         parser.error(f"{wrong[0]}: unknown argument{hint}; see {options.verb} --help")
     if overrides is not None:
-        overrides += later
+        options.overrides = [*overrides, *later]
     return options
 
 
