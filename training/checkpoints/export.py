@@ -31,6 +31,7 @@ from training.checkpoints.manifest import (
 from training.checkpoints.mixing import Mix, find_mix, trained_in
 from training.checkpoints.model_card import write_model_card
 from training.checkpoints.model_folder import (
+    FILE_SIZE,
     IS_PART,
     MODEL_FOLDER,
     SAMPLES,
@@ -200,7 +201,7 @@ def _write_weights(folder: Path, mix: Mix, recipe: Recipe) -> PreTrainedModel:
     lm.tie_weights()
     lm.generation_config = GenerationConfig()  # ours is written later, in the base's words
     try:
-        lm.save_pretrained(folder)
+        lm.save_pretrained(folder, max_shard_size=FILE_SIZE)
     except SafetensorError as error:  # not an OSError, even when a disk is full
         raise ValueError(
             f"{folder}: {error}; nothing was exported. Free some space, or choose another --out"

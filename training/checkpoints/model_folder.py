@@ -32,6 +32,8 @@ IS_PART = "is_part.json"
 _SCRATCH = "entrodrop_model"
 """transformers names modules after their folder: the code must not be taken for the base's."""
 GENERATION = "generation_config.json"
+FILE_SIZE = "5GB"
+"""The most in a file of weights, if no single one is larger: transformers itself takes 50 GB."""
 LICENCES = ("LICEN[CS]E*", "licen[cs]e*", "NOTICE*", "USE_POLICY*")
 _ENDS = "eos_token_id"
 _CARD = "README.md"

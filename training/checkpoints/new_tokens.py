@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from training.checkpoints.files import staged_folder
-from training.checkpoints.model_folder import GENERATION, LICENCES
+from training.checkpoints.manifest import CARD
+from training.checkpoints.model_folder import FILE_SIZE, GENERATION, LICENCES
 from training.config.sections import Model
 from training.model.multimodal import is_part
 
@@ -56,8 +57,8 @@ def add_tokens(base: Path, *, tokenizer: Path, out: Path) -> int:
         before = {name: weight.clone() for name, weight in lm.state_dict().items()}
         torch.manual_seed(_SEED)
         lm.resize_token_embeddings(num_ids, pad_to_multiple_of=MULTIPLE, mean_resizing=True)
-        lm.save_pretrained(staging)
-        for pattern in (GENERATION, *LICENCES):
+        lm.save_pretrained(staging, max_shard_size=FILE_SIZE)
+        for pattern in (CARD, GENERATION, *LICENCES):
             for path in base.glob(pattern):
                 shutil.copyfile(path, staging / path.name)
         _load_tokenizer(tokenizer).save_pretrained(staging)
