@@ -23,7 +23,7 @@ from tests.training.short_runs import (
 )
 from training.checkpoints.adapter_folder import read_adapter
 from training.checkpoints.ema_files import read_average
-from training.checkpoints.export import export_run
+from training.checkpoints.export import Form, export_run
 from training.checkpoints.manifest import find_corruption
 from training.checkpoints.mixing import load_masters
 from training.checkpoints.public_names import find_place, local_base, name_base
@@ -49,7 +49,7 @@ def run(adapted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "adapter_config.json" in {path.name for path in export_run(run_dir).iterdir()}
     settings = run_dir / "model" / "tokenizer_config.json"  # as older tokenizers have them
     settings.write_text(json.dumps(json.loads(settings.read_text()) | NOTE))
-    export_run(run_dir, merge=True, out=run_dir / "merged")
+    export_run(run_dir, form=Form(merge=True), out=run_dir / "merged")
     return run_dir
 
 
@@ -130,7 +130,7 @@ FORMS = ["alone", *(("merged", "ema") if WHOLE else ())]
 def test_evaluate_has_the_losses_of_the_run(run, tmp_path, form):
     last = metrics(run, "evaluation")[-1]
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    export_run(copy, merge=form == "merged", averaged=form == "ema")
+    export_run(copy, form=Form(merge=form == "merged"), averaged=form == "ema")
     (result,) = run_ranks(evaluate_run, copy, [], world_size=1)
     expected = last["ema_loss" if form == "ema" else "loss"]
     assert result["loss"] == pytest.approx(expected, rel=1e-5)
@@ -155,11 +155,13 @@ def test_weights_between_base_and_adapter_are_those_of_whole_models(run, exporte
     assert rows[0]["loss"] == pytest.approx(first["loss"], rel=1e-5)
     assert rows[1]["loss"] == pytest.approx(last["loss"], rel=1e-5)
     merged, base = (load_file(path / "model.safetensors") for path in (run / "merged", exported))
-    middle = export_run(copy, tuned_share=0.5, merge=True, out=tmp_path / "middle")
+    middle = export_run(copy, tuned_share=0.5, form=Form(merge=True), out=tmp_path / "middle")
     for name, weight in load_file(middle / "model.safetensors").items():
         torch.testing.assert_close(weight, (merged[name] + base[name]) / 2, rtol=1e-5, atol=1e-6)
-    mean = export_run(copy, checkpoints=["step-3", "step-6"], merge=True, out=tmp_path / "mean")
-    third = export_run(copy, checkpoints=["step-3"], merge=True, out=tmp_path / "third")
+    mean = export_run(
+        copy, checkpoints=["step-3", "step-6"], form=Form(merge=True), out=tmp_path / "mean"
+    )
+    third = export_run(copy, checkpoints=["step-3"], form=Form(merge=True), out=tmp_path / "third")
     name = "model.layers.0.mlp.up_proj.weight"
     at_3, halfway = (load_file(path / "model.safetensors")[name] for path in (third, mean))
     assert (at_3 - merged[name]).abs().max() > 1e-3
@@ -183,7 +185,7 @@ def test_dora_in_bf16_is_exported_alone_and_merged(exported, small_corpus, tmp_p
     assert all(row["updated"] for row in rows)
     folder = export_run(tmp_path / "run", out=tmp_path / "alone")
     assert {weight.dtype for weight in read_adapter(folder).values()} == {torch.bfloat16}
-    merged = export_run(tmp_path / "run", merge=True, out=tmp_path / "merged")
+    merged = export_run(tmp_path / "run", form=Form(merge=True), out=tmp_path / "merged")
     alone, whole = logits_of(beside(exported, folder)), logits_of_folder(merged)
     moved = (alone - logits_of_folder(exported)).abs().max()
     assert moved > 0.03
@@ -201,7 +203,7 @@ def test_an_adapter_that_would_be_none_is_refused(run, tmp_path, options):
 
 def test_a_run_without_an_adapter_has_none_to_merge(finished, tmp_path):
     with pytest.raises(ValueError, match="--merge: this run has no adapter"):
-        export_run(finished, merge=True, out=tmp_path / "export")
+        export_run(finished, form=Form(merge=True), out=tmp_path / "export")
 
 
 def test_a_base_that_has_changed_is_refused(run, exported, tmp_path):
@@ -216,7 +218,7 @@ def test_a_base_that_has_changed_is_refused(run, exported, tmp_path):
     told = "no longer holds the weights that this run began with"
     for merge in (False, True):
         with pytest.raises(ValueError, match=told):
-            export_run(copy, merge=merge, out=tmp_path / "export")
+            export_run(copy, form=Form(merge=merge), out=tmp_path / "export")
     recipe = load_recipe(kept, [f"run_dir={copy}", "train.sequence_parallel_size=1"])
     messages = run_ranks(messages_of_errors, recipe, world_size=1)[0]
     assert "base_weights (fingerprint of the weights of model.pretrained): was" in messages[0]

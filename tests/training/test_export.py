@@ -25,7 +25,7 @@ from tests.training.model_folders import (
 )
 from tests.training.refusals import refused
 from tests.training.short_runs import SEQUENCE_TOKENS, short_recipe, train_on_rank
-from training.checkpoints.export import export_run
+from training.checkpoints.export import Form, export_run
 from training.checkpoints.model_folder import MODEL_FOLDER, SAMPLES
 from training.data.documents import find_documents
 from training.model.engine import build_engine
@@ -91,6 +91,19 @@ def test_generation_ends_at_the_end_of_the_corpuss_documents(exported, corpus):
     prompt = torch.tensor([[7, 8]])
     generated = model.generate(prompt, max_new_tokens=20, logits_processor=[end_after_five])
     assert generated[0].tolist() == [7, 8, 2, 2, 2, eos]
+
+
+def test_weights_are_written_in_the_dtype_that_is_asked_for(exported, run_dir, tmp_path):
+    """fp32 are the masters, of which the training has rounded ones."""
+    folder = export_run(run_dir, form=Form(dtype="float32"), out=tmp_path / "export")
+    rounded, asked = (
+        AutoModelForCausalLM.from_pretrained(each, dtype="auto") for each in (exported, folder)
+    )
+    assert (rounded.dtype, asked.dtype) == (torch.bfloat16, torch.float32)
+    expected = rounded.state_dict()
+    for name, weight in asked.state_dict().items():
+        assert torch.equal(weight.to(torch.bfloat16), expected[name])
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "float32"
 
 
 def test_a_run_that_kept_less_is_exported_with_the_corpus(run_dir, corpus, tmp_path, exported):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -50,6 +52,21 @@ from training.model.plain_losses import find_other_losses
 from training.model.skeleton import build_skeleton
 from training.model.tokenizer_check import find_other_tokens, load_tokenizer
 
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Form:
+    """In which form weights are written."""
+
+    merge: bool = False
+    """Of a run with an adapter, one model, not the adapter alone."""
+    dtype: str | None = None
+    """By its name in torch; None for that of the training."""
+
+
+AS_TRAINED = Form()
+
 
 def export_run(
     run_dir: Path,
@@ -57,7 +74,7 @@ def export_run(
     checkpoints: Sequence[str] = (),
     tuned_share: float = 1.0,
     averaged: bool = False,
-    merge: bool = False,
+    form: Form = AS_TRAINED,
     out: Path | None = None,
 ) -> Path:
     """Write the weights of a checkpoint as safetensors, with configuration and tokenizer.
@@ -71,7 +88,7 @@ def export_run(
             intact one.
         tuned_share: how far from the base (0) to them (1).
         averaged: take the moving averages that they hold (`ema`), not their weights.
-        merge: of a run with an adapter, write one model, not the adapter alone.
+        form: of the weights.
         out: by default `run_dir/export`; an older export is replaced, anything else refused.
 
     Returns:
@@ -88,18 +105,20 @@ def export_run(
     warn_of_remote_code(recipe.model)
     mix = find_mix(run_dir, checkpoints, tuned_share=tuned_share, averaged=averaged)
     mix.refuse_what_cannot_be_mixed(recipe.model)
-    _refuse_unfit_form(recipe, mix, merge=merge)
+    _refuse_unfit_form(recipe, mix, form)
     files = _model_files(run_dir, recipe)
+    if form.dtype is not None:
+        files[_CONFIG] = _with_dtype(files[_CONFIG], form.dtype)
     samples = load_samples(files.pop(SAMPLES))
     is_part = files.pop(IS_PART, None) is not None
     base = find_base(recipe.model) if is_part else None
-    if base is not None and recipe.adapter is not None and not merge:
+    if base is not None and recipe.adapter is not None and not form.merge:
         raise ValueError(
             "the run trained the text model of a larger one, beside which peft would not find the "
             "layers of its adapter: add --merge"
         )
     with staged_folder(out) as staging:
-        if recipe.adapter is None or merge:
+        if recipe.adapter is None or form.merge:
             _write_files(files, staging)
             lm = _write_weights(staging, mix, recipe)
             _write_files(files, staging)  # transformers writes some of them anew
@@ -119,10 +138,18 @@ def export_run(
     return out
 
 
-def _refuse_unfit_form(recipe: Recipe, mix: Mix, *, merge: bool) -> None:
-    if merge and recipe.adapter is None:
+def _with_dtype(config: bytes, dtype: str) -> bytes:
+    """A configuration by which the weights are written, and loaded again."""
+    content = json.loads(config) | {"dtype": dtype, "torch_dtype": dtype}
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _refuse_unfit_form(recipe: Recipe, mix: Mix, form: Form) -> None:
+    if recipe.adapter is not None and not form.merge and form.dtype is not None:
+        raise ValueError("--dtype: an adapter alone has that of its training: add --merge")
+    if form.merge and recipe.adapter is None:
         raise ValueError("--merge: this run has no adapter; its export is a whole model anyway")
-    if recipe.adapter is not None and not merge and mix.is_between_models:
+    if recipe.adapter is not None and not form.merge and mix.is_between_models:
         raise ValueError(
             "--average and --interpolate-base make weights that are no adapter's: add --merge"
         )
@@ -131,7 +158,7 @@ def _refuse_unfit_form(recipe: Recipe, mix: Mix, *, merge: bool) -> None:
 def _refuse_foreign(out: Path) -> None:
     """Before any work: only an older export may be replaced."""
     is_free = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    is_model = (out / "config.json").is_file() or is_adapter_folder(out)
+    is_model = (out / _CONFIG).is_file() or is_adapter_folder(out)
     is_export = (out / MANIFEST).is_file() and is_model
     if out.is_symlink() or not (is_free or is_export):
         raise ValueError(f"{out} exists and is not an export; name a folder that does not exist")

@@ -59,12 +59,17 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of a run with an adapter: one whole model, not the adapter alone",
     )
+    verb.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights that are written (default: that of the training)",
+    )
     verb.add_argument("--out", type=Path, help="default: RUN/export")
 
 
 def run(options: argparse.Namespace) -> int:
     os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed searches for one and logs it
-    from training.checkpoints.export import export_run
+    from training.checkpoints.export import Form, export_run
 
     if options.average is not None and options.checkpoint is not None:
         raise ValueError("--average names the checkpoints: leave --checkpoint out")
@@ -78,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         checkpoints=words,
         tuned_share=options.interpolate_base,
         averaged=options.weights == EMA,
-        merge=options.merge,
+        form=Form(merge=options.merge, dtype=options.dtype),
         out=options.out,
     )
     print(folder)

@@ -144,7 +144,7 @@ def _weights_and_out(
     )
     folder = (weights.run_dir or Path()) / TASKS_FOLDER
     if weights.checkpoint is not None:
-        from training.checkpoints.export import export_run, load_run_recipe
+        from training.checkpoints.export import Form, export_run, load_run_recipe
 
         folder.mkdir(exist_ok=True)
         scratch = until_loaded.enter_context(
@@ -154,7 +154,7 @@ def _weights_and_out(
         exported = export_run(
             target,
             checkpoints=chosen,
-            merge=load_run_recipe(target).adapter is not None,
+            form=Form(merge=load_run_recipe(target).adapter is not None),
             out=Path(scratch) / "export",
         )
         weights = weights.exported_to(exported)
