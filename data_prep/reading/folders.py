@@ -25,7 +25,22 @@ _BINARY = """
     xlsx
 """
 ARCHIVES = (*(f".tar{outer}" for outer in COMPRESSION_SUFFIXES), *SHORT_SUFFIXES, ".tar", ".zip")
-_OTHER_ARCHIVES = (".7z", ".br", ".lz4", ".lzma", ".rar", ".z")
+UNPACK = {
+    ".7z": "7z x",
+    ".br": "brotli -d",
+    ".lz4": "lz4 -d",
+    ".lzma": "xz -d",
+    ".rar": "unrar x",
+    ".z": "gzip -d",
+}
+"""By suffix, what makes something readable of an archive that is not read."""
+CONVERT = {
+    **dict.fromkeys((".xls", ".xlsx", ".ods"), "soffice --headless --convert-to csv"),
+    **dict.fromkeys((".doc", ".odt", ".rtf"), "soffice --headless --convert-to docx"),
+    ".epub": "pandoc --to=html --output=book.html",
+}
+"""By suffix, what makes something readable of a document."""
+_OTHER_ARCHIVES = tuple(UNPACK)
 _ARCHIVE_SUFFIXES = (*ARCHIVES, *_OTHER_ARCHIVES)
 _TABLES = "csv tsv"
 # A file may lie compressed in a folder if it would be read by this suffix without.

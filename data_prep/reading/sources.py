@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from data_prep.reading.fields import DocumentKind, Fields
 from data_prep.reading.file_list import FileList
 from data_prep.reading.folders import (
     ARCHIVES,
+    CONVERT,
+    UNPACK,
     Globs,
     Met,
     archive_suffix,
@@ -171,7 +174,8 @@ def _kind_of_named(text: str, *, globs: Globs, fields: Fields) -> Kind:
     suffix = archive_suffix(path.name)
     if suffix and suffix not in ARCHIVES:
         raise ValueError(
-            f"--input {text}: {suffix} is not supported; unpack it and read the folder"
+            f"--input {text}: {suffix} is not supported; unpack it with `{UNPACK[suffix]} "
+            f"{shlex.quote(text)}` and read what comes out"
         )
     kind = kind_of(path.name)
     if kind == "table" and globs.names(path.name):
@@ -200,6 +204,8 @@ def _advice(path: PurePath) -> str:
             return "Decompress it"
         names = " or ".join(f"{path.stem}{inner}{path.suffix}" for inner in (".jsonl", ".txt"))
         return f"Rename it after what it holds, such as {names}"
+    if converter := CONVERT.get(path.suffix.lower()):
+        return f"Convert it with `{converter} {shlex.quote(str(path))}`"
     if is_extracted(path.name):
         return "To read its text add --extract file, or --extract page"
     or_folder = "" if Globs().why_not_file(path.name) else ", or give its folder"

@@ -211,5 +211,5 @@ def test_records_are_not_read_from_archives(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds files, of which only text is read"):
         read_inputs(path, fields=type(TEXT)(ids="ids"))
     (tmp_path / "all.7z").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"\.7z is not supported; unpack it"):
+    with pytest.raises(ValueError, match=r"\.7z is not supported; unpack it with `7z x "):
         read_inputs(tmp_path / "all.7z")

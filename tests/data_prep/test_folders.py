@@ -110,15 +110,17 @@ def test_an_archive_is_no_text_even_where_it_is_named(
         ("x.bz2", "Rename it after what it holds, such as x.jsonl.bz2 or x.txt.bz2"),
         ("x.py.gz", "Rename it after what it holds, such as x.py.jsonl.gz or x.py.txt.gz"),
         ("x.parquet.gz", "Decompress it"),
+        ("x y.XLSX", "Convert it with `soffice --headless --convert-to csv '{path}'`"),
         ("x.xyz", "To read it as text add --include 'x.xyz', or give its folder"),
     ],
 )
 def test_advice_for_an_unknown_suffix_leads_to_what_the_file_holds(
     tmp_path: Path, name: str, advice: str
 ) -> None:
+    path = _files(tmp_path, name) / name
     with pytest.raises(ValueError, match=r"unknown suffix '\.") as error:
-        read_inputs(_files(tmp_path, name) / name)
-    assert str(error.value).endswith(f". {advice}")
+        read_inputs(path)
+    assert str(error.value).endswith(f". {advice.format(path=path)}")
 
 
 def test_the_closing_table_and_the_manifest_tell_what_wasread_inputs(
