@@ -168,7 +168,8 @@ def _corpus(folder: Path) -> Corpus:
 
 def hash_ngrams(ids: np.ndarray, *, n: int) -> np.ndarray:
     """A 64-bit hash of every n-gram, `[max(len - n + 1, 1)]` uint64; equal if n-grams are."""
-    return next(iter_ngram_hashes(ids, lengths=[min(n, len(ids))]))
+    of_none = np.zeros(1, dtype=np.uint64)
+    return next(iter_ngram_hashes(ids, lengths=[min(n, len(ids))]), of_none)
 
 
 def iter_ngram_hashes(ids: np.ndarray, *, lengths: Sequence[int]) -> Iterator[np.ndarray]:

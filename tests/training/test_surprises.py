@@ -47,6 +47,16 @@ def test_steps_that_the_epochs_do_not_reach_are_told(small_corpus):
     assert told.startswith("train.max_steps 1000000 is not reached: train.epochs 2 ends the run")
 
 
+def test_a_trace_of_steps_that_a_start_does_not_take(small_corpus: Path) -> None:
+    profile = {"first_step": 2, "num_steps": 2}
+    assert not [text for text in said(small_corpus, profile=profile) if "profile" in text]
+    (told,) = said(small_corpus, profile=profile, train__stop_after_steps=2)
+    assert told == (
+        "profile: no trace, since it would be of steps 2 to 3, and this start takes steps 1 to 2: "
+        "set profile.first_step"
+    )
+
+
 def test_two_passes_for_each_micro_batch_are_told(small_corpus):
     (told,) = said(small_corpus, regularisers=["entrodrop", "mir"])
     assert "mir takes two forward and backward passes for each micro-batch" in told

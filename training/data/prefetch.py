@@ -47,13 +47,19 @@ class PrefetchingStream(SampleStream):
 
     def step(self, step: int) -> list[MicroBatch]:
         """As of a stream without a thread; on CUDA copied from pinned memory, without waiting."""
-        coming = self._coming.pop() if self._coming else None
-        if coming is None or coming.step != step:
-            coming = _Coming(self, step)
-        batches = [batch.to(self.layout.device) for batch in coming.take()]
+        if not self._coming or self._coming[0].step != step:
+            self._begin(step)
+        batches = [batch.to(self.layout.device) for batch in self._coming[0].take()]
+        self._coming.clear()
         if step + 1 < self.num_steps:
-            self._coming.append(_Coming(self, step + 1))
+            self._begin(step + 1)
         return batches
+
+    def _begin(self, step: int) -> None:
+        """Behind the thread of another step, which a rollback leaves unused."""
+        for other in self._coming:
+            other.thread.join()
+        self._coming[:] = [_Coming(self, step)]
 
 
 @contextmanager

@@ -30,6 +30,8 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
             f"train.max_steps {wanted} is not reached: train.epochs {recipe.train.epochs:g} ends "
             f"the run after {total_steps} steps"
         )
+    if recipe.profile is not None:
+        found += _of_profile(recipe, total_steps, newest)
     if recipe.has_clean_pass:
         found.append(
             "regularisers: mir takes two forward and backward passes for each micro-batch: a step "
@@ -57,3 +59,16 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
         others = other_versions(read_manifest(newest))
         found += [f"{newest} was saved with {other}" for other in others]
     return found
+
+
+def _of_profile(recipe: Recipe, total_steps: int, newest: Path | None) -> list[str]:
+    assert recipe.profile is not None
+    first, num_steps = recipe.profile.first_step, recipe.profile.num_steps
+    begins = 1 + (int(read_manifest(newest)["step"]) if newest else 0)
+    ends = min(total_steps, recipe.train.stop_after_steps or total_steps)
+    if begins <= first and first + num_steps - 1 <= ends:
+        return []
+    return [
+        f"profile: no trace, since it would be of steps {first} to {first + num_steps - 1}, and this "
+        f"start takes steps {begins} to {ends}: set profile.first_step"
+    ]
