@@ -69,6 +69,6 @@ def _of_profile(recipe: Recipe, total_steps: int, newest: Path | None) -> list[s
     if begins <= first and first + num_steps - 1 <= ends:
         return []
     return [
-        f"profile: no trace, since it would be of steps {first} to {first + num_steps - 1}, and this "
-        f"start takes steps {begins} to {ends}: set profile.first_step"
+        f"profile: no trace, since it would be of steps {first} to {first + num_steps - 1}, and "
+        f"this start takes steps {begins} to {ends}: set profile.first_step"
     ]
