@@ -172,7 +172,9 @@ def _check_ends(corpus: Corpus) -> str:
                         f"{shard.name}: document {row}: expected special id {token} at token "
                         f"{at[row]}, found {tokens[at[row]]}"
                     )
-    return f"each begins with {list(prefix)} and ends with {list(suffix)}"
+    ends_of = {"begins": list(prefix), "ends": list(suffix)}
+    told = [f"{verb} with {ids}" for verb, ids in ends_of.items() if ids]
+    return f"each {' and '.join(told)}" if told else "the tokenizer adds none"
 
 
 def _check_overlap(corpus: Corpus) -> str:

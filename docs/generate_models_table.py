@@ -31,14 +31,22 @@ _FOUND = PAGE.with_name("models_found.jsonl")
 """What has been tried, until the page is written."""
 _SECONDS, _MOST_CHARACTERS = 300, 160
 KNOWN_AS = {
+    "apertus": "Apertus",
+    "bamba": "Bamba",
     "bloom": "BLOOM, BLOOMZ",
     "cohere2": "Command R7B, Aya",
+    "deepseek_v2": "DeepSeek V2",
     "deepseek_v3": "DeepSeek V3, R1",
+    "ernie4_5": "ERNIE 4.5",
+    "ernie4_5_moe": "ERNIE 4.5 with experts",
     "exaone4": "EXAONE 4",
     "falcon": "Falcon 7B, 40B, RW",
+    "falcon_h1": "Falcon-H1",
+    "gemma": "Gemma 1",
     "gemma2": "Gemma 2",
     "gemma3_text": "Gemma 3",
     "glm4": "GLM-4",
+    "glm4_moe": "GLM-4.5 to 4.7",
     "gpt2": "GPT-2, DistilGPT-2, Cerebras-GPT",
     "gpt_bigcode": "StarCoder, SantaCoder",
     "gpt_neo": "GPT-Neo, TinyStories",
@@ -46,22 +54,34 @@ KNOWN_AS = {
     "gpt_oss": "gpt-oss",
     "gptj": "GPT-J",
     "granite": "Granite 3",
+    "granitemoehybrid": "Granite 4",
+    "jamba": "Jamba",
+    "kimi_linear": "Kimi Linear",
+    "lfm2": "LFM2",
     "llama": "Llama 1 to 3, SmolLM2, Falcon 3, Yi",
-    "mistral": "Mistral 7B, Nemo, Small",
+    "minimax_m2": "MiniMax M2",
     "ministral3": "Ministral 3",
+    "mistral": "Mistral 7B, Nemo, Small",
     "mixtral": "Mixtral",
     "modernbert-decoder": "Ettin",
     "mpt": "MPT",
     "nemotron": "Nemotron 4, Minitron",
+    "nemotron_h": "Nemotron-H, Nano 2",
     "olmo2": "OLMo 2",
     "olmo3": "OLMo 3",
+    "olmo_hybrid": "OLMo Hybrid",
     "olmoe": "OLMoE",
     "opt": "OPT, Galactica",
     "phi": "Phi 1, 1.5, 2",
     "phi3": "Phi 3, 3.5, 4, 4-mini",
+    "phimoe": "Phi-3.5-MoE",
     "qwen2": "Qwen 1.5 to 2.5",
+    "qwen2_moe": "Qwen 1.5 and 2 with experts",
     "qwen3": "Qwen 3",
+    "qwen3_5_moe_text": "Qwen 3.5 with experts",
+    "qwen3_5_text": "Qwen 3.5",
     "qwen3_moe": "Qwen 3 30B-A3B",
+    "qwen3_next": "Qwen3-Next",
     "seed_oss": "Seed-OSS",
     "smollm3": "SmolLM3",
     "stablelm": "StableLM 2, 3B",
@@ -87,6 +107,8 @@ model of your own configuration in the same way, and refuses it in a sentence if
 - **Dropout.** The families marked so have dropout of their own by default, and so do many published
   configurations of theirs. It would draw other numbers on each layout: set
   `model.disable_dropout: true`. The regularisers of a recipe take its place.
+- **Quantized weights** are refused, also by `python -m launch plan`. gpt-oss is published in MXFP4,
+  DeepSeek V3 and R1 in FP8: train a copy in bf16.
 - **RoPE that depends on length** (`longrope` of Phi 3 and 4-mini, `dynamic`): each document of a
   sample has the frequencies of its own length, as if it were alone.
 - **Learned positions** (GPT-2, OPT and others) end somewhere: longer samples are refused.
