@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from benchmarks.study.comparison import places_of
+from benchmarks.study.comparison import final_loss, places_of
 from benchmarks.study.results import read_results
 from benchmarks.study.settings import FULL, READY
-from benchmarks.study.tables import LEGEND, counts, tables_of_place
+from benchmarks.study.tables import LEGEND, counts, losses_table, tables_of_place
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
 _FILES = {
@@ -45,7 +45,8 @@ def page() -> str:
         for place in places_of(rows):
             if place.arms:
                 title = f"## {place.domain}, {place.size} parameters, {base}\n"
-                parts += [title, tables_of_place(place)]
+                losses = losses_table(place)
+                parts += [title, tables_of_place(place, losses=losses, tuned_by=final_loss)]
     return "\n".join(parts)
 
 
