@@ -70,6 +70,8 @@ export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-true}
 if [[ $REPO_ROOT != */site-packages && $REPO_ROOT != */dist-packages ]]; then
     export PYTHONPATH=$REPO_ROOT${PYTHONPATH:+:$PYTHONPATH}
 fi
+# `python -m` otherwise takes a training.py or common.py of the folder that it is called in for ours.
+export PYTHONSAFEPATH=${PYTHONSAFEPATH:-1}
 
 # share_cores PROCESSES: threads for each process of this machine, unless the user has set them.
 # Otherwise torchrun gives each a single one, which slows an optimizer in host memory, and without

@@ -10,6 +10,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 # Otherwise each of hundreds of processes would compile our sources again.
 unset PYTHONDONTWRITEBYTECODE
+# Scripts that tests start find what lies beside them.
+unset PYTHONSAFEPATH
 
 # More workers than cores: tests of clusters, launchers and kills mostly wait. A worker takes whole
 # files, so that one file needs none, and starts at once.

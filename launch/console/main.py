@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -18,6 +19,8 @@ def main() -> None:
     """The console script; a user error is one message and exit code 2."""
     heed_ctrl_c()  # the other imports take longer
     called_as_console()
+    # processes that this one starts: a common.py in the folder that it is called in is not ours
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     verb, rest = (sys.argv[1] if sys.argv[1:] else "--help"), sys.argv[2:]
     if verb == "prep":
         _hand_over(_PREP, rest)

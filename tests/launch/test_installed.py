@@ -85,6 +85,8 @@ def test_a_new_project_goes_from_texts_to_a_launch(
     project = tmp_path / "notes"
     for number, text in enumerate(("import os\n" * 400, "return None\n" * 400) * 5):
         (project / "texts" / f"{number}.txt").write_text(f"{number} {text}")
+    for name in ("common", "training", "launch", "data_prep"):  # as projects have them
+        (project / f"{name}.py").write_text("raise SystemExit('not the package')")
     _call("bash", "prepare.sh", at=project, site=installed)
     assert (project / "data/notes/manifest.json").is_file()
     said = entrodrop("launch", "local", "recipe.yaml", "--dry-run", at=project, site=installed)
@@ -95,6 +97,7 @@ def test_a_new_project_goes_from_texts_to_a_launch(
         *(sys.executable, "-m", "launch.recipe_facts", "--open-corpus", "recipe.yaml"),
         at=project,
         site=installed,
+        PYTHONSAFEPATH="1",
     )
     before = (project / "recipe.yaml").read_bytes()
     said = entrodrop("new", "notes", at=tmp_path, site=installed, code=2)
@@ -102,6 +105,21 @@ def test_a_new_project_goes_from_texts_to_a_launch(
     assert (project / "recipe.yaml").read_bytes() == before
     assert "NAME 'a b'" in entrodrop("new", "a b", at=tmp_path, site=installed, code=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes"]
+
+
+def test_workers_of_a_build_are_the_package_s_in_a_folder_with_modules_of_its_names(
+    installed: Path, tmp_path: Path, small_corpus: Path
+) -> None:
+    (tmp_path / "common.py").write_text("raise SystemExit('not the package')")
+    for number in range(2):
+        (tmp_path / f"{number}.txt").write_text(f"{number} import os\n" * 40)
+    tokenizer = ("--tokenizer", str(small_corpus / "tokenizer"), "--workers", "2")
+    entrodrop(
+        *("prep", "build", "--input", "0.txt", "1.txt", *tokenizer, "--out", "corpus"),
+        at=tmp_path,
+        site=installed,
+    )
+    assert (tmp_path / "corpus" / "manifest.json").is_file()
 
 
 def test_a_slurm_job_knows_where_the_package_is_and_where_it_runs(
