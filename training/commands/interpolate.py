@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
         named += f" --weights {EMA}" if options.weights == EMA else ""
         has_adapter = load_recipe(options.run_dir / KEPT_RECIPE, []).adapter is not None
         named += " --merge" if has_adapter else ""  # what was measured are whole models
-        export = command(f"training export {options.run_dir}{named} --interpolate-base {share:g}")
+        between = f" --interpolate-base {share:g}" if share != 1.0 else ""  # 1: the tuned weights
+        export = command(f"training export {options.run_dir}{named}{between}")
         print(f"lowest at {share:g}: {export}")
     return 0
 
