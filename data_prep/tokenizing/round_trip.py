@@ -144,12 +144,13 @@ class HuggingFaceRoundTrip:
 
     def decoded(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids [n], where `decodes_as_spelt`."""
-        pieces = self._spelling_of_ids[np.asarray(ids, dtype=np.int64)]
+        ids = np.asarray(ids, dtype=np.int64)
+        pieces = self._spelling_of_ids[ids[ids < len(self._spelling_of_ids)]]
         return b"".join(pieces.tolist()).decode("utf-8", "replace")
 
     @cached_property
     def _spelling_of_ids(self) -> np.ndarray:
-        """[ids] bytes objects, by id; an id that no token has spells nothing, as in the library."""
+        """[ids] bytes objects, by id; those that no token has spell nothing, as in the library."""
         pieces = np.full(max(self._spelling) + 1, b"", dtype=object)
         for token, content in self._spelling.items():
             pieces[token] = content

@@ -102,8 +102,8 @@ def test_attention_that_leaves_something_out_gives_other_losses(
 def test_a_head_with_another_loss_or_entropy_is_found(monkeypatch, part):
     plain = EntropyHead.forward
 
-    def planted(*arguments: Any) -> Any:
-        scored = list(plain(*arguments))
+    def planted(*arguments: Any, **named: Any) -> Any:
+        scored = list(plain(*arguments, **named))
         scored[part] = scored[part] * 1.001
         return tuple(scored)
 

@@ -63,10 +63,12 @@ def restore_parts(folder: Path, base: Path) -> None:
 
 def _in_memory(folder: Path) -> dict[str, Tensor]:
     """Of a text model, whatever its files call its weights."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     rules = {"config": config, "key_mapping": name_rules(config)}
     with without_report():
-        text = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **rules)
+        text = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", trust_remote_code=False, **rules
+        )
     return {text_name(name): weight for name, weight in text.state_dict().items()}
 
 
