@@ -18,7 +18,7 @@ def add_input_argument(verb: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="[NAME=]PATH",
-        help="files, folders and hf: names, optionally with a domain",
+        help="files, folders, URLs of object stores and hf: names, optionally with a domain",
     )
 
 
