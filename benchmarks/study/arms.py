@@ -7,4 +7,3 @@ from benchmarks.study.regularisers import REGULARISERS
 
 ARMS = {"regularisers": REGULARISERS, "levers": LEVERS}
 ARM_OF = {arm.name: arm for arms in ARMS.values() for arm in arms}
-assert len(ARM_OF) == len(REGULARISERS) + len(LEVERS), "two arms of one name"

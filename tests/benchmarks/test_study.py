@@ -23,6 +23,7 @@ from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
+from benchmarks.study.tables import knowledge_table, losses_table
 from benchmarks.study.tradeoff import best_share, cost_of, tradeoff_table
 from tests.warm_python import warm_python
 from training.regularisers.table import model_regularisation
@@ -55,6 +56,7 @@ def test_differences_are_paired_by_seed_and_by_rate():
         place.arms["none"], lambda r: r["curve"]["loss"][-1]
     )
     assert measured.mean == -1.5
+    assert "| none |  | 3 | 4.333 ± 7.590 |" in losses_table(place)
     assert place.random_partner("entrodrop_input") is place.arms["random_input"]
     assert place.random_partner("half_guided") is place.arms["random_input"]
     assert place.random_partner("entrodrop_loss") is None  # no loss was dropped at random
@@ -118,6 +120,10 @@ def test_a_share_of_the_base_is_chosen_on_the_tuning_slice_and_costs_count_repla
 
 def test_every_arm_that_tunes_has_as_many_tries():
     assert len({len(arm.tries) for arm in ARM_OF.values() if arm.tries}) == 1
+
+
+def test_no_two_arms_have_one_name():
+    assert len(ARM_OF) == sum(len(arms) for arms in ARMS.values())
 
 
 @pytest.mark.parametrize("arm", ARM_OF.values(), ids=lambda arm: arm.name)
@@ -301,6 +307,7 @@ def test_a_killed_study_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(
     assert 1 <= rows_before < len(read_results(killed / "results.jsonl"))
     rows = numbers(calm)
     assert numbers(killed) == rows
+    assert tables(killed) == tables(calm)
     report = (calm / "report" / "report.md").read_text()
     assert len(rows) == count_jobs(
         MINIATURE, arms=[ARM_OF[name] for name in ("none", "random_input")]
@@ -331,6 +338,11 @@ def test_a_killed_study_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(
     ends = averaged["best"]["general_loss"], base["final"]["general_loss"]
     assert min(ends) - 0.05 < averaged["between"]["0.5"]["general_loss"] < max(ends)
     assert "EMA of weights" in (tmp_path / "levers" / "report" / "report.md").read_text()
+
+
+def tables(out: Path) -> list[str]:
+    places = places_of(read_results(out / "results.jsonl"))
+    return [table(place) for place in places for table in (losses_table, knowledge_table)]
 
 
 def saved_in_the_middle(out: Path) -> bool:
