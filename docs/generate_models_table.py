@@ -1,7 +1,7 @@
 """Write docs/models.md: every causal family of transformers, tried on tiny models of it.
 
-`python -m docs.generate_models_table` tries all, ten minutes on two idle cores, and goes on where it was stopped;
-`python -m docs.generate_models_table qwen3 opt` tries these and prints their rows.
+`python -m docs.generate_models_table` tries all, ten minutes on two idle cores, and goes on where
+it was stopped; `python -m docs.generate_models_table qwen3 opt` tries these and prints their rows.
 """
 
 from __future__ import annotations
