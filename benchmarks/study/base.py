@@ -1,14 +1,16 @@
-"""The base models: pretrained by our own trainer or ready-made, and their entropies."""
+"""The base models: pretrained by our own trainer, ready-made or random, and their entropies."""
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from benchmarks.study.corpora import Folders
 from benchmarks.study.ready_model import write_ready_model
 from benchmarks.study.recipes import base_recipe, scores_name
-from benchmarks.study.settings import Base, ReadyModel, Setting
+from benchmarks.study.settings import Base, ReadyModel, Setting, Size
+from data_prep.shards import open_corpus
 from training.checkpoints.export import export_run
 from training.run.run import train
 from training.run.score import ScoreOptions, score_corpus
@@ -21,9 +23,13 @@ def prepare_base(setting: Setting, size: Base, folders: Folders) -> None:
     run_dir = folders.base(size.name)
     if isinstance(size, ReadyModel):
         write_ready_model(size, run_dir / "export")
-    elif not (run_dir / "export").exists():
+    elif (run_dir / "export").exists():
+        return
+    elif size.base_epochs:
         train(base_recipe(setting, size, folders))
         export_run(run_dir)
+    else:
+        _write_untrained(setting, size, folders, run_dir / "export")
 
 
 def prepare_scores(setting: Setting, size: Base, folders: Folders) -> None:
@@ -33,6 +39,22 @@ def prepare_scores(setting: Setting, size: Base, folders: Folders) -> None:
             corpus = folders.slice(domain, seed)
             if not (corpus / f"scores-{scores_name(size)}").exists():
                 _score(corpus, setting, size, model=folders.base(size.name) / "export")
+
+
+def _write_untrained(setting: Setting, size: Size, folders: Folders, folder: Path) -> None:
+    """Random weights, the same for all runs; the folder appears only when complete."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    corpus = open_corpus(folders.general)
+    config = AutoConfig.for_model(
+        **size.config(sequence_tokens=setting.sequence_tokens), vocab_size=corpus.vocab_size
+    )
+    torch.manual_seed(0)
+    staged = folder.with_name(f".{folder.name}")
+    shutil.copytree(corpus.tokenizer_dir, staged, dirs_exist_ok=True)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(staged)
+    staged.rename(folder)
 
 
 def base_identity(size: Base, folders: Folders) -> str:

@@ -135,3 +135,28 @@ LEVERS = (
         round=2,
     ),
 )
+_WITHOUT_A_BASE = (
+    "plain",
+    "ema_weights",
+    "ema_teacher",
+    "replay",
+    "replay_ema_teacher",
+    "random",
+    "plus_neftune",
+    "plus_weight_decay",
+    "plus_mlp_dropout",
+    "plus_attention_output_dropout",
+    "plus_stochastic_depth",
+    "plus_token_replacement",
+    "mir",
+)
+SCRATCH = (
+    *(arm for arm in LEVERS if arm.name in _WITHOUT_A_BASE),
+    _lever(
+        "entrodrop_cache",
+        "EntroDrop, its own entropies",
+        {"regulariser": "entrodrop", "entropy.source": "cache"},
+        _RATES,
+    ),
+)
+"""From random weights: no base whose entropies or predictions say anything."""

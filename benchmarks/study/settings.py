@@ -22,6 +22,7 @@ class Size:
     heads: int
     base_lr: float
     base_epochs: float = 1.0
+    """Of general text; with 0 the base is random weights."""
     deepspeed: str = "ds_configs/zero3_fp32.json"
 
     def config(self, *, sequence_tokens: int) -> dict[str, Any]:
@@ -187,6 +188,27 @@ LEVERS = replace(
     tune_by="best",
     base_shares=(0.5, 0.7, 0.85),
 )
+SCRATCH = replace(
+    FULL,
+    name="scratch",
+    sizes=(Size("1M", hidden=128, layers=4, heads=4, base_lr=0, base_epochs=0),),
+    seeds=(1, 2, 3, 4, 5),
+    slice_tokens=40_000,
+    epochs=30,
+    lr_of_domain={"code": 3e-3, "prose": 3e-3},
+    question="scratch",
+    tune_by="best",
+)
+READY_LEVERS = replace(
+    READY,
+    name="ready_levers",
+    slice_tokens=6000,
+    heldout_tokens=6000,
+    epochs=4,
+    question="levers",
+    tune_by="best",
+    base_shares=(0.5, 0.7, 0.85),
+)
 MINIATURE_LEVERS = replace(
     MINIATURE,
     name="miniature_levers",
@@ -198,5 +220,15 @@ LICENCES = replace(LEVERS, name="licences", domains=("licences",))
 LEVERS_40K = replace(LEVERS, name="levers_40k", slice_tokens=40_000, seeds=(1, 2, 3))
 SETTINGS = {
     setting.name: setting
-    for setting in (FULL, MINIATURE, READY, LEVERS, LEVERS_40K, LICENCES, MINIATURE_LEVERS)
+    for setting in (
+        FULL,
+        MINIATURE,
+        READY,
+        LEVERS,
+        LEVERS_40K,
+        LICENCES,
+        SCRATCH,
+        READY_LEVERS,
+        MINIATURE_LEVERS,
+    )
 }

@@ -123,7 +123,9 @@ def test_every_arm_that_tunes_has_as_many_tries():
 
 
 def test_no_two_arms_have_one_name():
-    assert len(ARM_OF) == sum(len(arms) for arms in ARMS.values())
+    for arms in ARMS.values():
+        assert len(arms) == len({arm.name for arm in arms})
+        assert all(ARM_OF[arm.name] is arm for arm in arms)
 
 
 @pytest.mark.parametrize("arm", ARM_OF.values(), ids=lambda arm: arm.name)
