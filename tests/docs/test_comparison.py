@@ -25,3 +25,14 @@ def test_the_short_table_agrees_with_the_whole_one() -> None:
     for number, cells in short.items():
         assert len(cells) == 8
         assert cells == whole[number], f"row {number}"
+
+
+def test_pages_give_the_number_of_families_that_the_table_has() -> None:
+    table = (REPO_ROOT / "docs/models.md").read_text(encoding="utf-8")
+    found = re.search(r"(\d+) families that.* (\d+) train\.", table, re.DOTALL)
+    assert found is not None
+    tried, train = found.groups()
+    for page in ("README.md", "docs/comparison.md", "docs/reliability.md"):
+        text = " ".join((REPO_ROOT / page).read_text(encoding="utf-8").split())
+        assert re.search(rf"\b{train}( of the {tried} families| train\b)", text), page
+        assert f"{tried} families" in text, page
