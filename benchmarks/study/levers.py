@@ -31,6 +31,8 @@ def _regulariser(name: str, label: str, key: str, *values: float, **more: Any) -
 LEVERS = (
     Arm("plain", "plain", _NONE, tries("lr.searched", 1.0, 0.5, 2.0)),
     Arm("plain_slow", "plain, a third of its rate", {**_NONE, "lr.slow": 1 / 3}, like=_PLAIN),
+    # forgets more, which interpolation with the base then takes back
+    Arm("plain_fast", "plain, twice its rate", {**_NONE, "lr.fast": 2.0}, like=_PLAIN),
     _lever("ema_weights", "EMA of weights", {"ema.decides_best": True}, _HALF_LIVES),
     _lever("ema_teacher", "EMA teacher", _EMA_TEACHER, _HALF_LIVES, passes=4 / 3),
     _lever(
