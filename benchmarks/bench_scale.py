@@ -143,7 +143,7 @@ def list_files(folder: Path) -> list[float]:
 
 def score_files(corpus: Path) -> list[float]:
     """Seconds of one rank to make the files of scores, and to hash them; MiB added."""
-    from data_prep.scores import describe_files, make_files
+    from data_prep.scores_writer import describe_files, make_files
     from data_prep.shards import open_corpus
 
     opened, before, seconds = open_corpus(corpus), _peak_mib(), [time.process_time()]

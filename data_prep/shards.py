@@ -22,14 +22,14 @@ from data_prep.packing.index import PackedSample, PackIndex
 from data_prep.packing.manifest import pack_folder
 from data_prep.packing.mixture import Mixture, describe, with_replay
 from data_prep.record import FileRecord, printable_path
-from data_prep.scores import (
-    Scores,
+from data_prep.scores import Scores, score_names
+from data_prep.scores_writer import (
     ScoresWriter,
     describe_files,
     make_files,
     open_scores_writer,
-    score_names,
 )
+from data_prep.top_k import TopK, no_top_k
 
 if TYPE_CHECKING:
     from data_prep.tokenizing.tokenizer import Tokenizer
@@ -43,11 +43,13 @@ __all__ = [
     "PackedSample",
     "Scores",
     "ScoresWriter",
+    "TopK",
     "check_share",
     "describe",
     "describe_files",
     "is_corpus",
     "make_files",
+    "no_top_k",
     "open_corpus",
     "open_scores_writer",
     "read_files",

@@ -108,8 +108,10 @@ def _check_removals(corpus: Corpus, *, deep: bool) -> str:
 def _check_scores(corpus: Corpus, name: str, *, deep: bool) -> str:
     scores = corpus.open_scores(name)
     if deep:
-        check_checksums(scores.folder, files=scores.manifest.files)
-    return f"{scores.manifest.measure} by {scores.manifest.model}"
+        check_checksums(scores.folder, files=scores.manifest.all_files)
+    top_k = scores.manifest.top_k
+    beside = f" and the {top_k.k} likeliest tokens" if top_k else ""
+    return f"{scores.manifest.measure}{beside} by {scores.manifest.model}"
 
 
 def _arrays(corpus: Corpus, *, split: Split) -> Iterator[tuple[Shard, np.ndarray, np.ndarray]]:

@@ -10,7 +10,9 @@ SUMMARY = "compute the entropies of all tokens with a frozen model"
 DESCRIPTION = """\
 Run a model over every sample of a pack and store the entropy (or the cross-entropy) of each token
 in DIR/scores-NAME. Training reads it with entropy.source: reference, so that EntroDrop needs no
-extra forward pass; inspect colours tokens by it.
+extra forward pass; inspect colours tokens by it. With --top-k, the most likely tokens of each
+position are kept beside it, with their log-probabilities: a teacher without weights, which
+training reads with teacher.kind: scores.
 
 Under torchrun or deepspeed every process runs this command, with ZeRO-3 and sequence parallelism as
 in training; the scores do not depend on the number of processes. If killed, run it again to resume.
@@ -18,6 +20,7 @@ in training; the scores do not depend on the number of processes. If killed, run
   python -m data_prep score data/notes --model Qwen/Qwen3-0.6B --seq-len 2048
   torchrun --nproc-per-node=8 -m data_prep score data/notes --model ./Qwen3-8B --seq-len 8192 \\
       --sequence-parallel-size 4
+  python -m data_prep score data/notes --model ./Qwen3-8B --seq-len 2048 --name 8b --top-k 32
 """
 
 
@@ -37,6 +40,13 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         choices=["shannon", "nll"],
         default="shannon",
         help="entropy of the prediction (default), or the token's own cross-entropy",
+    )
+    verb.add_argument(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="also keep the K most likely tokens of each position (4 bytes each; 6 for "
+        "vocabularies of more than 65,536)",
     )
     verb.add_argument(
         "--micro-batch-samples",
@@ -79,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
             sequence_tokens=options.seq_len,
             name=options.name,
             measure=options.measure,
+            top_k=options.top_k,
             micro_batch_samples=options.micro_batch_samples,
             sequence_parallel_size=options.sequence_parallel_size,
             deepspeed=options.deepspeed,

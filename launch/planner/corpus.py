@@ -21,6 +21,10 @@ class CorpusSize:
     pack_tokens: int
     epoch_tokens: int
     """An epoch takes of each domain what the recipe says, or else the pack; then of replay."""
+    top_k: int = 0
+    """How many likeliest tokens of each position `teacher.scores` has; 0 where it is not there."""
+    prediction_bytes: int = 0
+    """Of its files, those beside the replay corpus included."""
 
 
 def read_size(recipe: Recipe) -> CorpusSize | None:
@@ -34,6 +38,7 @@ def read_size(recipe: Recipe) -> CorpusSize | None:
     with _opened(recipe.data.corpus, key="data.corpus") as corpus:
         if corpus is None or not corpus.has_pack(length):
             return None
+        corpora = [corpus]
         pack = corpus.open_pack(length)
         try:
             mixture = pack.mixture(recipe.data.mixture)
@@ -44,10 +49,20 @@ def read_size(recipe: Recipe) -> CorpusSize | None:
         with _opened(recipe.replay.corpus, key="replay.corpus") as corpus:
             if corpus is None or not corpus.has_pack(length):
                 return None
+            corpora.append(corpus)
             mixture = _with_replay(mixture, corpus.open_pack(length), share=recipe.replay.share)
         pack_samples = mixture[-1].samples.stop
     epoch_samples = sum(share.samples_per_epoch for share in mixture)
-    return CorpusSize(pack_samples * length, epoch_samples * length)
+    return CorpusSize(pack_samples * length, epoch_samples * length, *_predictions(recipe, corpora))
+
+
+def _predictions(recipe: Recipe, corpora: list[Corpus]) -> tuple[int, int]:
+    """How many tokens a stored teacher has of each position, and the bytes of its files."""
+    name = recipe.teacher and recipe.teacher.scores
+    found = [corpus.open_scores(name) for corpus in corpora if name in corpus.score_names()]
+    files = [file for scores in found for file in scores.manifest.all_files]
+    num_kept = max((scores.num_kept for scores in found), default=0)
+    return num_kept, sum(file.num_bytes for file in files)
 
 
 def _with_replay(mixture: Mixture, pack: PackIndex, *, share: float) -> Mixture:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch.planner.activations import Activations
 from launch.planner.architecture import Architecture
@@ -74,6 +74,7 @@ def forecast(recipe: Recipe, machine: Machine, *, known: Forecast | None = None)
     corpus = known.corpus if known else _corpus_size(recipe, machine)
     micro_steps = _micro_steps(recipe, arch, num_gpus=machine.num_gpus)
     run = make_run(recipe, arch, world_size=machine.num_gpus, on_gpu=True)
+    run = replace(run, top_k=corpus.top_k if corpus else 0)
     duration = forecast_duration(
         recipe,
         arch,

@@ -63,7 +63,9 @@ class Run:
     """Whether a moving average of the weights is kept (`ema`), in fp32."""
     keeps_base: bool = False
     """Whether the base is kept beside the optimizer's weights (`l2_sp`), in its own dtype."""
-    teacher: Literal["ema", "base"] | None = None
+    teacher: Literal["ema", "base", "scores"] | None = None
+    top_k: int = 0
+    """How many likeliest tokens of each position a teacher of the kind scores has; 0 if unknown."""
 
     @property
     def partition(self) -> int:
@@ -115,7 +117,7 @@ def _states(run: Run) -> Moment:
 
 def _teacher_bytes(run: Run) -> int:
     """Its hidden states of a whole step, and its output layer."""
-    if run.teacher is None:
+    if run.teacher is None or run.teacher == "scores":
         return 0
     numbers = run.step_tokens * run.arch.hidden + run.arch.embedding_weight
     return numbers * run.zero.number_bytes
@@ -160,8 +162,14 @@ def _forward(run: Run, states: Moment) -> Iterator[Moment]:
 
 
 def _soft_chunk(run: Run) -> int:
-    """Of `soft_cross_entropy`: probabilities of teacher and student and their logits, in fp32."""
+    """What `training.entrodrop.distillation` holds of a chunk, in fp32.
+
+    Probabilities of teacher and student and the logits of both; with a stored teacher, which a
+    micro-step has whole (int32 and fp16), logits and two of what is made of them.
+    """
     rows = min(_SOFT_CHUNK_LOGITS // run.arch.vocab, run.activations.tokens)
+    if run.teacher == "scores":
+        return 3 * 4 * rows * run.arch.vocab + run.activations.tokens * (6 * run.top_k + 2)
     return 4 * 4 * rows * run.arch.vocab
 
 

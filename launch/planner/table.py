@@ -117,8 +117,17 @@ def _host(given: Forecast) -> list[str]:
         f"pinned {host.pinned / GIB:.1f}",
         f"GiB on disk: {host.checkpoint_on_disk / GIB:.1f} per checkpoint, up to "
         f"{host.checkpoints_kept} of them; {host.export_on_disk / GIB:.1f} for the export; "
-        f"{host.entropies_on_disk / GIB:.2f} for the cache of entropies",
+        f"{host.entropies_on_disk / GIB:.2f} for the cache of entropies" + _predictions(given),
     ]
+
+
+def _predictions(given: Forecast) -> str:
+    """What a stored teacher takes; nothing of one that is not there."""
+    corpus = given.corpus
+    if corpus is None or not corpus.top_k:
+        return ""
+    size = f"{corpus.prediction_bytes / GIB:.2f}"
+    return f"; {size} are there of the teacher, {corpus.top_k} tokens of each position"
 
 
 def _time(given: Forecast) -> list[str]:

@@ -117,7 +117,7 @@ def _measure(recipe: Recipe) -> dict[str, int]:
         )
         regulariser = make_regulariser(recipe, engine, pack)
         average = None if recipe.ema is None else AveragedWeights(engine, decay=0.5)
-        teacher = make_teacher(recipe, engine, average, num_domain_samples=pack.num)
+        teacher = make_teacher(recipe, engine, average, pack=pack, num_domain_samples=pack.num)
         for step in range(_WARM_UP_STEPS + _STEPS):
             marks.prefix = "warm-up " if step < _WARM_UP_STEPS else ""
             train_step(

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_prep.build import BuildOptions, build
+from data_prep.ledger import Split
 from data_prep.packing.pack import pack
 from data_prep.shards import Corpus, open_corpus
 from tests.distributed import run_ranks
@@ -26,6 +27,7 @@ from training.run.score import ScoreOptions, score_corpus
 
 ROOT = Path(__file__).parents[2]
 SEQ_LEN = 64
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 @pytest.fixture(scope="module")
@@ -95,46 +97,79 @@ def all_scores(corpus: Corpus, name: str = "reference") -> list[np.ndarray]:
     ]
 
 
+def all_likeliest(corpus: Corpus, name: str = "reference") -> tuple[np.ndarray, np.ndarray]:
+    """Ids and log-probabilities of every token of the train split, `[tokens, K]`, `[tokens, J]`."""
+    scores, index = corpus.open_scores(name), corpus.open_pack(SEQ_LEN)
+    found = [scores.top_k(index, i, count=SEQ_LEN) for i in range(index.num_samples())]
+    ids, log_probs = (np.concatenate(column) for column in zip(*found, strict=True))
+    return ids, log_probs.astype(np.float32)
+
+
 @torch.no_grad()
-def plain_entropies(corpus: Corpus, model: Path) -> dict[tuple[str, int, int], tuple[float, float]]:
-    """(split, document, token): entropy and nll, by transformers alone, piece by piece."""
+def plain_predictions(corpus: Corpus, model: Path) -> tuple[np.ndarray, torch.Tensor]:
+    """Of every third sample, by transformers alone, piece by piece.
+
+    Returns:
+        Split (0 for train), sample, place there, document, place there and id of each token,
+        `[N, 6]`; log-probabilities at its position, fp64 `[N, V]`.
+    """
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    index, found = corpus.open_pack(SEQ_LEN), {}
-    for split in ("train", "val"):
+    index, tokens, found = corpus.open_pack(SEQ_LEN), [], []
+    for number, split in enumerate(("train", "val")):
         for i in range(0, index.num_samples(split), 3):
+            at = 0
             for document, start, length in index.pieces(i, split).tolist():
                 ids = corpus.document(document, split)[start : start + length].astype(np.int64)
-                log_probs = lm(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
-                for t in range(1, length):
-                    row = log_probs[t - 1]
-                    entropy = -(row.exp() * row).sum()
-                    found[split, document, start + t] = (float(entropy), -float(row[ids[t]]))
-    return found
+                logits = lm(torch.from_numpy(ids)[None]).logits[0]
+                found.append(logits[:-1].double().log_softmax(-1))
+                tokens += [
+                    (number, i, at + t, document, start + t, ids[t]) for t in range(1, length)
+                ]
+                at += length
+    return np.array(tokens), torch.cat(found)
 
 
 def test_scores_are_those_of_a_plain_forward_pass_at_their_own_token(
     corpus: Corpus, model_folder: Path
 ) -> None:
-    for measure, place in (("shannon", 0), ("nll", 1)):
-        options = options_for(corpus, model_folder, name=measure, measure=measure)
+    tokens, log_probs = plain_predictions(corpus, model_folder)
+    assert len(tokens) > 300
+    expected = {
+        "shannon": -(log_probs.exp() * log_probs).sum(dim=1),
+        "nll": -log_probs[torch.arange(len(tokens)), tokens[:, 5]],
+    }
+    for measure, values in expected.items():
+        top_k = 5 if measure == "shannon" else None
+        options = options_for(corpus, model_folder, name=measure, measure=measure, top_k=top_k)
         run_ranks(score_corpus, options, world_size=1)
         scores = corpus.open_scores(measure)
-        expected = plain_entropies(corpus, model_folder)
-        assert len(expected) > 300
-        for (split, document, token), values in expected.items():
-            found = float(scores.document(document, split)[token])
-            assert found == pytest.approx(values[place], rel=2e-3, abs=1e-3)  # float16
+        found = [scores.document(d, SPLITS[n])[t] for n, _, _, d, t, _ in tokens.tolist()]
+        assert np.allclose(found, values, rtol=2e-3, atol=1e-3)  # float16
         assert all(math.isnan(document[0]) for document in all_scores(corpus, measure))
+    likeliest = log_probs.topk(5)
+    scores, index = corpus.open_scores("shannon"), corpus.open_pack(SEQ_LEN)
+    whole = {(n, i): scores.top_k(index, i, SPLITS[n], count=SEQ_LEN) for n, i in tokens[:, :2]}
+    kept = np.stack([whole[n, i].log_probs[at] for n, i, at, *_ in tokens]).astype(np.float64)
+    ids = np.stack([whole[n, i].ids[at] for n, i, at, *_ in tokens])
+    assert np.allclose(kept[:, :5], likeliest.values, rtol=2e-3, atol=1e-3)
+    assert (ids == likeliest.indices.numpy()).mean() > 0.99  # neighbours may change places
+    rest = 1.0 - likeliest.values.exp().sum(dim=1)
+    assert np.allclose(np.exp(kept[:, 5]), rest, rtol=5e-3, atol=1e-5)
 
 
 def test_scores_do_not_depend_on_the_layout(corpus: Corpus, model_folder: Path) -> None:
-    kept = []
+    kept, likeliest = [], []
     more = [(2, 1, 2), (2, 2, 1)] if WHOLE else []
     for world_size, sp_size, rows in ((1, 1, 3), (4, 2, 2), *more):
-        changes = {"sequence_parallel_size": sp_size, "micro_batch_samples": rows}
+        changes = {"sequence_parallel_size": sp_size, "micro_batch_samples": rows, "top_k": 4}
         options = options_for(corpus, model_folder, overwrite=True, **changes)
         run_ranks(score_corpus, options, world_size=world_size)
         kept.append(np.concatenate(all_scores(corpus)))
+        likeliest.append(all_likeliest(corpus))
+    expected_ids, expected_log_probs = likeliest[0]
+    for ids, log_probs in likeliest[1:]:
+        assert np.allclose(log_probs, expected_log_probs, atol=1e-2, equal_nan=True)
+        assert (ids == expected_ids).mean() > 0.99  # neighbours may change places
     for found in kept[1:]:
         assert np.array_equal(np.isnan(found), np.isnan(kept[0]))
         # A last bit of float16 may differ where fp32 rounds to the other side.
@@ -181,9 +216,9 @@ def score_until(options: ScoreOptions, last_step: int) -> None:
 def test_a_killed_start_is_gone_on_with(
     corpus: Corpus, model_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    whole = options_for(corpus, model_folder, name="whole")
+    whole = options_for(corpus, model_folder, name="whole", top_k=4)
     run_ranks(score_corpus, whole, world_size=1)
-    options = options_for(corpus, model_folder, micro_batch_samples=2)
+    options = options_for(corpus, model_folder, micro_batch_samples=2, top_k=4)
     with pytest.raises(AssertionError):
         run_ranks(score_until, options, 9, world_size=1)
     with pytest.raises(ValueError, match="no scores 'reference'; there are: whole"):
@@ -194,6 +229,8 @@ def test_a_killed_start_is_gone_on_with(
     found, expected = (np.concatenate(all_scores(corpus, n)) for n in ("reference", "whole"))
     assert np.array_equal(np.isnan(found), np.isnan(expected))
     assert np.nanmax(np.abs(found - expected)) < 5e-3
+    of_both = [all_likeliest(corpus, name)[1] for name in ("reference", "whole")]
+    assert np.allclose(*of_both, atol=1e-2, equal_nan=True)
     assert not position.exists()
 
 

@@ -31,6 +31,8 @@ _MEANINGS = {
     "pack": " (fingerprint of the packed corpus: token ids, tokenizer, packing, weights)",
     "scores": " (fingerprint of entropy.scores)",
     "others.replay": " (fingerprint of the packed corpus of replay.corpus)",
+    "others.teacher_scores": " (fingerprint of teacher.scores)",
+    "others.replay_teacher_scores": " (fingerprint of teacher.scores, beside replay.corpus)",
 }
 _ABOUT_THE_FILE = (
     *("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version"),

@@ -20,7 +20,8 @@ def passes_of(recipe: Recipe) -> Passes:
     """Of each trained token; the second product of logits in a head of two passes is left out."""
     model = 3.0 if recipe.adapter is None else 2.0  # no gradients of frozen weights
     hardware = recipe.num_passes * (model + recipe.model.activation_checkpointing)
-    return Passes(model, hardware + recipe.probes + (recipe.teacher is not None))
+    is_taught = recipe.teacher is not None and recipe.teacher.runs
+    return Passes(model, hardware + recipe.probes + is_taught)
 
 
 def forward_flops(*, weights: int, layers: int, queries: int, sequence_tokens: int) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from data_prep.shards import PackedSample, PackIndex, Scores
+from data_prep.shards import PackedSample, PackIndex, Scores, TopK, no_top_k
 from training.config.recipe import Recipe
 from training.data.other_corpora import open_pack_like
 
@@ -30,6 +30,14 @@ class SampleScores(Protocol):
     """Scores of their tokens: `Scores`, or those of several corpora as one."""
 
     def sample(self, index: Any, i: int, split: Split = "train") -> np.ndarray: ...
+
+
+class SampleTopK(Protocol):
+    """The likeliest tokens at their positions: `Scores` with them, or those of several corpora."""
+
+    def top_k(
+        self, index: Any, i: int, split: Split = "train", *, first: int = 0, count: int
+    ) -> TopK: ...
 
 
 @dataclass(frozen=True)
@@ -71,17 +79,32 @@ class JoinedPack:
 class JoinedScores:
     """Scores of both corpora of a `JoinedPack`."""
 
-    first: Scores
+    first: Scores | None
     second: Scores | None
-    """None where the replay corpus has none and the recipe can do without."""
+    """Either is None where its corpus has none and the recipe can do without."""
 
     def sample(self, index: JoinedPack, i: int, split: Split = "train") -> np.ndarray:
         """fp32 `[T]`; NaN for a token without a score."""
-        pack, place = index.locate(i, split)
-        scores = self.first if pack is index.first else self.second
+        scores, pack, place = self._locate(index, i, split)
         if scores is None:
             return np.full(index.seq_len, np.nan, dtype=np.float32)
         return scores.sample(pack, place, split)
+
+    def top_k(
+        self, index: JoinedPack, i: int, split: Split = "train", *, first: int = 0, count: int
+    ) -> TopK:
+        """As `Scores.top_k`; one of the two has them, and the same K where both have."""
+        scores, pack, place = self._locate(index, i, split)
+        if scores is None:
+            (k,) = {each.num_kept for each in (self.first, self.second) if each}
+            return no_top_k(count, k)
+        return scores.top_k(pack, place, split, first=first, count=count)
+
+    def _locate(
+        self, index: JoinedPack, i: int, split: Split
+    ) -> tuple[Scores | None, PackIndex, int]:
+        pack, place = index.locate(i, split)
+        return (self.first if pack is index.first else self.second), pack, place
 
 
 def open_replay(recipe: Recipe, pack: PackIndex) -> PackIndex | None:

@@ -102,6 +102,7 @@ class CausalLMWithEntropy(nn.Module):
         token_weights_BS: Tensor | None = None,
         teacher: TeacherView | None = None,
         as_teacher: bool = False,
+        top_k: tuple[int, int] | None = None,
         likeliest_at_K: Tensor | None = None,
     ) -> tuple[Tensor, ...] | Tensor:
         """Loss and entropy at each position of the shard.
@@ -111,6 +112,7 @@ class CausalLMWithEntropy(nn.Module):
                 advance: the head then computes logits once, not twice.
             teacher: whose predictions are part of that loss.
             as_teacher: return (hidden, output weight, output bias) instead.
+            top_k: return the likeliest tokens behind nll and entropy: how many of how many ids.
             likeliest_at_K: places of the flattened shard; return only the likeliest next tokens.
 
         Returns:
@@ -150,6 +152,7 @@ class CausalLMWithEntropy(nn.Module):
             token_weights_BS,
             teacher,
             as_teacher,
+            top_k,
             max_weighted=inputs.max_weighted,
         )
 

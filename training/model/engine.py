@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from training.config.recipe import Recipe
-from training.entrodrop.distillation import OutputLayer
+from training.entrodrop.distillation import OutputLayer, TopK
 from training.model.base_decay import decay_towards_base
 from training.model.causal_lm import CausalLMWithEntropy, build_model
 from training.model.ds_config import join_ds_config
@@ -109,6 +109,14 @@ class Engine:
         """`score` without gradient and without the model's own dropout."""
         with self._measuring():
             return self.score(inputs)
+
+    @torch.no_grad()
+    def probe_top_k(self, inputs: ModelInputs, *, k: int, num_ids: int) -> tuple[Scored, TopK]:
+        """`probe`, and the `k` likeliest of the first `num_ids` ids at each position, in fp32."""
+        self.watchdog.enter("forward")
+        with self._measuring():
+            nll_BS, entropy_BS, ids_BSK, log_probs_BSJ = self.ds(inputs, top_k=(k, num_ids))
+        return Scored(nll_BS, entropy_BS), TopK(ids_BSK, log_probs_BSJ)
 
     @torch.no_grad()
     def likeliest(self, inputs: ModelInputs, places_K: Tensor) -> Tensor:

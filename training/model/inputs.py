@@ -1,10 +1,11 @@
 """What goes into a forward pass and what comes out of it.
 
-B rows, S tokens of this rank's sequence shard, D hidden.
+B rows, S tokens of this rank's sequence shard, N = B * S, D hidden.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,12 @@ from torch import Tensor
 
 from training.data.documents import DocumentLayout
 from training.data.stream import MicroBatch
-from training.entrodrop.distillation import OutputLayer
+from training.entrodrop.distillation import (
+    OutputLayer,
+    TopK,
+    soft_cross_entropy,
+    top_k_cross_entropy,
+)
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,47 @@ class ModelInputs:
 
 
 @dataclass(frozen=True)
-class TeacherView:
+class TeacherView(ABC):
     """What a teacher made of a micro-batch: enough for its predictions, chunk by chunk."""
+
+    weights_BS: Tensor
+    """fp32, its part of each token's loss, from 0 to 1."""
+
+    @abstractmethod
+    def cross_entropy(
+        self, hidden_ND: Tensor, layer: OutputLayer, token_weights_N: Tensor, *, softcap: float
+    ) -> Tensor:
+        """The weighted sum of the student's cross-entropies to its predictions, fp32."""
+
+
+@dataclass(frozen=True)
+class HiddenView(TeacherView):
+    """Of a teacher with a forward pass of its own."""
 
     hidden_BSD: Tensor
     """Of the last layer."""
     layer: OutputLayer
-    weights_BS: Tensor
-    """fp32, its part of each token's loss, from 0 to 1."""
+
+    def cross_entropy(
+        self, hidden_ND: Tensor, layer: OutputLayer, token_weights_N: Tensor, *, softcap: float
+    ) -> Tensor:
+        own_ND = self.hidden_BSD.flatten(0, 1)
+        return soft_cross_entropy(
+            hidden_ND, layer, own_ND, self.layer, token_weights_N, softcap=softcap
+        )
+
+
+@dataclass(frozen=True)
+class TopKView(TeacherView):
+    """Of a teacher whose likeliest tokens are stored."""
+
+    top_k_BS: TopK
+
+    def cross_entropy(
+        self, hidden_ND: Tensor, layer: OutputLayer, token_weights_N: Tensor, *, softcap: float
+    ) -> Tensor:
+        top_k_N = TopK(*(column.flatten(0, 1) for column in self.top_k_BS))
+        return top_k_cross_entropy(hidden_ND, layer, top_k_N, token_weights_N, softcap=softcap)
 
 
 class Scored(NamedTuple):

@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig, PreTrainedModel
 
 from training.data.stream import IGNORE
-from training.entrodrop.distillation import OutputLayer, soft_cross_entropy
+from training.entrodrop.distillation import OutputLayer, likeliest_tokens
 from training.entrodrop.head import (
     linear_cross_entropy_with_entropy,
     weighted_linear_cross_entropy,
@@ -46,12 +46,14 @@ class EntropyHead(nn.Module):
         token_weights_BS: Tensor | None = None,
         teacher: TeacherView | None = None,
         as_teacher: bool = False,
+        top_k: tuple[int, int] | None = None,
         max_weighted: int | None = None,
     ) -> tuple[Tensor | None, ...] | Tensor:
         """(nll, entropy), or with token weights (their loss, nll, entropy) in one pass.
 
-        As a teacher: what makes its predictions, (hidden, weight, bias). Without targets: the
-        likeliest token behind each of a few hidden states `[K, D]`.
+        As a teacher: what makes its predictions, (hidden, weight, bias). With `top_k`, how many
+        of how many ids: (nll, entropy, ids, log-probabilities). Without targets: the likeliest
+        token behind each of a few hidden states `[K, D]`.
         """
         bias_V: Any = self.bias
         if targets_BS is None:  # neither a scale above 0 nor a softcap changes which it is
@@ -73,17 +75,26 @@ class EntropyHead(nn.Module):
             nll_N, entropy_N = linear_cross_entropy_with_entropy(
                 hidden_ND, self.weight, targets_N, **terms
             )
-            return nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS)
+            scored = (nll_N.view_as(targets_BS), entropy_N.view_as(targets_BS))
+            if top_k is None:
+                return scored
+            k, num_ids = top_k
+            found = likeliest_tokens(
+                hidden_ND,
+                OutputLayer(self.weight, bias_V),
+                k=k,
+                num_ids=num_ids,
+                softcap=self.softcap,
+            )
+            return *scored, *(column.unflatten(0, targets_BS.shape) for column in found)
         weights_N = token_weights_BS.flatten()
         soft_loss: Tensor | None = None
         if teacher is not None:
             soft_weights_N = weights_N * teacher.weights_BS.flatten()
             weights_N = weights_N - soft_weights_N
-            soft_loss = soft_cross_entropy(
+            soft_loss = teacher.cross_entropy(
                 hidden_ND,
                 OutputLayer(self.weight, bias_V),
-                teacher.hidden_BSD.flatten(0, 1),
-                teacher.layer,
                 soft_weights_N.masked_fill(targets_N == IGNORE, 0.0),
                 softcap=self.softcap,
             )

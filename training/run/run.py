@@ -50,7 +50,7 @@ from training.run.profile import StepProfiler
 from training.run.schedule import warmup_steps
 from training.run.start import Start, check_start_together
 from training.run.surprises import print_surprises
-from training.run.teacher import make_average, make_teacher
+from training.run.teacher import join_predictions, make_average, make_teacher
 
 
 def train(recipe: Recipe, *, accepted: Collection[str] = ()) -> Path:
@@ -139,7 +139,14 @@ def _run(
         if cache:
             raise_together(_clear(cache) if layout.is_main else None)
         average = make_average(recipe, engine, plan)
-        teacher = make_teacher(recipe, engine, average, num_domain_samples=data.pack.num_samples())
+        teacher = make_teacher(
+            recipe,
+            engine,
+            average,
+            pack=samples,
+            num_domain_samples=data.pack.num_samples(),
+            stored=join_predictions(data.predictions, data.replay),
+        )
         if newest:
             progress = load_checkpoint(
                 engine,

@@ -1,6 +1,7 @@
 """Score a corpus with a frozen model: an entropy for every token, on any number of processes.
 
-B rows, S tokens of this rank's sequence shard, T tokens of a sample.
+B rows, S tokens of this rank's sequence shard, T tokens of a sample, R rows of all ranks; K
+likeliest tokens, J = K + 1 with all others as one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from data_prep.shards import (
     FileRecord,
     PackIndex,
     ScoresWriter,
+    TopK,
     describe_files,
     make_files,
     open_corpus,
@@ -56,6 +58,8 @@ class ScoreOptions:
     """Of the pack whose samples are the contexts."""
     name: str = "reference"
     measure: Literal["shannon", "nll"] = "shannon"
+    top_k: int | None = None
+    """How many of the likeliest tokens to keep of each position, for a teacher."""
     micro_batch_samples: int = 1
     sequence_parallel_size: int = 1
     deepspeed: str = "ds_configs/zero3.json"
@@ -107,6 +111,7 @@ def score_corpus(options: ScoreOptions) -> Path:
         model=options.model,
         seq_len=options.sequence_tokens,
         overwrite=options.overwrite,
+        top_k=options.top_k,
     )
     with ExitStack() as open_files:
         writer, error = None, None
@@ -119,7 +124,11 @@ def score_corpus(options: ScoreOptions) -> Path:
         staging, is_new, num_done = broadcast_from_rank0(
             (writer.staging, writer.is_new, writer.num_done) if writer else (Path(), False, 0)
         )
-        share = {"rank": layout.rank, "world_size": layout.world_size}
+        share: dict[str, Any] = {
+            "top_k": options.top_k,
+            "rank": layout.rank,
+            "world_size": layout.world_size,
+        }
         if is_new:
             together_slowly(lambda: make_files(corpus, staging, **share), layout)
         together(lambda: writer.begin() if writer else None)
@@ -167,17 +176,19 @@ def _score_splits(
             # A start with other ranks may begin within a step of its own: that one is redone.
             first_step = min(max(num_done - num_before, 0), num_samples) // at_once
             for step in range(first_step, stream.num_steps):
-                values_RT = _score_step(engine, stream, step=step, measure=options.measure)
+                rows = _score_step(
+                    engine, stream, options, step=step, num_ids=pack.corpus.vocab_size
+                )
                 done = num_before + min((step + 1) * at_once, num_samples)
                 error = None
-                if writer is not None:
+                if writer is not None and rows is not None:
                     is_due = time.monotonic() - committed_at >= COMMIT_SECONDS
                     is_last = step == stream.num_steps - 1
                     error = _keep(
                         writer,
                         pack,
                         split,
-                        values_RT,
+                        rows,
                         first=step * at_once,
                         num_done=done if is_due or is_last else None,
                     )
@@ -189,20 +200,51 @@ def _score_splits(
             num_before += num_samples
 
 
+class _Rows(NamedTuple):
+    """Of all rows of a step, on the first rank."""
+
+    values_RT: Tensor
+    """fp32; NaN where nothing is predicted, -1 where the model gives no number."""
+    ids_RTK: Tensor | None = None
+    log_probs_RTJ: Tensor | None = None
+
+    def top_k(self, row: int) -> TopK | None:
+        """Of a row, if they are kept."""
+        if self.ids_RTK is None or self.log_probs_RTJ is None:
+            return None
+        return TopK(self.ids_RTK[row].cpu().numpy(), self.log_probs_RTJ[row].cpu().numpy())
+
+
 def _score_step(
-    engine: Engine, stream: SampleStream, *, step: int, measure: Literal["shannon", "nll"]
-) -> Tensor:
-    """Scores at every position of all rows of the step, `[R, T]` fp32 on every rank."""
+    engine: Engine, stream: SampleStream, options: ScoreOptions, *, step: int, num_ids: int
+) -> _Rows | None:
+    """Scores at every position; None but on the first rank."""
     (batch,) = stream.step(step)
-    nll_BS, entropy_BS = engine.probe(ModelInputs.of(batch))
-    scored_BS = (nll_BS if measure == "nll" else entropy_BS).float()
+    inputs, kept = ModelInputs.of(batch), []
+    if options.top_k is None:
+        nll_BS, entropy_BS = engine.probe(inputs)
+    else:
+        (nll_BS, entropy_BS), top_k = engine.probe_top_k(inputs, k=options.top_k, num_ids=num_ids)
+        log_probs_BSJ = top_k.log_probs_NJ.clamp(max=0.0).half()  # fp32 may round to above 0
+        log_probs_BSJ = log_probs_BSJ.masked_fill(~batch.is_target_BS[..., None], torch.nan)
+        kept = [top_k.ids_NK, log_probs_BSJ]
+    scored_BS = (nll_BS if options.measure == "nll" else entropy_BS).float()
     # A non-finite output must not pass for tokens without a score.
     broken_BS = batch.is_target_BS & ~scored_BS.isfinite()
     scored_BS = torch.where(batch.is_target_BS, scored_BS, torch.nan)
-    scored_BS = scored_BS.masked_fill(broken_BS, -1.0).contiguous()
-    gathered = [torch.empty_like(scored_BS) for _ in range(engine.layout.world_size)]
-    dist.all_gather(gathered, scored_BS)
-    return _rows_in_order(gathered, engine.layout)
+    scored_BS = scored_BS.masked_fill(broken_BS, -1.0)
+    gathered = [_gather(part, engine.layout) for part in (scored_BS, *kept)]
+    if not engine.layout.is_main:
+        return None
+    return _Rows(*(_rows_in_order(parts, engine.layout) for parts in gathered))
+
+
+def _gather(part: Tensor, layout: Layout) -> list[Tensor]:
+    """Those of all ranks, on the first one; alone it writes, and they may be many."""
+    part = part.contiguous()
+    gathered = [torch.empty_like(part) for _ in range(layout.world_size)] if layout.is_main else []
+    dist.gather(part, gathered or None)
+    return gathered
 
 
 def _rows_in_order(gathered: list[Tensor], layout: Layout) -> Tensor:
@@ -218,18 +260,18 @@ def _keep(
     writer: ScoresWriter,
     pack: PackIndex,
     split: Literal["train", "val"],
-    values_RT: Tensor,
+    rows: _Rows,
     *,
     first: int,
     num_done: int | None,
 ) -> str | None:
     """Write the rows; returns an error message, if any, for all ranks to raise."""
-    if (values_RT < 0).any():
+    if (rows.values_RT < 0).any():
         return f"the model gives NaN or infinity in samples {first} and on of {split}"
     try:
-        for row, values_T in enumerate(values_RT.cpu().numpy()):
+        for row, values_T in enumerate(rows.values_RT.cpu().numpy()):
             if first + row < pack.num_samples(split):
-                writer.put_sample(pack, first + row, split, values_T)
+                writer.put_sample(pack, first + row, split, values_T, rows.top_k(row))
         if num_done is not None:
             writer.commit(num_done)
     except (ValueError, OSError) as error:
