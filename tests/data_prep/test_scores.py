@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.ledger import SPLITS
 from data_prep.manifest import Shard
 from data_prep.scores import Scores
-from data_prep.scores_writer import describe_files, make_files, open_scores_writer
-from data_prep.shards import Corpus, TopK, open_corpus
-from tests.scores import write_scores
+from data_prep.scores_writer import open_scores_writer
+from data_prep.shards import Corpus, open_corpus
+from tests.scores import made_up_top_k, write_scores, write_top_k
 
 
 def numbered(shard: Shard) -> np.ndarray:
@@ -91,37 +92,27 @@ def test_what_is_no_entropy_is_refused_on_either_side(packed_corpus: Path, value
         corpus.open_scores("base").document(0)
 
 
-def keep_likeliest(corpus: Corpus, *, k: int) -> dict[tuple[str, int, int], list[float]]:
-    """Made-up ones of every token that a pack predicts; returned by split, document and token."""
-    index, kept = corpus.open_pack(64), {}
-    settings = {"name": "base", "measure": "nll", "model": "m", "seq_len": 64, "overwrite": True}
-    with open_scores_writer(corpus, top_k=k, **settings) as writer:  # type: ignore[arg-type]
-        make_files(corpus, writer.staging, top_k=k)
-        writer.begin()
-        for split in ("train", "val"):
-            for i in range(index.num_samples(split)):
-                places = np.arange(64)[:, None]
-                ids = ((31 * i + 7 * places + np.arange(k)) % corpus.vocab_size).astype(np.int32)
-                log_probs = -(places + np.arange(k + 1) / 8.0).astype(np.float16)
-                writer.put_sample(index, i, split, np.ones(64), TopK(ids, log_probs))
-                at = 0
-                for document, start, length in index.pieces(i, split).tolist():
-                    for t in range(1, length):
-                        row = at + t - 1  # of the position before it
-                        kept[split, document, start + t] = [*ids[row], *log_probs[row]]
-                    at += length
-        writer.files = describe_files(corpus, writer.staging, top_k=k)
-    return kept
+def rows_by_token(corpus: Corpus, *, k: int) -> dict[tuple[str, int, int], list[float]]:
+    """What `write_top_k` keeps, ids and log-probabilities, by split, document and token."""
+    index, rows = corpus.open_pack(64), {}
+    for split in SPLITS:
+        for i in range(index.num_samples(split)):
+            made_up = np.concatenate(made_up_top_k(corpus, i, split, k=k, count=64), axis=1)
+            at = 0
+            for document, start, length in index.pieces(i, split).tolist():
+                for t in range(1, length):  # a token's is that of the position before it
+                    rows[split, document, start + t] = made_up[at + t - 1].tolist()
+                at += length
+    return rows
 
 
 def test_the_likeliest_of_a_token_are_found_in_any_packing(packed_corpus: Path) -> None:
     corpus = open_corpus(packed_corpus)
-    kept = keep_likeliest(corpus, k=3)
+    scores, kept = write_top_k(corpus, k=3), rows_by_token(corpus, k=3)
     assert len(kept) > 100
-    scores = corpus.open_scores("base")
     for length, first, count in ((64, 0, 64), (64, 33, 32), (256, 1, 256)):
         index, num_found = corpus.open_pack(length), 0
-        for split in ("train", "val"):
+        for split in SPLITS:
             for i in range(index.num_samples(split)):
                 found = scores.top_k(index, i, split, first=first, count=count)
                 expected = np.full((length + 1, 7), np.nan)
@@ -145,8 +136,8 @@ def test_the_likeliest_of_a_token_are_found_in_any_packing(packed_corpus: Path) 
 def test_likeliest_tokens_that_cannot_be_are_refused(packed_corpus: Path) -> None:
     corpus = open_corpus(packed_corpus)
     with pytest.raises(ValueError, match=r"--top-k 0: expected a number from 1 to \d+, the ids of"):
-        keep_likeliest(corpus, k=0)
-    keep_likeliest(corpus, k=1)
+        write_top_k(corpus, k=0)
+    write_top_k(corpus, k=1)
     index = corpus.open_pack(64)
     path = corpus.folder / "scores-base" / f"{corpus.manifest.split_shards('train')[0].name}.topk"
     whole = path.read_bytes()
@@ -169,10 +160,7 @@ def test_what_a_run_reads_of_scores_is_known_by_a_fingerprint(packed_corpus: Pat
     alone = corpus.open_scores("base")
     assert "top_k" in (alone.folder / "scores.json").read_text()
     assert alone.num_kept == 0
-    found = []
-    for k in (1, 2):
-        keep_likeliest(corpus, k=k)
-        found.append(corpus.open_scores("base"))
+    found = [write_top_k(corpus, k=k) for k in (1, 2)]
     assert [each.num_kept for each in found] == [1, 2]
     assert len({alone.fingerprint, *(each.fingerprint for each in found)}) == 3
     files = found[0].top_k_files(("train",))

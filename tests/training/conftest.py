@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,59 @@ def general_corpus(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory)
         pack(folder, seq_len=64)
 
     return made_once(tmp_path_factory, "general_corpus", make)
+
+
+@pytest.fixture(scope="session")
+def rows_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty pieces of Python's json package, some longer than a sample, in some 50 samples of 64
+    tokens of 512 ids."""
+
+    def make(folder: Path) -> None:
+        from data_prep.build import BuildOptions, build
+        from data_prep.packing.pack import pack
+
+        text = Path(json.decoder.__file__).read_text()
+        rows = [text[start : start + 60 + start % 300] for start in range(0, 8000, 200)]
+        source = folder.with_suffix(".jsonl")
+        source.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+        build(
+            BuildOptions(
+                inputs=(source,),
+                out=folder,
+                train_tokenizer="bpe",
+                train_vocab_size=512,
+                val_frac=0.2,
+                num_workers=1,
+            )
+        )
+        pack(folder, seq_len=64)
+
+    return made_once(tmp_path_factory, "rows_corpus", make)
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen3 of 512 ids with weights large enough that its entropies differ well."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.for_model(
+            "qwen3",
+            vocab_size=512,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            initializer_range=0.3,
+        )
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+    return made_once(tmp_path_factory, "wide_model", make)
 
 
 @pytest.fixture

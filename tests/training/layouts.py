@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.packing.mixture import DomainShare, Mixture
-from data_prep.shards import PackedSample
+from data_prep.shards import PackedSample, TopK
 from training.config.load import parse_recipe
 from training.config.recipe import Recipe
 from training.data.sample_order import SampleOrder
@@ -55,6 +55,22 @@ class RandomScores:
         scores = rng.gamma(1.0, 1.0, pack.seq_len).round(1).astype(np.float16)
         scores[rng.random(pack.seq_len) < 0.05] = np.nan
         return scores.astype(np.float32)
+
+
+class RandomTopK:
+    """The likeliest tokens at the places of an `UnevenPack`, some of them not there."""
+
+    def top_k(
+        self, pack: UnevenPack, i: int, split: str = "train", *, first: int = 0, count: int
+    ) -> TopK:
+        rng = np.random.default_rng((8, i))
+        order = rng.permuted(np.tile(np.arange(VOCAB_SIZE), (pack.seq_len + 1, 1)), axis=1)
+        weights = rng.gamma(0.3, 1.0, (pack.seq_len + 1, 6)) + 1e-3
+        log_probs = np.log(weights / weights.sum(axis=1, keepdims=True)).astype(np.float16)
+        log_probs[rng.random(pack.seq_len + 1) < 0.1] = np.nan
+        log_probs[-1] = np.nan  # behind the sample
+        own = slice(first, first + count)
+        return TopK(order[own, :5].astype(np.int32), log_probs[own])
 
 
 def make_regulariser(

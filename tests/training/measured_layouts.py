@@ -11,6 +11,7 @@ import torch.distributed as dist
 from tests.distributed import ranks_folder, run_ranks
 from tests.grids import WHOLE, is_taken
 from tests.training.layouts import (
+    RandomTopK,
     UnevenPack,
     make_regulariser,
     tiny_recipe,
@@ -26,6 +27,7 @@ from training.regularisers.entropy_cache import EntropyCache
 from training.regularisers.table import model_regularisation
 from training.run.forward import Forward
 from training.run.step import train_step
+from training.run.teacher import make_teacher
 
 # name: processes, sequence shards, rows of a forward pass
 LAYOUTS = {
@@ -94,6 +96,11 @@ DROPOUTS: dict[str, dict[str, Any]] = {
         ],
         "dropout__sample_rates": "uniform",
         "baseline__stochastic_depth": 0.4,
+    },
+    "both_taught_by_scores": {
+        "dropout__where": "both",
+        "entropy__source": "reference",
+        "teacher": {"kind": "scores", "scores": "random", "weight": 0.7},
     },
     "loss_lagged": {"dropout__where": "loss", "entropy__threshold": "lagged"},
     "loss_guided": {"dropout__where": "loss", "dropout__guidance": 0.5},
@@ -241,7 +248,15 @@ def step_without_update(recipe: Recipe, engine: Any, stream: SampleStream) -> di
     if cache:  # a threshold of the corpus is that of the epoch's start
         regulariser = make_regulariser(recipe, engine, stream.pack, cache=cache)
     dropped: Any = DroppedTokens()
-    done = train_step(engine, stream, regulariser, sketch=dropped, **step)
+    teacher = make_teacher(
+        recipe,
+        engine,
+        None,
+        pack=stream.pack,
+        num_domain_samples=stream.pack.num_samples(),
+        stored=RandomTopK(),
+    )
+    done = train_step(engine, stream, regulariser, sketch=dropped, teacher=teacher, **step)
     result = {"dropped": dropped.found, "row": done.row, "num_tokens": done.num_tokens}
     if cache:
         dist.barrier()  # as the first collective of a next step does

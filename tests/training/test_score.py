@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -15,9 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from data_prep.build import BuildOptions, build
 from data_prep.ledger import Split
-from data_prep.packing.pack import pack
 from data_prep.shards import Corpus, open_corpus
 from tests.distributed import run_ranks
 from tests.grids import WHOLE
@@ -30,51 +27,9 @@ SEQ_LEN = 64
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Qwen3 with weights large enough that its entropies differ well."""
-    folder = tmp_path_factory.mktemp("model")
-    config = AutoConfig.for_model(
-        "qwen3",
-        vocab_size=512,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pieces of Python's json package, some longer than a sample, in some 50 samples."""
-    folder = tmp_path_factory.mktemp("scored")
-    text = Path(json.decoder.__file__).read_text()
-    rows = [text[start : start + 60 + start % 300] for start in range(0, 8000, 200)]
-    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
-    (folder / "rows.jsonl").write_text(lines)
-    build(
-        BuildOptions(
-            inputs=(folder / "rows.jsonl",),
-            out=folder / "corpus",
-            train_tokenizer="bpe",
-            train_vocab_size=512,
-            val_frac=0.2,
-            num_workers=1,
-        )
-    )
-    pack(folder / "corpus", seq_len=SEQ_LEN)
-    return folder / "corpus"
-
-
 @pytest.fixture
-def corpus(built: Path, tmp_path: Path) -> Corpus:
-    return open_corpus(shutil.copytree(built, tmp_path / "corpus"))
+def corpus(rows_corpus: Path, tmp_path: Path) -> Corpus:
+    return open_corpus(shutil.copytree(rows_corpus, tmp_path / "corpus"))
 
 
 def options_for(corpus: Corpus, model: Path, **changes: object) -> ScoreOptions:
@@ -130,9 +85,9 @@ def plain_predictions(corpus: Corpus, model: Path) -> tuple[np.ndarray, torch.Te
 
 
 def test_scores_are_those_of_a_plain_forward_pass_at_their_own_token(
-    corpus: Corpus, model_folder: Path
+    corpus: Corpus, wide_model: Path
 ) -> None:
-    tokens, log_probs = plain_predictions(corpus, model_folder)
+    tokens, log_probs = plain_predictions(corpus, wide_model)
     assert len(tokens) > 300
     expected = {
         "shannon": -(log_probs.exp() * log_probs).sum(dim=1),
@@ -140,7 +95,7 @@ def test_scores_are_those_of_a_plain_forward_pass_at_their_own_token(
     }
     for measure, values in expected.items():
         top_k = 5 if measure == "shannon" else None
-        options = options_for(corpus, model_folder, name=measure, measure=measure, top_k=top_k)
+        options = options_for(corpus, wide_model, name=measure, measure=measure, top_k=top_k)
         run_ranks(score_corpus, options, world_size=1)
         scores = corpus.open_scores(measure)
         found = [scores.document(d, SPLITS[n])[t] for n, _, _, d, t, _ in tokens.tolist()]
@@ -157,12 +112,12 @@ def test_scores_are_those_of_a_plain_forward_pass_at_their_own_token(
     assert np.allclose(np.exp(kept[:, 5]), rest, rtol=5e-3, atol=1e-5)
 
 
-def test_scores_do_not_depend_on_the_layout(corpus: Corpus, model_folder: Path) -> None:
+def test_scores_do_not_depend_on_the_layout(corpus: Corpus, wide_model: Path) -> None:
     kept, likeliest = [], []
     more = [(2, 1, 2), (2, 2, 1)] if WHOLE else []
     for world_size, sp_size, rows in ((1, 1, 3), (4, 2, 2), *more):
         changes = {"sequence_parallel_size": sp_size, "micro_batch_samples": rows, "top_k": 4}
-        options = options_for(corpus, model_folder, overwrite=True, **changes)
+        options = options_for(corpus, wide_model, overwrite=True, **changes)
         run_ranks(score_corpus, options, world_size=world_size)
         kept.append(np.concatenate(all_scores(corpus)))
         likeliest.append(all_likeliest(corpus))
@@ -179,10 +134,10 @@ def test_scores_do_not_depend_on_the_layout(corpus: Corpus, model_folder: Path) 
 
 
 def test_scores_that_are_there_already_are_refused_on_every_rank(
-    corpus: Corpus, model_folder: Path
+    corpus: Corpus, wide_model: Path
 ) -> None:
     """The first rank alone opens the files; the others must not wait for it for ever."""
-    options = options_for(corpus, model_folder)
+    options = options_for(corpus, wide_model)
     run_ranks(score_corpus, options, world_size=1)
     messages = run_ranks(message_of_refusal, options, world_size=2, timeout_seconds=60)
     assert len(messages) == 2
@@ -214,11 +169,11 @@ def score_until(options: ScoreOptions, last_step: int) -> None:
 
 
 def test_a_killed_start_is_gone_on_with(
-    corpus: Corpus, model_folder: Path, capfd: pytest.CaptureFixture[str]
+    corpus: Corpus, wide_model: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    whole = options_for(corpus, model_folder, name="whole", top_k=4)
+    whole = options_for(corpus, wide_model, name="whole", top_k=4)
     run_ranks(score_corpus, whole, world_size=1)
-    options = options_for(corpus, model_folder, micro_batch_samples=2, top_k=4)
+    options = options_for(corpus, wide_model, micro_batch_samples=2, top_k=4)
     with pytest.raises(AssertionError):
         run_ranks(score_until, options, 9, world_size=1)
     with pytest.raises(ValueError, match="no scores 'reference'; there are: whole"):
@@ -235,13 +190,13 @@ def test_a_killed_start_is_gone_on_with(
 
 
 def test_the_verb_scores_under_a_launcher_and_refuses_what_does_not_fit(
-    corpus: Corpus, model_folder: Path
+    corpus: Corpus, wide_model: Path
 ) -> None:
     def run(*flags: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command = [warm_python(), *(launcher if ranks > 1 else []), "-m", "data_prep", "score"]
         return subprocess.run(
-            [*command, str(corpus.folder), "--model", str(model_folder), *flags],
+            [*command, str(corpus.folder), "--model", str(wide_model), *flags],
             capture_output=True,
             text=True,
             cwd=ROOT,
@@ -264,9 +219,9 @@ def test_the_verb_scores_under_a_launcher_and_refuses_what_does_not_fit(
 
 
 def test_a_model_that_gives_no_number_is_no_source_of_scores(
-    corpus: Corpus, model_folder: Path, tmp_path: Path
+    corpus: Corpus, wide_model: Path, tmp_path: Path
 ) -> None:
-    broken = shutil.copytree(model_folder, tmp_path / "broken")
+    broken = shutil.copytree(wide_model, tmp_path / "broken")
     lm = AutoModelForCausalLM.from_pretrained(broken)
     with torch.no_grad():
         lm.base_model.norm.weight.fill_(3e38)  # finite, but its logits are not

@@ -15,7 +15,7 @@ from tests.distributed import run_ranks
 from tests.training.short_runs import message_of_error, metrics, short_recipe, train_on_rank
 from training.config.recipe import Recipe
 from training.config.teacher import Teacher as Settings
-from training.run.teacher import Teacher
+from training.run.teacher import RunningTeacher
 
 EMA: dict[str, Any] = {"ema": {"half_life_steps": 2}, "teacher": {"kind": "ema", "weight": 0.5}}
 BASE: dict[str, Any] = {"teacher": {"kind": "base", "weight": 0.25}}
@@ -132,12 +132,10 @@ def test_a_teacher_in_bf16_trains(small_corpus, tmp_path):
 )
 def test_the_tokens_for_which_it_counts(on, expected):
     settings = Settings(kind="base", weight=0.5, on=on)
-    engine: Any = SimpleNamespace(predict=lambda _: (torch.zeros(3, 4, 2), None))
-    teacher = Teacher(engine, None, settings, num_domain_samples=10)  # type: ignore[arg-type]
-    teacher._hidden_BSD, teacher._layer = [torch.zeros(3, 4, 2)], ()  # type: ignore[assignment]
+    nothing: Any = None
+    teacher = RunningTeacher(nothing, nothing, settings, num_domain_samples=10)
     batch: Any = SimpleNamespace(sample_ids=(9, 10, -1), ids_BS=torch.zeros(3, 4))
-    view = teacher.view(batch, 0)
-    assert view.weights_BS.tolist() == [[weight] * 4 for weight in expected]
+    assert teacher.weights_BS(batch).tolist() == [[weight] * 4 for weight in expected]
 
 
 @pytest.mark.parametrize(
