@@ -13,6 +13,7 @@ from data_prep.manifest import Shard
 from data_prep.scores import Scores
 from data_prep.scores_writer import open_scores_writer
 from data_prep.shards import Corpus, open_corpus
+from data_prep.verify import verify
 from tests.scores import made_up_top_k, write_scores, write_top_k
 
 
@@ -167,3 +168,9 @@ def test_what_a_run_reads_of_scores_is_known_by_a_fingerprint(packed_corpus: Pat
     assert [file.name for _, file in files] == [
         f"{shard.name}.topk" for shard in corpus.manifest.split_shards("train")
     ]
+    check = verify(packed_corpus, deep=True)[-1]
+    assert (check.name, check.problem) == ("scores-base", None)
+    assert check.detail == "nll and the 2 likeliest tokens by m"
+    path = found[0].folder / files[0][1].name
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    assert f"{path.name}: damaged: expected sha256" in str(verify(packed_corpus, deep=True)[-1].problem)

@@ -69,6 +69,21 @@ def test_a_teacher_and_an_average_are_forecast_within_a_tenth(tmp_path: Path) ->
     assert forecasts["step"].total == pytest.approx(measured["update"], rel=0.1)
 
 
+def test_a_stored_teacher_takes_neither_weights_nor_a_forward_pass() -> None:
+    def planned(teacher: Teacher | None) -> Forecast:
+        recipe = replace(load_recipe(QWEN_8B), teacher=teacher)
+        return forecast(recipe, Machine(num_gpus=64, gpu_gib=80.0, corpus_tokens=10**8))
+
+    none, base = planned(None), planned(Teacher(kind="base"))
+    stored = planned(Teacher(kind="scores", scores="8b"))
+    assert stored.duration == none.duration
+    assert base.duration.passes.hardware == none.duration.passes.hardware + 1
+    for phase in ("save", "backward", "step"):
+        assert stored.moments[phase] == none.moments[phase]
+    in_forward = [each.moments["forward"].total for each in (none, stored, base)]
+    assert in_forward[0] < in_forward[1] < in_forward[2]
+
+
 @pytest.mark.parametrize("kind", ["lora", *(("dora",) if WHOLE else ())])
 def test_an_adapter_is_forecast_within_a_tenth(tmp_path: Path, kind: str) -> None:
     """Loading is not compared: here the whole base passes through the same memory."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_prep.shards import Corpus, open_corpus
+from launch.planner.corpus import read_size
 from tests.distributed import run_ranks
 from tests.scores import made_up_top_k, write_scores, write_top_k
 from tests.training.refusals import CPU
@@ -63,6 +64,8 @@ def test_the_model_that_is_trained_teaches_itself_its_own_predictions_and_a_resu
     # of all ids kept, before the first step, it is the entropy of what both predict
     expected = (whole[0]["loss"] + whole[0]["mean_entropy_nats"]) / 2
     assert whole[0]["objective"] == pytest.approx(expected, rel=1e-4)
+    (facts,) = metrics(tmp_path / "whole", "run")
+    assert facts["taught_by"] == f"{wide_model}, 512 likeliest tokens"
     assert abs(whole[0]["loss"] - whole[0]["mean_entropy_nats"]) > 0.5
 
     run_dir = tmp_path / "run"
@@ -136,8 +139,16 @@ def test_scores_that_do_not_teach_are_refused(corpus, tmp_path):
     write_scores(corpus, lambda shard: np.ones(shard.num_tokens), **ones)  # type: ignore[arg-type]
     assert "scores-base holds no likeliest tokens; make new ones with" in refusal(alone(corpus))
     shutil.rmtree(corpus.folder / "scores-base")
-    write_top_k(corpus, k=4)
-    RunData.open(alone(corpus))
+    scores = write_top_k(corpus, k=4)
+    data = RunData.open(alone(corpus))
+    names = {
+        folder / file.name for folder, file in data.files(alone(corpus)) if ".topk" in file.name
+    }
+    assert names == {scores.folder / file.name for _, file in scores.top_k_files(("train",))}
+    size = read_size(alone(corpus))
+    on_disk = sum(path.stat().st_size for path in scores.folder.glob("*[!n]"))  # but scores.json
+    assert size
+    assert (size.top_k, size.prediction_bytes) == (4, on_disk)
     assert f"{general.folder}: no scores 'base'" in refusal(alone(corpus, replay=replay))
     only_own = {**TAUGHT["teacher"], "on": "domain"}
     RunData.open(alone(corpus, replay=replay, teacher=only_own))

@@ -13,7 +13,7 @@ from training.config.sections import STRICT
 
 @dataclass(config=STRICT)
 class Teacher:
-    """Keeps the model near a slower or older copy of itself (Hinton et al., arXiv 1503.02531).
+    """Keeps the model near another one, or a copy of itself (Hinton et al., arXiv 1503.02531).
 
     A token's loss is (1 - weight) times what it is without a teacher, label smoothing and z-loss
     included, plus weight times the cross-entropy to the prediction of the teacher, which sees the

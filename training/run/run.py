@@ -233,10 +233,15 @@ def _base_of(recipe: Recipe, engine: Engine, newest: Path | None) -> dict[str, A
 def _facts(recipe: Recipe, start: Start, engine: Engine) -> dict[str, Any]:
     """What is derived of a run, to be printed at its start and kept with it."""
     device, total_steps = engine.layout.device, start.plan.total_steps
+    taught_by = dict.fromkeys(
+        f"{stored.manifest.model}, {stored.num_kept} likeliest tokens"
+        for stored in filter(None, start.data.predictions)
+    )
     return asdict(start.plan) | {
         "warmup_steps": warmup_steps(total_steps, recipe.schedule.warmup_frac),
         "parameters": engine.num_parameters,
         **({"trained_parameters": engine.num_trained} if recipe.adapter else {}),
+        **({"taught_by": " and ".join(taught_by)} if taught_by else {}),
         "pack": start.data.pack.fingerprint,
         **{f"pack_of_{name}": found for name, found in start.data.other_fingerprints.items()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
