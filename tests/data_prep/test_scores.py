@@ -173,4 +173,5 @@ def test_what_a_run_reads_of_scores_is_known_by_a_fingerprint(packed_corpus: Pat
     assert check.detail == "nll and the 2 likeliest tokens by m"
     path = found[0].folder / files[0][1].name
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
-    assert f"{path.name}: damaged: expected sha256" in str(verify(packed_corpus, deep=True)[-1].problem)
+    problem = verify(packed_corpus, deep=True)[-1].problem
+    assert f"{path.name}: damaged: expected sha256" in str(problem)
