@@ -32,6 +32,7 @@ STEPS: dict[str, tuple[Callable[[str, bool], dict[str, float]], int]] = {
     "kernels_beyond_int32": (checks.kernels_beyond_int32, 60),
     "attention": (checks.attention, 60),
     "documents": (checks.documents, 60),
+    "fused_layers": (checks.fused_layers, 60),
     "head": (checks.head, 60),
     "skipped_step": (checks.skipped_step, 90),
     "head_milliseconds": (speed.head_milliseconds, 60),

@@ -7,6 +7,7 @@ E numbers a head.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,11 +16,16 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from tests.training.layouts import tiny_recipe
 from tests.training.measured_layouts import make_engine
+from tests.training.stand_in_liger import stand_in_liger
+from training.config.sections import Model
 from training.data.documents import find_documents
 from training.entrodrop import softmax_rows, softmax_rows_triton
 from training.entrodrop.head import weighted_linear_cross_entropy
 from training.model.attention import document_attention
+from training.model.causal_lm import resolve_model_config
 from training.model.engine import Engine
+from training.model.fused_check import measure_errors
+from training.model.fused_layers import FAMILIES
 from training.model.inputs import ModelInputs
 from training.ranks.dist import init_layout
 
@@ -129,6 +135,29 @@ def _plain(states: list[Tensor], lengths: tuple[int, ...]) -> list[Tensor]:
         scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
         for q, k, v in parts
     ]
+
+
+def fused_layers(device: str, small: bool) -> Figures:
+    """Layers with Liger's kernels, of each family, as far from exact ones as plain ones are.
+
+    Needs the extra [kernels]; on a CPU a stand-in in torch, of one family.
+    """
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "head_dim")
+    sizes = dict(zip(names, (64, 96, 4, 16) if small else (2048, 5632, 16, 128), strict=True))
+    families, kernels = (
+        (FAMILIES, nullcontext()) if device == "cuda" else (("qwen3",), stand_in_liger())
+    )
+    worst = 0.0
+    for family in families:
+        named = {"model_type": family, "num_key_value_heads": 2, "pad_token_id": 0, **sizes}
+        model = Model(config=named, kernels="liger")
+        config = resolve_model_config(model, vocab_size=64, dtype=torch.bfloat16)
+        with kernels:
+            errors = measure_errors(model, config, device=torch.device(device))
+        for name, (fused, plain, most) in errors.items():
+            assert fused <= most, f"{family}: {name} is off by {fused:.1e}, plain by {plain:.1e}"
+            worst = max(worst, fused / most)
+    return {"of_the_bound": worst}
 
 
 def head(device: str, small: bool) -> Figures:

@@ -68,6 +68,7 @@ FREE: list[dict[str, Any]] = [
     {"checkpoint__every_steps": 5},
     {"guard__on_spike": "stop"},
     {"watchdog__seconds": 5},
+    {"model__activation_checkpointing": True},
 ]
 
 
@@ -124,6 +125,12 @@ def test_another_adapter_cannot_be_accepted_but_another_alpha(adapter, told):
 @pytest.mark.parametrize("changes", FREE)
 def test_a_resume_may_change_what_decides_nothing(small_corpus, changes):
     resume(identity(small_corpus), identity(small_corpus, **changes))
+
+
+def test_a_checkpoint_of_a_version_that_compared_memory_keys_resumes(small_corpus):
+    before = identity(small_corpus)
+    before["recipe"]["model"]["activation_checkpointing"] = True
+    resume(before, identity(small_corpus))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ STARTS: list[tuple[dict[str, Any], int, str]] = [
         2,
         "mlp_dropout: no plain MLP is known in MixtralDecoderLayer (it has self_attn, mlp",
     ),
+    ({"model__kernels": "liger"}, 2, "model.kernels: liger needs a GPU, and this is a run on CPUs"),
     ({"model__config__hidden_sise": 3}, 2, "did you mean hidden_size"),
     (
         {"model__config__hidden_size": "big"},

@@ -41,6 +41,8 @@ _ABOUT_THE_FILE = (
 """Of a model's configuration; the dtype is compared on its own, and special ids, which are the
 tokenizer's, decide nothing in training."""
 _FREE_IN_TRAIN = ("stop_after_steps", "stop_when", "sequence_parallel_size", "micro_batch_samples")
+_FREE_IN_MODEL = ("activation_checkpointing", "kernels")
+"""Memory and speed; what they change is rounding, as another layout does."""
 
 
 def run_identity(
@@ -61,6 +63,7 @@ def run_identity(
     kept = {key: value for key, value in asdict(recipe).items() if key not in _FREE_TO_CHANGE}
     for key in _FREE_IN_TRAIN:
         kept["train"].pop(key)
+    kept["model"] = _of_model(kept["model"])
     kept["data"].pop("verify")
     for key in ("every_steps", "prompts", "prompt_tokens"):  # the rest decides what its bands are
         kept["evaluation"].pop(key)
@@ -118,11 +121,18 @@ def _with_new_keys(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, 
         for field in fields(Recipe)
         if isinstance(field.default, FieldInfo) and field.default.default_factory
     }
-    return saved | {
+    filled = {
         name: {key: defaults[key] for key in defaults.keys() & current[name].keys()} | saved[name]
         for name, defaults in sections.items()
         if name in saved and name in current
     }
+    if "model" in saved:  # versions before this compared more of its keys
+        filled["model"] = _of_model(saved["model"])
+    return saved | filled
+
+
+def _of_model(section: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key not in _FREE_IN_MODEL}
 
 
 def find_other_model(

@@ -43,6 +43,9 @@ class Model:
     """A Hugging Face configuration (`model_type` and its keys) for weights from scratch."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: about a third more compute, far less memory."""
+    kernels: Literal["plain", "liger"] = "plain"
+    """liger: norms, rotations and gated units by Liger's fused kernels, equal to plain ones within
+    rounding, which each start checks. Needs a GPU, the extra [kernels] and a family it covers."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model repository. Only for sources you trust."""
     disable_dropout: bool = False

@@ -32,6 +32,7 @@ from training.model.checks import (
     refuse_unknown_source,
     refuse_unsupported,
 )
+from training.model.fused_layers import fuse_layers
 from training.model.inputs import (
     NO_REGULARISATION,
     ModelInputs,
@@ -256,6 +257,8 @@ def build_model(
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **common)
     if adapter is not None:
         inject_adapter(lm, adapter, seed=seed)
+    if model.kernels == "liger":
+        fuse_layers(lm)
     del keep_alive
     # rows are packed, without padding; torch would not train the row of that id, often the end's
     lm.get_input_embeddings().padding_idx = None  # type: ignore[assignment]

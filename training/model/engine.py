@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import deepspeed
@@ -212,8 +212,10 @@ def build_engine(
     )
     if loads_universal:
         ds_config["checkpoint"] = {"load_universal": True}
+    trains = regularisation is not None
     model = build_model(
-        recipe.model,
+        # an evaluation is plain, so that it runs on any machine
+        recipe.model if trains else replace(recipe.model, kernels="plain"),
         model_config,
         ds_config=ds_config,
         seed=recipe.seed,

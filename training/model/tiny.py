@@ -55,6 +55,15 @@ def tiny_config(
     return tiny
 
 
+def one_layer_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The first layer in its own size and dtype, with a small vocabulary."""
+    short = copy.deepcopy(config)
+    for part in _parts(short):
+        _narrow_vocabulary(part)
+    _keep_layers(short.get_text_config(), 1)
+    return short
+
+
 def plain_model(
     model: Model, config: PretrainedConfig, *, attention: str | None = None
 ) -> PreTrainedModel:
@@ -90,10 +99,15 @@ def _narrow(config: PretrainedConfig, *, sequence_tokens: int) -> None:
     for key, value in list(vars(config).items()):
         if _INNER_SIZES.search(key):
             setattr(config, key, _with_numbers(value, _INNER))
-        elif "vocab_size" in key:
-            setattr(config, key, _with_numbers(value, VOCAB_SIZE))
         elif _WINDOWS.search(key) and not _NO_WINDOWS.search(key):
             setattr(config, key, _narrow_windows(value, sequence_tokens=sequence_tokens))
+    _narrow_vocabulary(config)
+
+
+def _narrow_vocabulary(config: PretrainedConfig) -> None:
+    for key, value in list(vars(config).items()):
+        if "vocab_size" in key:
+            setattr(config, key, _with_numbers(value, VOCAB_SIZE))
         elif key in ("pad_token_id", "bos_token_id", "eos_token_id") and isinstance(value, int):
             setattr(config, key, min(value, VOCAB_SIZE - 1))
 
