@@ -220,6 +220,11 @@ class Recipe:
                 "adapter needs weights to train beside: set model.pretrained (model.config begins "
                 "with random ones, which would stay random)"
             )
+        if self.adapter is not None and self.adapter.dropout and self.model.tiled_mlp:
+            raise ValueError(
+                f"adapter.dropout: {self.adapter.dropout:g} draws for whole rows, of which "
+                "model.tiled_mlp gives the MLP tiles: set one of them to 0 or false"
+            )
         if self.adapter is not None and "l2_sp" in self.regularisers:
             raise ValueError(
                 "regularisers: l2_sp has nothing to hold beside an adapter, whose base is frozen; "

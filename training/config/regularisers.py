@@ -105,6 +105,11 @@ def find_no_combination(
             "regularisers: token_replacement with entropy.source: cache would keep entropies "
             "behind replaced tokens as if clean: set entropy.source to online or reference"
         )
+    if "mlp_dropout" in names and model.tiled_mlp:
+        return (
+            "regularisers: mlp_dropout draws for whole rows, of which model.tiled_mlp gives the "
+            "MLP tiles: leave one of them out"
+        )
     if "mir" in names:
         return _find_no_masks(names, choosing, dropout=dropout)
     return None

@@ -43,6 +43,11 @@ class Model:
     """A Hugging Face configuration (`model_type` and its keys) for weights from scratch."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass: about a third more compute, far less memory."""
+    activation_offloading: bool = False
+    """Keep what activation_checkpointing keeps, the input of each layer, in the host's memory."""
+    tiled_mlp: bool = False
+    """Run the MLP of each layer on as many tokens at a time as it has hidden channels, and again in
+    the backward pass: less memory for long samples, the same numbers but for rounding."""
     kernels: Literal["plain", "liger"] = "plain"
     """liger: norms, rotations and gated units by Liger's fused kernels, equal to plain ones within
     rounding, which each start checks. Needs a GPU, the extra [kernels] and a family it covers."""
@@ -58,6 +63,11 @@ class Model:
             raise ValueError("set exactly one of model.pretrained and model.config")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("model.config needs the key model_type, for example qwen3")
+        if self.activation_offloading and not self.activation_checkpointing:
+            raise ValueError(
+                "model.activation_offloading moves what model.activation_checkpointing keeps: set "
+                "that to true, too (is false)"
+            )
         return self
 
 

@@ -43,10 +43,12 @@ from training.model.layer_dropout import LayerDropout
 from training.model.layers import decoder_layers
 from training.model.length_rope import LengthRope
 from training.model.multimodal import name_rules, text_part, without_report
+from training.model.offloading import checkpoint_layers
 from training.model.older_attention import OlderAttention, allow_construction
 from training.model.output_layer import entropy_head
 from training.model.own_dropout import disable_dropout
 from training.model.recurrences import Recurrences
+from training.model.tiled_mlp import tile_mlps
 
 
 class CausalLMWithEntropy(nn.Module):
@@ -259,10 +261,12 @@ def build_model(
         inject_adapter(lm, adapter, seed=seed)
     if model.kernels == "liger":
         fuse_layers(lm)
+    if model.tiled_mlp:
+        tile_mlps(decoder_layers(lm))
     del keep_alive
     # rows are packed, without padding; torch would not train the row of that id, often the end's
     lm.get_input_embeddings().padding_idx = None  # type: ignore[assignment]
     if model.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(lm, offloads=model.activation_offloading)
     model_of_run = CausalLMWithEntropy(lm, regularisation, z_loss=z_loss, seed=seed)
     return model_of_run.train()  # from_pretrained leaves it in evaluation: no checkpointing, say

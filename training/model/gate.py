@@ -24,6 +24,7 @@ from training.model.adapter import AdapterError, inject_adapter
 from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.causal_lm import CausalLMWithEntropy
 from training.model.inputs import ModelInputs
+from training.model.offloading import checkpoint_layers
 from training.model.older_attention import allow_construction
 from training.model.own_dropout import remedy
 from training.model.plain_losses import plain_scores
@@ -118,7 +119,7 @@ def measure_difference(
     lm = plain_model(model, tiny, attention=ATTENTION_NAME)
     lm.load_state_dict(plain.state_dict())
     if model.activation_checkpointing:
-        lm.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(lm, offloads=model.activation_offloading)
     if adapter is not None:
         inject_adapter(lm, adapter, seed=0)
     ours = CausalLMWithEntropy(lm).eval()

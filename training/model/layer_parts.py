@@ -23,7 +23,7 @@ def attention_of(layer: nn.Module) -> nn.Module:
         adds_residual = "residual" in inspect.signature(part.forward).parameters  # BLOOM's does
         if _ATTENTION.search(name) and not adds_residual:
             return part
-    raise _not_found(layer, "attention_output_dropout", "attention")
+    raise _not_found(layer, "regularisers: attention_output_dropout", "attention")
 
 
 def last_matrix_of_mlp(layer: nn.Module) -> nn.Module:
@@ -32,12 +32,32 @@ def last_matrix_of_mlp(layer: nn.Module) -> nn.Module:
     Raises:
         ValueError: for a layer without a plain MLP, such as one with experts.
     """
-    within = [part for name, part in layer.named_children() if _MLP.search(name)]
-    for place in (*within, layer):  # OPT has its matrices in the layer itself
-        matrices = [part for part in place.children() if _MATRIX.search(type(part).__name__)]
-        if len(matrices) > 1:
+    for place in (*_named_as_mlp(layer), layer):  # OPT has its matrices in the layer itself
+        if len(matrices := _matrices(place)) > 1:
             return max(matrices, key=_inputs_for_each_output)
-    raise _not_found(layer, "mlp_dropout", "plain MLP")
+    raise _not_found(layer, "regularisers: mlp_dropout", "plain MLP")
+
+
+def mlp_of(layer: nn.Module) -> nn.Module:
+    """The module that is its MLP, a function of hidden states alone.
+
+    Raises:
+        ValueError: for a layer without a plain MLP of its own, such as one with experts.
+    """
+    for part in _named_as_mlp(layer):
+        arguments = inspect.signature(part.forward).parameters.values()
+        needed = [each for each in arguments if each.default is each.empty]
+        if len(_matrices(part)) > 1 and len(needed) == 1:
+            return part
+    raise _not_found(layer, "model.tiled_mlp", "plain MLP")
+
+
+def _named_as_mlp(layer: nn.Module) -> list[nn.Module]:
+    return [part for name, part in layer.named_children() if _MLP.search(name)]
+
+
+def _matrices(place: nn.Module) -> list[nn.Module]:
+    return [part for part in place.children() if _MATRIX.search(type(part).__name__)]
 
 
 def _inputs_for_each_output(matrix: Any) -> float:
@@ -46,6 +66,6 @@ def _inputs_for_each_output(matrix: Any) -> float:
     return float(matrix.in_features / matrix.out_features)
 
 
-def _not_found(layer: nn.Module, regulariser: str, part: str) -> ValueError:
+def _not_found(layer: nn.Module, key: str, part: str) -> ValueError:
     parts, kind = ", ".join(name for name, _ in layer.named_children()), type(layer).__name__
-    return ValueError(f"regularisers: {regulariser}: no {part} is known in {kind} (it has {parts})")
+    return ValueError(f"{key}: no {part} is known in {kind} (it has {parts})")

@@ -18,6 +18,7 @@ from training.model.ds_config import training_dtype
 from training.model.gate import find_other_numbers
 from training.model.layer_dropout import LayerDropout
 from training.model.layers import decoder_layers
+from training.model.tiled_mlp import tile_mlps
 from training.model.tiny import plain_model, tiny_config
 from training.model.tokenizers import find_other_ids, find_pair
 from training.model.weights import find_other_weights
@@ -82,9 +83,9 @@ def _stamps(model: Model) -> list[tuple[str, int, int]]:
 
 
 def find_no_part(recipe: Recipe, config: PretrainedConfig) -> str | None:
-    """Why dropout inside layers does not find its place in this model; None where it does."""
-    rates = model_regularisation(recipe)
-    if not rates.mlp_dropout and not rates.attention_output_dropout:
+    """Why dropout inside layers, or tiles, find no place in this model; None where they do."""
+    rates, tiles = model_regularisation(recipe), recipe.model.tiled_mlp
+    if not rates.mlp_dropout and not rates.attention_output_dropout and not tiles:
         return None
     with torch.device("meta"):  # a layer of each kind, without numbers
         length = recipe.data.sequence_tokens
@@ -92,6 +93,8 @@ def find_no_part(recipe: Recipe, config: PretrainedConfig) -> str | None:
         layers = decoder_layers(plain_model(recipe.model, tiny))
     try:
         LayerDropout(layers, rates, seed=0)
+        if tiles:
+            tile_mlps(layers)
     except ValueError as error:
         return str(error)
     return None
