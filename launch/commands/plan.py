@@ -20,6 +20,7 @@ examples:
   python -m launch plan training/recipes/qwen3_8b.yaml --gpus 8 --gpu-gib 80 --host-gib 1024 \\
       train.micro_batch_samples=4
   python -m launch plan training/recipes/qwen3_8b_32k.yaml --gpus 8 --gpu-gib 141 --json
+  python -m launch plan training/recipes/llama3.1_8b.yaml --gpus 8 --gpu-gib 80 --longest
 
 exit code: 0 it fits, 1 it does not, 2 usage error
 """
@@ -62,11 +63,17 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "--corpus-tokens", type=_count, help="tokens of an epoch, if the pack does not exist yet"
     )
     verb.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    verb.add_argument(
+        "--longest",
+        action="store_true",
+        help="print the longest sample that fits, with and without each lever, in place of a plan",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     # imports here: --help and usage errors answer before the recipe's types are made
     from launch.planner.forecast import forecast
+    from launch.planner.longest import longest_as_text
     from launch.planner.table import as_data, as_text
     from training.config.load import load_recipe
 
@@ -83,6 +90,9 @@ def run(options: argparse.Namespace) -> int:
             corpus_tokens=options.corpus_tokens,
         ),
     )
+    if options.longest:
+        print(longest_as_text(result))
+        return 0
     if options.json:
         print(json.dumps(as_data(result, name=options.recipe), indent=2))
     else:

@@ -13,8 +13,8 @@ size D, Q numbers in all queries and K in all keys, MLP size F, w bytes a number
                                         where keys and values are repeated for all heads
     gated MLP         4 w F             gate, silu(gate), up, their product
 
-A LayerNorm keeps D (w + w); an MLP of two weights 2 w F, or more with an activation that torch has
-no kernel for.
+A LayerNorm keeps D (w + w), and so do Liger's norms, whose MLPs keep 3 w F (`model.kernels`). An
+MLP of two weights keeps 2 w F, or more with an activation that torch has no kernel for.
 
 Beside an adapter the weights of norms are frozen, and normalised inputs are not kept; products keep
 their inputs, which DeepSpeed's own saves whether its weight is trained or not. `adapter.py` says
@@ -52,6 +52,12 @@ class Activations:
     shards_sequence: bool
     mask_numbers: int = 0
     """Of a token in a layer: channels that may drop, a byte each."""
+    tiles_mlp: bool = False
+    """`training/model/tiled_mlp.py`: of an MLP no more than a tile is there at a time."""
+    offloads: bool = False
+    """Inputs of layers are on the host."""
+    fused: bool = False
+    """Liger's norms keep their input as it is, its MLPs no activation of the gate."""
 
     @property
     def layer_input(self) -> int:
@@ -59,7 +65,24 @@ class Activations:
         return self.tokens * self.arch.hidden * self.number_bytes
 
     @property
+    def kept_input(self) -> int:
+        """The part of it that stays on the GPU."""
+        return 0 if self.offloads else self.layer_input
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether there is more than one tile, of as many tokens as hidden channels."""
+        return self.tiles_mlp and self.tokens > self.arch.hidden
+
+    @property
+    def mlp_tokens(self) -> int:
+        """Whose inner channels exist at a time."""
+        return self.arch.hidden if self.is_tiled else self.tokens
+
+    @property
     def _norm(self) -> int:
+        if self.fused:  # input and output
+            return 2 * self.layer_input
         # the normalised input is for the gradient of the norm's weight
         kept = 2 if self.arch.adapter is None else 1
         numbers = kept * self.number_bytes + (0 if self.arch.kind.layer_norm else _FP32)
@@ -89,17 +112,29 @@ class Activations:
         scalars = 1 + arch.heads  # the norm's 1 / rms, and ln sum e^score of each head
         if arch.qk_norm:
             normalised = width if arch.adapter is None else 0
-            numbers += (_FP32 + normalised) * (arch.queries + arch.keys)
+            is_fused = self.fused and arch.qk_norm == "head"
+            kept = width if is_fused else _FP32 + normalised
+            numbers += kept * (arch.queries + arch.keys)
             scalars += arch.heads + arch.kv_heads
         return self.tokens * (numbers + _FP32 * scalars)
 
     def mlp(self, layer: Layer) -> int:
         """Kept by the second half of a layer."""
+        norms = self._norms if layer.mlp or self.arch.kind.norms > 1 else 0
+        scalars = 0 if layer.mlp else _FP32
+        inner = 0 if self.is_tiled else self._inner(layer)
+        return norms + inner + self.tokens * (scalars + self.mask_numbers)
+
+    def _inner(self, layer: Layer) -> int:
+        """Of an MLP, for as many tokens as it takes at a time."""
         if layer.mlp:
-            return self._norms + self._of_part(layer.mlp) + self.tokens * self.mask_numbers
-        numbers = self.arch.mlp_numbers * self.number_bytes * self.arch.intermediate
-        norms = self._norms if self.arch.kind.norms > 1 else 0
-        return norms + self.tokens * (numbers + _FP32 + self.mask_numbers)
+            return self._of_part(layer.mlp) * self.mlp_tokens // self.tokens
+        numbers = (3 if self.fused else self.arch.mlp_numbers) * self.arch.intermediate
+        return self.mlp_tokens * numbers * self.number_bytes
+
+    def tile(self, layer: Layer) -> int:
+        """While a tile goes back: what it keeps, two gradients, and those of all tiles' inputs."""
+        return self._inner(layer) + 2 * self.mlp_gradient(layer) + self.layer_input
 
     def layer(self, layer: Layer) -> int:
         """Kept by a whole one."""
@@ -116,16 +151,35 @@ class Activations:
         return rotary + self._norm + self.tokens * _FP32 + beside
 
     def forward_extra(self, layer: Layer) -> int:
-        """Of a layer whose activations are not kept: input, norm, and three of the widest part."""
-        mixer = layer.mixer.inner if layer.mixer else 0
-        numbers = 2 * self.arch.hidden + 3 * max(self.arch.inner_of(layer), mixer)
-        adapter = self.arch.adapter
+        """Of a layer whose activations are not kept: input, norm, and three of the widest part.
+
+        With tiles the MLP has its outputs, once in parts and once whole, beside those of a tile.
+        """
+        arch = self.arch
+        mlp, mixer = self.mlp_tokens * arch.inner_of(layer), layer.mixer.inner if layer.mixer else 0
+        inside = max(3 * mlp, 3 * self.tokens * mixer)
+        if self.is_tiled:
+            attention = self.tokens * (2 * arch.queries + 2 * arch.keys)
+            inside = max(3 * mlp + 2 * self.tokens * arch.hidden, attention)
+        adapter = arch.adapter
         of_adapter = adapter.passing_bytes(self.tokens, self.number_bytes) if adapter else 0
-        return self.tokens * numbers * self.number_bytes + of_adapter
+        return (2 * self.tokens * arch.hidden + inside) * self.number_bytes + of_adapter
 
     def mlp_gradient(self, layer: Layer) -> int:
         """Of one of the MLP's four."""
-        return self.tokens * self.arch.inner_of(layer) * self.number_bytes
+        return self.mlp_tokens * self.arch.inner_of(layer) * self.number_bytes
+
+    @property
+    def norm_gradient(self) -> int:
+        """While a norm goes back: an RMSNorm of transformers has four products in fp32."""
+        if self.arch.kind.layer_norm or self.fused:
+            return self.layer_input
+        return 4 * self.tokens * self.arch.hidden * _FP32
+
+    @property
+    def attention_gradient(self) -> int:
+        """Of its output, queries, keys and values."""
+        return 2 * self.tokens * (self.arch.queries + self.arch.keys) * self.number_bytes
 
     @property
     def hidden_gradients(self) -> int:

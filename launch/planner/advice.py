@@ -6,21 +6,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 
+from launch.planner.architecture import Architecture
 from launch.planner.forecast import Forecast, forecast
 from training.config.layout import DoesNotDivideError
 from training.config.recipe import Recipe
+from training.config.sections import Model
 
 _ENOUGH_TOKENS = 16_384
 """Of a GPU in a micro-batch: with as many, a layer's products are bound by arithmetic for long. An
 assumption, not measured here."""
 _OFFLOADS = ("ds_configs/zero3_offload_optimizer.json", "ds_configs/zero3_offload_all.json")
 
+_LEVERS = ("activation_checkpointing", "activation_offloading", "tiled_mlp")
+"""Keys of the model that change what is held, and no number."""
+_WITHOUT_MLP = ("bloom", "opt")
+"""Families whose layers have no module that is an MLP and nothing else."""
+
 
 def advise(given: Forecast) -> tuple[list[str], Forecast] | None:
     """Overrides of the recipe that make it fit, and the forecast with them.
 
     In order of cost: activation checkpointing (a third more compute), a smaller micro-batch (more
-    passes), sequence parallelism (all-to-all in each layer), the optimizer on the host (its step
+    passes), inputs of layers on the host (copies over PCIe), MLPs in tiles (their products once
+    more), sequence parallelism (all-to-all in each layer), the optimizer on the host (its step
     waits for PCIe and CPU), parameters there too (each pass waits).
     """
     for overrides, recipe in _changes(given):
@@ -40,7 +48,8 @@ def faster(given: Forecast) -> tuple[list[str], Forecast] | None:
     fewer gatherings of weights and less of the host's time a token.
     """
     recipe, num_gpus = given.recipe, given.machine.num_gpus
-    train, own_checkpointing = recipe.train, recipe.model.activation_checkpointing
+    train, own = recipe.train, recipe.model
+    own_checkpointing = own.activation_checkpointing
     length, dp_size = recipe.data.sequence_tokens, num_gpus // train.sequence_parallel_size
     most = min(
         train.global_batch_tokens // length // dp_size,
@@ -51,7 +60,11 @@ def faster(given: Forecast) -> tuple[list[str], Forecast] | None:
     ):
         overrides, changed = _changed(
             recipe,
-            checkpointing=checkpointing,
+            model=replace(
+                own,
+                activation_checkpointing=checkpointing,
+                activation_offloading=checkpointing and own.activation_offloading,
+            ),
             micro_batch=micro_batch,
             sp_size=train.sequence_parallel_size,
             ds_file=recipe.deepspeed,
@@ -85,37 +98,49 @@ def more_gpus(given: Forecast) -> tuple[int, list[str]] | None:
 
 def _changes(given: Forecast) -> Iterator[tuple[list[str], Recipe]]:
     recipe, ranks = given.recipe, given.machine.ranks_per_node
-    train, own_checkpointing = recipe.train, recipe.model.activation_checkpointing
+    train = recipe.train
     # sequence shards exchange heads in every layer: within a node
     own_sp = train.sequence_parallel_size
     sp_sizes = [own_sp, *(n for n in range(2 * own_sp, ranks + 1, own_sp) if ranks % n == 0)]
     is_bf16 = given.run.zero.number_bytes == 2  # as in the JSON files with offload
     offloads = _OFFLOADS if is_bf16 else ()
     ds_files = [recipe.deepspeed, *offloads]
-    for ds_file, sp_size, micro_batch, checkpointing in product(
-        ds_files,
-        sp_sizes,
-        _halvings(train.micro_batch_samples),
-        sorted({own_checkpointing, True}),
+    for ds_file, sp_size, (micro_batch, model) in product(
+        ds_files, sp_sizes, _levers(recipe, tiles=can_tile(given.arch))
     ):
         overrides, changed = _changed(
-            recipe,
-            checkpointing=checkpointing,
-            micro_batch=micro_batch,
-            sp_size=sp_size,
-            ds_file=ds_file,
+            recipe, model=model, micro_batch=micro_batch, sp_size=sp_size, ds_file=ds_file
         )
         if overrides:
             yield overrides, changed
 
 
+def _levers(recipe: Recipe, *, tiles: bool) -> Iterator[tuple[int, Model]]:
+    """Micro-batches and models whose activations take ever less of a GPU."""
+    model, smallest = recipe.model, recipe.train.micro_batch_samples
+    for smallest, checkpointing in product(
+        _halvings(recipe.train.micro_batch_samples),
+        sorted({model.activation_checkpointing, True}),
+    ):
+        yield smallest, replace(model, activation_checkpointing=checkpointing)
+    model = replace(model, activation_checkpointing=True, activation_offloading=True)
+    yield smallest, model
+    if tiles:
+        yield smallest, replace(model, tiled_mlp=True)
+
+
+def can_tile(arch: Architecture) -> bool:
+    """Whether `training/model/tiled_mlp.py` finds an MLP in each layer."""
+    return arch.family not in _WITHOUT_MLP and not any(layer.mlp for layer in arch.stack)
+
+
 def _changed(
-    recipe: Recipe, *, checkpointing: bool, micro_batch: int, sp_size: int, ds_file: str
+    recipe: Recipe, *, model: Model, micro_batch: int, sp_size: int, ds_file: str
 ) -> tuple[list[str], Recipe]:
     """The overrides that this takes, and the recipe with them."""
-    model, train = recipe.model, recipe.train
+    own, train = recipe.model, recipe.train
     wanted: list[tuple[str, object, object]] = [
-        ("model.activation_checkpointing", model.activation_checkpointing, checkpointing),
+        *((f"model.{key}", getattr(own, key), getattr(model, key)) for key in _LEVERS),
         ("train.micro_batch_samples", train.micro_batch_samples, micro_batch),
         ("train.sequence_parallel_size", train.sequence_parallel_size, sp_size),
         ("deepspeed", recipe.deepspeed, ds_file),
@@ -124,7 +149,7 @@ def _changed(
     changed = replace(
         recipe,
         deepspeed=ds_file,
-        model=replace(model, activation_checkpointing=checkpointing),
+        model=model,
         train=replace(train, micro_batch_samples=micro_batch, sequence_parallel_size=sp_size),
     )
     return overrides, changed

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from launch.planner.architecture import Architecture
-from training.config.passes import Passes, forward_flops, passes_of
+from training.config.passes import Passes, forward_flops, passes_of, runs_tiles
 from training.config.recipe import Recipe
 
 
@@ -46,17 +46,18 @@ def forecast_duration(
     meets, and recurrences as `parts.py` has them.
     """
     train, length = recipe.train, recipe.data.sequence_tokens
-    passes = passes_of(recipe)
     mixers = [layer.mixer for layer in arch.stack if layer.mixer]
-    flops_per_token = passes.hardware * (
-        forward_flops(
-            weights=arch.multiplied_weights,
-            layers=sum(layer.attends for layer in arch.stack),
-            queries=arch.queries,
-            sequence_tokens=length,
-        )
-        + sum(mixer.scores * length + mixer.operations for mixer in mixers)
+    forward = forward_flops(
+        weights=arch.multiplied_weights,
+        layers=sum(layer.attends for layer in arch.stack),
+        queries=arch.queries,
+        sequence_tokens=length,
     )
+    forward += sum(mixer.scores * length + mixer.operations for mixer in mixers)
+    is_tiled = runs_tiles(recipe, hidden=arch.hidden)
+    of_mlps = 2.0 * sum(sum(arch.mlp_weights(layer)) for layer in arch.stack) if is_tiled else 0.0
+    passes = passes_of(recipe, mlp_share=of_mlps / forward)
+    flops_per_token = passes.hardware * forward
     steps = None
     if corpus_tokens is not None:
         total_samples = max(1, round(train.epochs * corpus_tokens / length))

@@ -21,8 +21,10 @@ class Host:
     optimizer: int
     """Offloaded master weights, moments and gradients."""
     parameters: int
+    activations: int
+    """Inputs of layers, for the backward pass."""
     pinned: int
-    """Part of the two before that cannot be swapped out."""
+    """Part of the three before that cannot be swapped out."""
     checkpoint_copy: int
     """Of checkpoints that are written in the background."""
     model_files: int
@@ -37,7 +39,7 @@ class Host:
 
     @property
     def peak_bytes(self) -> int:
-        held = self.processes + self.optimizer + self.parameters
+        held = self.processes + self.optimizer + self.parameters + self.activations
         return held + max(self.checkpoint_copy, self.model_files)
 
 
@@ -62,6 +64,10 @@ def forecast_host(
     if zero.offloads_parameters:
         parameters = _pinned_block(own * zero.number_bytes)
         pinned += parameters
+    activations = 0
+    if run.activations.offloads:
+        activations = run.arch.layers * _pinned_block(run.activations.layer_input)
+        pinned += activations
     settings = recipe.checkpoint
     saves_beside = settings.in_background and settings.every_steps is not None
     checkpoint_bytes = _CHECKPOINT_BYTES + (4 if run.averages else 0)
@@ -70,6 +76,7 @@ def forecast_host(
         processes=ranks_per_node * _PROCESS_BYTES,
         optimizer=ranks_per_node * (master + moments + gradients),
         parameters=ranks_per_node * parameters,
+        activations=ranks_per_node * activations,
         pinned=ranks_per_node * pinned,
         checkpoint_copy=ranks_per_node * trained * checkpoint_bytes if saves_beside else 0,
         model_files=run.arch.parameters * 2 if recipe.model.pretrained else 0,

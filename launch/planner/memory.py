@@ -157,7 +157,9 @@ def _forward(run: Run, states: Moment) -> Iterator[Moment]:
         else:
             kept = _kept_below(run, use.block)
             layer = run.arch.stack[max(use.block - 1, 0)]
-            inside = acts.forward_extra(layer) if run.checkpointing else acts.layer(layer)
+            inside = acts.forward_extra(layer)
+            if not run.checkpointing:
+                inside = acts.layer(layer) + (inside if acts.is_tiled else 0)
             yield states._replace(gathered=gathered, activations=kept + inside)
 
 
@@ -177,7 +179,7 @@ def _kept_below(run: Run, block: int) -> int:
     """By all layers before one of them, or before the head."""
     acts, below = run.activations, run.arch.stack[: max(block - 1, 0)]
     if run.checkpointing:
-        return acts.layer_input * len(below)
+        return acts.kept_input * len(below)
     counts = Counter(below)
     return sum(acts.layer(layer) * count for layer, count in counts.items())
 
@@ -225,16 +227,26 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
     for held in moment(arch.layers + 1, kept, *output):
         yield held._replace(head=chunk)
     for block, layer in reversed(list(enumerate(arch.stack, 1))):
-        *ups, down = arch.mlp_weights(layer)
+        mlp = of_base(*arch.mlp_weights(layer))
         others = arch.weights_before_mlp(layer)
         gradient = acts.mlp_gradient(layer)
         below = _kept_below(run, block) + acts.hidden_gradients
         below += acts.layer_input if run.checkpointing else 0
         whole = below + acts.layer(layer)
-        yield from moment(block, whole + gradient, *of_base(down))
-        # the product's gradient and two after it; the product itself is freed
-        yield from moment(block, whole + 2 * gradient)
-        yield from moment(block, whole - gradient, *of_base(*reversed(ups)))
+        if acts.is_tiled:  # all weights of the MLP get theirs at once, summed in fp32 before
+            sums = sum(mlp) * (width + _MASTER_BYTES)
+            for held in moment(block, whole + acts.tile(layer)):
+                yield held._replace(whole_gradients=held.whole_gradients + sums)
+            yield from moment(block, whole, *reversed(mlp))
+        else:
+            yield from moment(block, whole + gradient, *mlp[-1:])
+            # the product's gradient and two after it; the product itself is freed
+            yield from moment(block, whole + 2 * gradient)
+            yield from moment(block, whole - gradient, *reversed(mlp[:-1]))
+        norm = acts.mlp(layer) if acts.is_tiled else 0
+        yield from moment(block, below + acts.mixing(layer) + norm + acts.norm_gradient)
+        if layer.attends:
+            yield from moment(block, below + acts.mixing(layer) + acts.attention_gradient)
         yield from moment(block, below + acts.mixing(layer), *of_base(*reversed(others)))
         yield from moment(block, below, *arch.adapter_weights)
     yield from moment(0, acts.layer_input, *of_base(*arch.beside_weights, arch.embedding_weight))

@@ -75,7 +75,10 @@ def _heading(given: Forecast, name: str) -> list[str]:
         f"samples of {recipe.data.sequence_tokens:,} tokens, "
         f"{train.micro_batch_samples} at a time; "
         f"sequence parallelism {train.sequence_parallel_size}; "
-        f"activation checkpointing {'on' if run.checkpointing else 'off'}",
+        f"activation checkpointing {'on' if run.checkpointing else 'off'}"
+        + (", kept on the host" if run.activations.offloads else "")
+        + ("; MLPs in tiles" if run.activations.is_tiled else "")
+        + ("; Liger's kernels" if run.activations.fused else ""),
     ]
 
 
@@ -91,7 +94,7 @@ def _memory(given: Forecast) -> list[str]:
     acts = given.run.activations
     of_layers = [acts.layer(layer) for layer in given.arch.stack]
     without = (sum(of_layers) + acts.ends) / GIB
-    with_it = (len(of_layers) * acts.layer_input + max(of_layers) + acts.ends) / GIB
+    with_it = (len(of_layers) * acts.kept_input + max(of_layers) + acts.ends) / GIB
     return [
         *lines,
         f"  activations in all: {without:.2f} without checkpointing, {with_it:.2f} with it",
@@ -108,6 +111,7 @@ def _host(given: Forecast) -> list[str]:
         "processes": host.processes,
         "offloaded optimizer": host.optimizer,
         "offloaded parameters": host.parameters,
+        "offloaded activations": host.activations,
         "checkpoint being written": host.checkpoint_copy,
         "model files while loading (first node)": host.model_files,
     }

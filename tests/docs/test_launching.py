@@ -42,6 +42,7 @@ def test_a_command_runs(command: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     shows = "GiB of a GPU, at the peak of" if "launch plan" in command else "training train "
+    shows = "Longest sample that fits" if "--longest" in command else shows
     assert shows in done.stdout
 
 

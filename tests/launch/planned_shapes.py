@@ -35,6 +35,7 @@ class Shape:
     tokens: int
     samples: int = 1
     checkpointing: bool = False
+    tiled: bool = False
     num_ranks: int = 2
     sp: int = 1
     bf16: bool = False
@@ -52,6 +53,7 @@ class Shape:
             deepspeed=str(ds_path),
             **{f"model__config__{key}": value for key, value in model.items()},
             model__activation_checkpointing=self.checkpointing,
+            model__tiled_mlp=self.tiled,
             data__sequence_tokens=self.tokens,
             train__global_batch_tokens=samples_per_step * self.tokens,
             train__micro_batch_samples=self.samples,
@@ -129,6 +131,9 @@ SHAPES = (
             "reduce_bucket_size": 5_000_000,
         },
     ),
+    Shape("tiled", _SHORT, 512, samples=2, tiled=True),
+    Shape("tiled, long sample", _model(128, 512, 4, (4, 2, 32), 500), 8192, num_ranks=1, bf16=True,
+          checkpointing=True, tiled=True),
     Shape("experts", _SHORT | _EXPERTS | {"model_type": "qwen3_moe", "num_experts": 8}, 256),
     Shape(
         "experts, checkpointing", _SHORT | _EXPERTS | {"model_type": "qwen3_moe", "num_experts": 8},

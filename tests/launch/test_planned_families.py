@@ -8,12 +8,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from launch.planner.advice import can_tile
 from launch.planner.families import FAMILIES
 from launch.planner.forecast import forecast
 from launch.planner.machine import Machine
 from launch.planner.sizes import from_config
+from tests.grids import WHOLE
 from tests.training.layouts import tiny_recipe
 from training.model.layers import decoder_layers
+from training.run.fit import find_no_part
 
 SIZES = {
     "vocab_size": 512,
@@ -198,3 +201,16 @@ def test_quantized_weights_are_refused_as_by_training() -> None:
         with pytest.raises(ValueError, match=told):
             from_config(given, source="base/config.json")
     from_config(config | {"quantization_config": None}, source="base/config.json")
+
+
+@pytest.mark.parametrize(
+    "family", FAMILIES if WHOLE else ["bloom", "falcon_h1", "gpt2", "qwen3_moe"]
+)
+def test_tiles_are_proposed_only_where_training_has_them(family: str) -> None:
+    recipe = tiny_recipe(model={"config": {"model_type": family}, "tiled_mlp": True})
+    config = AutoConfig.for_model(family)
+    if family == "nemotron":  # not a model by its defaults
+        config.num_key_value_heads = config.num_attention_heads
+    usual = {"num_experts_per_tok": 2} if family == "deepseek_v2" else {}
+    proposed = can_tile(from_config(config.to_dict() | usual, source="defaults"))
+    assert not proposed or find_no_part(recipe, config) is None

@@ -34,7 +34,8 @@ QWEN_8B = str(RECIPES / "qwen3_8b.yaml")
 FOR_ONE_GPU = ["qwen3_0.6b", "qwen3_0.6b_lora", "qwen3_1.7b", "qwen3_8b", "llama3.1_8b"]
 FOR_A_NODE = ["qwen3_8b_32k", "qwen3_8b_128k"]
 OF_EACH_KIND = ("experts, checkpointing", "clamped experts", "latent", "delta",
-                "delta, checkpointing", "mamba", "convolution", "several sizes")  # fmt: skip
+                "delta, checkpointing", "mamba", "convolution", "several sizes", "tiled",
+                "tiled, long sample")  # fmt: skip
 MEASURED = (
     *("activations", "two to a sample", "experts"),
     *(("all kept whole", "tied", *OF_EACH_KIND) if WHOLE else ()),
@@ -371,3 +372,73 @@ def test_gathered_weights_stay_within_what_deepspeed_is_told() -> None:
     largest = max(sum(sizes[weight] for weight in use.weights) for use in uses)
     assert most <= zero.max_live + largest + 2 * (zero.prefetch_bucket + largest)
     assert all(numbers >= sum(sizes[w] for w in use.weights) for use, numbers in walked)
+
+
+LONG = str(RECIPES / "qwen3_8b_128k.yaml")
+
+
+def test_offloaded_inputs_of_layers_are_on_the_host_and_not_on_the_gpu() -> None:
+    machine = Machine(num_gpus=8, gpu_gib=80)
+    before = forecast(load_recipe(LONG), machine)
+    after = forecast(load_recipe(LONG, ["model.activation_offloading=true"]), machine)
+    inputs = 36 * 16_384 * 4096 * 2
+    for phase in ("forward", "backward"):
+        fallen = before.moments[phase].activations - after.moments[phase].activations
+        assert fallen == pytest.approx(inputs, rel=0.03)  # one at a time is on the GPU
+    assert before.moments["step"] == after.moments["step"]
+    assert after.host.activations == after.host.pinned == 8 * inputs  # powers of two by themselves
+    assert after.host.peak_bytes - before.host.peak_bytes == 8 * inputs
+
+
+def test_tiles_are_planned_for_layers_that_have_a_plain_mlp() -> None:
+    machine = Machine(num_gpus=8, gpu_gib=80)
+    plain = forecast(load_recipe(LONG), machine)
+    tiled = forecast(load_recipe(LONG, ["model.tiled_mlp=true"]), machine)
+    assert not plain.run.activations.is_tiled and tiled.run.activations.is_tiled
+    held = [each.moments["backward"].activations for each in (plain, tiled)]
+    inner = (4 + 1) * 12_288 * 2  # of a token; there are four times as many as in a tile
+    assert held[0] - held[1] > 0.5 * (16_384 - 4096) * inner
+    share = 2 * 36 * 3 * 4096 * 12_288 / (plain.duration.flops_per_token / 4)
+    assert tiled.duration.passes.hardware == pytest.approx(4 + share)
+    assert tiled.duration.passes.model == 3
+
+
+def test_the_longest_samples_on_the_page_are_those_of_the_planner(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each fits, and 1,024 tokens a rank more do not; the page repeats what is printed."""
+    page = (REPO_ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    columns = []
+    for num_gpus, changes in ((1, ["deepspeed=ds_configs/zero3_offload_optimizer.json"]), (8, [])):
+        options = ["--gpus", str(num_gpus), "--gpu-gib", "80", "--longest", *changes]
+        assert main(["plan", str(RECIPES / "llama3.1_8b.yaml"), *options]) == 0
+        _, *rows = capsys.readouterr().out.splitlines()
+        found = [re.split(r"\s{2,}", row.strip()) for row in rows[1:]]
+        columns.append({levers: cells for levers, *cells in found})
+    assert len(columns[0]) == 6
+    for levers, cells in columns[0].items():
+        assert f"| {levers} | {' | '.join([*cells, *columns[1][levers]])} |" in page
+    one_gpu = ["--gpus", "1", "--gpu-gib", "80", "--longest", "model.kernels=liger"]
+    one_gpu += ["deepspeed=ds_configs/zero3_offload_optimizer.json"]
+    assert main(["plan", str(RECIPES / "llama3.1_8b.yaml"), *one_gpu]) == 0
+    longest = capsys.readouterr().out.split()[-1]
+    assert f"the last row of one\nGPU is {longest}." in page
+    levers = ["model.activation_offloading=true", "model.tiled_mlp=true"]
+    for more, fits in ((0, True), (8 * 1024, False)):
+        tokens = 2_310_144 + more
+        sizes = [f"data.sequence_tokens={tokens}", f"train.global_batch_tokens={tokens}"]
+        sizes += ["train.sequence_parallel_size=8", *levers]
+        recipe = load_recipe(RECIPES / "llama3.1_8b.yaml", sizes)
+        assert forecast(recipe, Machine(num_gpus=8, gpu_gib=80)).fits is fits
+
+
+def test_fused_layers_keep_no_copies_in_fp32_and_no_activation_of_the_gate() -> None:
+    """Beside a count of what Liger's functions save: norms' inputs as they are, gate, up, product."""
+    plain, fused = (
+        forecast(load_recipe(LONG, [f"model.kernels={kernels}"]), Machine(8, gpu_gib=80))
+        for kernels in ("plain", "liger")
+    )
+    acts, layer = plain.run.activations, plain.arch.stack[0]
+    queries, keys, hidden, inner = 4096, 1024, 4096, 12_288
+    of_token = 2 * 4 * hidden + 4 * (queries + keys) + 2 * inner
+    assert acts.layer(layer) - fused.run.activations.layer(layer) == acts.tokens * of_token

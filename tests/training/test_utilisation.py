@@ -9,16 +9,19 @@ from launch.planner.duration import forecast_duration
 from launch.planner.models import find_architecture
 from tests.training.layouts import tiny_recipe
 from training.config.passes import Passes
+from training.model.causal_lm import CausalLMWithEntropy
 from training.model.utilisation import Utilisation, flops_of, peak_tflops
 
 
-@pytest.mark.parametrize("is_tied", [True, False])
-def test_a_token_takes_what_the_planner_says(is_tied):
+@pytest.mark.parametrize(("is_tied", "tiles"), [(True, False), (False, False), (True, True)])
+def test_a_token_takes_what_the_planner_says(is_tied, tiles):
     recipe = tiny_recipe(
-        model__config__tie_word_embeddings=is_tied, model__activation_checkpointing=not is_tied
+        model__config__tie_word_embeddings=is_tied,
+        model__activation_checkpointing=not is_tied,
+        model__tiled_mlp=tiles,
     )
     lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**recipe.model.config))
-    found = flops_of(lm, sequence_tokens=recipe.data.sequence_tokens)
+    found = Utilisation.of(recipe, CausalLMWithEntropy(lm), num_gpus=1)
     duration = forecast_duration(
         recipe,
         find_architecture(recipe),
@@ -26,8 +29,10 @@ def test_a_token_takes_what_the_planner_says(is_tied):
         corpus_tokens=None,
         flops_per_second=1.0,
     )
-    assert found is not None
-    assert found * duration.passes.hardware == duration.flops_per_token
+    assert found.forward_flops is not None
+    assert found.forward_flops * found.passes.hardware == duration.flops_per_token
+    assert found.passes == duration.passes
+    assert (found.passes.hardware % 1 > 0) == tiles, "a part of a pass is computed again"
 
 
 def test_a_model_with_experts_has_no_figure():

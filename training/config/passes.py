@@ -16,12 +16,24 @@ class Passes(NamedTuple):
     """All that run: recomputed ones, probes, a teacher's, a second training pass too (HFU)."""
 
 
-def passes_of(recipe: Recipe) -> Passes:
-    """Of each trained token; the second product of logits in a head of two passes is left out."""
+def passes_of(recipe: Recipe, *, mlp_share: float) -> Passes:
+    """Of each trained token; the second product of logits in a head of two passes is left out.
+
+    Args:
+        mlp_share: of a forward pass, what tiles of MLPs compute again; 0 without tiles.
+    """
     model = 3.0 if recipe.adapter is None else 2.0  # no gradients of frozen weights
-    hardware = recipe.num_passes * (model + recipe.model.activation_checkpointing)
+    again = recipe.model.activation_checkpointing + mlp_share
+    hardware = recipe.num_passes * (model + again)
     is_taught = recipe.teacher is not None and recipe.teacher.runs
     return Passes(model, hardware + recipe.probes + is_taught)
+
+
+def runs_tiles(recipe: Recipe, *, hidden: int) -> bool:
+    """Whether a rank's micro-batch is more than one tile of its MLPs, which has `hidden` tokens."""
+    train = recipe.train
+    row_tokens = recipe.data.sequence_tokens // train.sequence_parallel_size
+    return recipe.model.tiled_mlp and train.micro_batch_samples * row_tokens > hidden
 
 
 def forward_flops(*, weights: int, layers: int, queries: int, sequence_tokens: int) -> float:

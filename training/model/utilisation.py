@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from training.config.passes import Passes, forward_flops, passes_of
+from training.config.passes import Passes, forward_flops, passes_of, runs_tiles
 from training.config.recipe import Recipe
 from training.model.causal_lm import CausalLMWithEntropy
+from training.model.layer_parts import mlp_of
 from training.model.layers import decoder_layers
 
 _PEAK_TFLOPS = {
@@ -43,7 +44,11 @@ class Utilisation:
         is_known = not model.recurrences.names
         length = recipe.data.sequence_tokens
         flops = flops_of(model.lm, sequence_tokens=length) if is_known else None
-        return cls(flops, passes_of(recipe), num_gpus, _peak_tflops(model.lm.dtype))
+        hidden = model.lm.config.get_text_config().hidden_size
+        is_tiled = runs_tiles(recipe, hidden=hidden)
+        share = flops_of_mlps(model.lm) / flops if flops and is_tiled else 0.0
+        passes = passes_of(recipe, mlp_share=share)
+        return cls(flops, passes, num_gpus, _peak_tflops(model.lm.dtype))
 
     def at(self, tokens_per_second: float) -> dict[str, float]:
         """Per GPU: TFLOP/s of the model and of the hardware; with a peak, their shares of it."""
@@ -60,22 +65,33 @@ class Utilisation:
 def flops_of(lm: PreTrainedModel, *, sequence_tokens: int) -> float | None:
     """Of a forward pass for a token; None for experts, of which a token meets only some."""
     layers, config = decoder_layers(lm), lm.config.get_text_config()
-    shapes = [
-        tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in layers.named_parameters()
-        if "lora_" not in name  # few, beside those of the base
-    ]
+    shapes = _shapes(layers)
     heads = getattr(config, "num_attention_heads", None)
     if heads is None or any(len(shape) > 2 for shape in shapes) or has_experts(layers):
         return None
     output = lm.get_output_embeddings().weight
-    shapes.append(tuple(getattr(output, "ds_shape", output.shape)))
+    shapes.append(torch.Size(getattr(output, "ds_shape", output.shape)))
     return forward_flops(
-        weights=sum(torch.Size(shape).numel() for shape in shapes),
+        weights=sum(shape.numel() for shape in shapes),
         layers=len(layers),
         queries=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
         sequence_tokens=sequence_tokens,
     )
+
+
+def flops_of_mlps(lm: PreTrainedModel) -> float:
+    """Of a forward pass for a token, those of the MLPs that tiles are made of."""
+    mlps = map(mlp_of, decoder_layers(lm))
+    return 2.0 * sum(shape.numel() for mlp in mlps for shape in _shapes(mlp))
+
+
+def _shapes(module: nn.Module) -> list[torch.Size]:
+    """Of its weights, but an adapter's: these are few."""
+    return [
+        torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in module.named_parameters()
+        if "lora_" not in name
+    ]
 
 
 def has_experts(layers: nn.ModuleList) -> bool:
