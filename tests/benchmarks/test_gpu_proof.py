@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from benchmarks.gpu_proof import __main__ as gpu_proof
 from benchmarks.gpu_proof import checks
 from benchmarks.gpu_proof.__main__ import STEPS, main
 from tests.distributed import run_ranks
@@ -29,6 +30,16 @@ def test_a_step_that_fails_is_told_and_the_exit_code_says_so(tmp_path, monkeypat
     assert row["result"] == "FAIL"
     assert "hanging ranks: [0]" in row["error"]
     assert "| documents | FAIL |" in capsys.readouterr().out
+
+
+def test_all_steps_end_within_nine_minutes(tmp_path, monkeypatch, capsys):
+    assert sum(limit_seconds for _, limit_seconds in STEPS.values()) <= gpu_proof.ALL_SECONDS == 540
+    monkeypatch.setattr(gpu_proof, "ALL_SECONDS", 0)
+    only = ["--only", "documents", "head"]
+    assert main(["--out", str(tmp_path), "--device", "cpu", "--small", *only]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "proof.jsonl").read_text().splitlines()]
+    assert [row["result"] for row in rows] == ["FAIL", "FAIL"]
+    assert "head did not begin: 0 seconds are over" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

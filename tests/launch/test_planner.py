@@ -433,7 +433,7 @@ def test_the_longest_samples_on_the_page_are_those_of_the_planner(
 
 
 def test_fused_layers_keep_no_copies_in_fp32_and_no_activation_of_the_gate() -> None:
-    """Beside a count of what Liger's functions save: norms' inputs as they are, gate, up, product."""
+    """As a count of what Liger's functions save: norms' inputs as they are, gate, up, product."""
     plain, fused = (
         forecast(load_recipe(LONG, [f"model.kernels={kernels}"]), Machine(8, gpu_gib=80))
         for kernels in ("plain", "liger")

@@ -103,6 +103,13 @@ DEEPSPEED: list[tuple[Any, str]] = [
     ({"zero_optimization": {**ZERO, "stage3_max_live": 1}}, "stage3_max_live: Extra inputs"),
     ({"zero_optimization": {**ZERO, "reduce_bucket_size": "big"}}, "bucket_size: Input should be"),
     ({"zero_optimization": {**ZERO, "offload_optimizer": "cpu"}}, "offload_optimizer: Input"),
+    (
+        {
+            "zero_optimization": ZERO
+            | {"offload_optimizer": {"device": "cpu", "super_offload": True}}
+        },
+        "super_offload is not supported: DeepSpeed keeps Adam's moments in a process of its own",
+    ),
     ({"zero_optimisation": ZERO}, "did you mean zero_optimization?"),
     (
         {"zero_optimization": ZERO, "bf61": {"enabled": True}},

@@ -89,6 +89,12 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         mistakes.append(
             "zero_optimization.reduce_scatter must be true: else sequence shards add up wrongly"
         )
+    offload = zero.get("offload_optimizer")
+    if isinstance(offload, dict) and offload.get("super_offload"):
+        mistakes.append(
+            "zero_optimization.offload_optimizer.super_offload is not supported: DeepSpeed keeps "
+            "Adam's moments in a process of its own then, and in no checkpoint; leave it out"
+        )
     if config.get("fp16", {}).get("enabled"):
         mistakes.append("fp16 is not supported; use bf16, or neither for fp32")
     accumulation = config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
