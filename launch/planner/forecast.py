@@ -13,7 +13,12 @@ from launch.planner.machine import Machine
 from launch.planner.memory import Moment, Phase, Run, peak_moments
 from launch.planner.models import find_architecture
 from launch.planner.zero import read_zero
-from training.config.layout import DoesNotDivideError, batch_shape, check_head_counts
+from training.config.layout import (
+    DoesNotDivideError,
+    batch_shape,
+    check_head_counts,
+    check_second_partition,
+)
 from training.config.recipe import Recipe
 
 GIB = 2**30
@@ -154,6 +159,8 @@ def _micro_steps(recipe: Recipe, arch: Architecture, *, num_gpus: int) -> int:
             f"train.sequence_parallel_size {sp_size}: layers of {arch.family} carry a state "
             "through whole documents, of which a GPU would have a part; set it to 1"
         )
+    num_sharing = read_zero(recipe).second_partition
+    check_second_partition(num_sharing, num_ranks=num_gpus, deepspeed=recipe.deepspeed)
     check_head_counts(heads=arch.heads, kv_heads=arch.kv_heads, sp_size=sp_size)
     _, micro_steps = batch_shape(
         global_batch_tokens=train.global_batch_tokens,

@@ -63,6 +63,7 @@ def forecast_host(
         pinned += gradients if zero.pins_optimizer else 0
     if zero.offloads_parameters:
         parameters = _pinned_block(own * zero.number_bytes)
+        parameters += run.second_partition  # a block of its own for each weight
         pinned += parameters
     activations = 0
     if run.activations.offloads:

@@ -32,6 +32,7 @@ class Moment(NamedTuple):
     """What a GPU holds at one time, bytes."""
 
     parameters: int = 0
+    second_partition: int = 0
     gradients: int = 0
     optimizer: int = 0
     buckets: int = 0
@@ -74,6 +75,14 @@ class Run:
         return sum(-(-size // self.world_size) for size in sizes)
 
     @property
+    def second_partition(self) -> int:
+        """Bytes of weights that a rank owns within its node, from forward pass to update."""
+        ranks = min(self.zero.second_partition, self.world_size)
+        sizes = order_of_uses(self.arch, checkpointing=False).sizes
+        numbers = sum(-(-size // ranks) for size in sizes) if ranks > 1 else 0
+        return numbers * self.zero.number_bytes
+
+    @property
     def trained_partition(self) -> int:
         """Those of them that are not frozen."""
         if self.arch.adapter is None:
@@ -108,6 +117,7 @@ def _states(run: Run) -> Moment:
     bucket = zero.reduce_bucket * zero.communication_bytes if zero.contiguous_gradients else 0
     return Moment(
         parameters=(0 if zero.offloads_parameters else own * zero.number_bytes) * num_sets,
+        second_partition=0 if zero.offloads_parameters else run.second_partition,
         gradients=on_gpu * zero.gradient_bytes,
         optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES + _other_bytes(run)),
         buckets=bucket,
@@ -139,6 +149,7 @@ def _load(run: Run, states: Moment) -> Iterator[Moment]:
     yield states._replace(
         optimizer=own * (_MASTER_BYTES + _other_bytes(run)),
         gathered=largest * run.zero.number_bytes,
+        second_partition=0,
         method=0,
     )
 

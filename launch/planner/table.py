@@ -11,6 +11,7 @@ from launch.planner.memory import PHASES
 
 _LABELS = {
     "parameters": "parameters",
+    "second_partition": "weights of a node (hpZ)",
     "gradients": "gradients",
     "optimizer": "optimizer state",
     "buckets": "bucket of gradients",

@@ -17,6 +17,7 @@ _DEFAULTS = {
     "stage3_param_persistence_threshold": 100_000,
     "stage3_max_live_parameters": 1_000_000_000,
     "stage3_max_reuse_distance": 1_000_000_000,
+    "zero_hpz_partition_size": 1,
 }
 _TYPE_BYTES = {"bf16": 2, "bfp16": 2, "bfloat16": 2, "fp16": 2, "fp32": 4}
 
@@ -41,6 +42,8 @@ class Zero:
     offloads_optimizer: bool
     offloads_parameters: bool
     pins_optimizer: bool
+    second_partition: int = 1
+    """Ranks of a node that hold all weights together, too (hpZ); 1 where they do not."""
 
 
 def read_zero(recipe: Recipe) -> Zero:
@@ -81,6 +84,7 @@ def read_zero(recipe: Recipe) -> Zero:
         offloads_optimizer=_is_offloaded(optimizer),
         offloads_parameters=_is_offloaded(parameters),
         pins_optimizer=bool(optimizer.get("pin_memory", False)),
+        second_partition=sizes["zero_hpz_partition_size"],
     )
 
 

@@ -442,3 +442,20 @@ def test_fused_layers_keep_no_copies_in_fp32_and_no_activation_of_the_gate() -> 
     queries, keys, hidden, inner = 4096, 1024, 4096, 12_288
     of_token = 2 * 4 * hidden + 4 * (queries + keys) + 2 * inner
     assert acts.layer(layer) - fused.run.activations.layer(layer) == acts.tokens * of_token
+
+
+def test_a_second_partition_costs_a_share_of_the_weights_from_forward_to_update(
+    tmp_path: Path,
+) -> None:
+    config = json.loads((REPO_ROOT / "ds_configs" / "zero3.json").read_text())
+    config["zero_optimization"]["zero_hpz_partition_size"] = 8
+    (tmp_path / "hpz.json").write_text(json.dumps(config))
+    machine = Machine(num_gpus=64, gpu_gib=80)
+    plain = forecast(load_recipe(QWEN_8B), machine)
+    doubled = forecast(load_recipe(QWEN_8B, [f"deepspeed={tmp_path / 'hpz.json'}"]), machine)
+    assert plain.moments["load"] == doubled.moments["load"]
+    for phase in ("forward", "backward", "step", "save"):
+        added = doubled.moments[phase].total - plain.moments[phase].total
+        assert added == pytest.approx(2 * plain.arch.parameters / 8, rel=1e-3)
+    with pytest.raises(ValueError, match="zero_hpz_partition_size 8 does not divide the number"):
+        forecast(doubled.recipe, Machine(num_gpus=4, gpu_gib=80))

@@ -104,6 +104,10 @@ DEEPSPEED: list[tuple[Any, str]] = [
     ({"zero_optimization": {**ZERO, "reduce_bucket_size": "big"}}, "bucket_size: Input should be"),
     ({"zero_optimization": {**ZERO, "offload_optimizer": "cpu"}}, "offload_optimizer: Input"),
     (
+        {"zero_optimization": {**ZERO, "zero_hpz_partition_size": 3}},
+        "zero_hpz_partition_size 3 does not divide the number of processes 2; it can be one of [1,",
+    ),
+    (
         {
             "zero_optimization": ZERO
             | {"offload_optimizer": {"device": "cpu", "super_offload": True}}

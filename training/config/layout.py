@@ -46,3 +46,17 @@ def check_head_counts(*, heads: int, kv_heads: int, sp_size: int) -> None:
             f"train.sequence_parallel_size {sp_size} does not fit {heads} attention heads and "
             f"{kv_heads} key-value heads; it can be one of {fits}"
         )
+
+
+def check_second_partition(num_sharing: int, *, num_ranks: int, deepspeed: str) -> None:
+    """`zero_hpz_partition_size` ranks hold all weights together, as many times as there are.
+
+    Raises:
+        DoesNotDivideError: when the ranks do not divide into groups of that size.
+    """
+    fits = [n for n in range(1, num_ranks + 1) if num_ranks % n == 0]
+    if num_sharing > 1 and num_sharing not in fits:
+        raise DoesNotDivideError(
+            f"deepspeed: {deepspeed}: zero_optimization.zero_hpz_partition_size {num_sharing} does "
+            f"not divide the number of processes {num_ranks}; it can be one of {fits}, best those of a node"
+        )

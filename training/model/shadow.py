@@ -51,6 +51,8 @@ class ShadowWeights:
         self._engine.ds.optimizer.empty_partition_cache()
         for name, weight in self._parameters.items():
             weight.ds_tensor.copy_(shards[name].view_as(weight.ds_tensor))
+            # with `zero_hpz_partition_size`: a copy of what it was in the last forward pass
+            weight.ds_secondary_tensor = None
 
 
 class BaseOfAdapter:
