@@ -58,5 +58,6 @@ def check_second_partition(num_sharing: int, *, num_ranks: int, deepspeed: str) 
     if num_sharing > 1 and num_sharing not in fits:
         raise DoesNotDivideError(
             f"deepspeed: {deepspeed}: zero_optimization.zero_hpz_partition_size {num_sharing} does "
-            f"not divide the number of processes {num_ranks}; it can be one of {fits}, best those of a node"
+            f"not divide the number of processes {num_ranks}; it can be one of {fits}, best those "
+            "of a node"
         )
