@@ -24,6 +24,7 @@ from training.entrodrop.head import weighted_linear_cross_entropy
 from training.model.attention import document_attention
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import Engine
+from training.model.flash_choice import check_attention, choices_here, measure_attention
 from training.model.fused_check import measure_errors
 from training.model.fused_layers import FAMILIES
 from training.model.inputs import ModelInputs
@@ -92,7 +93,12 @@ def attention(device: str, small: bool) -> Figures:
     exact += torch.autograd.grad(exact[0].square().sum(), states)
     worst = max(_difference(f.cpu(), e) for f, e in zip(found, exact, strict=True))
     assert worst < 4 * _ONE_ROUNDING, f"context or a gradient differs by {worst:.1e}"
-    return {"relative_difference": worst}
+    figures = {"relative_difference": worst}
+    here = torch.device(device)
+    for name in choices_here(here):  # flash attention 3 and 4, where their packages are
+        check_attention(Model(config={"model_type": "qwen3"}, attention=name), device=here)
+        figures[name] = measure_attention(here, window=None)
+    return figures
 
 
 def documents(device: str, small: bool) -> Figures:

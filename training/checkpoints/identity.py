@@ -41,7 +41,10 @@ _ABOUT_THE_FILE = (
 """Of a model's configuration; the dtype is compared on its own, and special ids, which are the
 tokenizer's, decide nothing in training."""
 _FREE_IN_TRAIN = ("stop_after_steps", "stop_when", "sequence_parallel_size", "micro_batch_samples")
-_FREE_IN_MODEL = ("activation_checkpointing", "activation_offloading", "kernels", "tiled_mlp")
+_FREE_IN_MODEL = (
+    *("activation_checkpointing", "activation_offloading", "attention", "kernels"),
+    "tiled_mlp",
+)
 """Memory and speed; what they change is rounding, as another layout does."""
 
 

@@ -48,6 +48,9 @@ class Model:
     tiled_mlp: bool = False
     """Run the MLP of each layer on as many tokens at a time as it has hidden channels, and again in
     the backward pass: less memory for long samples, the same numbers but for rounding."""
+    attention: Literal["flash2", "flash3", "flash4"] = "flash2"
+    """Flash attention on GPUs, in training: torch's own kernels, or those of the packages
+    flash-attn-3 (compute capability 9) and flash-attn-4 (9 and 10), which each start checks."""
     kernels: Literal["plain", "liger"] = "plain"
     """liger: norms, rotations and gated units by Liger's fused kernels, equal to plain ones within
     rounding, which each start checks. Needs a GPU, the extra [kernels] and a family it covers."""

@@ -32,6 +32,7 @@ from training.model.checks import (
     refuse_unknown_source,
     refuse_unsupported,
 )
+from training.model.flash_choice import use_attention
 from training.model.fused_layers import fuse_layers
 from training.model.inputs import (
     NO_REGULARISATION,
@@ -243,6 +244,7 @@ def build_model(
     # transformers keeps only a weak reference: it must live until the weights exist
     keep_alive = HfDeepSpeedConfig(dict(ds_config))
     register_attention()
+    use_attention(model)
     allow_construction(config)
     torch.manual_seed(seed)
     common = {"attn_implementation": ATTENTION_NAME, "dtype": config.dtype}

@@ -215,7 +215,7 @@ def build_engine(
     trains = regularisation is not None
     model = build_model(
         # an evaluation is plain, so that it runs on any machine
-        recipe.model if trains else replace(recipe.model, kernels="plain"),
+        recipe.model if trains else replace(recipe.model, attention="flash2", kernels="plain"),
         model_config,
         ds_config=ds_config,
         seed=recipe.seed,

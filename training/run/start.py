@@ -16,6 +16,7 @@ from training.metrics.trackers import refuse_missing_clients
 from training.model.adapter import require_peft
 from training.model.checks import warn_of_positions
 from training.model.ds_config import join_ds_config, training_dtype
+from training.model.flash_choice import check_attention
 from training.model.fused_check import check_fused
 from training.model.multimodal import tell_of_other_parts
 from training.ranks.dist import Layout, together
@@ -66,6 +67,7 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     dtype = training_dtype(recipe.deepspeed)
     corpus = data.pack.corpus
     model_config = fitting_config(recipe, corpus, sp_size=layout.sp_size)
+    check_attention(recipe.model, device=layout.device)
     check_fused(recipe.model, model_config, device=layout.device)
     model_files: dict[str, bytes] = {}
     if layout.is_main:
