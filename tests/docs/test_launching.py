@@ -64,3 +64,10 @@ def test_the_corpus_that_a_page_makes_is_the_one_that_its_recipe_reads(
     assert reads.corpus in re.findall(r"--out (data/\S+?)\)?$", text, re.MULTILINE)
     packed = re.findall(r"\bpack (data/\S+) --seq-len (\d+)", text)
     assert (reads.corpus, str(reads.sequence_tokens)) in packed
+
+
+def test_the_page_names_the_families_that_kernels_cover() -> None:
+    from training.model.fused_layers import FAMILIES
+
+    page = " ".join((REPO_ROOT / "docs" / "launching.md").read_text(encoding="utf-8").split())
+    assert f"for {', '.join(FAMILIES[:-1])} and {FAMILIES[-1]}. Needs the extra" in page
