@@ -134,6 +134,8 @@ def tiny_recipe(context: Context, *, dtype: torch.dtype) -> Iterator[Recipe]:
             model=Model(
                 config={"model_type": "preflight"},
                 activation_checkpointing=recipe.model.activation_checkpointing,
+                activation_offloading=recipe.model.activation_offloading,
+                tiled_mlp=recipe.model.tiled_mlp,
             ),
             data=replace(recipe.data, sequence_tokens=pack.seq_len),
             train=replace(
@@ -154,6 +156,7 @@ def _tiny_ds_config(recipe: Recipe, *, dtype: torch.dtype) -> dict[str, Any]:
     zero = config["zero_optimization"]
     for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size"):
         zero[key] = min(zero.get(key, _BUCKET_NUMBERS), _BUCKET_NUMBERS)
+    zero.pop("zero_hpz_partition_size", None)  # DeepSpeed makes its groups once a process
     return config
 
 
