@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from common.progress import progress_bar
-from data_prep.cleaning.documents import iter_documents
-from data_prep.cleaning.near import hash_ngrams, iter_ngram_hashes
-from data_prep.cleaning.words import hash_words, normalised, words_of
+from data_prep.cleaning.documents import iter_spans
+from data_prep.cleaning.token_words import PiecesOfTokens, cut
+from data_prep.cleaning.words import hash_words, iter_ngram_hashes, normalised, words_of
 from data_prep.executor import WorkerPool
 from data_prep.reading.documents import BadInput, Document
 from data_prep.reading.fields import Fields
@@ -23,11 +23,11 @@ from data_prep.reading.folders import Globs
 from data_prep.reading.formats import cut_files, describe_fault, name_place, read_part
 from data_prep.reading.sources import DomainInput, find_domains
 from data_prep.shards import Corpus, open_corpus
-from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
-_TASK_DOCUMENTS = 256
-_BEGIN_BITS = 22
-_BEGIN_SHIFT = np.uint64(64 - _BEGIN_BITS)
+_TASK_TOKENS = 1 << 20
+# Their arrays stay near the processor.
+_TOKENS_AT_ONCE = 1 << 16
+_MOST_BEGIN_BITS = 22
 # Shorter texts are too common to be evidence: "yes", "the answer is 4".
 MIN_WORDS = 8
 # Of several fields one may be missing from a record; anything else is a benchmark half read.
@@ -52,8 +52,8 @@ class Benchmark:
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     owners: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
     """Indices of each n-gram's text and first word."""
-    may_be: np.ndarray = field(default_factory=lambda: np.zeros(1 << _BEGIN_BITS, dtype=bool))
-    """Whether any hash begins with these bits: most n-grams of a corpus need no search."""
+    may_be: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=bool))
+    """`[2^bits]` whether any hash begins with these bits: most n-grams need no search."""
     lengths: tuple[int, ...] = ()
     """N-gram lengths in words: n, and the lengths of shorter texts."""
 
@@ -113,12 +113,12 @@ def read_benchmark(against: Against) -> Benchmark:
         found.num_files = sum(source.num_files for source in sources)
         found.files_left_out = sum((Counter(s.files_left_out) for s in sources), Counter())
         for place, text in _texts(domains, key=key, found=found):
-            text = normalised(text)
-            words = words_of(text)
+            words = words_of(normalised(text))
             if len(words) < MIN_WORDS:
                 found.num_too_short += 1
                 continue
-            of_text = hash_ngrams(hash_words(text), n=n)
+            hashes_of_words, _ = hash_words(cut([text])[0])
+            of_text = next(iter_ngram_hashes(hashes_of_words, lengths=[min(n, len(words))]))
             owner = np.full(len(of_text), len(found.words))
             owners.append(np.stack([owner, np.arange(len(of_text))]))
             hashes.append(of_text)
@@ -134,7 +134,10 @@ def read_benchmark(against: Against) -> Benchmark:
     found.hashes = found.hashes[order]
     found.owners = np.concatenate(owners, axis=1).T[order]
     found.lengths = tuple(sorted({min(len(words), n) for words in found.words}))
-    found.may_be[found.hashes >> _BEGIN_SHIFT] = True
+    # One in 64 of a small benchmark's is taken, and the table stays near the processor.
+    bits = min(_MOST_BEGIN_BITS, len(found.hashes).bit_length() + 6)
+    found.may_be = np.zeros(1 << bits, dtype=bool)
+    found.may_be[_begins(found.hashes, found.may_be)] = True
     return found
 
 
@@ -162,58 +165,90 @@ def find_contamination(
     corpus: Corpus, against: Against, *, start: int, end: int, pool: WorkerPool
 ) -> list[Match]:
     """Find documents that share a word n-gram, from `start` to `end` in precedence order."""
+    spans = iter_spans(corpus, start=start, end=end, num_tokens=_TASK_TOKENS)
     tasks = (
-        _Task(corpus.folder, first, min(first + _TASK_DOCUMENTS, end), against)
-        for first in range(start, end, _TASK_DOCUMENTS)
+        _Task(corpus.folder, first, first + rows.stop - rows.start, against)
+        for first, _, rows in spans
     )
     matches = []
     with (
         progress_bar(end - start, what="compare", unit=" documents") as bar,
         closing(pool.map_in_order(match_task, tasks)) as results,
     ):
-        for number, found in enumerate(results):
+        for num_documents, found in results:
             matches += found
-            left = end - start - number * _TASK_DOCUMENTS
-            bar.update(min(_TASK_DOCUMENTS, left))
+            bar.update(num_documents)
     return matches
 
 
-def match_task(task: _Task) -> list[Match]:
-    corpus, tokenizer = _open(task.folder)
+def match_task(task: _Task) -> tuple[int, list[Match]]:
+    """How many documents were searched, and those that match."""
+    corpus, pieces_of_tokens = open_for_words(task.folder)
     benchmark = read_benchmark(task.against)
     matches = []
-    documents = iter_documents(corpus, start=task.start, end=task.end)
-    for number, ids in enumerate(documents, start=task.start):
-        found = _match(normalised(tokenizer.decode(ids)), benchmark=benchmark)
-        if found:
-            num_matches, place, text = found
-            matches.append(Match(number, num_matches, place, text))
-    return matches
+    spans = iter_spans(corpus, start=task.start, end=task.end, num_tokens=_TOKENS_AT_ONCE)
+    for first, shard, rows in spans:
+        bounds = shard.offsets[rows.start : rows.stop + 1]
+        ids, offsets = shard.tokens[bounds[0] : bounds[-1]], bounds - bounds[0]
+        pieces, first_pieces = pieces_of_tokens.of_documents(ids, offsets)
+        hashes, pieces_of_words = hash_words(pieces)
+        hits = _hits(hashes, benchmark=benchmark)
+        first_words = np.searchsorted(pieces_of_words, first_pieces)
+        for row, own in _by_document(hits, first_words=first_words):
+            text = corpus.tokenizer.decode(ids[offsets[row] : offsets[row + 1]])
+            if found := _match(normalised(text), hits=own, benchmark=benchmark):
+                matches.append(Match(first + row, *found))
+    return task.end - task.start, matches
 
 
 @lru_cache(maxsize=1)
-def _open(folder: Path) -> tuple[Corpus, Tokenizer]:
+def open_for_words(folder: Path) -> tuple[Corpus, PiecesOfTokens]:
+    """A corpus and what cuts its documents into words, kept by each process."""
     corpus = open_corpus(folder)
-    return corpus, load_tokenizer(corpus.tokenizer_dir, fast=False)
+    return corpus, PiecesOfTokens(corpus.tokenizer)
 
 
-def _match(text_in_corpus: str, *, benchmark: Benchmark) -> tuple[int, str, str] | None:
-    """The number of shared n-grams, the source of the first, and its words."""
-    num_matches, first = 0, None
-    of_words = hash_words(text_in_corpus)
-    words: list[str] = []
-    all_hashes = iter_ngram_hashes(of_words, lengths=benchmark.lengths)
-    for length, hashes in zip(benchmark.lengths, all_hashes, strict=False):
-        starts = np.flatnonzero(benchmark.may_be[hashes >> _BEGIN_SHIFT])
-        at = np.searchsorted(benchmark.hashes, hashes[starts])
+def _hits(hashes: np.ndarray, *, benchmark: Benchmark) -> np.ndarray:
+    """N-grams of words `[W]` whose hash the benchmark has, by length and first word.
+
+    Returns:
+        `[hits, 3]` int64: the first word, the length, and the index in `benchmark.hashes`. Some
+        reach from one document into the next.
+    """
+    found = []
+    of_lengths = iter_ngram_hashes(hashes, lengths=benchmark.lengths)
+    for length, of_ngrams in zip(benchmark.lengths, of_lengths, strict=True):
+        starts = np.flatnonzero(benchmark.may_be[_begins(of_ngrams, benchmark.may_be)])
+        at = np.searchsorted(benchmark.hashes, of_ngrams[starts])
         at = np.minimum(at, len(benchmark.hashes) - 1)
-        is_found = benchmark.hashes[at] == hashes[starts]
-        for start, place in zip(starts[is_found].tolist(), at[is_found].tolist(), strict=True):
-            words = words or words_of(text_in_corpus)
-            text, word = benchmark.owners[place].tolist()
-            same = benchmark.words[text][word : word + length]
-            # Hashes may collide, so compare the words.
-            if same == words[start : start + length]:
-                num_matches += 1
-                first = first or (benchmark.places[text], " ".join(same))
+        is_found = benchmark.hashes[at] == of_ngrams[starts]
+        found.append(np.stack([starts, np.full_like(starts, length), at], axis=1)[is_found])
+    return np.concatenate(found)
+
+
+def _begins(hashes: np.ndarray, may_be: np.ndarray) -> np.ndarray:
+    """The first bits of hashes, as indices of the table."""
+    return hashes >> np.uint64(65 - len(may_be).bit_length())
+
+
+def _by_document(hits: np.ndarray, *, first_words: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The hits of each document that has any, their words counted from its first."""
+    documents = np.searchsorted(first_words, hits[:, 0], side="right") - 1
+    order = np.argsort(documents, kind="stable")
+    rows, begins = np.unique(documents[order], return_index=True)
+    for row, own in zip(rows.tolist(), np.split(hits[order], begins[1:]), strict=False):
+        yield row, own - [first_words[row], 0, 0]
+
+
+def _match(text: str, *, hits: np.ndarray, benchmark: Benchmark) -> tuple[int, str, str] | None:
+    """The number of shared n-grams of a normalised text, the source of the first, its words."""
+    num_matches, first = 0, None
+    words = words_of(text)
+    for start, length, place in hits.tolist():
+        text_number, word = benchmark.owners[place].tolist()
+        same = benchmark.words[text_number][word : word + length]
+        # Hashes may collide, so compare the words.
+        if same == words[start : start + length]:
+            num_matches += 1
+            first = first or (benchmark.places[text_number], " ".join(same))
     return (num_matches, *first) if first else None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.ledger import Split
-from data_prep.shards import Corpus
+from data_prep.shards import Corpus, MappedShard
 
 # Held-out documents are kept: a copy in train would be memorised.
 PRECEDENCE: tuple[Split, ...] = ("val", "train")
@@ -29,6 +29,28 @@ def iter_documents(corpus: Corpus, *, start: int, end: int) -> Iterator[np.ndarr
             for begins, stops in pairwise(opened.offsets[rows].tolist()):
                 yield opened.tokens[begins:stops]
             first = last
+
+
+def iter_spans(
+    corpus: Corpus, *, start: int, end: int, num_tokens: int
+) -> Iterator[tuple[int, MappedShard, slice]]:
+    """Consecutive documents of one shard, from `start` to `end` in precedence order.
+
+    Yields:
+        The number of the first, the shard, and the rows of the documents in it: with at least
+        `num_tokens`, unless the shard or `end` comes before.
+    """
+    first = 0
+    for split in PRECEDENCE:
+        for opened in corpus.open_shards(split):
+            num_documents = opened.shard.num_documents
+            row, last = max(start - first, 0), min(end - first, num_documents)
+            while row < last:
+                enough = int(opened.offsets[row]) + num_tokens
+                after = min(max(int(np.searchsorted(opened.offsets, enough)), row + 1), last)
+                yield first + row, opened, slice(row, after)
+                row = after
+            first += num_documents
 
 
 def place(corpus: Corpus, number: int) -> tuple[Split, int]:

@@ -167,27 +167,22 @@ def _corpus(folder: Path) -> Corpus:
 
 
 def hash_ngrams(ids: np.ndarray, *, n: int) -> np.ndarray:
-    """A 64-bit hash of every n-gram, `[max(len - n + 1, 1)]` uint64; equal if n-grams are."""
-    of_none = np.zeros(1, dtype=np.uint64)
-    return next(iter_ngram_hashes(ids, lengths=[min(n, len(ids))]), of_none)
+    """A 64-bit hash of every n-gram, `[max(len - n + 1, 1)]` uint64; equal if n-grams are.
 
-
-def iter_ngram_hashes(ids: np.ndarray, *, lengths: Sequence[int]) -> Iterator[np.ndarray]:
-    """The hashes of the n-grams of several lengths, from the shortest on, `[len - n + 1]` uint64.
-
-    Each array is valid until the next; lengths above that of the ids are left out.
+    Fewer ids than n are one n-gram.
     """
+    if not len(ids):
+        return np.zeros(1, dtype=np.uint64)
     ids = ids.astype(np.uint64)
     ids += np.uint64(1)
     hashes, high = np.zeros((2, len(ids)), dtype=np.uint64)
-    for i in range(min(lengths[-1], len(ids))):  # uint64 wraps around; in place, twice as fast
+    for i in range(min(n, len(ids))):  # uint64 wraps around; in place, twice as fast
         hashes, high = hashes[: len(ids) - i], high[: len(ids) - i]
         hashes ^= ids[i:]
         hashes *= _MULTIPLIER
         np.right_shift(hashes, np.uint64(29), out=high)
         hashes ^= high
-        if i + 1 in lengths:
-            yield hashes
+    return hashes
 
 
 def _pairs(band: np.ndarray) -> Iterator[tuple[int, int]]:

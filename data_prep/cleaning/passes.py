@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.cleaning.contamination import MIN_WORDS, Against, find_contamination, read_benchmark
+from data_prep.cleaning.contamination import (
+    MIN_WORDS,
+    Against,
+    find_contamination,
+    open_for_words,
+    read_benchmark,
+)
 from data_prep.cleaning.documents import by_split, name_of, num_documents, reasons_by_split
 from data_prep.cleaning.exact import find_exact_duplicates
 from data_prep.cleaning.near import find_near_duplicates
@@ -110,8 +117,9 @@ def decontaminate(
         raise ValueError(f"--min-matches {min_matches}: must be at least 1")
     corpus = _open(folder, name=name, overwrite=overwrite or dry_run)
     what = Against(tuple(map(str, against)), tuple(keys), ngram)
-    benchmark = read_benchmark(what)
     with open_pool(_workers(num_workers)) as pool:
+        pool.warm_up(partial(open_for_words, corpus.folder))
+        benchmark = read_benchmark(what)
         matches = find_contamination(
             corpus,
             what,

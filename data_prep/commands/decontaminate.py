@@ -12,7 +12,7 @@ DESCRIPTION = """\
 Find documents that share word n-grams with benchmark files and list them in DIR/removals. The
 shards are not changed; pack skips the listed documents.
 
-Documents are decoded with the tokenizer; case, width and punctuation are ignored. A benchmark text
+Documents are read as the text of their ids; case, width and punctuation are ignored. A benchmark text
 shorter than an n-gram must occur as a whole; one of fewer than 8 words is too common to be
 evidence and is only counted.
 

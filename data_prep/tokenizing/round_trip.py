@@ -145,11 +145,11 @@ class HuggingFaceRoundTrip:
     def decoded(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of ids [n], where `decodes_as_spelt`."""
         ids = np.asarray(ids, dtype=np.int64)
-        pieces = self._spelling_of_ids[ids[ids < len(self._spelling_of_ids)]]
+        pieces = self.spelling_of_ids[ids[ids < len(self.spelling_of_ids)]]
         return b"".join(pieces.tolist()).decode("utf-8", "replace")
 
     @cached_property
-    def _spelling_of_ids(self) -> np.ndarray:
+    def spelling_of_ids(self) -> np.ndarray:
         """[ids] bytes objects, by id; those that no token has spell nothing, as in the library."""
         pieces = np.full(max(self._spelling) + 1, b"", dtype=object)
         for token, content in self._spelling.items():

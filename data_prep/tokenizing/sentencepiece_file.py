@@ -77,6 +77,9 @@ class SentencePieceTokenizer:
                 run.append(token)
         return "".join([*parts, self._backend.decode(run)])
 
+    def spelling(self) -> None:
+        """None: its library drops a blank at the beginning."""
+
     def _id_of(self, role: str, *, own: int, names: dict[str, str], folder: Path) -> int | None:
         """The id of the token that the settings name for a role, else the model's own."""
         name = names.get(f"{role}_token")

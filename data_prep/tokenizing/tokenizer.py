@@ -52,6 +52,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
 
+    def spelling(self) -> np.ndarray | None:
+        """[ids] bytes objects, by id, if these one after another are the text of any ids."""
+
 
 def load_tokenizer(folder: Path, *, fast: bool = True) -> Tokenizer:
     """The tokenizer in a folder: `tokenizer.json` if there is one, else `tokenizer.model`.
@@ -192,6 +195,11 @@ class HuggingFaceTokenizer:
         if self.round_trip.decodes_as_spelt:  # the same, ten times as fast
             return self.round_trip.decoded(ids)
         return self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+
+    def spelling(self) -> np.ndarray | None:
+        """[ids] bytes objects, by id, if these one after another are the text of any ids."""
+        way = self.round_trip
+        return way.spelling_of_ids if way.decodes_as_spelt else None
 
 
 def _beginning(text: str) -> str:

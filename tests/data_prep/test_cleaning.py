@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.cleaning import exact
-from data_prep.cleaning.near import hash_ngrams, iter_ngram_hashes, rows_of_band
+from data_prep.cleaning.near import hash_ngrams, rows_of_band
 from data_prep.cleaning.removals import load_removals, removals_fingerprint, removed_documents
-from data_prep.cleaning.words import hash_words, normalised, words_of
+from data_prep.cleaning.words import normalised, words_of
 from data_prep.packing.pack import pack
 from data_prep.shards import Corpus, open_corpus
 
@@ -282,25 +280,3 @@ def test_what_cannot_work_is_one_sentence(
     assert code == 2
     assert message in error.splitlines()[-1]
     assert not list((repeated.folder).glob("removals/*"))
-
-
-@given(text=st.text(st.sampled_from("ab_1 \u00df\u0130\ufb01\uff21\u65e5\u0301-\n\U0001f600")))
-@settings(max_examples=200, deadline=None)
-def test_words_have_equal_hashes_where_they_are_equal(text: str) -> None:
-    plain = normalised(text)
-    words, hashes = words_of(plain), hash_words(plain)
-    assert words == re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    assert len(words) == len(hashes)
-    alone = [hash_words(word)[0] for word in words]  # wherever in a text a word is
-    assert hashes.tolist() == alone
-    assert len(set(alone)) == len(set(words))
-
-
-def test_ngrams_of_several_lengths_are_those_of_each_length() -> None:
-    ids = np.random.default_rng(0).integers(0, 9, size=20)
-    several = iter_ngram_hashes(ids, lengths=(1, 3, 20, 25))
-    for length, hashes in zip((1, 3, 20), several, strict=True):
-        assert np.array_equal(hashes, hash_ngrams(ids, n=length))
-        grams = [tuple(ids[at : at + length]) for at in range(20 - length + 1)]
-        assert len(set(hashes.tolist())) == len(set(grams))
-    assert np.array_equal(hash_ngrams(ids[:3], n=5), hash_ngrams(ids[:3], n=3))
