@@ -188,8 +188,8 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
     num_workers = options.num_workers or (1 if is_small else num_usable_cores())
     with open_pool(num_workers) as pool:
         load = partial(load_once, folder, record.sha256)
-        pool.warm_up(load)
         tokenizer = load()
+        pool.warm_up(load)
         fast = None
         if any(domain.fields.kind == "text" for domain in domains):
             is_wanted = options.fast_path and not is_small

@@ -86,11 +86,13 @@ def open_pool(num_workers: int) -> Iterator[WorkerPool]:
 def _open_processes(num_workers: int) -> Iterator[_Team]:
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import forkserver
 
     # Forked from a server that has imported what they need, not from here: threads of tokenizers
-    # do not survive a fork.
+    # do not survive a fork. It imports while this process goes on, up to the first task.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOADED])
+    forkserver.ensure_running()
     pool = ProcessPoolExecutor(
         num_workers,
         mp_context=context,

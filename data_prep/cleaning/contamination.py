@@ -183,7 +183,7 @@ def find_contamination(
 
 def match_task(task: _Task) -> tuple[int, list[Match]]:
     """How many documents were searched, and those that match."""
-    corpus, pieces_of_tokens = open_for_words(task.folder)
+    corpus, pieces_of_tokens = _open(task.folder)
     benchmark = read_benchmark(task.against)
     matches = []
     spans = iter_spans(corpus, start=task.start, end=task.end, num_tokens=_TOKENS_AT_ONCE)
@@ -202,8 +202,7 @@ def match_task(task: _Task) -> tuple[int, list[Match]]:
 
 
 @lru_cache(maxsize=1)
-def open_for_words(folder: Path) -> tuple[Corpus, PiecesOfTokens]:
-    """A corpus and what cuts its documents into words, kept by each process."""
+def _open(folder: Path) -> tuple[Corpus, PiecesOfTokens]:
     corpus = open_corpus(folder)
     return corpus, PiecesOfTokens(corpus.tokenizer)
 

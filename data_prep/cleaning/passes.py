@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from data_prep.cleaning.contamination import (
     MIN_WORDS,
     Against,
     find_contamination,
-    open_for_words,
     read_benchmark,
 )
 from data_prep.cleaning.documents import by_split, name_of, num_documents, reasons_by_split
@@ -117,9 +115,8 @@ def decontaminate(
         raise ValueError(f"--min-matches {min_matches}: must be at least 1")
     corpus = _open(folder, name=name, overwrite=overwrite or dry_run)
     what = Against(tuple(map(str, against)), tuple(keys), ngram)
+    benchmark = read_benchmark(what)
     with open_pool(_workers(num_workers)) as pool:
-        pool.warm_up(partial(open_for_words, corpus.folder))
-        benchmark = read_benchmark(what)
         matches = find_contamination(
             corpus,
             what,

@@ -12,8 +12,8 @@ DESCRIPTION = """\
 Find documents that share word n-grams with benchmark files and list them in DIR/removals. The
 shards are not changed; pack skips the listed documents.
 
-Documents are read as the text of their ids; case, width and punctuation are ignored. A benchmark text
-shorter than an n-gram must occur as a whole; one of fewer than 8 words is too common to be
+Documents are read as the text of their ids; case, width and punctuation are ignored. A benchmark
+text shorter than an n-gram must occur as a whole; one of fewer than 8 words is too common to be
 evidence and is only counted.
 
 report.jsonl lists every removal with its origin, the file and row it matched, and the words.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -217,14 +218,14 @@ def _loaded(path: Path) -> tokenizers.Tokenizer:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"{path}: not a tokenizer: {error}") from None
-    token_of: dict[int, str] = {}
-    for token, number in sorted(backend.get_vocab(with_added_tokens=False).items()):
-        other = token_of.setdefault(number, token)
-        if other != token:
-            raise ValueError(
-                f"{path}: the tokens {other!r} and {token!r} both have the id {number}; each needs "
-                "its own"
-            )
+    vocab = backend.get_vocab(with_added_tokens=False)
+    if len(set(vocab.values())) < len(vocab):
+        number = next(number for number, times in Counter(vocab.values()).items() if times > 1)
+        other, token, *_ = sorted(token for token in vocab if vocab[token] == number)
+        raise ValueError(
+            f"{path}: the tokens {other!r} and {token!r} both have the id {number}; each needs "
+            "its own"
+        )
     return backend
 
 
