@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 Result = TypeVar("Result")
 
@@ -17,6 +18,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _PACKAGE_OF = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 # Seconds before each further try. The client's own tries come first.
 _WAITS = (1.0, 5.0, 15.0)
+_FOLDERS_AHEAD = 8
 _FIRST_BYTES, _MOST_BYTES = 1 << 18, 1 << 24
 # What tells one content of an object from another, by the names of several stores.
 _VERSION_KEYS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime")
@@ -53,16 +55,28 @@ def folder_url(text: str) -> str:
 
 def list_files(url: str) -> list[RemoteFile]:
     """The object itself, or all below it, sorted by name; nothing for what is not there."""
+    return list(iter_files(url))
+
+
+def iter_files(url: str) -> Iterator[RemoteFile]:
+    """The same one by one: memory holds what is in a few folders, some 2 KB for each object.
+
+    Each folder is a request, or one for each thousand objects; the next folders are asked ahead.
+    """
     store, path = _store_of(url)
-    store.invalidate_cache()
-    found = _tried(url, lambda: store.find(path, detail=True))
-    files = [
-        _remote_file(_url_of(name, url, path), info)
-        for name, info in sorted(found.items())
-        if info["type"] == "file" and not name.endswith("/")
-    ]
-    store.invalidate_cache()  # it would keep most of a kilobyte for each
-    return files
+    left = [_Entry(path, is_folder=True)]
+    """Of the folders that have been listed, the next one last."""
+    listed: dict[str, Future[list[_Entry]]] = {}
+    with ThreadPoolExecutor(_FOLDERS_AHEAD) as pool:
+        while left:
+            for entry in left[-_FOLDERS_AHEAD:]:
+                if entry.is_folder and entry.name not in listed:
+                    listed[entry.name] = pool.submit(_entries, store, entry.name, url=url)
+            entry = left.pop()
+            if entry.is_folder:
+                left += listed.pop(entry.name).result()
+            else:
+                yield RemoteFile(_url_of(entry.name, url, path), entry.num_bytes, entry.version)
 
 
 def file_info(url: str) -> RemoteFile:
@@ -178,6 +192,44 @@ def _store_of(url: str) -> tuple[Any, str]:
         raise RemoteError(f"{url}: {error}; known are {known}") from None
 
 
+class _Entry(NamedTuple):
+    name: str
+    num_bytes: int = 0
+    version: int = 0
+    is_folder: bool = False
+
+
+def _entries(store: Any, folder: str, *, url: str) -> list[_Entry]:
+    """What is right below a folder, the last name first; the object itself if it is none."""
+    try:
+        found = _tried(url, lambda: store.ls(folder, detail=True, refresh=True))
+    except RemoteError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
+    store.invalidate_cache(folder)  # it would keep most of a kilobyte for each
+    entries = []
+    for info in found:
+        name = info["name"]
+        if info["type"] != "directory":
+            entries.append(_entry(name, info))
+        elif name.rstrip("/") != folder.rstrip("/"):
+            entries.append(_Entry(name, is_folder=True))
+        else:  # a folder without a name, which clients cannot list by itself: a//b
+            below = _tried(url, lambda: store.find(folder, detail=True))
+            inside = folder.rstrip("/") + "//"
+            entries += [_entry(name, i) for name, i in below.items() if name.startswith(inside)]
+            store.invalidate_cache()
+    entries = [e for e in entries if e.is_folder or not e.name.endswith("/")]  # marks of folders
+    # As whole names would be sorted: what is in a folder begins with its name and a slash.
+    return sorted(entries, key=lambda e: e.name + "/" * e.is_folder, reverse=True)
+
+
+def _entry(name: str, info: dict[str, Any]) -> _Entry:
+    file = _remote_file(name, info)
+    return _Entry(name, file.num_bytes, file.version)
+
+
 def _url_of(name: str, url: str, path: str) -> str:
     """Of an object that the store found at `path`, which is its own name for `url`."""
     above = path.rstrip("/") + "/"
@@ -212,10 +264,16 @@ def _tried(url: str, work: Callable[[], Result]) -> Result:
         except FileNotFoundError as error:
             raise RemoteError(f"{url}: there is no such object") from error
         except Exception as error:  # each client raises its own kinds
-            if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
-                raise RemoteError(f"{url}: not allowed, look at the credentials: {error}") from None
+            said = " ".join(str(error).split()) or type(error).__name__
+            if _is_denied(error):
+                raise RemoteError(f"{url}: not allowed, look at the credentials: {said}") from None
             if wait is None:
-                said = str(error).strip() or type(error).__name__
                 raise RemoteError(f"{url}: failed {len(_WAITS) + 1} times: {said}") from None
         time.sleep(wait)
     raise AssertionError("the last try returns or raises")
+
+
+def _is_denied(error: Exception) -> bool:
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of a hub
+    is_named = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+    return is_named or status in (401, 403)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,13 @@ import pytest
 
 from common import remote
 from common.mirror import complete_mirrors, download_folder, upload_folder
-from common.remote import RemoteError, list_files, open_remote, write_bytes
+from common.remote import RemoteError, delete, list_files, open_remote, write_bytes
 from data_prep.__main__ import main
 from data_prep.build import BuildOptions, build
+from data_prep.reading.changes import refuse_changed
+from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
+from data_prep.reading.sources import find_domains
 from tests.data_prep.read_back import PACK, decoded, read_inputs
 from tests.data_prep.test_archives import tarred
 from tests.distributed import run_ranks
@@ -94,6 +98,41 @@ def test_what_cannot_be_read_is_refused(store: Store, url: str, words: str) -> N
     write_bytes(f"{BUCKET}/h.npy", b"x")
     with pytest.raises((ValueError, RemoteError), match=words):
         read_inputs(url)
+
+
+def test_a_listing_is_sorted_by_whole_names_and_keeps_nothing(store: Store) -> None:
+    import fsspec
+
+    rng = random.Random(0)
+    url = f"{BUCKET}/listed"
+    parts = ("a", "a-b", "a.txt", "b", "a b", "\u00e9", "Z", "")
+    names = {"/".join(rng.choices(parts, k=rng.randint(1, 4))) for _ in range(24)}
+    names = {name for name in names if name.strip("/") and not name.endswith("/")} | {"only"}
+    for name in names:
+        write_bytes(f"{url}/{name}", b"x" * len(name))
+    client = fsspec.filesystem("s3")
+    client.call_s3("put_object", Bucket="bucket", Key="listed/marked/", Body=b"")
+    found = list_files(url)
+    assert [file.url.removeprefix(f"{url}/") for file in found] == sorted(names)
+    assert all(file.num_bytes == len(file.url.removeprefix(f"{url}/")) for file in found)
+    assert list(client.dircache) == []
+    assert [file.url for file in list_files(f"{url}/only")] == [f"{url}/only"]
+    assert list_files(f"{url}/none") == []
+
+
+def test_objects_that_change_during_a_build_are_named(store: Store) -> None:
+    url = f"{BUCKET}/changing"
+    for name in ("a.txt", "b/c.txt", "d.txt"):
+        write_bytes(f"{url}/{name}", b"before")
+    domains = find_domains([url], globs=Globs(), fields_of={}, default=Fields(text="text"))
+    write_bytes(f"{url}/b/a.txt", b"new, so not of this build")
+    refuse_changed(domains)
+    write_bytes(f"{url}/d.txt", b"after")
+    with pytest.raises(ValueError, match=r"changing/d\.txt: changed while being read"):
+        refuse_changed(domains)
+    delete(f"{url}/b/c.txt")
+    with pytest.raises(ValueError, match=r"b/c\.txt: changed while being read"):
+        refuse_changed(domains)
 
 
 def test_an_object_is_read_from_any_place(store: Store) -> None:

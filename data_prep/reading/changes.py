@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.remote import is_remote, list_files
-from data_prep.reading.parts import Kind
+from common.remote import is_remote, iter_files
+from data_prep.reading.parts import InputFile, Kind
 
 if TYPE_CHECKING:
     from data_prep.reading.sources import DomainInput
@@ -31,15 +32,24 @@ def modified_ns(path: str, *, kind: Kind) -> int:
 
 def refuse_changed(domains: Sequence[DomainInput]) -> None:
     """An input that changed while it was read may be half old and half new."""
-    sources = [source.path for domain in domains for source in domain.sources]
-    objects = {
-        file.url: file.version for url in sources if is_remote(url) for file in list_files(url)
-    }
     for domain in domains:
-        for file in domain.files:
-            if file.kind == "hub":
-                continue
-            is_far = is_remote(file.path)
-            found = objects.get(file.path) if is_far else modified_ns(file.path, kind=file.kind)
-            if found != file.modified_ns:
-                raise ValueError(f"{file.path}: changed while being read; build again")
+        files = iter(domain.files)
+        for source in domain.sources:
+            own = islice(files, source.num_files)
+            for file, now in _versions_now(own, source=source.path):
+                if now != file.modified_ns:
+                    raise ValueError(f"{file.path}: changed while being read; build again")
+
+
+def _versions_now(
+    files: Iterable[InputFile], *, source: str
+) -> Iterator[tuple[InputFile, int | None]]:
+    """The files of an --input, each with its present version; None for an object that is gone."""
+    if is_remote(source):
+        found = iter_files(source)  # in the same order
+        for file in files:
+            yield file, next((now.version for now in found if now.url == file.path), None)
+        return
+    for file in files:
+        if file.kind != "hub":
+            yield file, modified_ns(file.path, kind=file.kind)

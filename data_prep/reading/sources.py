@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
-from common.remote import is_remote, list_files
+from common.remote import is_remote, iter_files
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.changes import modified_ns
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
@@ -242,10 +242,8 @@ def _kind_in_folder(text: str, *, globs: Globs, fields: Fields) -> tuple[Kind, s
 
 def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
     """An object of a store, or all below it, by the rules of a folder."""
-    found = list_files(url)
-    if not found:
-        raise ValueError(f"--input {url}: there is no such object, and none below it")
-    for file in found:
+    file = None
+    for file in iter_files(url):
         inside = PurePosixPath(file.url.removeprefix(url.rstrip("/")).lstrip("/"))
         if not inside.name:  # the object itself
             if kind_of(PurePath(url).name) in _MAPPED:
@@ -263,6 +261,8 @@ def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[Input
                 continue
         members = _member_globs(inside.name, kind=kind, globs=globs)
         yield InputFile(file.url, kind, file.num_bytes, file.version, members=members)
+    if file is None:
+        raise ValueError(f"--input {url}: there is no such object, and none below it")
 
 
 def _member_globs(name: str, *, kind: Kind, globs: Globs) -> Globs | None:
