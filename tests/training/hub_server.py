@@ -1,7 +1,8 @@
-"""A hub on this machine, as far as pushing a model needs one: what huggingface_hub calls over HTTP.
+"""A hub on this machine, as far as pushing a model or reading files needs one, over HTTP.
 
 Repositories with commits, `preupload`, Git LFS's batch API with basic transfers (not Xet), commits
-as lines of JSON with the parent that they expect, and information on a revision; all in memory.
+as lines of JSON with the parent that they expect, information on a revision, the tree of a folder
+and ranges of a file, as huggingface_hub asks for them; all in memory.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._create(json.loads(body))
         if parts[:2] == ["api", "validate-yaml"]:
             return self._send(200, {"errors": [], "warnings": []})
+        if parts[0] == "datasets":
+            return self._resolve("/".join(parts[1:3]), "/".join(parts[5:]))
         repo = "/".join(parts[2:4] if parts[0] == "api" else parts[:2]).removesuffix(".git")
         if repo not in self.server.commits:
             return self._send(404, {"error": "no"}, code="RepoNotFound")
@@ -98,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"files": files})
         if parts[4:5] == ["commit"]:
             return self._commit(repo, [json.loads(line) for line in body.splitlines()])
+        if parts[4:5] == ["tree"]:
+            return self._list(repo, "/".join(parts[6:]))
         return self._tell(repo, parts[5] if len(parts) > 5 else "main")
 
     def _create(self, asked: dict[str, Any]) -> None:
@@ -150,7 +155,37 @@ class _Handler(BaseHTTPRequestHandler):
         told = {"id": repo, "sha": _oid(number), "private": False, "siblings": siblings}
         self._send(200, told)
 
-    def _send(self, status: int, content: dict[str, Any], *, code: str | None = None) -> None:
+    def _list(self, repo: str, folder: str) -> None:
+        """What is right below a folder; of a file, and of what is not there, the hub says 404."""
+        found: dict[str, dict[str, Any]] = {}
+        prefix = f"{folder}/" if folder else ""
+        for name, content in self.server.files(repo).items():
+            if name.startswith(prefix):
+                first, *rest = name.removeprefix(prefix).split("/")
+                oid = hashlib.sha1(content).hexdigest()
+                told: dict[str, Any] = {"type": "directory"} if rest else {"type": "file"}
+                size = 0 if rest else len(content)
+                found[first] = {**told, "oid": oid, "size": size, "path": prefix + first}
+        if not found and folder:
+            return self._send(404, {"error": "no"}, code="EntryNotFound")
+        self._send(200, list(found.values()))
+
+    def _resolve(self, repo: str, name: str) -> None:
+        """A file, or the range of it that is asked for."""
+        content = self.server.files(repo)[name]
+        asked = self.headers.get("Range")
+        if asked:
+            begin, end = asked.removeprefix("bytes=").split("-")
+            content = content[int(begin) : int(end) + 1]
+        fails_at = self.server.fails_at
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: -1 if fails_at == "cuts" else None])
+        if fails_at == "cuts":
+            self.server.fails_at, self.close_connection = "", True
+
+    def _send(self, status: int, content: Any, *, code: str | None = None) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
