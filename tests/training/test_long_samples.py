@@ -132,7 +132,9 @@ def steps_with_levers(sp_size: int, micro_batch_samples: int) -> list[dict[str, 
     """A step of one model with none of them, and with each."""
     layout = init_layout(sp_size=sp_size)
     found = []
-    for changes in LEVERS.values():
+    for name, changes in LEVERS.items():
+        if name == "tiled" and not WHOLE:
+            continue
         recipe = tiny_recipe(
             regulariser="none",
             train__micro_batch_samples=micro_batch_samples,
