@@ -33,12 +33,13 @@ def prepare_base(setting: Setting, size: Base, folders: Folders) -> None:
 
 
 def prepare_scores(setting: Setting, size: Base, folders: Folders) -> None:
-    """Reference entropies of every slice that has none of this size yet."""
-    for domain in setting.domains:
-        for seed in setting.all_seeds:
-            corpus = folders.slice(domain, seed)
-            if not (corpus / f"scores-{scores_name(size)}").exists():
-                _score(corpus, setting, size, model=folders.base(size.name) / "export")
+    """Reference entropies of every slice, and of replayed text, that has none of this size yet."""
+    corpora = [folders.slice(domain, s) for domain in setting.domains for s in setting.all_seeds]
+    if setting.question == "levers":
+        corpora.append(folders.general)
+    for corpus in corpora:
+        if not (corpus / f"scores-{scores_name(size)}").exists():
+            _score(corpus, setting, size, model=folders.base(size.name) / "export")
 
 
 def _write_untrained(setting: Setting, size: Size, folders: Folders, folder: Path) -> None:
