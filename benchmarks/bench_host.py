@@ -52,7 +52,7 @@ from training.model.attention import ATTENTION_NAME, register_attention
 from training.model.inputs import ModelInputs
 
 PLAIN = "plain transformers"
-_JSONS = ("ds_configs/zero3.json", "ds_configs/zero3_whole.json")
+_JSONS = ("ds_configs/zero1.json", "ds_configs/zero3.json", "ds_configs/zero3_whole.json")
 _LINEAR = functional.linear  # which ZeRO-3 replaces for the whole process
 
 
@@ -134,14 +134,13 @@ def _scaled_json(options: argparse.Namespace) -> Path:
     # Qwen3: q and o, k and v of half the heads, three of the MLP, two norms and those of q and k
     tiny_numbers = (2 + 1 + 9) * options.hidden**2 + 2 * options.hidden + options.hidden // 2
     scale = tiny_numbers / options.true_layer_numbers
-    for name, default in (
-        ("stage3_prefetch_bucket_size", 5e7),
-        ("stage3_max_reuse_distance", 1e9),
-        ("stage3_max_live_parameters", 1e9),
-        ("reduce_bucket_size", 5e8),
-    ):
+    sizes = {"reduce_bucket_size": 5e8}
+    if zero["stage"] == 3:
+        sizes["stage3_prefetch_bucket_size"] = 5e7
+        sizes["stage3_max_reuse_distance"] = sizes["stage3_max_live_parameters"] = 1e9
+        zero.setdefault("stage3_param_persistence_threshold", options.hidden)  # norms stay whole
+    for name, default in sizes.items():
         zero[name] = int(zero.get(name, default) * scale)
-    zero.setdefault("stage3_param_persistence_threshold", options.hidden)  # norms stay whole
     path = ranks_folder() / "scaled.json"
     path.write_text(json.dumps(config), encoding="utf-8")
     return path

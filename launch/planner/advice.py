@@ -15,6 +15,11 @@ from training.config.sections import Model
 _ENOUGH_TOKENS = 16_384
 """Of a GPU in a micro-batch: with as many, a layer's products are bound by arithmetic for long. An
 assumption, not measured here."""
+_WHOLE = "ds_configs/zero1.json"
+_WHOLE_NUMBERS = 2_000_000_000
+"""Weights up to which it is proposed. It adds gradients up whole and reduces them behind a step,
+beside no computing: tens of milliseconds within a node. An assumption, not measured here."""
+_SHARDED = ("ds_configs/zero3.json", "ds_configs/zero3_whole.json")
 _OFFLOADS = ("ds_configs/zero3_offload_optimizer.json", "ds_configs/zero3_offload_all.json")
 
 _LEVERS = ("activation_checkpointing", "activation_offloading", "tiled_mlp")
@@ -28,8 +33,9 @@ def advise(given: Forecast) -> tuple[list[str], Forecast] | None:
 
     In order of cost: activation checkpointing (a third more compute), a smaller micro-batch (more
     passes), inputs of layers on the host (copies over PCIe), MLPs in tiles (their products once
-    more), sequence parallelism (all-to-all in each layer), the optimizer on the host (its step
-    waits for PCIe and CPU), parameters there too (each pass waits).
+    more), sequence parallelism (all-to-all in each layer), weights and gradients sharded where they
+    are whole, the optimizer on the host (its step waits for PCIe and CPU), parameters there too
+    (each pass waits).
     """
     for overrides, recipe in _changes(given):
         try:
@@ -45,7 +51,8 @@ def faster(given: Forecast) -> tuple[list[str], Forecast] | None:
     """Overrides that use the room of a recipe that fits, and the forecast with them.
 
     First no activation checkpointing, a quarter of the work; then the largest micro-batch, for
-    fewer gatherings of weights and less of the host's time a token.
+    fewer gatherings of weights and less of the host's time a token; then, for small models on one
+    node, the optimizer's state alone sharded, for less of the host's time.
     """
     recipe, num_gpus = given.recipe, given.machine.num_gpus
     train, own = recipe.train, recipe.model
@@ -55,8 +62,12 @@ def faster(given: Forecast) -> tuple[list[str], Forecast] | None:
         train.global_batch_tokens // length // dp_size,
         max(train.micro_batch_samples, _ENOUGH_TOKENS * train.sequence_parallel_size // length),
     )
-    for checkpointing, micro_batch in product(
-        sorted({False, own_checkpointing}), range(most, train.micro_batch_samples - 1, -1)
+    is_small = given.arch.parameters <= _WHOLE_NUMBERS and num_gpus == given.machine.ranks_per_node
+    wholes = [_WHOLE] if is_small and recipe.deepspeed in _SHARDED else []
+    for checkpointing, micro_batch, ds_file in product(
+        sorted({False, own_checkpointing}),
+        range(most, train.micro_batch_samples - 1, -1),
+        [*wholes, recipe.deepspeed],
     ):
         overrides, changed = _changed(
             recipe,
@@ -67,7 +78,7 @@ def faster(given: Forecast) -> tuple[list[str], Forecast] | None:
             ),
             micro_batch=micro_batch,
             sp_size=train.sequence_parallel_size,
-            ds_file=recipe.deepspeed,
+            ds_file=ds_file,
         )
         if not overrides:
             return None
@@ -104,7 +115,8 @@ def _changes(given: Forecast) -> Iterator[tuple[list[str], Recipe]]:
     sp_sizes = [own_sp, *(n for n in range(2 * own_sp, ranks + 1, own_sp) if ranks % n == 0)]
     is_bf16 = given.run.zero.number_bytes == 2  # as in the JSON files with offload
     offloads = _OFFLOADS if is_bf16 else ()
-    ds_files = [recipe.deepspeed, *offloads]
+    sharded = () if given.run.zero.shards_weights or not is_bf16 else _SHARDED[:1]
+    ds_files = [recipe.deepspeed, *sharded, *offloads]
     for ds_file, sp_size, (micro_batch, model) in product(
         ds_files, sp_sizes, _levers(recipe, tiles=can_tile(given.arch))
     ):

@@ -2,7 +2,8 @@
 
 Model states follow Rajbhandari et al., ZeRO (arXiv 1910.02054, section 3): in bf16 2 bytes for a
 weight, 4 for its gradient and 12 for fp32 master weight and Adam's two moments, each divided by the
-number of ranks. In fp32 DeepSpeed keeps a master copy as well: 4 + 4 + 12.
+number of ranks; at stage 1 only the 12 are. In fp32 DeepSpeed keeps a master copy as well: 4 + 4 +
+12.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _ADAM_BYTES, _MASTER_BYTES = 8, 4
 _BATCH_BYTES = 49
 """Per token: five int64 (ids, places, targets, two numbers), the document's length, a flag."""
 _SOFT_CHUNK_LOGITS = 1 << 23
+_MESSAGE_NUMBERS = 500_000_000
 _METHOD_BYTES = 48
 """Per token: entropy, its bits and hash for the quantile, draw and drop."""
 
@@ -70,9 +72,10 @@ class Run:
 
     @property
     def partition(self) -> int:
-        """Numbers of weights that each rank owns, padded to the same on every rank."""
+        """Numbers of weights that each rank keeps, padded to the same on every rank."""
         sizes = order_of_uses(self.arch, checkpointing=False).sizes
-        return sum(-(-size // self.world_size) for size in sizes)
+        num_parts = self.world_size if self.zero.shards_weights else 1
+        return sum(-(-size // num_parts) for size in sizes)
 
     @property
     def second_partition(self) -> int:
@@ -84,11 +87,19 @@ class Run:
 
     @property
     def trained_partition(self) -> int:
-        """Those of them that are not frozen."""
-        if self.arch.adapter is None:
-            return self.partition
-        sizes = self.arch.adapter_weights
-        return self.arch.layers * sum(-(-size // self.world_size) for size in sizes)
+        """Numbers of those that are trained whose optimizer state each rank keeps."""
+        return self._trained(self.world_size)
+
+    @property
+    def summed(self) -> int:
+        """Numbers of gradients that each rank adds up."""
+        return self._trained(self.world_size if self.zero.shards_weights else 1)
+
+    def _trained(self, num_parts: int) -> int:
+        sizes = order_of_uses(self.arch, checkpointing=False).sizes
+        if self.arch.adapter is not None:
+            sizes = self.arch.adapter_weights * self.arch.layers
+        return sum(-(-size // num_parts) for size in sizes)
 
 
 def peak_moments(run: Run) -> dict[Phase, Moment]:
@@ -113,16 +124,22 @@ def _states(run: Run) -> Moment:
     zero, own = run.zero, run.partition
     on_gpu = 0 if zero.offloads_optimizer else run.trained_partition
     # beside an adapter the base is at hand
-    num_sets = 2 if run.teacher == "base" and run.arch.adapter is None else 1
-    bucket = zero.reduce_bucket * zero.communication_bytes if zero.contiguous_gradients else 0
+    has_copy = run.teacher == "base" and run.arch.adapter is None
+    kept = 0 if zero.offloads_parameters else own + (run.trained_partition if has_copy else 0)
+    bucket = zero.reduce_bucket * zero.communication_bytes if _has_bucket(zero) else 0
     return Moment(
-        parameters=(0 if zero.offloads_parameters else own * zero.number_bytes) * num_sets,
+        parameters=kept * zero.number_bytes,
         second_partition=0 if zero.offloads_parameters else run.second_partition,
-        gradients=on_gpu * zero.gradient_bytes,
+        gradients=(0 if zero.offloads_optimizer else run.summed) * zero.gradient_bytes,
         optimizer=on_gpu * (_MASTER_BYTES + _ADAM_BYTES + _other_bytes(run)),
         buckets=bucket,
         method=run.step_tokens * (_BATCH_BYTES + _METHOD_BYTES) + _teacher_bytes(run),
     )
+
+
+def _has_bucket(zero: Zero) -> bool:
+    """In bf16 stage 1 reduces gradients where they add up."""
+    return zero.contiguous_gradients and (zero.shards_weights or zero.number_bytes != 2)
 
 
 def _teacher_bytes(run: Run) -> int:
@@ -143,9 +160,12 @@ def _load(run: Run, states: Moment) -> Iterator[Moment]:
     """Before Adam's moments exist."""
     own = 0 if run.zero.offloads_optimizer else run.trained_partition
     largest = max(order_of_uses(run.arch, checkpointing=False).sizes)
+    largest *= run.zero.shards_weights  # created whole there
     # the master copy is made twice before buckets and gradients are there
     copied = Moment(parameters=states.parameters, optimizer=2 * own * _MASTER_BYTES)
     yield copied
+    if not run.zero.shards_weights:  # weights are joined into one tensor
+        yield Moment(parameters=2 * states.parameters)
     yield states._replace(
         optimizer=own * (_MASTER_BYTES + _other_bytes(run)),
         gathered=largest * run.zero.number_bytes,
@@ -215,7 +235,9 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
     for use, num_bytes in _gathered(run):
         if use.is_backward:
             gathered[use.block] = max(gathered.get(use.block, 0), num_bytes)
-    bucket = _Bucket(run.zero, num_copies=1 if acts.on_gpu else 2)
+    bucket: _Bucket | _Sum = _Bucket(run.zero, num_copies=1 if acts.on_gpu else 2)
+    if not run.zero.shards_weights:
+        bucket = _Sum(run)
 
     def moment(block: int, activations: int, *weights: int) -> Iterator[Moment]:
         for weight in weights or (0,):
@@ -298,9 +320,32 @@ class _Bucket:
         return copied * self._zero.communication_bytes
 
 
+class _Sum:
+    """At stage 1 gradients add up whole, and are reduced behind the last micro-step.
+
+    Source: `allreduce_no_retain` and `allreduce_bucket` of DeepSpeed 0.19.
+    """
+
+    held = 0
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def add(self, numbers: int) -> int:
+        return 0
+
+    def send(self) -> int:
+        """Matrices and vectors are joined first, unless the matrices are enough for a message."""
+        zero, numbers = self._run.zero, self._run.summed
+        joined = numbers * zero.gradient_bytes if numbers <= _MESSAGE_NUMBERS else 0
+        is_sent_as_it_is = zero.communication_bytes == zero.gradient_bytes
+        return joined + (0 if is_sent_as_it_is else numbers * zero.communication_bytes)
+
+
 def _gathered(run: Run) -> list[tuple[Use, int]]:
     """Bytes of whole weights at each use; a single rank uses its own in place."""
-    is_free = run.world_size == 1 and not run.zero.offloads_parameters
+    is_whole = run.world_size == 1 or not run.zero.shards_weights
+    is_free = is_whole and not run.zero.offloads_parameters
     width = 0 if is_free else run.zero.number_bytes
     walked = gathered_numbers(run.arch, run.zero, checkpointing=run.checkpointing)
     return [(use, numbers * width) for use, numbers in walked]
@@ -308,7 +353,7 @@ def _gathered(run: Run) -> list[tuple[Use, int]]:
 
 def _step(run: Run, states: Moment) -> Moment:
     """Gradients of a sub-group are copied into one, and to fp32 where they are not."""
-    if run.zero.offloads_optimizer:
+    if run.zero.offloads_optimizer or not run.zero.shards_weights:
         return states
     width = run.zero.gradient_bytes
     bytes_each = width if width == _MASTER_BYTES else width + _MASTER_BYTES

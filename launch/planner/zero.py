@@ -24,8 +24,10 @@ _TYPE_BYTES = {"bf16": 2, "bfp16": 2, "bfloat16": 2, "fp16": 2, "fp32": 4}
 
 @dataclass(frozen=True)
 class Zero:
-    """ZeRO-3 of a run, sizes in numbers of parameters."""
+    """ZeRO of a run, sizes in numbers of parameters."""
 
+    shards_weights: bool
+    """At stage 3; else, at stage 1, the optimizer's state alone."""
     number_bytes: int
     """Of a weight, an activation and a gradient of one micro-step: 2 in bf16, 4 in fp32."""
     gradient_bytes: int
@@ -71,6 +73,7 @@ def read_zero(recipe: Recipe) -> Zero:
     else:
         asked = config.get("communication_data_type")
     return Zero(
+        shards_weights=zero.get("stage") != 1,
         number_bytes=number_bytes,
         gradient_bytes=_TYPE_BYTES.get(str(accumulation), 4),
         communication_bytes=_TYPE_BYTES.get(str(asked), number_bytes),

@@ -154,7 +154,10 @@ def _tiny_ds_config(recipe: Recipe, *, dtype: torch.dtype) -> dict[str, Any]:
     )
     config["bf16"] = config.get("bf16", {}) | {"enabled": dtype is torch.bfloat16}
     zero = config["zero_optimization"]
-    for key in ("reduce_bucket_size", "stage3_prefetch_bucket_size"):
+    sizes = ["reduce_bucket_size"]
+    if zero.get("stage") == 3:
+        sizes.append("stage3_prefetch_bucket_size")
+    for key in sizes:
         zero[key] = min(zero.get(key, _BUCKET_NUMBERS), _BUCKET_NUMBERS)
     zero.pop("zero_hpz_partition_size", None)  # DeepSpeed makes its groups once a process
     return config
@@ -164,7 +167,7 @@ def _tiny_ds_config(recipe: Recipe, *, dtype: torch.dtype) -> dict[str, Any]:
 def tiny_engine(
     context: Context, *, dtype: torch.dtype, num_micro_steps: int
 ) -> Iterator[tuple[Recipe, Engine]]:
-    """Such a model under ZeRO-3 and Ulysses; every rank calls it together."""
+    """Such a model under ZeRO and Ulysses; every rank calls it together."""
     with tiny_recipe(context, dtype=dtype) as recipe:
         config = tiny_config(context.recipe, dtype=dtype)
         config.initializer_range = _CLEAR_RANGE

@@ -1,4 +1,4 @@
-"""Check: a tiny model of this family under ZeRO-3 has the weights that it should.
+"""Check: a tiny model of this family under the JSON's ZeRO has the weights that it should.
 
 `from_config` within `deepspeed.zero.Init` silently leaves them at torch's defaults.
 """
@@ -125,7 +125,7 @@ def judge(setting: Setting, measures: Mapping[int, dict[str, Any]]) -> list[Find
         return [
             Finding(
                 "fail",
-                f"under ZeRO-3 {'; '.join(listed[:2])}{more} ({name_ranks(wrong, setting.hosts)})",
+                f"under ZeRO {'; '.join(listed[:2])}{more} ({name_ranks(wrong, setting.hosts)})",
                 "do not train with these versions of transformers and deepspeed: pip install -r "
                 "requirements.txt",
                 wrong,

@@ -40,13 +40,13 @@ class Shape:
     sp: int = 1
     bf16: bool = False
     zero: dict[str, int] = field(default_factory=dict)
+    stage: int = 3
 
     def recipe(self, folder: Path) -> Recipe:
         """Its recipe, with a DeepSpeed JSON of its own in the folder."""
         ds_path = folder / f"{self.name.replace(' ', '-')}.json"
-        ds_path.write_text(
-            json.dumps({"bf16": {"enabled": self.bf16}, "zero_optimization": ZERO | self.zero})
-        )
+        zero = ZERO | self.zero if self.stage == 3 else {"stage": self.stage}
+        ds_path.write_text(json.dumps({"bf16": {"enabled": self.bf16}, "zero_optimization": zero}))
         model = {"tie_word_embeddings": False, "max_position_embeddings": 4096} | self.model
         samples_per_step = self.samples * self.num_ranks // self.sp
         return tiny_recipe(
@@ -112,6 +112,7 @@ SHAPES = (
     Shape("two to a sample", _WIDE, 512, samples=2, sp=2),
     Shape("bf16", _WIDE, 256, samples=2, bf16=True),
     Shape("bf16, checkpointing", _SHORT, 256, samples=2, bf16=True, checkpointing=True),
+    Shape("stage 1", _SHORT, 256, samples=2, bf16=True, checkpointing=True, stage=1),
     Shape("bf16, two to a sample", _WIDE, 256, samples=2, bf16=True, sp=2),
     Shape(
         "tied", _model(256, 768, 6, (4, 2, 64), 4000) | {"tie_word_embeddings": True}, 128,

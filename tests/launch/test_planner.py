@@ -37,7 +37,7 @@ OF_EACH_KIND = ("experts, checkpointing", "clamped experts", "latent", "delta",
                 "delta, checkpointing", "mamba", "convolution", "several sizes", "tiled",
                 "tiled, long sample")  # fmt: skip
 MEASURED = (
-    *("activations", "two to a sample", "experts"),
+    *("activations", "two to a sample", "experts", "stage 1"),
     *(("all kept whole", "tied", *OF_EACH_KIND) if WHOLE else ()),
 )
 
@@ -198,6 +198,20 @@ def test_advice_fits_and_is_the_cheapest(
     assert [part for part in expected if any(part in change for change in changes)] == expected
     again = forecast(load_recipe(QWEN_8B, [*off, *changes]), machine)
     assert again.peak_bytes == changed.peak_bytes
+
+
+def test_weights_that_do_not_fit_whole_are_sharded() -> None:
+    given = forecast(
+        load_recipe(QWEN_8B, ["deepspeed=ds_configs/zero1.json"]), Machine(num_gpus=8, gpu_gib=40)
+    )
+    assert not given.fits
+    found = advise(given)
+    assert found is not None and found[1].fits
+    assert "deepspeed=ds_configs/zero3.json" in found[0]
+    held = given.moments["save"]
+    assert held.parameters == 2 * given.arch.parameters
+    assert held.gradients == 4 * given.arch.parameters
+    assert held.optimizer == pytest.approx(12 * given.arch.parameters / 8, rel=1e-3)
 
 
 def test_cheaper_changes_come_first() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.grids import WHOLE
 from tests.launch.preflights import failure, findings, only, preflight
 from tests.launch.shared_runs import write_recipe
 from tests.training.short_runs import short_recipe
@@ -90,8 +91,11 @@ def test_gradients_that_sequence_shards_scale_are_found(recipe: str) -> None:
     assert found["ranks"] == [0, 1]
 
 
-def test_gradients_that_are_wrong_in_the_dtype_that_trains_are_found(recipe: str) -> None:
-    arguments = [recipe, "deepspeed=ds_configs/zero3.json", *only("gradients")]
+@pytest.mark.parametrize("deepspeed", ["zero1", *(("zero3",) if WHOLE else ())])
+def test_gradients_that_are_wrong_in_the_dtype_that_trains_are_found(
+    recipe: str, deepspeed: str
+) -> None:
+    arguments = [recipe, f"deepspeed={deepspeed}", *only("gradients")]
     found = failure(preflight(*arguments, plant=gradients_times_sp_in_bf16), "gradients")
     assert re.search(r"in bf16 gradients are (2\.00|1\.99)\d\d times those", found["found"])
     assert found["ranks"] == [0, 1]

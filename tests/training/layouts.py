@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from training.regularisers.table import build_regulariser
 
 VOCAB_SIZE = 101
 SEQUENCE_TOKENS = 32
+ZERO1_FP32 = str(Path(__file__).with_name("zero1_fp32.json"))
+"""Stage 1 in fp32, which is for comparisons alone."""
 
 
 @dataclass(frozen=True)

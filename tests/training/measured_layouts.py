@@ -22,6 +22,7 @@ from training.config.recipe import Recipe
 from training.data.stream import MicroBatch, SampleStream
 from training.model.causal_lm import resolve_model_config
 from training.model.engine import Engine, build_engine
+from training.model.own_parts import whole_shape
 from training.ranks.dist import init_layout
 from training.regularisers.entropy_cache import EntropyCache
 from training.regularisers.table import model_regularisation
@@ -198,7 +199,7 @@ def put_random_weights(engine: Engine) -> None:
 
     generator = torch.Generator().manual_seed(3)
     weights = {
-        name: 1.0 + torch.randn(weight.ds_shape, generator=generator) / 3
+        name: 1.0 + torch.randn(whole_shape(weight), generator=generator) / 3
         for name, weight in engine.trained.items()
     }
     engine.put(weights)
@@ -212,7 +213,7 @@ class CapturingEngine(Engine):
     def backward_and_step(self, loss_sum: torch.Tensor, *, divisor: float, lr: float) -> Any:
         from deepspeed.utils import safe_get_full_grad
 
-        factor = self.layout.world_size * self.num_micro_steps / divisor
+        factor = self.loss_factor(divisor)
         for group in self.ds.optimizer.param_groups:
             group["lr"] = group["weight_decay"] = 0.0
         ends_step = self.ds.is_gradient_accumulation_boundary()

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.distributed import run_ranks
 from tests.grids import WHOLE
-from tests.training.layouts import tiny_recipe
+from tests.training.layouts import ZERO1_FP32, tiny_recipe
 from tests.training.measured_layouts import DROPOUTS, LAYOUTS, measure
 from training.config.adapter import Adapter
 from training.model.adapter import AdapterDropout, AdapterError, inject_adapter
@@ -23,9 +23,16 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 CHECKPOINTED = "dora"
 REGULARISED = list(DROPOUTS) if WHOLE else ["off", "both_beside_hidden_dropout"]
-CASES = [(kind, layout) for kind in ADAPTERS for layout in LAYOUTS if layout != "one_process"]
+STAGES = {"zero3": {}, "zero1": {"deepspeed": ZERO1_FP32}}
+CASES = [
+    (stage, kind, layout)
+    for stage in STAGES
+    for kind in ADAPTERS
+    for layout in LAYOUTS
+    if layout != "one_process"
+]
 if not WHOLE:
-    CASES = [("lora", "dp_2_sp_2_accumulation_2"), ("dora", "dp_2")]
+    CASES = [("zero3", "lora", "dp_2_sp_2_accumulation_2"), ("zero3", "dora", "dp_2")]
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +46,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def measured(base: Path, kind: str, layout: str) -> list[dict[str, Any]]:
+def measured(base: Path, stage: str, kind: str, layout: str) -> list[dict[str, Any]]:
     world_size, sp_size, rows = LAYOUTS[layout]
     model = {
         "model": {"pretrained": str(base), "activation_checkpointing": kind == CHECKPOINTED},
         "adapter": ADAPTERS[kind],
+        **STAGES[stage],
     }
     return run_ranks(measure, sp_size, rows, model, REGULARISED, world_size=world_size)
 
 
-@pytest.mark.parametrize(("kind", "layout"), CASES)
-def test_any_layout_has_the_losses_and_gradients_of_one_process(base, kind, layout):
-    (reference,) = measured(base, kind, "one_process")
-    for rank in measured(base, kind, layout):
+@pytest.mark.parametrize(("stage", "kind", "layout"), CASES)
+def test_any_layout_has_the_losses_and_gradients_of_one_process(base, stage, kind, layout):
+    (reference,) = measured(base, "zero3", kind, "one_process")
+    for rank in measured(base, stage, kind, layout):
         for name in REGULARISED:
             expected, found = reference[name], rank[name]
             for key in ("loss", "objective", "grad_norm", "drop_rate_realised"):

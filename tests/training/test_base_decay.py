@@ -55,7 +55,9 @@ def trained(deepspeed: str) -> tuple[Weights, list[Weights], Weights, bool]:
         optimizer={"lr": LR, "weight_decay": DECAY},
     )
     built, stream = make_engine(recipe, layout)
-    decay_towards_base(built.ds.optimizer, strength=STRENGTH)
+    decay_towards_base(
+        built.ds.optimizer, built.parts, strength=STRENGTH, dtype=built.model.lm.dtype
+    )
     engine = MeasuringEngine(**vars(built))
     object.__setattr__(engine, "gradients", [])
 
@@ -90,7 +92,7 @@ def by_plain_torch(base: Weights, gradients: list[Weights]) -> Weights:
 
 
 def on_both_kinds_of_weights() -> list[tuple[Weights, list[Weights], Weights, bool]]:
-    return [trained(f"ds_configs/{name}.json") for name in ("zero3_fp32", "zero3")]
+    return [trained(f"ds_configs/{name}.json") for name in ("zero3_fp32", "zero3", "zero1")]
 
 
 def test_weights_decay_towards_the_base_as_in_plain_torch():

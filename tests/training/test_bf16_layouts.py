@@ -19,18 +19,21 @@ from training.ranks.dist import init_layout
 _ONE_ROUNDING = 2**-8
 """Relative, of a number to bf16: ranks reduce gradients in it."""
 CASES = [
-    (model, layout)
+    (stage, model, layout)
+    for stage in ("zero3", "zero1")
     for model in MODELS
     for layout in LAYOUTS
-    if layout != "one_process" and (WHOLE or (model, layout) == ("tied", "sp_2"))
+    if layout != "one_process" and (WHOLE or (stage, model, layout) == ("zero3", "tied", "sp_2"))
 ]
 
 
-def step(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> dict[str, Any]:
+def step(
+    stage: str, sp_size: int, micro_batch_samples: int, model: dict[str, Any]
+) -> dict[str, Any]:
     """Loss, gradients in fp32 and weights of a step in bf16."""
     layout = init_layout(sp_size=sp_size)
     recipe = tiny_recipe(
-        deepspeed="ds_configs/zero3.json",
+        deepspeed=f"ds_configs/{stage}.json",
         regulariser="none",
         train__micro_batch_samples=micro_batch_samples,
         train__sequence_parallel_size=sp_size,
@@ -41,9 +44,11 @@ def step(sp_size: int, micro_batch_samples: int, model: dict[str, Any]) -> dict[
     return step_without_update(recipe, engine, stream) | {"weights": weights}
 
 
-def steps_of_one_process(model: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def steps_of_one_process(
+    stage: str, model: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same, and in fp32 with the same weights."""
-    found = step(1, 8, model)
+    found = step(stage, 1, 8, model)
     recipe = tiny_recipe(regulariser="none", train__micro_batch_samples=8, **model)
     engine, stream = make_engine(recipe, init_layout(sp_size=1))
     engine.put({name: weight.float() for name, weight in found["weights"].items()})
@@ -57,18 +62,18 @@ def whole_weights(engine: Engine) -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def of_one_process() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+def of_one_process() -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]:
     return {
-        model: run_ranks(steps_of_one_process, MODELS[model], world_size=1)[0]
-        for model in {model for model, _ in CASES}
+        (stage, model): run_ranks(steps_of_one_process, stage, MODELS[model], world_size=1)[0]
+        for stage, model in {(stage, model) for stage, model, _ in CASES}
     }
 
 
-@pytest.mark.parametrize(("model", "layout"), CASES)
-def test_a_layout_adds_no_more_than_one_rounding(of_one_process, model, layout):
+@pytest.mark.parametrize(("stage", "model", "layout"), CASES)
+def test_a_layout_adds_no_more_than_one_rounding(of_one_process, stage, model, layout):
     world_size, *shape = LAYOUTS[layout]
-    one, exact = of_one_process[model]
-    for rank in run_ranks(step, *shape, MODELS[model], world_size=world_size):
+    one, exact = of_one_process[stage, model]
+    for rank in run_ranks(step, stage, *shape, MODELS[model], world_size=world_size):
         assert all(torch.equal(rank["weights"][n], w) for n, w in one["weights"].items())
         assert rank["row"]["loss"] == pytest.approx(exact["row"]["loss"], rel=_ONE_ROUNDING)
         for name, expected in exact["gradients"].items():

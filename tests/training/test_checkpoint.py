@@ -37,7 +37,11 @@ def test_the_manifest_knows_every_file_and_what_wrote_it(saved_run):
         file = record_file(folder / name)
         assert record == {"num_bytes": file.num_bytes, "sha256": file.sha256}
     assert {"torch", "deepspeed", "transformers", "python"} == manifest["versions"].keys()
-    assert manifest["layout"] == {"world_size": 2, "sequence_parallel_size": 2}
+    assert manifest["layout"] == {
+        "world_size": 2,
+        "sequence_parallel_size": 2,
+        "zero_stage": 3,
+    }
     assert manifest["heldout_loss"] == metrics(saved_run, "evaluation")[-1]["loss"]
 
 

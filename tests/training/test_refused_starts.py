@@ -98,7 +98,20 @@ ZERO = {"stage": 3}
 DEEPSPEED: list[tuple[Any, str]] = [
     ([], "expected keys and values"),
     ({"zero_optimization": 3}, "zero_optimization: expected keys and values"),
-    ({"zero_optimization": {"stage": 2}}, "stage is 2; this engine needs 3"),
+    ({"zero_optimization": {"stage": 2}}, "stage is 2; allowed are 1 and 3"),
+    ({"zero_optimization": {"stage": 1, "sub_group_size": 9}}, "sub_group_size needs stage 3"),
+    (
+        {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
+        "offload_optimizer needs stage 3",
+    ),
+    (
+        {"zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "bf16"}},
+        "stage 1 adds gradients up in fp32",
+    ),
+    (
+        {"zero_optimization": {"stage": 1}, "bf16": {"immediate_grad_update": False}},
+        "bf16.immediate_grad_update: stage 1 needs true",
+    ),
     ({"zero_optimization": {**ZERO, "reduce_scatter": False}}, "reduce_scatter must be true"),
     ({"zero_optimization": {**ZERO, "stage3_max_live": 1}}, "stage3_max_live: Extra inputs"),
     ({"zero_optimization": {**ZERO, "reduce_bucket_size": "big"}}, "bucket_size: Input should be"),

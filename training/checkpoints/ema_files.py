@@ -11,7 +11,8 @@ from torch import Tensor
 
 from training.checkpoints.files import CheckpointFiles, only_data, read_state
 from training.checkpoints.manifest import read_manifest
-from training.checkpoints.reshard import is_of_other_ranks
+from training.checkpoints.reshard import must_reshard
+from training.model.engine import Engine
 from training.model.shadow import AveragedWeights
 from training.ranks.dist import Layout
 
@@ -31,7 +32,7 @@ def save_average(files: CheckpointFiles, average: AveragedWeights, layout: Layou
     files.save(state, _file(folder, layout.rank))
 
 
-def load_average(average: AveragedWeights, checkpoint: Path, layout: Layout) -> None:
+def load_average(average: AveragedWeights, checkpoint: Path, engine: Engine) -> None:
     """Go on with the average of a checkpoint, or begin anew with its weights if it has none.
 
     It has none where `ema` was added on a resume.
@@ -39,10 +40,10 @@ def load_average(average: AveragedWeights, checkpoint: Path, layout: Layout) -> 
     manifest = read_manifest(checkpoint)
     if not _has_average(manifest):
         average.restart()
-    elif is_of_other_ranks(manifest, layout):
+    elif must_reshard(manifest, engine.layout, zero_stage=engine.zero_stage):
         average.load_whole(read_average(checkpoint))
     else:
-        average.load(read_state(_file(checkpoint / _FOLDER, layout.rank))["shards"])
+        average.load(read_state(_file(checkpoint / _FOLDER, engine.layout.rank))["shards"])
 
 
 def read_average(checkpoint: Path) -> dict[str, Tensor]:

@@ -19,14 +19,15 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from common.checksum import FileRecord
 from common.durable import write_all
 
 ENGINE_TAG = "zero3"
-"""Folder of DeepSpeed's own files within a checkpoint."""
+"""Folder of DeepSpeed's own files within a checkpoint, whatever the stage."""
 CACHE_FILE = "entropy_cache.f16"
-_NEEDED_CLASSES = (LossScaler, ZeroStageEnum)
+_NEEDED_CLASSES = (LossScaler, ZeroStageEnum, fragment_address)
 """All that DeepSpeed's files contain besides tensors and plain Python values."""
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _PIECE_BYTES = 1 << 22
@@ -219,7 +220,7 @@ def only_data(source: str | Path) -> Iterator[None]:
         source: what is loaded, for the message.
 
     Raises:
-        ValueError: when a file names other code than the two classes that DeepSpeed needs.
+        ValueError: when a file names other code than the few classes that DeepSpeed needs.
     """
     before = os.environ.get(_FORCED)
     os.environ[_FORCED] = "1"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Collection
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from training.checkpoints.identity import compare_identity, refuse_differences
 from training.checkpoints.manifest import read_manifest, run_key_of
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
-from training.checkpoints.reshard import is_of_other_ranks, load_universal, universal_copy
+from training.checkpoints.reshard import load_universal, must_reshard, universal_copy
 from training.model.engine import Engine
 from training.model.shadow import AveragedWeights
 from training.ranks.dist import Layout, raise_together, together
@@ -38,9 +40,9 @@ def load_checkpoint(
 ) -> Progress:
     """Restore weights, optimizer, random state and the run's entropies.
 
-    Exactly on the same number of ranks; within rounding of the losses on another (`reshard`), for
-    which the engine was built with `loads_universal`. What was best so far is forgotten where it
-    was so by another loss.
+    Exactly on the same number of ranks and stage of ZeRO; within rounding of the losses on others
+    (`reshard`), for which the engine was built with `loads_universal`. What was best so far is
+    forgotten where it was so by another loss.
 
     Args:
         accepted: dotted names of what may differ.
@@ -51,14 +53,15 @@ def load_checkpoint(
     """
     manifest = read_manifest(checkpoint)
     refuse_differences(checkpoint, manifest["identity"], identity, accepted=accepted)
-    if is_of_other_ranks(manifest, engine.layout):
+    if must_reshard(manifest, engine.layout, zero_stage=engine.zero_stage):
         _load_resharded(engine, checkpoint)
     else:
         _load_engine(engine, checkpoint)
+    engine.ds.optimizer.clip_grad = engine.ds.gradient_clipping()  # at stage 1 the checkpoint's
     if cache is not None:
         raise_together(_copy_cache(cache.load, checkpoint / CACHE_FILE, engine.layout))
     if average is not None:
-        together(lambda: load_average(average, checkpoint, engine.layout))
+        together(lambda: load_average(average, checkpoint, engine))
     return progress_of(manifest, identity)
 
 
@@ -108,15 +111,23 @@ def _about_the_loss(identity: dict[str, Any]) -> dict[str, Any]:
 def _load_engine(engine: Engine, checkpoint: Path) -> None:
     """Each rank's files are read before DeepSpeed asks for them, so that none fails midway."""
     rank = engine.layout.rank
-    own_files = (checkpoint / ENGINE_TAG).glob(f"*zero_pp_rank_{rank}_*.pt")
+    folder = checkpoint / ENGINE_TAG
+    is_sharded = engine.zero_stage == 3
+    # at stage 1 one file is for all ranks
+    own_files = [*folder.glob(f"*zero_pp_rank_{rank}_*.pt"), *folder.glob("mp_rank_*.pt")]
     read = _read_together([*own_files, random_state_path(checkpoint, rank)])
     engine.ds.checkpoint_engine = CheckpointFiles(checkpoint, loaded=read)
     # a run that started from a resharded checkpoint may roll back to one of its own
     engine.ds._config.load_universal_checkpoint = False
-    found, _ = engine.ds.load_checkpoint(
-        str(checkpoint), tag=ENGINE_TAG, load_module_strict=not engine.has_frozen
-    )
+    with redirect_stdout(io.StringIO()):  # one of its optimizers prints a name
+        found, _ = engine.ds.load_checkpoint(
+            str(checkpoint),
+            tag=ENGINE_TAG,
+            load_module_strict=is_sharded and not engine.has_frozen,
+        )
     raise_together(None if found else f"{checkpoint}: DeepSpeed found nothing to load")
+    if not is_sharded:  # weights are not saved
+        engine.ds.optimizer.update_lp_params()
     set_random_state(read[random_state_path(checkpoint, rank)])
 
 
@@ -136,7 +147,7 @@ def _read_together(paths: list[Path], *, keeps: bool = True) -> dict[Path, Any]:
 
 
 def _load_resharded(engine: Engine, checkpoint: Path) -> None:
-    """DeepSpeed's files, resharded for another number of ranks.
+    """DeepSpeed's files, resharded.
 
     The random states of the ranks are ignored: no number of the run is drawn from them.
     """
@@ -145,7 +156,12 @@ def _load_resharded(engine: Engine, checkpoint: Path) -> None:
     # the converter is a separate process, in which DeepSpeed loads whatever it finds
     _read_together(every_file[layout.rank :: layout.world_size], keeps=False)
     with (
-        universal_copy(checkpoint / ENGINE_TAG, checkpoint.parent, layout=layout) as copy,
+        universal_copy(
+            checkpoint / ENGINE_TAG,
+            checkpoint.parent,
+            layout=layout,
+            zero_stage=engine.zero_stage,
+        ) as copy,
         only_data(copy),
     ):
         engine.ds._config.load_universal_checkpoint = True

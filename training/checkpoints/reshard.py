@@ -1,8 +1,9 @@
-"""Resumes from a checkpoint on another number of ranks, by DeepSpeed's universal checkpoint.
+"""Resumes on another number of ranks, or at another stage of ZeRO, by a universal checkpoint.
 
-ZeRO-3 partitions weights and optimizer state by the number of ranks. With the same number, whatever
-its split between data and sequence, they are read as they are; with another they are merged first,
-in a folder next to the checkpoints that is removed after the load.
+ZeRO partitions the optimizer's state, and at stage 3 weights, by the number of ranks. With the same
+number and stage, whatever the split between data and sequence, parts are read as they are; with
+another they are merged first by DeepSpeed's converter, in a folder next to the checkpoints that is
+removed after the load.
 """
 
 from __future__ import annotations
@@ -18,23 +19,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 
+from training.checkpoints.files import read_state
 from training.ranks.dist import Layout, broadcast_from_rank0, raise_together
 
 LEFT_OVER = ".universal-*"
 """What a start that was killed while converting leaves next to the checkpoints."""
 _POLL_SECONDS = 0.2
+_OF_STAGE_1, _OF_STAGE_3 = "mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"
+"""What DeepSpeed calls the file that it reads numbers of steps and ranks from."""
 
 
 @contextmanager
-def universal_copy(engine_folder: Path, root: Path, *, layout: Layout) -> Iterator[Path]:
+def universal_copy(
+    engine_folder: Path, root: Path, *, layout: Layout, zero_stage: int
+) -> Iterator[Path]:
     """DeepSpeed's files of a checkpoint in its universal form; every rank enters together.
 
     Args:
         engine_folder: DeepSpeed's folder within a checkpoint.
         root: folder of the checkpoints, where the copy is made.
+        zero_stage: of the engine that is to load it.
 
     Yields:
         The folder that holds the copy, under the name of `engine_folder`.
@@ -48,6 +56,8 @@ def universal_copy(engine_folder: Path, root: Path, *, layout: Layout) -> Iterat
         for left_over in root.glob(LEFT_OVER):
             shutil.rmtree(left_over)
         error = _convert(engine_folder, copy / engine_folder.name)
+        if error is None:
+            _adapt(copy / engine_folder.name, zero_stage)
         copy.mkdir(exist_ok=True)
         (copy / "ended").touch()
     # A large model may take hours: no collective waits for it, since its timeout would end the run.
@@ -62,16 +72,19 @@ def universal_copy(engine_folder: Path, root: Path, *, layout: Layout) -> Iterat
             shutil.rmtree(copy, ignore_errors=True)
 
 
-def is_of_other_ranks(manifest: Mapping[str, Any], layout: Layout) -> bool:
-    """Whether a checkpoint must be resharded, by the content of its manifest."""
-    return bool(manifest["layout"]["world_size"] != layout.world_size)
+def must_reshard(manifest: Mapping[str, Any], layout: Layout, *, zero_stage: int) -> bool:
+    """Whether the parts of a checkpoint are not those of a run, by the content of its manifest."""
+    saved = manifest["layout"]
+    # checkpoints of older versions do not say their stage
+    parts = saved["world_size"], saved.get("zero_stage", 3)
+    return bool(parts != (layout.world_size, zero_stage))
 
 
 def load_universal(ds: Any, copy: Path, *, tag: str, strict: bool) -> bool:
     """Load it into a DeepSpeed engine, without two bugs of DeepSpeed 0.19.
 
-    Its loader gives every parameter group the hyperparameters of the first one, so that norms
-    would decay, and lets all parts of the optimizer count their steps in one tensor, so that
+    At stage 3 its loader gives every parameter group the hyperparameters of the first one, so that
+    norms would decay, and lets all parts of the optimizer count their steps in one tensor, so that
     Adam's step runs ahead (stage3.py, `load_hp_checkpoint_state_from_checkpoint_dir_stage3`).
 
     Args:
@@ -85,9 +98,9 @@ def load_universal(ds: Any, copy: Path, *, tag: str, strict: bool) -> bool:
     loaded, _ = ds.load_checkpoint(str(copy), tag=tag, load_module_strict=strict)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
-    for state in optimizer.state.values():
-        if torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()
+    for weight, state in optimizer.state.items():
+        if torch.is_tensor(state.get("step")):  # fused Adam needs it beside the weight
+            state["step"] = state["step"].to(weight.device, copy=True)
     return loaded is not None
 
 
@@ -97,12 +110,37 @@ def _convert(engine_folder: Path, out: Path) -> str | None:
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     command += ["--input_folder", str(engine_folder), "--output_folder", str(out)]
     command += ["--num_extract_workers", workers, "--num_merge_workers", workers]
-    print(f"{engine_folder.parent}: resharding for another number of ranks", file=sys.stderr)
+    command += ["--inject_missing_state"]  # of tensor parallelism, which stage 1 asks for
+    print(f"{engine_folder.parent}: resharding for other ranks or ZeRO stage", file=sys.stderr)
     result = subprocess.run(command, capture_output=True, text=True, env=_environment_of_one())
     if result.returncode:
         last_lines = "\n".join((result.stdout + result.stderr).splitlines()[-5:])
         return f"{engine_folder}: DeepSpeed's ds_to_universal failed:\n{last_lines}"
     return None
+
+
+def _adapt(folder: Path, zero_stage: int) -> None:
+    """Where the stage is another, whose loader expects the same numbers in other places."""
+    names = (_OF_STAGE_3, _OF_STAGE_1)
+    wanted, other = names if zero_stage == 3 else names[::-1]
+    if (folder / wanted).exists():
+        return
+    (folder / other).rename(folder / wanted)
+    path = folder / "zero" / "optimizer_state.pt"
+    state = read_state(path)
+    weights = [moment.parent for moment in path.parent.glob("*/exp_avg.pt")]
+    if zero_stage == 3:
+        step = read_state(weights[0] / "step.pt")
+        groups = state["param_groups"]
+        state["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": groups}
+        torch.save(state, path)
+    else:
+        step = state["optimizer_state_dict"]["state"][0]["step"]
+        for weight in weights:
+            for path_of_one in weight.glob("*.pt"):
+                torch.save({"param": read_state(path_of_one)}, path_of_one)
+            torch.save(step, weight / "step.pt")
+        torch.save(state | {"ds_version": deepspeed.__version__}, path)
 
 
 def _environment_of_one() -> dict[str, str]:

@@ -107,6 +107,7 @@ class CheckpointSave:
                 "layout": {
                     "world_size": layout.world_size,
                     "sequence_parallel_size": layout.sp_size,
+                    "zero_stage": self._engine.zero_stage,
                 },
             }
             with files.noting_errors(final):

@@ -1,4 +1,4 @@
-"""L2-SP: weights decay towards where the run began, in the optimizer's own step under ZeRO-3.
+"""L2-SP: weights decay towards where the run began, in the optimizer's own step under ZeRO.
 
 Li, Grandvalet, Davoine: Explicit inductive bias for transfer learning with convolutional networks,
 2018 (arXiv 1802.01483), which adds strength / 2 * |w - base|^2 to the loss. Under Adam that would
@@ -11,14 +11,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor
 
+from training.model.own_parts import OwnParts
+
 _NUMBERS_AT_ONCE = 1 << 24
+_PLAIN = (DeepSpeedZeroOptimizer_Stage3, DeepSpeedZeroOptimizer, BF16_Optimizer)
 
 
-def decay_towards_base(zero: Any, *, strength: float) -> None:
-    """From now on each update of DeepSpeed's ZeRO-3 optimizer begins with such a decay.
+def decay_towards_base(zero: Any, parts: OwnParts, *, strength: float, dtype: torch.dtype) -> None:
+    """From now on each update of DeepSpeed's optimizer begins with such a decay.
 
     It is called when the weights are those of the base, before a checkpoint is loaded. Each rank
     keeps its share of them, in the dtype of the training, beside the optimizer's fp32 weights.
@@ -27,14 +32,13 @@ def decay_towards_base(zero: Any, *, strength: float) -> None:
         ValueError: for an optimizer whose weights are not in memory between steps, or that makes
             its steps in another way.
     """
-    masters: list[Tensor] = zero.fp32_partitioned_groups_flat
+    masters = parts.masters()
     is_in_memory = all(master.numel() for master in masters)
-    if type(zero) is not DeepSpeedZeroOptimizer_Stage3 or zero.zenflow or not is_in_memory:
+    if type(zero) not in _PLAIN or getattr(zero, "zenflow", False) or not is_in_memory:
         raise ValueError(
             "regularisers: l2_sp needs the optimizer's weights in memory and its plain steps: no "
             "nvme, super_offload or zenflow in the JSON of `deepspeed`"
         )
-    dtype = zero.fp16_groups[0][0].ds_tensor.dtype
     bases = [master.detach().to(dtype, copy=True) for master in masters]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM under ZeRO-3 whose head returns (nll, entropy) and no logits.
+"""A Hugging Face causal LM under ZeRO whose head returns (nll, entropy) and no logits.
 
 B rows, S tokens of this rank's sequence shard, D hidden, V vocabulary.
 """
@@ -19,6 +19,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 
 from training.config.adapter import Adapter
 from training.config.sections import Model
@@ -32,6 +33,7 @@ from training.model.checks import (
     refuse_unknown_source,
     refuse_unsupported,
 )
+from training.model.ds_config import shards_all
 from training.model.flash_choice import use_attention
 from training.model.fused_layers import fuse_layers
 from training.model.inputs import (
@@ -227,7 +229,7 @@ def build_model(
     regularisation: ModelRegularisation = NO_REGULARISATION,
     adapter: Adapter | None = None,
 ) -> CausalLMWithEntropy:
-    """Create or load the weights, partitioned by ZeRO-3 from the start.
+    """Create or load the weights, under ZeRO-3 partitioned from the start.
 
     Args:
         ds_config: the joined DeepSpeed configuration. With ZeRO stage 3 in it, transformers
@@ -257,8 +259,12 @@ def build_model(
                 trust_remote_code=model.trust_remote_code,
                 **common,
             )
-    else:
+    elif shards_all(ds_config):
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **common)
+    else:
+        with no_init_weights():  # as under ZeRO-3, so that a seed's weights are the same
+            lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **common)
+        lm.init_weights()
     if adapter is not None:
         inject_adapter(lm, adapter, seed=seed)
     if model.kernels == "liger":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,10 +38,28 @@ _ACCUMULATION = ("fp32", "bf16")
 """Of gradients over micro-steps. In bf16 64 of them were wrong by 1%, one rounding being 0.2%."""
 
 
+_STAGES = (1, 3)
+_OF_STAGE_3 = (
+    *("stage3_", "offload_", "zero_", "super_offload", "zenflow", "leaf_module", "sub_group_size"),
+    *("round_robin_gradients", "mics_", "memory_efficient_linear"),
+)
+"""How keys of `zero_optimization` begin that say nothing, or nothing tried, under stage 1."""
+
+
 def training_dtype(deepspeed: str) -> torch.dtype:
     """bf16 where the DeepSpeed JSON enables it, else fp32."""
     enabled = _read_ds_config(deepspeed).get("bf16", {}).get("enabled", False)
     return torch.bfloat16 if enabled else torch.float32
+
+
+def zero_stage(deepspeed: str) -> int:
+    """Of a DeepSpeed JSON that `join_ds_config` takes."""
+    return int(_read_ds_config(deepspeed)["zero_optimization"]["stage"])
+
+
+def shards_all(ds_config: Mapping[str, Any]) -> bool:
+    """Whether ranks share out the weights (stage 3), not the optimizer alone (stage 1)."""
+    return bool(ds_config["zero_optimization"]["stage"] == 3)
 
 
 def _read_ds_config(deepspeed: str) -> dict[str, Any]:
@@ -83,8 +102,8 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         mistakes.append(f"{key}: unknown key, or not for this engine{hint}")
     zero = config.get("zero_optimization", {})
     mistakes += _mistakes_of_zero(zero)
-    if zero.get("stage") != 3:
-        mistakes.append(f"zero_optimization.stage is {zero.get('stage')}; this engine needs 3")
+    if zero.get("stage") not in _STAGES:
+        mistakes.append(f"zero_optimization.stage is {zero.get('stage')}; allowed are 1 and 3")
     if zero.get("reduce_scatter", True) is not True:
         mistakes.append(
             "zero_optimization.reduce_scatter must be true: else sequence shards add up wrongly"
@@ -103,6 +122,11 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
             f"data_types.grad_accum_dtype is {accumulation!r}; allowed are "
             f"{' and '.join(_ACCUMULATION)}, of which the first is the default"
         )
+    elif zero.get("stage") == 1:
+        mistakes += _mistakes_of_stage_1(zero, accumulation)
+        # gradients of a micro-step are freed one by one; without it they stay beside their sum
+        if config.setdefault("bf16", {}).setdefault("immediate_grad_update", True) is not True:
+            mistakes.append("bf16.immediate_grad_update: stage 1 needs true, the default here")
     if '"auto"' in json.dumps(config):
         mistakes.append('"auto" is a value of the Hugging Face Trainer; leave the key out')
     if mistakes:
@@ -119,7 +143,8 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         zero.pop("overlap_comm", None)
     # DeepSpeed's own linear holds no weights between forward and backward, for host time in each
     # call; a layer that is recomputed holds none there with torch's, either
-    zero.setdefault("memory_efficient_linear", not recipe.model.activation_checkpointing)
+    if shards_all(config):
+        zero.setdefault("memory_efficient_linear", not recipe.model.activation_checkpointing)
     # it waits for the device twice a micro-step
     config.setdefault("timers", {"throughput": {"enabled": False}})
     return config | {
@@ -129,6 +154,21 @@ def join_ds_config(recipe: Recipe, *, num_micro_steps: int, has_gpu: bool) -> di
         "optimizer": {"type": "AdamW", "params": adam},
         "steps_per_print": 2**31,
     }
+
+
+def _mistakes_of_stage_1(zero: dict[str, Any], accumulation: str) -> list[str]:
+    """Keys that DeepSpeed would take and not follow, or that nobody has tried."""
+    mistakes = [
+        f"zero_optimization.{key} needs stage 3"
+        for key in sorted(zero)
+        if key.startswith(_OF_STAGE_3) and zero[key]
+    ]
+    if accumulation != "fp32":
+        mistakes.append(
+            "data_types.grad_accum_dtype bf16 needs zero_optimization.stage 3: stage 1 adds "
+            "gradients up in fp32"
+        )
+    return mistakes
 
 
 def _mistakes_of_zero(zero: dict[str, Any]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from training.config.recipe import Recipe
 from training.entrodrop.distillation import OutputLayer, TopK
 from training.model.base_decay import decay_towards_base
 from training.model.causal_lm import CausalLMWithEntropy, build_model
-from training.model.ds_config import join_ds_config
+from training.model.ds_config import join_ds_config, shards_all
 from training.model.host_time import spare_host_time
 from training.model.inputs import (
     NO_REGULARISATION,
@@ -28,6 +29,7 @@ from training.model.inputs import (
     TeacherView,
 )
 from training.model.layers import decoder_layers
+from training.model.own_parts import OwnParts, own_parts, refuse_mixed_dtypes, whole_shape
 from training.model.probe_trace import ProbeTrace
 from training.model.ulysses import shard_attention
 from training.model.weights import find_non_finite
@@ -47,7 +49,10 @@ class Engine:
     num_parameters: int
     num_trained: int
     """Of them; the rest is frozen."""
-    probe_trace: ProbeTrace
+    parts: OwnParts | None
+    """None without an optimizer."""
+    probe_trace: ProbeTrace | None
+    """None under ZeRO-1, which gathers nothing for a forward pass."""
     memory: PhaseMemory
     watchdog: Watchdog = field(default_factory=Watchdog.off)
 
@@ -64,6 +69,11 @@ class Engine:
     def has_frozen(self) -> bool:
         """Whether some weights are not: checkpoints do not hold these."""
         return self.num_trained < self.num_parameters
+
+    @property
+    def zero_stage(self) -> int:
+        """Of ZeRO: 3, 1, or 0 for evaluation by whole weights."""
+        return int(self.ds.zero_optimization_stage())
 
     @property
     def vocab_size(self) -> int:
@@ -135,7 +145,7 @@ class Engine:
         self.memory.enter("probe")
         self.ds.eval()
         try:
-            with self.probe_trace.used():
+            with self.probe_trace.used() if self.probe_trace else nullcontext():
                 yield
         finally:
             self.ds.train()
@@ -150,6 +160,8 @@ class Engine:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
                 if weights is not None:
                     parameter.copy_(weights[name])
+                if not hasattr(parameter, "ds_id"):  # whole on every rank
+                    dist.broadcast(parameter, 0)
 
     @property
     def updated(self) -> bool:
@@ -168,11 +180,11 @@ class Engine:
         Returns:
             The norm of the whole gradient before clipping, at the end of a step; else None.
 
-        DeepSpeed averages gradients over all ranks (sequence shards included, with
+        DeepSpeed averages gradients over ranks (under ZeRO-3 sequence shards included, with
         `reduce_scatter`) and divides by the micro-steps; the factor undoes both, so that the
         gradient is that of `sum of losses / divisor` on every layout.
         """
-        factor = self.layout.world_size * self.num_micro_steps / divisor
+        factor = self.loss_factor(divisor)
         for group in self.ds.optimizer.param_groups:
             group["lr"] = lr
         ends_step = self.ds.is_gradient_accumulation_boundary()
@@ -185,8 +197,13 @@ class Engine:
         if not ends_step:
             return None
         norm = self.ds.get_global_grad_norm()
-        assert norm is not None  # ZeRO-3 computes it at each update
+        assert norm is not None  # computed at each update
         return float(norm)
+
+    def loss_factor(self, divisor: float) -> float:
+        """What `backward_and_step` multiplies the losses of a micro-step by."""
+        assert self.parts is not None
+        return self.parts.averages_over * self.num_micro_steps / divisor
 
 
 def build_engine(
@@ -199,12 +216,12 @@ def build_engine(
     loads_universal: bool = False,
     watchdog: Watchdog | None = None,
 ) -> Engine:
-    """Model, Ulysses and ZeRO-3; every rank calls it together.
+    """Model, Ulysses and ZeRO; every rank calls it together.
 
     Args:
         regularisation: of the model in training. None leaves the optimizer and its memory out,
             for evaluation.
-        loads_universal: the checkpoint to load is of another number of ranks.
+        loads_universal: the checkpoint to load is of other ranks, or of another stage of ZeRO.
         watchdog: is notified of every forward, backward and update.
     """
     ds_config = join_ds_config(
@@ -233,47 +250,50 @@ def build_engine(
     # Hooks around each layer, not around each of its parts: saves half of the host's time per step.
     for layer in decoder_layers(model.lm):
         set_z3_leaf_module(layer, True)
-    groups = None
+    groups, is_sharded = None, shards_all(ds_config)
     if regularisation is None:
         ds_config.pop("optimizer")
+        if not is_sharded:  # nothing is left to share out
+            ds_config["zero_optimization"] = {"stage": 0}
     else:
         own_decay = regularisation.weight_decay
         groups = _parameter_groups(
             model, recipe.optimizer.weight_decay if own_decay is None else own_decay
         )
-    ds_engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=groups,
-        config=ds_config,
-        mpu=mpu,
-    )
+        if not is_sharded:
+            refuse_mixed_dtypes(model)
+    with redirect_stdout(io.StringIO()):  # memory in several places, whatever its log level
+        ds_engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=groups,
+            config=ds_config,
+            mpu=mpu,
+        )
+    parts = None if regularisation is None else own_parts(ds_engine, layout)
     spare_host_time(model, keeps_ranges=ds_config.get("wall_clock_breakdown", False))
-    if regularisation is not None and regularisation.l2_sp:
-        decay_towards_base(ds_engine.optimizer, strength=regularisation.l2_sp)
+    if parts is not None and regularisation is not None and regularisation.l2_sp:
+        decay_towards_base(
+            ds_engine.optimizer, parts, strength=regularisation.l2_sp, dtype=model.lm.dtype
+        )
     return Engine(
         ds=ds_engine,
         layout=layout,
         sp_group=mpu.get_sequence_parallel_group() if mpu else None,
         num_micro_steps=num_micro_steps,
-        num_parameters=sum(_whole_shape(p).numel() for p in model.parameters()),
-        num_trained=sum(_whole_shape(p).numel() for p in model.parameters() if p.requires_grad),
-        probe_trace=ProbeTrace(ds_engine),
+        num_parameters=sum(whole_shape(p).numel() for p in model.parameters()),
+        num_trained=sum(whole_shape(p).numel() for p in model.parameters() if p.requires_grad),
+        parts=parts,
+        probe_trace=ProbeTrace(ds_engine) if is_sharded else None,
         memory=PhaseMemory(layout.device),
         watchdog=watchdog or Watchdog.off(),
     )
 
 
-def _whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """An adapter is whole on every rank until the engine partitions it."""
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
-
-
 def _parameter_groups(model: CausalLMWithEntropy, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; norms, biases and DoRA's sizes, which have one dimension, do not."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if len(_whole_shape(p)) > 1]
-    vectors = [p for p in trained if len(_whole_shape(p)) <= 1]
+    matrices = [p for p in trained if len(whole_shape(p)) > 1]
+    vectors = [p for p in trained if len(whole_shape(p)) <= 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},

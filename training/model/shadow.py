@@ -1,4 +1,4 @@
-"""Other weights of the same model: an average or those before, in ZeRO-3's shards; or its base."""
+"""Other weights of the same model: an average or those before, in ranks' parts; or its base."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_local_fp32_param
 from torch import Tensor
 
 from training.model.adapter import switched_off
 from training.model.engine import Engine
+from training.model.own_parts import whole_shape
 
 
 class ShadowWeights:
@@ -21,7 +21,8 @@ class ShadowWeights:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        assert engine.parts is not None
+        self._engine, self._parts = engine, engine.parts
         self._parameters: dict[str, Any] = engine.trained
         self._shards = self._now()
 
@@ -43,16 +44,14 @@ class ShadowWeights:
             self._replace(own)
 
     def _own(self) -> dict[str, Tensor]:
-        return {name: weight.ds_tensor.clone() for name, weight in self._parameters.items()}
+        return {n: self._parts.of_weight(weight).clone() for n, weight in self._parameters.items()}
 
     @torch.no_grad()
     def _replace(self, shards: Mapping[str, Tensor]) -> None:
-        # weights that are still gathered would be used as they were
-        self._engine.ds.optimizer.empty_partition_cache()
         for name, weight in self._parameters.items():
-            weight.ds_tensor.copy_(shards[name].view_as(weight.ds_tensor))
-            # with `zero_hpz_partition_size`: a copy of what it was in the last forward pass
-            weight.ds_secondary_tensor = None
+            part = self._parts.of_weight(weight)
+            part.copy_(shards[name].view_as(part))
+        self._parts.publish(self._parameters.values())
 
 
 class BaseOfAdapter:
@@ -95,13 +94,13 @@ class AveragedWeights(ShadowWeights):
 
     @property
     def shards(self) -> dict[str, Tensor]:
-        """This rank's, by name, padded to one size on all ranks."""
+        """This rank's, by name; joined by rank they are the whole weights, and padding."""
         return self._shards
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
         """Of the whole weights."""
-        return {name: weight.ds_shape for name, weight in self._parameters.items()}
+        return {name: whole_shape(weight) for name, weight in self._parameters.items()}
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -130,11 +129,10 @@ class AveragedWeights(ShadowWeights):
     def load_whole(self, weights: Mapping[str, Tensor]) -> None:
         """Go on with what other ranks have saved, each taking its part of the whole weights."""
         for name, shard in self._shards.items():
-            begin = self._engine.layout.rank * shard.numel()
+            begin = self._parts.begin(self._parameters[name])
             part = weights[name].flatten()[begin : begin + shard.numel()]
             shard.zero_()[: part.numel()].copy_(part)
 
     def _masters(self) -> Iterator[tuple[str, Tensor]]:
-        device = self._engine.ds.optimizer.fp32_partitioned_groups_flat[0].device
         for name, weight in self._parameters.items():
-            yield name, safe_get_local_fp32_param(weight).detach().to(device)
+            yield name, self._parts.of_master(weight)

@@ -126,7 +126,7 @@ def find_non_finite(model: nn.Module) -> str | None:
     names = [
         name.removeprefix("lm.")
         for name, parameter in base_weights(model)
-        if not bool(torch.isfinite(parameter.ds_tensor).all())  # type: ignore[attr-defined]
+        if not bool(torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all())
     ]
     if not names:
         return None

@@ -24,7 +24,7 @@ from training.checkpoints.manifest import newest_verified, read_manifest
 from training.checkpoints.mirror import fetch_newest
 from training.checkpoints.model_folder import MODEL_FOLDER
 from training.checkpoints.progress import Progress
-from training.checkpoints.reshard import is_of_other_ranks
+from training.checkpoints.reshard import must_reshard
 from training.checkpoints.saver import Saver
 from training.config.load import KEPT_RECIPE, dump_recipe
 from training.config.recipe import Recipe
@@ -33,6 +33,7 @@ from training.metrics.tracker_clients import TrackedRun
 from training.metrics.trackers import TENSORBOARD, Trackers, new_key
 from training.metrics.writer import MetricsWriter
 from training.model.causal_lm import warn_of_remote_code
+from training.model.ds_config import zero_stage
 from training.model.engine import Engine, build_engine
 from training.model.fingerprint import engine_fingerprint
 from training.ranks.determinism import choose_determinism
@@ -130,7 +131,10 @@ def _run(
             layout=layout,
             num_micro_steps=plan.micro_steps * recipe.num_passes,
             regularisation=model_regularisation(recipe),
-            loads_universal=newest is not None and is_of_other_ranks(read_manifest(newest), layout),
+            loads_universal=newest is not None
+            and must_reshard(
+                read_manifest(newest), layout, zero_stage=zero_stage(recipe.deepspeed)
+            ),
             watchdog=watchdog,
         )
         identity = identity | _base_of(recipe, engine, newest)
