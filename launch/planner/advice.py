@@ -118,7 +118,7 @@ def _changes(given: Forecast) -> Iterator[tuple[list[str], Recipe]]:
     sharded = () if given.run.zero.shards_weights or not is_bf16 else _SHARDED[:1]
     ds_files = [recipe.deepspeed, *sharded, *offloads]
     for ds_file, sp_size, (micro_batch, model) in product(
-        ds_files, sp_sizes, _levers(recipe, tiles=can_tile(given.arch))
+        ds_files, sp_sizes, _levers(recipe, tiles=may_tile(recipe, given.arch))
     ):
         overrides, changed = _changed(
             recipe, model=model, micro_batch=micro_batch, sp_size=sp_size, ds_file=ds_file
@@ -139,6 +139,12 @@ def _levers(recipe: Recipe, *, tiles: bool) -> Iterator[tuple[int, Model]]:
     yield smallest, model
     if tiles:
         yield smallest, replace(model, tiled_mlp=True)
+
+
+def may_tile(recipe: Recipe, arch: Architecture) -> bool:
+    """Whether a recipe allows `model.tiled_mlp`: no dropout draws for whole rows in an MLP."""
+    adapter_dropout = recipe.adapter.dropout if recipe.adapter else 0.0
+    return can_tile(arch) and not adapter_dropout and "mlp_dropout" not in recipe.regularisers
 
 
 def can_tile(arch: Architecture) -> bool:

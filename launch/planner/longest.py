@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from launch.planner.advice import can_tile
+from launch.planner.advice import may_tile
 from launch.planner.forecast import Forecast, forecast
 from training.config.layout import DoesNotDivideError
 from training.config.recipe import Recipe
@@ -39,7 +39,7 @@ def longest_as_text(given: Forecast) -> str:
 def _models(given: Forecast) -> list[tuple[str, Model]]:
     """By the keys that are true; other keys of the recipe stay."""
     sets: list[tuple[str, ...]] = [(), (_CHECKPOINTING,), (_CHECKPOINTING, _OFFLOADING)]
-    if can_tile(given.arch):
+    if may_tile(given.recipe, given.arch):
         sets = [keys + more for keys in sets for more in ((), (_TILES,))]
     return [
         (", ".join(keys) or "none of them", _with_keys(given.recipe.model, keys)) for keys in sets

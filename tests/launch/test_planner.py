@@ -447,6 +447,18 @@ def test_the_longest_samples_on_the_page_are_those_of_the_planner(
         assert forecast(recipe, Machine(num_gpus=8, gpu_gib=80)).fits is fits
 
 
+@pytest.mark.parametrize(
+    "changes", [["regularisers=[mlp_dropout]"], ["adapter={rank: 8, dropout: 0.05}"]]
+)
+def test_tiles_are_not_proposed_beside_dropout_that_draws_for_whole_rows(
+    changes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(RECIPES / "llama3.1_8b.yaml"), "--gpus", "1", "--gpu-gib", "18", *changes]
+    assert main(["plan", *options]) == 1
+    assert main(["plan", *options, "--longest"]) == 0
+    assert "tiled_mlp" not in capsys.readouterr().out
+
+
 def test_fused_layers_keep_no_copies_in_fp32_and_no_activation_of_the_gate() -> None:
     """As a count of what Liger's functions save: norms' inputs as they are, gate, up, product."""
     plain, fused = (

@@ -103,6 +103,17 @@ def test_inner_channels_exist_for_one_tile_at_a_time():
     assert kept == [TOKENS * HIDDEN]
 
 
+def test_a_layer_may_change_the_output_in_place():
+    """As Falcon's does."""
+    layer = Layer(torch.float32)
+    tile_mlps([layer])
+    hidden = torch.randn(1, TOKENS, HIDDEN, requires_grad=True)
+    output = layer.mlp(hidden)
+    output += hidden
+    output.sum().backward()
+    assert hidden.grad is not None
+
+
 def test_few_tokens_are_one_tile_as_before():
     layer = Layer(torch.float32)
     tile_mlps([layer])

@@ -121,6 +121,10 @@ DEEPSPEED: list[tuple[Any, str]] = [
         "zero_hpz_partition_size 3 does not divide the number of processes 2; it can be one of [1,",
     ),
     (
+        {"zero_optimization": {**ZERO, "zero_hpz_partition_size": "2"}},
+        "zero_hpz_partition_size: expected a whole number (is '2')",
+    ),
+    (
         {
             "zero_optimization": ZERO
             | {"offload_optimizer": {"device": "cpu", "super_offload": True}}

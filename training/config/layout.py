@@ -48,12 +48,18 @@ def check_head_counts(*, heads: int, kv_heads: int, sp_size: int) -> None:
         )
 
 
-def check_second_partition(num_sharing: int, *, num_ranks: int, deepspeed: str) -> None:
+def check_second_partition(num_sharing: object, *, num_ranks: int, deepspeed: str) -> None:
     """`zero_hpz_partition_size` ranks hold all weights together, as many times as there are.
 
     Raises:
+        ValueError: for text, which DeepSpeed takes for the number in it.
         DoesNotDivideError: when the ranks do not divide into groups of that size.
     """
+    if not isinstance(num_sharing, int):
+        raise ValueError(
+            f"deepspeed: {deepspeed}: zero_optimization.zero_hpz_partition_size: expected a whole "
+            f"number (is {num_sharing!r})"
+        )
     fits = [n for n in range(1, num_ranks + 1) if num_ranks % n == 0]
     if num_sharing > 1 and num_sharing not in fits:
         raise DoesNotDivideError(

@@ -41,7 +41,7 @@ def _run(mlp: nn.Module, forward: Forward, hidden_BSD: Tensor) -> Tensor:
     # as arguments, so that autograd hands each its gradient; under ZeRO-3 they are whole meanwhile
     weights = [weight for weight in mlp.parameters() if weight.requires_grad]
     tiled: Tensor = _Tiled.apply(forward, tile_tokens, hidden_BSD, *weights)
-    return tiled
+    return tiled.view_as(hidden_BSD)  # here: Falcon's layer adds to it in place
 
 
 def _tiles(x_BSD: Tensor, tile_tokens: int) -> tuple[Tensor, ...]:
@@ -57,7 +57,7 @@ class _Tiled(torch.autograd.Function):
         ctx.forward, ctx.tile_tokens, ctx.weights = forward, tile_tokens, weights
         ctx.save_for_backward(hidden_BSD)
         outputs = [forward(tile) for tile in _tiles(hidden_BSD, tile_tokens)]
-        return torch.cat(outputs, dim=1).view_as(hidden_BSD)
+        return torch.cat(outputs, dim=1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
