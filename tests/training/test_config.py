@@ -125,6 +125,14 @@ def test_values_that_cannot_work_are_refused(tmp_path, override, expected):
         load_recipe(write(tmp_path, GOOD), override.split())
 
 
+def test_on_before_a_colon_is_a_name(tmp_path):
+    sections = "teacher: {kind: base, on: replay}\nreplay: {corpus: general, share: 0.2}\n"
+    recipe = load_recipe(write(tmp_path, GOOD + sections))
+    assert recipe.teacher.on == "replay"
+    with pytest.raises(ValueError, match="duplicate key 'on'"):
+        load_recipe(write(tmp_path, GOOD + sections.replace("on:", "'on': all, on:")))
+
+
 def test_a_key_given_twice_is_refused(tmp_path):
     with pytest.raises(ValueError, match="duplicate key 'run_dir'"):
         load_recipe(write(tmp_path, GOOD + "run_dir: other\n"))

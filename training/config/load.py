@@ -28,12 +28,16 @@ KEPT_RECIPE = "recipe.resolved.yaml"
 
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
+_BOOL_TAG, _TEXT_TAG = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
 _EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 """Numbers of YAML 1.2, JSON and Python that YAML 1.1 reads as text: 1e-5, 1.5e6."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number and a duplicate key an error; plain YAML takes the last."""
+    """YAML in which 1e-5 is a number, `on` a name before a colon, and a duplicate key an error.
+
+    Plain YAML 1.1 reads text, true, and the last one.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -41,6 +45,8 @@ class _Loader(yaml.SafeLoader):
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise ValueError(f"line {line}: expected a name before the colon")
+            if key_node.tag == _BOOL_TAG:
+                key_node.tag = _TEXT_TAG
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise ValueError(f"duplicate key {key!r} (again in line {line})")
