@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from transformers import PretrainedConfig
 
 from tests.distributed import ranks_folder, run_ranks
 from tests.grids import WHOLE
 from tests.training.layouts import tiny_recipe
 from tests.training.measured_layouts import make_engine, step_without_update
-from training.model.inputs import ModelInputs
+from training.model import engine
+from training.model.inputs import NO_REGULARISATION, ModelInputs, ModelRegularisation
 from training.model.shadow import AveragedWeights
 from training.ranks.dist import init_layout
 
@@ -64,3 +67,32 @@ def test_weights_in_a_second_partition_are_never_old_ones(world_size):
         assert found["row"]["loss"] == pytest.approx(expected["row"]["loss"], rel=1e-6)
         for name, gradient in expected["gradients"].items():
             assert (found["gradients"][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def zero_section(regularisation: ModelRegularisation | None) -> dict[str, Any]:
+    """That the model of an engine is built under."""
+    config = json.loads((ROOT / "ds_configs/zero3_fp32.json").read_text())
+    config["zero_optimization"]["zero_hpz_partition_size"] = 2
+    path = ranks_folder() / "zero.json"
+    path.write_text(json.dumps(config))
+    with (
+        patch.object(engine, "build_model", side_effect=InterruptedError) as build,
+        pytest.raises(InterruptedError),
+    ):
+        engine.build_engine(
+            tiny_recipe(deepspeed=str(path)),
+            PretrainedConfig(),
+            layout=init_layout(sp_size=1),
+            num_micro_steps=1,
+            regularisation=regularisation,
+        )
+    return build.call_args.kwargs["ds_config"]["zero_optimization"]
+
+
+def test_an_evaluation_has_no_second_partition_so_that_it_runs_on_any_number_of_processes():
+    (trained,), (evaluated,) = (
+        run_ranks(zero_section, regularisation, world_size=1)
+        for regularisation in (NO_REGULARISATION, None)
+    )
+    assert trained.pop("zero_hpz_partition_size") == 2
+    assert evaluated == trained

@@ -230,6 +230,8 @@ def build_engine(
     if loads_universal:
         ds_config["checkpoint"] = {"load_universal": True}
     trains = regularisation is not None
+    if not trains:  # of use in a backward pass alone, and not on any number of processes
+        ds_config["zero_optimization"].pop("zero_hpz_partition_size", None)
     model = build_model(
         # an evaluation is plain, so that it runs on any machine
         recipe.model if trains else replace(recipe.model, attention="flash2", kernels="plain"),
