@@ -62,8 +62,9 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--corpus-tokens", type=_count, help="tokens of an epoch, if the pack does not exist yet"
     )
-    verb.add_argument("--json", action="store_true", help="print JSON, in bytes")
-    verb.add_argument(
+    printed = verb.add_mutually_exclusive_group()
+    printed.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    printed.add_argument(
         "--longest",
         action="store_true",
         help="print the longest sample that fits, with and without each lever, in place of a plan",
