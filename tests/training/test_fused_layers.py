@@ -122,5 +122,6 @@ def test_a_model_for_training_is_fused(monkeypatch):
     fused: list[Any] = []
     monkeypatch.setattr(causal_lm, "fuse_layers", fused.append)
     model, config = tiny(torch.float32)
-    built = causal_lm.build_model(model, config, ds_config={}, seed=0)
+    stage = {"zero_optimization": {"stage": 1}}
+    built = causal_lm.build_model(model, config, ds_config=stage, seed=0)
     assert fused == [built.lm]
