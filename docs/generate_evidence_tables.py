@@ -1,21 +1,26 @@
-"""Write docs/evidence_tables.md from the study results in the repository."""
+"""Write docs/evidence_tables.md, and the table in docs/evidence.md, from the study's results."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-from benchmarks.study.comparison import final_loss, places_of
-from benchmarks.study.results import read_results
+from benchmarks.study import tradeoff
+from benchmarks.study.comparison import places_of
+from benchmarks.study.report import place_tables
+from benchmarks.study.results import Row, read_results
 from benchmarks.study.settings import FULL, READY
-from benchmarks.study.tables import LEGEND, counts, losses_table, tables_of_place
+from benchmarks.study.tables import LEGEND, counts
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
+_LEVERS = "results_levers.jsonl"
 _FILES = {
     "results.jsonl": "first base",
     "results_second_base.jsonl": "second base",
     "results_ready.jsonl": "ready base",
+    _LEVERS: "second round",
 }
+_MARK = "<!-- from the rows of the study -->\n"
 _HEAD = f"""\
 # Evidence: all tables
 
@@ -29,28 +34,42 @@ ranks among {FULL.num_canary_rivals} that were not trained on:
 """
 
 
+def evidence_page(text: str) -> str:
+    """The page on what to do, with its table renewed between the two marks."""
+    before, _, after = text.split(_MARK)
+    places = [place for place in places_of(_rows(_LEVERS)) if tradeoff.BASELINE in place.arms]
+    return _MARK.join([before, f"\n{tradeoff.summary_table(places)}\n", after])
+
+
 def page() -> str:
-    """The whole page.
+    """The page with all tables.
 
     Raises:
         FileNotFoundError: for rows that are not there.
     """
     parts = [_HEAD + LEGEND]
     for name, base in _FILES.items():
-        path = REPO_ROOT / "benchmarks" / "study" / name
-        if not path.exists():
-            raise FileNotFoundError(path)
-        rows = read_results(path)
+        rows = _rows(name)
         parts.append(f"The {base}, `benchmarks/study/{name}`: {counts(rows)}")
+        if any(tradeoff.BASELINE in place.arms for place in places_of(rows)):
+            parts.append(tradeoff.LEGEND)
         for place in places_of(rows):
             if place.arms:
                 title = f"## {place.domain}, {place.size} parameters, {base}\n"
-                losses = losses_table(place)
-                parts += [title, tables_of_place(place, losses=losses, tuned_by=final_loss)]
+                parts += [title, place_tables(place)]
     return "\n".join(parts)
 
 
+def _rows(name: str) -> list[Row]:
+    path = REPO_ROOT / "benchmarks" / "study" / name
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return read_results(path)
+
+
 if __name__ == "__main__":
-    path = REPO_ROOT / "docs" / "evidence_tables.md"
-    path.write_text(page(), encoding="utf-8")
-    print(path.relative_to(REPO_ROOT))
+    evidence = REPO_ROOT / "docs" / "evidence.md"
+    tables = REPO_ROOT / "docs" / "evidence_tables.md"
+    evidence.write_text(evidence_page(evidence.read_text(encoding="utf-8")), encoding="utf-8")
+    tables.write_text(page(), encoding="utf-8")
+    print(f"{evidence.relative_to(REPO_ROOT)}, {tables.relative_to(REPO_ROOT)}")

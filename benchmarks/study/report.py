@@ -39,13 +39,14 @@ def write_report(rows: Sequence[Row], *, out: Path) -> Path:
     parts += [tradeoff.LEGEND] if of_levers else []
     parts += [f"![{name}](evidence_{name}.png)\n" for name in pictures]
     for place in places:
-        parts += [f"## {place.domain}, {place.size} parameters\n", _tables_of(place)]
+        parts += [f"## {place.domain}, {place.size} parameters\n", place_tables(place)]
     path = out / "report.md"
     path.write_text("\n".join(parts), encoding="utf-8")
     return path
 
 
-def _tables_of(place: Place) -> str:
+def place_tables(place: Place) -> str:
+    """All tables of a place, by the question that its arms answer."""
     if tradeoff.BASELINE in place.arms:
         losses = tradeoff.tradeoff_table(place)
         return tables.tables_of_place(place, losses=losses, tuned_by=best_loss)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from tests.docs.markdown import REPO_ROOT, load_script
 
+_MEND = "run: python -m docs.generate_evidence_tables"
+
 
 def test_tables_are_those_of_the_rows() -> None:
-    written = (REPO_ROOT / "docs" / "evidence_tables.md").read_text(encoding="utf-8")
-    expected = load_script("generate_evidence_tables").page()
-    assert written == expected, "run: python -m docs.generate_evidence_tables"
+    script = load_script("generate_evidence_tables")
+    tables = (REPO_ROOT / "docs" / "evidence_tables.md").read_text(encoding="utf-8")
+    assert tables == script.page(), _MEND
+    page = (REPO_ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert page == script.evidence_page(page), _MEND
