@@ -108,14 +108,14 @@ HEADS: dict[str, tuple[Head, str]] = {
 }
 
 
-def is_at_hand(name: str) -> bool:
-    """Whether this machine has what a head requires."""
+def why_not(name: str) -> str:
+    """What a head requires and this machine has not; empty where it runs."""
     needs = {"trl": "trl", "cut_cross_entropy": "cut_cross_entropy", "liger": "liger_kernel"}
-    if name == "torch_chunked":
-        return hasattr(torch.nn, "LinearCrossEntropyOptions")  # torch 2.13 and later
-    if name == "liger" and not torch.cuda.is_available():
-        return False
-    return name not in needs or find_spec(needs[name]) is not None
+    if name == "torch_chunked" and not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return "torch has it from 2.13 on"
+    if name in needs and find_spec(needs[name]) is None:
+        return f"{needs[name]} is not installed"
+    return "needs a GPU" if name == "liger" and not torch.cuda.is_available() else ""
 
 
 def main() -> None:
@@ -138,7 +138,9 @@ def main() -> None:
         return
     results: dict[str, list[dict[str, float]]] = {name: [] for name in options.heads}
     for done in range(options.rounds):
-        for name in filter(is_at_hand, options.heads):
+        for name in options.heads:
+            if why_not(name):
+                continue
             timed = measure_in_process(name)
             is_of_both = torch.cuda.is_available()
             memory = timed if is_of_both else measure_in_process(name, only_memory=True)

@@ -39,11 +39,10 @@ from unittest.mock import patch
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from benchmarks.machine import describe_machine
-from benchmarks.step_meters import Host, Took
+from benchmarks.step_meters import Host, Operators, Took
 from benchmarks.step_workload import MODES, Bench
 from tests.distributed import ranks_folder, run_ranks
 from training.config.shipped import find_ds_config
@@ -84,18 +83,6 @@ class PlainTransformers:
         self._adam.zero_grad()
 
 
-class _Operators(TorchDispatchMode):
-    """Counts what torch dispatches, in forward and backward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls += 1
-        return func(*args, **(kwargs or {}))
-
-
 def measure(options: argparse.Namespace) -> dict[str, Host]:
     """What each way takes, all on one rank and in turn."""
     scaled = argparse.Namespace(**vars(options) | {"deepspeed": str(_scaled_json(options))})
@@ -120,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, Host]:
                 found[name].ms.append(ms)
     for name, step in steps.items():
         step(0)
-        with _Operators() as operators:
+        with Operators() as operators:
             step(1)
         found[name].num_operators = operators.calls / bench.stream.num_micro_steps
         found[name].deepspeed_frac, found[name].ours_frac = _shares(step)

@@ -160,6 +160,18 @@ def _clock_the_head(clock: Clock, engine: Engine) -> list[Any]:
     ]
 
 
+class Operators(TorchDispatchMode):
+    """Counts what torch dispatches, in forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
 class CollectiveCounter(TorchDispatchMode):
     """Counts collectives where torch dispatches them.
 

@@ -65,8 +65,12 @@ class RandomPack:
         )
 
 
-def make_recipe(options: argparse.Namespace, tokens: int, mode: str) -> Recipe:
-    """Constant curriculum and a rate above 0, so that every step drops."""
+def make_recipe(options: argparse.Namespace, tokens: int, mode: str, **changes: Any) -> Recipe:
+    """Constant curriculum and a rate above 0, so that every step drops.
+
+    Args:
+        changes: further ones, `a__b=c` for the key a.b.
+    """
     shape = {
         "vocab_size": options.vocab,
         "hidden_size": options.hidden,
@@ -78,19 +82,18 @@ def make_recipe(options: argparse.Namespace, tokens: int, mode: str) -> Recipe:
         "initializer_range": 0.1,  # entropies differ well between tokens: few ties
         "max_position_embeddings": tokens,
     }
-    return tiny_recipe(
-        deepspeed=options.deepspeed,
+    keys = {
         **{f"model__config__{key}": value for key, value in shape.items()},
-        model__activation_checkpointing=options.activation_checkpointing,
-        data__sequence_tokens=tokens,
-        train__global_batch_tokens=options.samples * tokens,
-        train__micro_batch_samples=options.micro_samples,
-        train__sequence_parallel_size=options.sp,
-        train__gradient_clipping=1.0,
-        optimizer__lr=1e-4,
-        dropout__max_rate=0.5,
-        **MODES[mode],
-    )
+        "model__activation_checkpointing": options.activation_checkpointing,
+        "data__sequence_tokens": tokens,
+        "train__global_batch_tokens": options.samples * tokens,
+        "train__micro_batch_samples": options.micro_samples,
+        "train__sequence_parallel_size": options.sp,
+        "train__gradient_clipping": 1.0,
+        "optimizer__lr": 1e-4,
+        "dropout__max_rate": 0.5,
+    }
+    return tiny_recipe(deepspeed=options.deepspeed, **keys | MODES[mode] | changes)
 
 
 def filled_cache(pack: Any, layout: Layout) -> EntropyCache:
@@ -126,10 +129,12 @@ def make_stream(options: argparse.Namespace, recipe: Recipe, layout: Layout) -> 
 class Bench:
     """One rank's engine, and what each mode needs to run steps on it."""
 
-    def __init__(self, options: argparse.Namespace, tokens: int) -> None:
+    def __init__(self, options: argparse.Namespace, tokens: int, **changes: Any) -> None:
         layout = init_layout(sp_size=options.sp)
         torch.set_num_threads(options.threads)
-        self.recipes = {mode: make_recipe(options, tokens, mode) for mode in options.modes}
+        self.recipes = {
+            mode: make_recipe(options, tokens, mode, **changes) for mode in options.modes
+        }
         recipe = next(iter(self.recipes.values()))
         self.stream = make_stream(options, recipe, layout)
         self.model_config = resolve_model_config(
@@ -158,12 +163,16 @@ class Bench:
         """Seconds and metrics of one step; all ranks start it together."""
         dist.barrier()
         began = Took.now()
-        done = train_step(
+        row = self.train(mode, number)
+        return Took.now().since(began), row
+
+    def train(self, mode: str, number: int) -> dict[str, Any]:
+        """The step alone, which waits for nothing that training does not wait for."""
+        return train_step(
             self.engine,
             self.stream,
             self.regularisers[mode],
             step=number,
             trained_frac=0.5,
             lr=self.recipes[mode].optimizer.lr,
-        )
-        return Took.now().since(began), done.row
+        ).row

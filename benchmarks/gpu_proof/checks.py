@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from benchmarks.gpu_proof.rows import Figures
 from tests.training.layouts import tiny_recipe
 from tests.training.measured_layouts import make_engine
 from tests.training.stand_in_liger import stand_in_liger
@@ -30,7 +31,6 @@ from training.model.fused_layers import FAMILIES
 from training.model.inputs import ModelInputs
 from training.ranks.dist import init_layout
 
-Figures = dict[str, float]
 _ONE_ROUNDING = 2**-8
 """Relative, of a number to bf16: what is compared in norms may be off by as much."""
 

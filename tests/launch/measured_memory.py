@@ -80,11 +80,12 @@ class _PhaseMarks(Watchdog):
 
 def measure_peaks(recipe: Recipe, *, world_size: int) -> dict[str, int]:
     """Peak bytes of live tensors on rank 0 by phase: load, forward, backward, update and others."""
-    peaks: dict[str, int] = run_ranks(_measure, recipe, world_size=world_size)[0]
+    peaks: dict[str, int] = run_ranks(peaks_of_steps, recipe, world_size=world_size)[0]
     return peaks
 
 
-def _measure(recipe: Recipe) -> dict[str, int]:
+def peaks_of_steps(recipe: Recipe) -> dict[str, int]:
+    """On one rank: the same of it."""
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
     vocab_size = find_architecture(recipe).vocab
     pack: Any = RandomPack(recipe.data.sequence_tokens, vocab_size, one_document=True)
