@@ -24,10 +24,10 @@ def save_average(files: CheckpointFiles, average: AveragedWeights, layout: Layou
     folder = files.folder / _FOLDER
     files.makedirs(str(folder), exist_ok=True)
     state = {
-        "shards": {name: shard.cpu() for name, shard in average.shards.items()},
+        "shards": dict(average.shards),
         "shapes": {name: tuple(shape) for name, shape in average.shapes.items()},
         "aliases": average.aliases,
-        "buffers": {name: buffer.cpu() for name, buffer in average.buffers.items()},
+        "buffers": dict(average.buffers),
     }
     files.save(state, _file(folder, layout.rank))
 

@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 
 from common.checksum import FileRecord
 from common.durable import write_all
+from training.checkpoints.host_copy import HostCopy
 
 ENGINE_TAG = "zero3"
 """Folder of DeepSpeed's own files within a checkpoint, whatever the stage."""
@@ -60,7 +61,7 @@ class CheckpointFiles(CheckpointEngine):
         """Bytes of all files to be written, including those that did not fit on the disk."""
         self._loaded = dict(loaded or {})
         self._defers = defers
-        self._deferred: deque[tuple[str, list[bytes]]] = deque()
+        self._deferred: deque[tuple[str, Sequence[bytes | memoryview]]] = deque()
 
     def create(self, info: Any) -> None:
         """Nothing to prepare."""
@@ -79,9 +80,10 @@ class CheckpointFiles(CheckpointEngine):
             self._write(str(path), lambda file: _torch_save(state_dict, file))
             return
         with self.noting_errors(path):
-            memory = _MemorySink()
+            copy = HostCopy(state_dict)
+            memory = _MemorySink(copy)
             with io.BufferedWriter(memory, buffer_size=_PIECE_BYTES) as file:
-                _torch_save(state_dict, file)
+                _torch_save(copy.state, file)
             self.sizes[str(path)] = sum(map(len, memory.pieces))
             self._deferred.append((str(path), memory.pieces))
 
@@ -131,22 +133,27 @@ def _torch_save(state: Any, file: Any) -> None:
         torch.serialization.set_crc32_options(before)
 
 
-def _write_pieces(pieces: list[bytes], file: IO[bytes]) -> None:
+def _write_pieces(pieces: Sequence[bytes | memoryview], file: IO[bytes]) -> None:
     file.writelines(pieces)
 
 
 class _MemorySink(io.RawIOBase):
-    """Keeps what is written in chunks, so that nothing is moved as it grows."""
+    """Keeps what is written in chunks, so that nothing is moved as it grows.
 
-    def __init__(self) -> None:
+    What lies in `copy` already is kept as it is, so there is one copy of a GPU's tensors.
+    """
+
+    def __init__(self, copy: HostCopy) -> None:
         super().__init__()
-        self.pieces: list[bytes] = []
+        self.pieces: list[bytes | memoryview] = []
+        self._copy = copy
 
     def writable(self) -> bool:
         return True
 
     def write(self, content: Any) -> int:
-        self.pieces.append(bytes(content))
+        view = memoryview(content)
+        self.pieces.append(self._copy.own(view) or bytes(view))
         return len(self.pieces[-1])
 
 
