@@ -118,6 +118,26 @@ def test_a_stopped_and_resumed_run_has_the_very_same_losses(tiny_corpus, tmp_pat
         assert metrics(stopped, "step") == metrics(reference, "step")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", ["zero3", "zero1"])
+def test_a_run_on_a_gpu_goes_on_with_the_very_same_losses(small_corpus, tmp_path, stage):
+    """In bf16, with flash attention: stopped between two saves in the background."""
+    changes = {"deepspeed": f"ds_configs/{stage}.json", "determinism": "strict", "world_size": 1}
+    changes["train__sequence_parallel_size"] = 1
+    rows = []
+    for name, stops in (("whole", [None]), ("stopped", [5, None])):
+        for stop in stops:
+            asked = {**changes, "train__stop_after_steps": stop}
+            recipe = saving_recipe(small_corpus, tmp_path / name, **asked)
+            run_ranks(train_on_rank, recipe, world_size=1, gpus=True)
+        keys = ("step", "loss", "grad_norm", "drop_rate_realised")
+        steps = [[row[key] for key in keys] for row in metrics(tmp_path / name, "step")]
+        rows.append([steps, metrics(tmp_path / name, "evaluation")[-1]["loss"]])
+    assert rows[1] == rows[0]
+    assert [step for step, *_ in rows[0][0]] == list(range(1, 9))
+    assert rows[0][0][-1][-1] > 0.1
+
+
 def test_rows_after_the_last_checkpoint_are_done_again_the_same(finished, small_corpus, tmp_path):
     """A run killed at step 8 with its newest checkpoint at step 6, or with that one torn."""
     run_dir = tmp_path / "killed"
