@@ -90,6 +90,18 @@ def file_info(url: str) -> RemoteFile:
     return _remote_file(url, _tried(url, lambda: store.info(path)))
 
 
+def object_bytes(url: str) -> int:
+    """Size of the object of that very name; 0 where there is none, or only objects below it."""
+    store, path = _store_of(url)
+    try:
+        info = _tried(url, lambda: store.info(path))
+    except RemoteError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return 0
+        raise
+    return 0 if info["type"] == "directory" else int(info["size"] or 0)
+
+
 def open_remote(url: str) -> IO[bytes]:
     """An object as a file that can be read from any place, on and on by ever larger ranges."""
     return cast(IO[bytes], io.BufferedReader(_Ranges(url), buffer_size=_FIRST_BYTES))

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from common.commands import command
+from common.names import NAME_PATTERN
 from data_prep.ledger import Split
 from data_prep.mapped import checked_path, map_array
 from data_prep.packing.index import PackIndex
@@ -24,7 +25,6 @@ SCORES_NAME = "scores.json"
 SCORES_PREFIX = "scores-"
 SCORE_SUFFIX, TOP_K_SUFFIX = ".f16", ".topk"
 SCORE_DTYPE = np.dtype("<f2")
-NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 Measure = Literal["shannon", "nll"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.names import checked_name
 from data_prep.durable import (
     clear_staged,
     describe_file,
@@ -23,7 +23,6 @@ from data_prep.ledger import Split
 from data_prep.packing.index import PackIndex
 from data_prep.record import FileRecord, record_text
 from data_prep.scores import (
-    NAME_PATTERN,
     SCORE_DTYPE,
     SCORE_SUFFIX,
     SCORES_NAME,
@@ -138,8 +137,7 @@ def open_scores_writer(
         top_k: how many likeliest tokens of each position `put_sample` is given; None for scores
             alone.
     """
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ValueError(f"--name {name!r}: use at most 64 letters, digits, '_', '-' and '.'")
+    checked_name(name, what="--name ")
     if top_k is not None and not 1 <= top_k <= corpus.vocab_size:
         raise ValueError(
             f"--top-k {top_k}: expected a number from 1 to {corpus.vocab_size}, the ids of "

@@ -91,13 +91,17 @@ def test_a_corpus_of_a_store_is_that_of_a_folder(store: Store, tmp_path: Path) -
     [
         (f"{BUCKET}/nothing", "there is no such object, and none below it"),
         (f"{BUCKET}/h.npy", "is read through a memory map; copy it here first"),
+        (f"{BUCKET}/both.txt", "both.txt: is an object, and others are below it, as s3.*/b.txt;"),
         ("s5://bucket/a.txt", "Protocol not known: s5; known are s3://"),
     ],
 )
 def test_what_cannot_be_read_is_refused(store: Store, url: str, words: str) -> None:
     write_bytes(f"{BUCKET}/h.npy", b"x")
+    for name in ("both.txt", "both.txt/b.txt"):
+        write_bytes(f"{BUCKET}/{name}", name.encode())
     with pytest.raises((ValueError, RemoteError), match=words):
         read_inputs(url)
+    assert read_inputs(f"{BUCKET}/both.txt/")[0] == ["both.txt/b.txt"]
 
 
 def test_a_listing_is_sorted_by_whole_names_and_keeps_nothing(store: Store) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from common.names import checked_name
 from data_prep.cleaning.contamination import (
     MIN_WORDS,
     Against,
@@ -19,7 +19,6 @@ from data_prep.cleaning.exact import find_exact_duplicates
 from data_prep.cleaning.near import find_near_duplicates
 from data_prep.cleaning.removals import (
     FOLDER_NAME,
-    NAME_PATTERN,
     RECORD_NAME,
     Removals,
     write_removals,
@@ -155,8 +154,7 @@ def decontaminate(
 
 def _open(folder: Path, *, name: str, overwrite: bool) -> Corpus:
     """Open the corpus after checking that the list can be written."""
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ValueError(f"--name {name!r}: use at most 64 letters, digits, '_', '-' and '.'")
+    checked_name(name, what="--name ")
     corpus = open_corpus(folder)
     out = corpus.folder / FOLDER_NAME / name
     refuse_existing(out, marker=RECORD_NAME, overwrite=overwrite)

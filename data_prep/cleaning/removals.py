@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from common.commands import command
+from common.names import NAME_PATTERN
 from data_prep.durable import describe_file, refuse_existing, staged_folder, write_durable
 from data_prep.ledger import SPLITS, Split
 from data_prep.manifest import DomainName
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 FOLDER_NAME = "removals"
 RECORD_NAME = "removals.json"
 REPORT_NAME = "report.jsonl"
-NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 Kind = Literal["exact", "near", "decontaminate"]
 _DOCUMENT_DTYPE = np.dtype("<i8")
 

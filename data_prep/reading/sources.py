@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 
-from common.remote import is_remote, iter_files
+from common.remote import is_remote, iter_files, object_bytes
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.changes import modified_ns
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES
@@ -243,12 +243,18 @@ def _kind_in_folder(text: str, *, globs: Globs, fields: Fields) -> tuple[Kind, s
 def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
     """An object of a store, or all below it, by the rules of a folder."""
     file = None
+    is_object = not url.endswith("/") and object_bytes(url) > 0
     for file in iter_files(url):
         inside = PurePosixPath(file.url.removeprefix(url.rstrip("/")).lstrip("/"))
         if not inside.name:  # the object itself
             if kind_of(PurePath(url).name) in _MAPPED:
                 raise ValueError(f"--input {url}: is read through a memory map; copy it here first")
             kind = _kind_of_named(url, globs=globs, fields=fields)
+        elif is_object:  # stores list what is below, without it
+            raise ValueError(
+                f"--input {url}: is an object, and others are below it, as {file.url}; write "
+                f"{url}/ for these, or copy it to another name"
+            )
         else:
             why_not = globs.why_not_path(inside)
             kind = kind_of(inside.name) or "text"

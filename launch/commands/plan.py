@@ -22,7 +22,7 @@ examples:
   python -m launch plan training/recipes/qwen3_8b_32k.yaml --gpus 8 --gpu-gib 141 --json
   python -m launch plan training/recipes/llama3.1_8b.yaml --gpus 8 --gpu-gib 80 --longest
 
-exit code: 0 it fits, 1 it does not, 2 usage error
+exit code: 0 it fits (with --longest: some sample does), 1 it does not, 2 usage error
 """
 
 
@@ -74,7 +74,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     # imports here: --help and usage errors answer before the recipe's types are made
     from launch.planner.forecast import forecast
-    from launch.planner.longest import longest_as_text
+    from launch.planner.longest import find_longest, longest_as_text
     from launch.planner.table import as_data, as_text
     from training.config.load import load_recipe
 
@@ -92,8 +92,9 @@ def run(options: argparse.Namespace) -> int:
         ),
     )
     if options.longest:
-        print(longest_as_text(result))
-        return 0
+        found = find_longest(result)
+        print(longest_as_text(found))
+        return 0 if any(any(by_size.values()) for by_size in found.values()) else 1
     if options.json:
         print(json.dumps(as_data(result, name=options.recipe), indent=2))
     else:

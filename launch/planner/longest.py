@@ -20,18 +20,26 @@ _CHECKPOINTING, _OFFLOADING, _TILES = (
 )
 
 
-def longest_as_text(given: Forecast) -> str:
-    """A table: levers down, ranks that share a sample across."""
+def find_longest(given: Forecast) -> dict[str, dict[int, int | None]]:
+    """Tokens by levers, then by ranks that share a sample; None where no sample fits."""
     train, ranks = given.recipe.train, given.machine.ranks_per_node
     own = train.sequence_parallel_size
     sp_sizes = sorted({own, *(n for n in (own, ranks) if given.machine.num_gpus % n == 0)})
+    return {
+        name: {sp_size: _longest(given, model, sp_size) for sp_size in sp_sizes}
+        for name, model in _models(given)
+    }
+
+
+def longest_as_text(found: dict[str, dict[int, int | None]]) -> str:
+    """A table: levers down, ranks that share a sample across."""
+    sp_sizes = next(iter(found.values()))
     lines = [
         "Longest sample that fits, in tokens, one at a time, by train.sequence_parallel_size:",
         f"  {'':<64}" + "".join(f"{sp_size:>12}" for sp_size in sp_sizes),
     ]
-    for name, model in _models(given):
-        found = [_longest(given, model, sp_size) for sp_size in sp_sizes]
-        cells = ("-" if tokens is None else f"{tokens:,}" for tokens in found)
+    for name, by_size in found.items():
+        cells = ("-" if tokens is None else f"{tokens:,}" for tokens in by_size.values())
         lines.append(f"  {name:<64}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from training.config.layout import second_partition
 from training.config.recipe import Recipe
 from training.config.shipped import find_ds_config
 
@@ -17,7 +18,6 @@ _DEFAULTS = {
     "stage3_param_persistence_threshold": 100_000,
     "stage3_max_live_parameters": 1_000_000_000,
     "stage3_max_reuse_distance": 1_000_000_000,
-    "zero_hpz_partition_size": 1,
 }
 _TYPE_BYTES = {"bf16": 2, "bfp16": 2, "bfloat16": 2, "fp16": 2, "fp32": 4}
 
@@ -87,7 +87,9 @@ def read_zero(recipe: Recipe) -> Zero:
         offloads_optimizer=_is_offloaded(optimizer),
         offloads_parameters=_is_offloaded(parameters),
         pins_optimizer=bool(optimizer.get("pin_memory", False)),
-        second_partition=sizes["zero_hpz_partition_size"],
+        second_partition=second_partition(
+            zero.get("zero_hpz_partition_size", 1), deepspeed=recipe.deepspeed
+        ),
     )
 
 

@@ -455,8 +455,17 @@ def test_tiles_are_not_proposed_beside_dropout_that_draws_for_whole_rows(
 ) -> None:
     options = [str(RECIPES / "llama3.1_8b.yaml"), "--gpus", "1", "--gpu-gib", "18", *changes]
     assert main(["plan", *options]) == 1
-    assert main(["plan", *options, "--longest"]) == 0
+    assert main(["plan", *options, "--longest"]) == 1
     assert "tiled_mlp" not in capsys.readouterr().out
+
+
+def test_where_not_even_the_shortest_sample_fits_the_exit_code_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = [str(RECIPES / "llama3.1_8b.yaml"), "--gpus", "1", "--gpu-gib", "8", "--longest"]
+    assert main(["plan", *options]) == 1
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert {row.split()[-1] for row in rows} == {"-"}
 
 
 def test_fused_layers_keep_no_copies_in_fp32_and_no_activation_of_the_gate() -> None:
@@ -486,3 +495,9 @@ def test_a_second_partition_costs_a_share_of_the_weights_from_forward_to_update(
         assert added == pytest.approx(2 * plain.arch.parameters / 8, rel=1e-3)
     with pytest.raises(ValueError, match="zero_hpz_partition_size 8 does not divide the number"):
         forecast(doubled.recipe, Machine(num_gpus=4, gpu_gib=80))
+    for wrong in (0, -1, 2.5, "8", None, True):
+        config["zero_optimization"]["zero_hpz_partition_size"] = wrong
+        (tmp_path / "hpz.json").write_text(json.dumps(config))
+        told = f"hpz.json: .*: expected a whole number of at least 1 .is {wrong!r}.$"
+        with pytest.raises(ValueError, match=told):
+            forecast(doubled.recipe, machine)

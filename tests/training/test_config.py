@@ -100,6 +100,12 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
             "regularisers=[entrodrop,token_replacement,mir] entropy.source=cache",
             "token_replacement with entropy.source: cache",
         ),
+        (
+            "teacher.kind=scores teacher.scores=../x",
+            r"teacher.scores: '\.\./x': use at most 64 let",
+        ),
+        ("teacher.kind=scores teacher.scores=''", "teacher.scores: '': use at most 64 letters"),
+        ("entropy.scores=a/b", "entropy.scores: 'a/b': use at most 64 letters, digits"),
         ("regularisers=[eaft] teacher.kind=base", "teacher with regularisers: eaft"),
         ("dropout.softness=0.5 dropout.max_rate=0.6", "needs dropout.max_rate of at most 0.5"),
         (

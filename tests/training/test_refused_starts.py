@@ -122,7 +122,11 @@ DEEPSPEED: list[tuple[Any, str]] = [
     ),
     (
         {"zero_optimization": {**ZERO, "zero_hpz_partition_size": "2"}},
-        "zero_hpz_partition_size: expected a whole number (is '2')",
+        "zero_hpz_partition_size: expected a whole number of at least 1 (is '2')",
+    ),
+    (
+        {"zero_optimization": {**ZERO, "zero_hpz_partition_size": 0}},
+        "zero_hpz_partition_size: expected a whole number of at least 1 (is 0)",
     ),
     (
         {

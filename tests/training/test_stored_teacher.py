@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,12 @@ def trained(recipe: Recipe) -> list[dict[str, Any]]:
     return metrics(Path(recipe.run_dir), "step")
 
 
+def told_of(recipe: Recipe) -> str:
+    with redirect_stdout(io.StringIO()) as output:
+        train_on_rank(recipe)
+    return output.getvalue()
+
+
 def test_the_model_that_is_trained_teaches_itself_its_own_predictions_and_a_resume_goes_on(
     corpus, wide_model, tmp_path
 ):
@@ -60,7 +68,9 @@ def test_the_model_that_is_trained_teaches_itself_its_own_predictions_and_a_resu
     )
     run_ranks(score_corpus, options, world_size=1)
     base: dict[str, Any] = {"model": {"pretrained": str(wide_model)}}
-    whole = trained(recipe_of(corpus, tmp_path / "whole", **base))
+    told = run_ranks(told_of, recipe_of(corpus, tmp_path / "whole", **base), world_size=2)
+    assert "\n  teacher scores           " in told[0]
+    whole = metrics(tmp_path / "whole", "step")
     # of all ids kept, before the first step, it is the entropy of what both predict
     expected = (whole[0]["loss"] + whole[0]["mean_entropy_nats"]) / 2
     assert whole[0]["objective"] == pytest.approx(expected, rel=1e-4)

@@ -48,18 +48,26 @@ def check_head_counts(*, heads: int, kv_heads: int, sp_size: int) -> None:
         )
 
 
-def check_second_partition(num_sharing: object, *, num_ranks: int, deepspeed: str) -> None:
+def second_partition(value: object, *, deepspeed: str) -> int:
+    """`zero_hpz_partition_size` of a DeepSpeed JSON.
+
+    Raises:
+        ValueError: for no whole number, which DeepSpeed takes for one if it can, and below 1.
+    """
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            f"deepspeed: {deepspeed}: zero_optimization.zero_hpz_partition_size: expected a whole "
+            f"number of at least 1 (is {value!r})"
+        )
+    return value
+
+
+def check_second_partition(num_sharing: int, *, num_ranks: int, deepspeed: str) -> None:
     """`zero_hpz_partition_size` ranks hold all weights together, as many times as there are.
 
     Raises:
-        ValueError: for text, which DeepSpeed takes for the number in it.
         DoesNotDivideError: when the ranks do not divide into groups of that size.
     """
-    if not isinstance(num_sharing, int):
-        raise ValueError(
-            f"deepspeed: {deepspeed}: zero_optimization.zero_hpz_partition_size: expected a whole "
-            f"number (is {num_sharing!r})"
-        )
     fits = [n for n in range(1, num_ranks + 1) if num_ranks % n == 0]
     if num_sharing > 1 and num_sharing not in fits:
         raise DoesNotDivideError(

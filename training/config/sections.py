@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from common.names import checked_name
 from common.remote import folder_url, is_remote
 
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -31,6 +32,9 @@ def _as_url(text: str) -> str:
 
 Location = Annotated[str, Field(min_length=1), AfterValidator(_as_it_is)]
 """A file or folder, or a name of the Hugging Face hub."""
+
+Name = Annotated[str, AfterValidator(checked_name)]
+"""Of what is kept beside a corpus."""
 
 
 @dataclass(config=STRICT)
@@ -178,7 +182,7 @@ class Entropy:
     """online: a forward pass without gradient over the step's own batch, unmasked. reference:
     scores by a frozen model, from `python -m data_prep score`. cache: what the training forward
     itself measured when it last saw the sample, which costs no extra pass."""
-    scores: str = "reference"
+    scores: Name = "reference"
     """reference, and the baseline rho1: which scores of the corpus. cache: fallback where it has no
     value yet, if they exist; without them nothing drops in the first epoch."""
     cache_keeps: Literal["clean", "latest"] = "clean"

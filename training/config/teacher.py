@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from common.commands import command
-from training.config.sections import STRICT
+from training.config.sections import STRICT, Name
 
 
 @dataclass(config=STRICT)
@@ -25,7 +25,7 @@ class Teacher:
     base: the weights that the run began with (learning without forgetting, arXiv 1606.09282).
     scores: any model with this tokenizer, whose likeliest tokens were stored beforehand; it takes
     no memory of a GPU and no forward pass."""
-    scores: str | None = None
+    scores: Name | None = None
     """kind scores: which scores of the corpus, from `python -m data_prep score --top-k K`. Tokens
     that are not among the K likeliest count as one; a token without a prediction has the
     cross-entropy to the text alone."""

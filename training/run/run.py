@@ -299,7 +299,9 @@ def _print_start(
     print(f"{recipe.run_dir}: {where}; the resolved recipe is saved there", flush=True)
     for name, value in facts.items():
         shown = f"{value:,}" if isinstance(value, int) else value
-        print(f"  {name.replace('_', ' '):24} {shown}", flush=True)
+        # scores belong to a corpus, in any packing; reports and sweeps know them by the longer name
+        label = name.removeprefix("pack_of_") if name.endswith("_scores") else name
+        print(f"  {label.replace('_', ' '):24} {shown}", flush=True)
     if len(mixture) > 1:
         for line in describe(mixture):
             print(f"  {'domain':24} {line}", flush=True)

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from data_prep.shards import Mixture
 from training.checkpoints.model_folder import find_base, make_model_folder
-from training.config.layout import check_second_partition
+from training.config.layout import check_second_partition, second_partition
 from training.config.recipe import Recipe
 from training.data.stream import SampleStream
 from training.metrics.trackers import refuse_missing_clients
@@ -62,7 +62,8 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     has_gpu = layout.device.type == "cuda"
     num_passes = plan.micro_steps * recipe.num_passes
     ds_config = join_ds_config(recipe, num_micro_steps=num_passes, has_gpu=has_gpu)
-    num_sharing = ds_config["zero_optimization"].get("zero_hpz_partition_size", 1)
+    found = ds_config["zero_optimization"].get("zero_hpz_partition_size", 1)
+    num_sharing = second_partition(found, deepspeed=recipe.deepspeed)
     check_second_partition(num_sharing, num_ranks=layout.world_size, deepspeed=recipe.deepspeed)
     dtype = training_dtype(recipe.deepspeed)
     corpus = data.pack.corpus
