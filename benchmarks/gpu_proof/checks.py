@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from benchmarks.gpu_proof.rows import Figures
+from benchmarks.gpu_proof.rows import Figures, need_package
 from tests.training.layouts import tiny_recipe
 from tests.training.measured_layouts import make_engine
 from tests.training.stand_in_liger import stand_in_liger
@@ -148,6 +148,8 @@ def fused_layers(device: str, small: bool) -> Figures:
 
     Needs the extra [kernels]; on a CPU a stand-in in torch, of one family.
     """
+    if device == "cuda":
+        need_package("liger_kernel")
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "head_dim")
     sizes = dict(zip(names, (64, 96, 4, 16) if small else (2048, 5632, 16, 128), strict=True))
     families, kernels = (

@@ -20,7 +20,7 @@ from tests.processes import processes_with
 from tests.training.layouts import tiny_recipe
 from tests.warm_python import warm_python
 
-LIMIT_SECONDS = 130
+LIMIT_SECONDS = 120
 _OWN_SECONDS = LIMIT_SECONDS - 10  # so that commands end before the step is ended
 _NUM_STEPS, _STOPPED_AFTER = 20, 3
 _ROOT = Path(__file__).resolve().parents[2]

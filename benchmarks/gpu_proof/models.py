@@ -88,10 +88,11 @@ def rows_of_small_model(device: str, small: bool) -> Iterator[Row]:
 
 
 def rows_of_zero3(device: str, small: bool) -> Iterator[Row]:
-    """The host's work is largest with a sample in a micro-step, and a probe adds to it."""
-    modes = ("off", "input_online")
-    # zero3_whole first: zero3 replaces torch's linear layer in the whole process
-    for deepspeed in ("zero3_whole", "zero3"):
+    """The host's work is largest with a sample in a micro-step, and a probe gathers weights again.
+
+    `zero3_whole` comes first: `zero3` replaces torch's linear layer in the whole process.
+    """
+    for deepspeed, modes in (("zero3_whole", _ALL[:1]), ("zero3", ("off", "input_online"))):
         yield from _rows(_Setting("0.6b", deepspeed, 1, modes), device, small)
 
 

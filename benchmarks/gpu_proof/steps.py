@@ -24,13 +24,13 @@ def _each(*works: Callable[[str, bool], Figures]) -> Step:
 
 
 STEPS: dict[str, tuple[Step, int]] = {
-    "kernels": (_each(checks.kernels, checks.kernels_beyond_int32), 35),
-    "attention": (_each(checks.attention, checks.documents, checks.head), 45),
-    "fused_layers": (_each(checks.fused_layers), 40),
+    "kernels": (_each(checks.kernels, checks.kernels_beyond_int32), 40),
+    "attention": (_each(checks.attention, checks.documents, checks.head), 40),
+    "fused_layers": (_each(checks.fused_layers), 45),
     "skipped_step": (_each(checks.skipped_step), 25),
     "heads": (heads.rows, 65),
-    "train_0.6b": (models.rows_of_small_model, 85),
-    "train_0.6b_zero3": (models.rows_of_zero3, 40),
+    "train_0.6b": (models.rows_of_small_model, 90),
+    "train_0.6b_zero3": (models.rows_of_zero3, 45),
     "train_0.6b_liger": (models.rows_of_liger, 30),
     "train_8b_cut": (models.rows_of_cut_model, 40),
     "launcher": (launcher.rows, launcher.LIMIT_SECONDS),
