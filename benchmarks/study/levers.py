@@ -73,6 +73,14 @@ LEVERS = (
         round=1,
     ),
     Arm(
+        "entrodrop_with_teacher",
+        "EntroDrop + EMA teacher",
+        {"regulariser": "entrodrop", **_REFERENCE, **_EMA_TEACHER},
+        like=("plain", "ema_teacher", "entrodrop"),
+        passes=4 / 3,
+        round=1,
+    ),
+    Arm(
         "entrodrop_with_levers",
         "EntroDrop + replay + EMA teacher",
         {"regulariser": "entrodrop", **_REFERENCE, **_REPLAY, **_EMA_TEACHER},

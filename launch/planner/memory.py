@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from launch.planner.activations import Activations
 from launch.planner.architecture import Architecture
+from launch.planner.gradients import Bucket, WholeSum
 from launch.planner.prefetch import Use, gathered_numbers, order_of_uses
 from launch.planner.zero import Zero
 
@@ -22,7 +23,6 @@ _ADAM_BYTES, _MASTER_BYTES = 8, 4
 _BATCH_BYTES = 49
 """Per token: five int64 (ids, places, targets, two numbers), the document's length, a flag."""
 _SOFT_CHUNK_LOGITS = 1 << 23
-_MESSAGE_NUMBERS = 500_000_000
 _METHOD_BYTES = 48
 """Per token: entropy, its bits and hash for the quantile, draw and drop."""
 
@@ -235,9 +235,9 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
     for use, num_bytes in _gathered(run):
         if use.is_backward:
             gathered[use.block] = max(gathered.get(use.block, 0), num_bytes)
-    bucket: _Bucket | _Sum = _Bucket(run.zero, num_copies=1 if acts.on_gpu else 2)
-    if not run.zero.shards_weights:
-        bucket = _Sum(run)
+    bucket: Bucket | WholeSum = WholeSum(run.zero, numbers=run.summed)
+    if run.zero.shards_weights:
+        bucket = Bucket(run.zero, num_copies=1 if acts.on_gpu else 2)
 
     def moment(block: int, activations: int, *weights: int) -> Iterator[Moment]:
         for weight in weights or (0,):
@@ -285,61 +285,6 @@ def _backward(run: Run, states: Moment) -> Iterator[Moment]:
     yield from moment(0, acts.layer_input, *of_base(*arch.beside_weights, arch.embedding_weight))
     waiting = 0
     yield states._replace(gathered=gathered[0], whole_gradients=bucket.held + bucket.send())
-
-
-class _Bucket:
-    """Gradients in flight: they gather in a buffer, which is copied to be sent when it is full.
-
-    One that is larger than the buffer waits outside it. Source: `__add_grad_to_ipg_bucket` and
-    `reduce_scatter_coalesced` of DeepSpeed 0.19.
-    """
-
-    def __init__(self, zero: Zero, *, num_copies: int) -> None:
-        """Send copies of `num_copies` buckets: gloo makes one more than NCCL."""
-        self._zero, self._num_copies = zero, num_copies
-        self._numbers = self._num_weights = 0
-        self.held = 0
-        """Bytes outside the buffer."""
-
-    def add(self, numbers: int) -> int:
-        """Returns bytes of the copy that is sent to make room, 0 for none."""
-        zero, sent = self._zero, 0
-        if self._numbers and self._numbers + numbers > zero.reduce_bucket:
-            sent = self.send()
-        if not zero.contiguous_gradients or self._numbers + numbers > zero.reduce_bucket:
-            self.held += numbers * zero.number_bytes
-        self._numbers += numbers
-        self._num_weights += 1
-        return sent
-
-    def send(self) -> int:
-        """Returns bytes of the copies; DeepSpeed sends a single gradient without a copy."""
-        num_copies = self._num_copies - (self._num_weights == 1)
-        copied = num_copies * self._numbers
-        self._numbers = self._num_weights = self.held = 0
-        return copied * self._zero.communication_bytes
-
-
-class _Sum:
-    """At stage 1 gradients add up whole, and are reduced behind the last micro-step.
-
-    Source: `allreduce_no_retain` and `allreduce_bucket` of DeepSpeed 0.19.
-    """
-
-    held = 0
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def add(self, numbers: int) -> int:
-        return 0
-
-    def send(self) -> int:
-        """Matrices and vectors are joined first, unless the matrices are enough for a message."""
-        zero, numbers = self._run.zero, self._run.summed
-        joined = numbers * zero.gradient_bytes if numbers <= _MESSAGE_NUMBERS else 0
-        is_sent_as_it_is = zero.communication_bytes == zero.gradient_bytes
-        return joined + (0 if is_sent_as_it_is else numbers * zero.communication_bytes)
 
 
 def _gathered(run: Run) -> list[tuple[Use, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from training.run.teacher import make_teacher
 
 # ZeRO-3 records the order of the modules in a first pass, and gathers ahead by it from then on.
 _WARM_UP_STEPS, _STEPS = 1, 1
+_LET_GO_SECONDS = 0.003
 
 
 class LiveBytes(TorchDispatchMode):
@@ -53,6 +55,9 @@ class LiveBytes(TorchDispatchMode):
         peak = self.peaks.get(self.phase, 0)
         if self._num_bytes > peak:  # so far with what has been freed, which takes long to look up
             self._drop_freed()
+            if self._num_bytes > peak:  # gloo's threads let go a moment after they were waited for
+                time.sleep(_LET_GO_SECONDS)
+                self._drop_freed()
             self.peaks[self.phase] = max(peak, self._num_bytes)
         return result
 
