@@ -19,7 +19,7 @@ from data_prep.durable import (
     staged_folder,
     write_durable,
 )
-from data_prep.encode import SPLIT_HASH, EncodeSettings
+from data_prep.encode import EncodeSettings
 from data_prep.executor import WorkerPool, num_usable_cores, open_pool
 from data_prep.journal import (
     Journal,
@@ -37,6 +37,7 @@ from data_prep.reading.sources import DomainInput, find_domains, split_name
 from data_prep.reading.texts import iter_texts
 from data_prep.record import files_sha256, printable_path, record_text
 from data_prep.round_trip import Check
+from data_prep.split import SPLIT_HASH
 from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
 from data_prep.tokenizing.spelling import changes_of
 from data_prep.tokenizing.tokenizer import Tokenizer, kind_of, load_once, prove_fast_path

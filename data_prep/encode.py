@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from data_prep.reading.formats import read_part
 from data_prep.reading.parts import Item, Part
 from data_prep.round_trip import Check, LossyDocument, is_in_sample, loss_if_checked
 from data_prep.shard_writer import Documents
+from data_prep.split import split_position
 from data_prep.tokenizing.spelling import RoundTrip
 from data_prep.tokenizing.tokenizer import Tokenizer, load_once
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 TASK_BYTES = 1 << 19
 TASK_PARTS = 1024
-SPLIT_HASH = "blake2b-64 of the text after NFKC, case folding and removal of ASCII white space"
-_ASCII_SPACE = b" \t\n\r\x0b\x0c"
-_ASCII_LOWER = bytes(range(256)).lower()
 
 
 @dataclass(frozen=True)
@@ -124,14 +120,14 @@ def encode_task(task: Task) -> Encoded:
         whole = [prefix, bodies[row], suffix] if is_text[row] else [bodies[row]]
         pieces += whole
         lengths[i] = sum(map(len, whole))
-    tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.uint32)
     # uint16 would silently wrap an id above 65,535.
-    if len(tokens) and int(tokens.max()) >= tokenizer.vocab_size:
-        raise ValueError(
-            f"tokenizer gave id {tokens.max()}, expected ids below {tokenizer.vocab_size}"
-        )
+    highest = max((int(piece.max()) for piece in pieces if len(piece)), default=0)
+    if highest >= tokenizer.vocab_size:
+        raise ValueError(f"tokenizer gave id {highest}, expected ids below {tokenizer.vocab_size}")
+    empty = np.zeros(0, dtype=settings.dtype)
+    tokens = np.concatenate([empty, *pieces], dtype=settings.dtype, casting="same_kind")
     documents = Documents(
-        tokens=tokens.astype(settings.dtype),
+        tokens=tokens,
         lengths=lengths,
         origins=np.array([found.origins[row] for row in kept], dtype=np.int64).reshape(-1, 2),
         mask=_mask(found, kept=kept, lengths=lengths) if task.fields.has_mask else None,
@@ -256,28 +252,6 @@ def _is_empty(document: Document) -> bool:
 
 def _without_data(part: Part) -> Part:
     return Part(part.file, part.start, part.end, num_bytes=part.num_bytes)
-
-
-def split_position(content: str | np.ndarray | Messages) -> float:
-    """A number in [0, 1) that depends on the document alone, the same for near-equal texts.
-
-    Case, width and white space are ignored: a tokenizer that drops them would otherwise put the
-    same ids into both splits. The tokenizer does not matter, so a held-out document stays held
-    out when the corpus is built for another model.
-    """
-    if isinstance(content, list):
-        content = "\n".join(f"{turn['role']}\n{turn.get('content')}" for turn in content)
-    if isinstance(content, str) and content.isascii():
-        key = content.encode().translate(_ASCII_LOWER, _ASCII_SPACE)  # the same, faster
-    elif isinstance(content, str):
-        if not unicodedata.is_normalized("NFKC", content):
-            content = unicodedata.normalize("NFKC", content)
-        key = content.casefold().encode("utf-8", "surrogatepass").translate(None, _ASCII_SPACE)
-    else:
-        key = content.astype("<u4").tobytes()
-    digest = hashlib.blake2b(key, digest_size=8).digest()
-    # 53 bits, so that the quotient is exact and never rounds up to 1.
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
 @lru_cache(maxsize=1)

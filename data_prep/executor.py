@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -34,6 +35,7 @@ class WorkerPool:
 
     def __init__(self, teams: list[_Team]) -> None:
         self._teams = teams
+        self._warming: threading.Thread | None = None
         self.num_workers = sum(team.num_workers for team in teams)
 
     def warm_up(self, prepare: Callable[[], object]) -> None:
@@ -41,9 +43,20 @@ class WorkerPool:
 
         An error in `prepare` is raised again by the first task.
         """
-        for team in self._teams:
-            for _ in range(team.num_workers):
-                team.executor.submit(prepare)
+
+        def submit_to_all() -> None:
+            for team in self._teams:
+                for _ in range(team.num_workers):
+                    team.executor.submit(prepare)
+
+        # In a thread: the first one waits until processes have started.
+        self._warming = threading.Thread(target=submit_to_all, daemon=True)
+        self._warming.start()
+
+    def close(self) -> None:
+        """Before executors shut down, which would refuse what is submitted late."""
+        if self._warming is not None:
+            self._warming.join()
 
     def map_in_order(
         self, work: Callable[[Task], Result], tasks: Iterable[Task]
@@ -72,14 +85,14 @@ class WorkerPool:
 def open_pool(num_workers: int) -> Iterator[WorkerPool]:
     """`num_workers` processes here, or one per MPI rank; this process is one of them."""
     if launched_by_mpi():
-        with _open_mpi() as teams:
-            yield WorkerPool(teams)
+        with _open_mpi() as teams, closing(WorkerPool(teams)) as pool:
+            yield pool
     elif num_workers == 1:
         with _one_tokenizer_thread():
             yield WorkerPool([_Team(_InThisProcess(), 1)])
     else:
-        with _open_processes(num_workers) as team:
-            yield WorkerPool([team])
+        with _open_processes(num_workers) as team, closing(WorkerPool([team])) as pool:
+            yield pool
 
 
 @contextmanager
@@ -153,8 +166,6 @@ def _one_tokenizer_thread() -> Iterator[None]:
 
 
 def _start_process() -> None:
-    import threading
-
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -57,7 +57,8 @@ NEWER_CHARACTERS = frozenset(
     for code in range(first, last + 1)
 )  # fmt: skip
 # Their first two bytes, which few others share, rule out most texts at the speed of memory.
-_FIRST_BYTES = re.compile(
+_FIRST_BYTES = frozenset(character.encode()[:1] for character in NEWER_CHARACTERS)
+_FIRST_TWO_BYTES = re.compile(
     b"|".join(map(re.escape, sorted({character.encode()[:2] for character in NEWER_CHARACTERS})))
 )
 
@@ -130,7 +131,12 @@ class GigatokenPath:
 
 
 def _may_be_newer(text: str, *, raw: bytes) -> bool:
-    return bool(_FIRST_BYTES.search(raw)) and not NEWER_CHARACTERS.isdisjoint(text)
+    # From the cheapest test to the dearest; most texts fail the first.
+    return (
+        any(first in raw for first in _FIRST_BYTES)
+        and _FIRST_TWO_BYTES.search(raw) is not None
+        and not NEWER_CHARACTERS.isdisjoint(text)
+    )
 
 
 def _load_gigatoken() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -27,6 +27,17 @@ class _Word(NamedTuple):
     content: bytes
 
 
+class _Computed(dict[int, bytes]):
+    """Values computed when first asked for: a sample of texts has few of a vocabulary's tokens."""
+
+    def __init__(self, compute: Callable[[int], bytes]) -> None:
+        self._compute = compute
+
+    def __missing__(self, key: int) -> bytes:
+        value = self[key] = self._compute(key)
+        return value
+
+
 class HuggingFaceRoundTrip:
     """Every model of tokenizers only cuts up the words that it gets, so its tokens spell them."""
 
@@ -46,6 +57,7 @@ class HuggingFaceRoundTrip:
         self._prefix: str = model.get("continuing_subword_prefix") or ""
         self._suffix: str = model.get("end_of_word_suffix") or ""
         self.unknown_id = _unknown_id(model, backend=backend)
+        self._spelling = _Computed(self._spelling_of_token)
         # Other decoders change blanks, and this one reads the letters of an added token as bytes.
         self.decodes_as_spelt = (
             (settings.get("decoder") or {}).get("type") == "ByteLevel"
@@ -151,13 +163,24 @@ class HuggingFaceRoundTrip:
     @cached_property
     def spelling_of_ids(self) -> np.ndarray:
         """[ids] bytes objects, by id; those that no token has spell nothing, as in the library."""
-        pieces = np.full(max(self._spelling) + 1, b"", dtype=object)
-        for token, content in self._spelling.items():
-            pieces[token] = content
+        known = {*self._backend.get_vocab(with_added_tokens=False).values(), *self._added}
+        pieces = np.full(max(known) + 1, b"", dtype=object)
+        for token in known:
+            pieces[token] = self._spelling[token]
         return pieces
 
     def _spelt(self, ids: Sequence[int]) -> bytes:
         return b"".join(map(self._spelling.__getitem__, ids))
+
+    def _spelling_of_token(self, token: int) -> bytes:
+        if token == self.unknown_id:
+            return b""
+        if token in self._added:
+            return self._added[token].encode()
+        name = self._backend.id_to_token(token)
+        if name is None:
+            raise KeyError(token)
+        return self._spelling_of(name)
 
     def _spelt_word(self, ids: Sequence[int]) -> bytes:
         """Marks of a word's parts are none where they are letters: "##" at its beginning is."""
@@ -188,15 +211,6 @@ class HuggingFaceRoundTrip:
             if letters.issuperset(self.prepared(2 * blank).decode("utf-8", "replace"))
         }
         return frozenset(letters.difference(blanks) | safe)
-
-    @cached_property
-    def _spelling(self) -> dict[int, bytes]:
-        vocab = self._backend.get_vocab(with_added_tokens=False)
-        spelling = {token: self._spelling_of(name) for name, token in vocab.items()}
-        spelling |= {token: name.encode() for token, name in self._added.items()}
-        if self.unknown_id is not None:
-            spelling[self.unknown_id] = b""
-        return spelling
 
     def _spelling_of(self, name: str) -> bytes:
         if self._has_byte_names and name in _BYTE_NAMES:

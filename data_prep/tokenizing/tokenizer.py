@@ -27,6 +27,7 @@ from data_prep.tokenizing.split_check import first_difference
 # installed one. Any other pair is compared on first use.
 VERIFIED_VERSIONS = frozenset({("0.23.3", "0.10.0")})
 _NUM_FIRST = 4
+_ONE_IN = 512
 _CHECKED_CHARS = 1 << 12
 _REFERENCE = "the Hugging Face library"
 _NAMES_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
@@ -118,7 +119,7 @@ class HuggingFaceTokenizer:
 
     def __init__(self, folder: Path) -> None:
         path = folder / HF_NAME
-        self._backend = _loaded(path)
+        self._backend, self.vocab_size = _loaded(path)
         # Saved settings may truncate every text at 512 tokens, or pad it.
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -126,7 +127,6 @@ class HuggingFaceTokenizer:
         self._backend.encode_special_tokens = True
         if getattr(self._backend.model, "dropout", None):
             self._backend.model.dropout = None  # else the same text has other ids each time
-        self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         try:
             self._backend.encode("\U0010fffd")  # no vocabulary has it
         except Exception as error:  # the library raises a bare Exception
@@ -170,12 +170,12 @@ class HuggingFaceTokenizer:
     def _differs(self, text: str, ids: np.ndarray) -> bool:
         """Whether the reference has other ids: for a sample that backs up the proof, or for all.
 
-        The sample is the first few texts, then the beginning of one in 256.
+        The sample is the beginnings of the first few texts, then of one in 512.
         """
         if self._checks_all:
             return not np.array_equal(ids, self._encode_by_reference(text))
         self._num_checked += 1
-        if self._num_checked > _NUM_FIRST and zlib.crc32(text[:256].encode()) % 256:
+        if self._num_checked > _NUM_FIRST and zlib.crc32(text[:256].encode()) % _ONE_IN:
             return False
         begin = _beginning(text) if self.cuts_long_text else text
         expected = self._encode_by_reference(begin)
@@ -209,7 +209,8 @@ def _beginning(text: str) -> str:
     return text[: cut.end()] if cut else text
 
 
-def _loaded(path: Path) -> tokenizers.Tokenizer:
+def _loaded(path: Path) -> tuple[tokenizers.Tokenizer, int]:
+    """The library's tokenizer of a file, and the size of its vocabulary with added tokens."""
     _check_prefix(path)
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
@@ -226,7 +227,7 @@ def _loaded(path: Path) -> tokenizers.Tokenizer:
             f"{path}: the tokens {other!r} and {token!r} both have the id {number}; each needs "
             "its own"
         )
-    return backend
+    return backend, max([*vocab.values(), *backend.get_added_tokens_decoder()]) + 1
 
 
 def _check_prefix(path: Path) -> None:

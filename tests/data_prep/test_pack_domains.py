@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from data_prep.build import BuildOptions, build
 from data_prep.cleaning.removals import write_removals
-from data_prep.encode import split_position
 from data_prep.ledger import SPLITS
 from data_prep.packing.pack import pack
 from data_prep.reading.fields import Fields
 from data_prep.shards import Corpus, open_corpus
+from data_prep.split import split_position
 from data_prep.verify import verify
 
 # (ids, mask) of the documents of one domain
