@@ -116,7 +116,10 @@ class GigatokenPath:
         if self._num_bytes >= self._next_look:
             self._make_encoder_anew_if_grown()
         ranks: np.ndarray = self._encoder.encode(raw)
-        return self._id_of_rank[ranks] if self._shift is None else ranks + self._shift
+        if self._shift is None:
+            return self._id_of_rank[ranks]
+        ranks += self._shift
+        return ranks
 
     def _has_cut_out(self, text: str) -> bool:
         return any(token in text for token in self._cut_out)
@@ -235,11 +238,13 @@ def _sound_tokens(
 def _last_merges(texts: list[str], *, listed: list[list[str]]) -> dict[str, int]:
     """The place in the list of the merge that makes each sound token."""
     places = {(first, second): place for place, (first, second) in enumerate(listed)}
-    makers: dict[str, list[int]] = {}
+    makers: dict[str, int] = {}
+    of_many = set()
     for (first, second), place in places.items():
-        makers.setdefault(first + second, []).append(place)
+        if makers.setdefault(first + second, place) != place:
+            of_many.add(first + second)
     return {
-        text: makers[text][0] if len(makers[text]) == 1 else _last_merge(text, places=places)
+        text: _last_merge(text, places=places) if text in of_many else makers[text]
         for text in texts
     }
 
