@@ -24,7 +24,7 @@ from data_prep.tokenizing.tokenizer import Tokenizer, load_once
 if TYPE_CHECKING:
     from data_prep.tokenizing.chat import ChatEncoder
 
-TASK_BYTES = 1 << 19
+TASK_BYTES = 1 << 20
 TASK_PARTS = 1024
 
 

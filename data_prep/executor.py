@@ -17,7 +17,6 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _TASKS_A_WORKER = 2  # one running, one queued
-_PRELOADED = "data_prep.encode"
 
 
 def num_usable_cores() -> int:
@@ -88,33 +87,16 @@ def open_pool(num_workers: int) -> Iterator[WorkerPool]:
         with _open_mpi() as teams, closing(WorkerPool(teams)) as pool:
             yield pool
     elif num_workers == 1:
-        with _one_tokenizer_thread():
-            yield WorkerPool([_Team(_InThisProcess(), 1)])
-    else:
-        with _open_processes(num_workers) as team, closing(WorkerPool([team])) as pool:
+        with _one_tokenizer_thread(), closing(WorkerPool([_Team(_InThisProcess(), 1)])) as pool:
             yield pool
+    else:
+        from data_prep.process_pool import open_processes
 
-
-@contextmanager
-def _open_processes(num_workers: int) -> Iterator[_Team]:
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import forkserver
-
-    # Forked from a server that has imported what they need, not from here: threads of tokenizers
-    # do not survive a fork. It imports while this process goes on, up to the first task.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOADED])
-    forkserver.ensure_running()
-    pool = ProcessPoolExecutor(
-        num_workers,
-        mp_context=context,
-        initializer=_start_process,
-    )
-    try:
-        yield _Team(pool, num_workers)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        with (
+            open_processes(num_workers) as executor,
+            closing(WorkerPool([_Team(executor, num_workers)])) as pool,
+        ):
+            yield pool
 
 
 @contextmanager
@@ -123,8 +105,11 @@ def _open_mpi() -> Iterator[list[_Team]]:
     mpi = load_mpi()
     from mpi4py.futures import MPICommExecutor
 
+    from data_prep.process_pool import open_processes
+
     num_ranks = mpi.COMM_WORLD.size
-    with _open_processes(1) as here:
+    with open_processes(1) as process:
+        here = _Team(process, 1)
         if num_ranks == 1:
             yield [here]
             return
@@ -163,18 +148,3 @@ def _one_tokenizer_thread() -> Iterator[None]:
             del os.environ["TOKENIZERS_PARALLELISM"]
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before
-
-
-def _start_process() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """Otherwise workers of a killed build would wait forever for its next task."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -28,7 +28,7 @@ Kind = Literal[
     "megatron",
 ]
 Item = Document | BadInput
-PART_BYTES = 1 << 20
+PART_BYTES = 1 << 21
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions

@@ -1,0 +1,64 @@
+"""Results come back from worker processes whole, whatever their size, and so do errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from data_prep import process_pool
+from data_prep.executor import WorkerPool, open_pool
+
+Arrays = dict[str, np.ndarray]
+
+
+def squares(count: int) -> Arrays:
+    """Two arrays, one of them a view, and one that no buffer holds."""
+    whole = np.arange(count, dtype=np.int64) ** 2
+    return {"whole": whole, "odd": whole[1::2], "names": np.array(["a", None], dtype=object)}
+
+
+def refuse(count: int) -> Arrays:
+    if count == 3:
+        raise ValueError(f"{count} is refused")
+    return squares(count)
+
+
+def die(count: int) -> Arrays:
+    os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[WorkerPool]:
+    with open_pool(2) as opened:
+        opened.warm_up(os.getpid)
+        yield opened
+
+
+def test_arrays_of_any_size_come_back_in_order_and_are_kept(pool: WorkerPool) -> None:
+    """Places in shared memory are taken again; what has come out of them must not change."""
+    largest = process_pool._PLACE_BYTES // 8
+    counts = [0, 1, 1000, largest // 2, largest, 2 * largest, *range(2, 40)]
+    with closing(pool.map_in_order(squares, iter(counts))) as results:
+        found = list(results)
+    for count, result in zip(counts, found, strict=True):
+        expected = squares(count)
+        for name, array in expected.items():
+            assert result[name].dtype == array.dtype
+            np.testing.assert_array_equal(result[name], array)
+        result["whole"] += 1  # ours to change, as any array is
+
+
+def test_an_error_of_a_task_is_raised_in_its_place(pool: WorkerPool) -> None:
+    results = pool.map_in_order(refuse, iter(range(6)))
+    assert [len(next(results)["whole"]) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="3 is refused"):
+        next(results)
+
+
+def test_a_worker_that_dies_is_named_as_such() -> None:
+    with open_pool(2) as opened, pytest.raises(ValueError, match="a worker process died"):
+        list(opened.map_in_order(die, iter([1])))
