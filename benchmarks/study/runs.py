@@ -14,7 +14,14 @@ from benchmarks.study.corpora import Folders, canaries_of
 from benchmarks.study.jobs import BASE_ARM, Job
 from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import Row
-from benchmarks.study.scoring import Scorer, completed_share, heldout_pieces, mean_nll, memorised
+from benchmarks.study.scoring import (
+    Scorer,
+    TokenScores,
+    completed_share,
+    heldout_pieces,
+    mean_nll,
+    memorised,
+)
 from benchmarks.study.settings import Base, Setting
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
@@ -95,7 +102,7 @@ def _adapt(job: Job, setting: Setting, size: Base, folders: Folders) -> Row:
     if setting.base_shares:
         base = _base_weights(folders.base(size.name) / "export")
         measured["between"] = {
-            f"{share:g}": scorer.of(interpolate(base, weights[best], tuned_share=share))
+            f"{share:g}": scorer.losses_of(interpolate(base, weights[best], tuned_share=share))
             for share in setting.base_shares
         }
     return measured
@@ -143,15 +150,24 @@ class _Knowledge:
         self._canaries = canaries_of(setting, job.seed)
 
     def of(self, weights: dict[str, Any]) -> Row:
-        self._scorer.load(weights)
-        scores = self._scorer.score(self._domain)
+        losses, scores = self._losses_and_scores(weights)
         completed = completed_share(
             self._domain, scores, token_texts=self._token_texts, domain=self._job.domain
         )
         known = memorised(self._scorer, self._canaries, self._tokenizer)
-        return {
-            "domain_loss": round(mean_nll(scores), 5),
-            "general_loss": round(mean_nll(self._scorer.score(self._general)), 5),
+        return losses | {
             "completed": {kind: round(share, 5) for kind, share in completed.items()},
             "canaries": {name: round(value, 5) for name, value in known.items()},
         }
+
+    def losses_of(self, weights: dict[str, Any]) -> Row:
+        return self._losses_and_scores(weights)[0]
+
+    def _losses_and_scores(self, weights: dict[str, Any]) -> tuple[Row, list[TokenScores]]:
+        self._scorer.load(weights)
+        scores = self._scorer.score(self._domain)
+        losses = {
+            "domain_loss": round(mean_nll(scores), 5),
+            "general_loss": round(mean_nll(self._scorer.score(self._general)), 5),
+        }
+        return losses, scores
