@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.study.levers import LEVERS, SCRATCH
+from benchmarks.study.levers import CORE, LEVERS, SCRATCH
 from benchmarks.study.regularisers import REGULARISERS
 
-ARMS = {"regularisers": REGULARISERS, "levers": LEVERS, "scratch": SCRATCH}
+ARMS = {"regularisers": REGULARISERS, "levers": LEVERS, "core": CORE, "scratch": SCRATCH}
 ARM_OF = {arm.name: arm for arms in ARMS.values() for arm in arms}

@@ -35,7 +35,7 @@ def prepare_base(setting: Setting, size: Base, folders: Folders) -> None:
 def prepare_scores(setting: Setting, size: Base, folders: Folders) -> None:
     """Reference entropies of every slice, and of replayed text, that has none of this size yet."""
     corpora = [folders.slice(domain, s) for domain in setting.domains for s in setting.all_seeds]
-    if setting.question == "levers":
+    if setting.question in ("levers", "core"):
         corpora.append(folders.general)
     for corpus in corpora:
         if not (corpus / f"scores-{scores_name(size)}").exists():

@@ -145,6 +145,20 @@ LEVERS = (
         round=2,
     ),
 )
+_CORE = (
+    "plain",
+    "ema_weights",
+    "ema_teacher",
+    "base_teacher",
+    "replay",
+    "replay_ema_teacher",
+    "random",
+    "entrodrop",
+    "entrodrop_soft",
+    "entrodrop_with_teacher",
+)
+CORE = tuple(arm for arm in LEVERS if arm.name in _CORE)
+"""For further places: those that gained most where all were run, and the project's own."""
 _WITHOUT_A_BASE = (
     "plain",
     "ema_weights",

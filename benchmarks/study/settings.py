@@ -216,8 +216,10 @@ MINIATURE_LEVERS = replace(
     tune_by="best",
     base_shares=(0.5,),
 )
-LICENCES = replace(LEVERS, name="licences", domains=("licences",))
-LEVERS_40K = replace(LEVERS, name="levers_40k", slice_tokens=40_000, seeds=(1, 2, 3))
+LICENCES = replace(LEVERS, name="licences", domains=("licences",), question="core")
+LEVERS_40K = replace(
+    LEVERS, name="levers_40k", slice_tokens=40_000, seeds=(1, 2, 3), question="core"
+)
 SETTINGS = {
     setting.name: setting
     for setting in (
