@@ -9,17 +9,22 @@ from benchmarks.study import tradeoff
 from benchmarks.study.comparison import places_of
 from benchmarks.study.report import place_tables
 from benchmarks.study.results import Row, read_results
-from benchmarks.study.settings import FULL, READY
+from benchmarks.study.settings import FULL, READY, SETTINGS
+from benchmarks.study.summary import summary_tables
 from benchmarks.study.tables import LEGEND, counts
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
-_LEVERS = "results_levers.jsonl"
-_FILES = {
+_FIRST_ROUND = {
     "results.jsonl": "first base",
     "results_second_base.jsonl": "second base",
     "results_ready.jsonl": "ready base",
-    _LEVERS: "second round",
 }
+_SECOND_ROUND = {
+    "results_levers.jsonl": "levers",
+    "results_licences.jsonl": "licences",
+    "results_levers_40k.jsonl": "levers_40k",
+}
+"""By file, the setting of its runs."""
 _MARK = "<!-- from the rows of the study -->\n"
 _HEAD = f"""\
 # Evidence: all tables
@@ -35,10 +40,15 @@ ranks among {FULL.num_canary_rivals} that were not trained on:
 
 
 def evidence_page(text: str) -> str:
-    """The page on what to do, with its table renewed between the two marks."""
+    """The page on what to do, with its tables renewed between the two marks."""
     before, _, after = text.split(_MARK)
-    places = [place for place in places_of(_rows(_LEVERS)) if tradeoff.BASELINE in place.arms]
-    return _MARK.join([before, f"\n{tradeoff.summary_table(places)}\n", after])
+    places = {
+        f"{place.domain}, {SETTINGS[setting].slice_tokens // 1000}k": place
+        for name, setting in _SECOND_ROUND.items()
+        for place in places_of(_rows(name))
+        if tradeoff.BASELINE in place.arms
+    }
+    return _MARK.join([before, f"\n{summary_tables(places)}\n", after])
 
 
 def page() -> str:
@@ -48,7 +58,8 @@ def page() -> str:
         FileNotFoundError: for rows that are not there.
     """
     parts = [_HEAD + LEGEND]
-    for name, base in _FILES.items():
+    titles = {name: f"second round, {setting}" for name, setting in _SECOND_ROUND.items()}
+    for name, base in (_FIRST_ROUND | titles).items():
         rows = _rows(name)
         parts.append(f"The {base}, `benchmarks/study/{name}`: {counts(rows)}")
         if any(tradeoff.BASELINE in place.arms for place in places_of(rows)):

@@ -14,7 +14,7 @@ _PLAIN = ("plain",)
 _NONE = {"regulariser": "none"}
 _REPLAY = {"replay.corpus": GENERAL}
 _EMA_TEACHER = {"teacher.kind": "ema", "teacher.weight": 0.5}
-_HALF_LIVES = tries("ema.half_life_epochs", 1.0, 0.5, 2.0)
+_HALF_LIVES = tries("ema.half_life_epochs", 2.0, 1.0, 0.5)
 _RATES = tries("dropout.max_rate", 0.3, 0.15, 0.6)
 _REFERENCE = {"entropy.source": "reference"}
 
@@ -39,15 +39,15 @@ LEVERS = (
         "base_teacher",
         "KL to the base, on the domain",
         {"teacher.kind": "base"},
-        tries("teacher.weight", 0.5, 0.25, 0.75),
+        tries("teacher.weight", 0.25, 0.5, 0.75),
         passes=4 / 3,
     ),
-    _lever("replay", "replay", _REPLAY, tries("replay.share", 0.25, 0.1, 0.5)),
+    _lever("replay", "replay", _REPLAY, tries("replay.share", 0.5, 0.25, 0.1)),
     _lever(
         "replay_teacher",
         "KL to the base, on replay",
         {**_REPLAY, "teacher.kind": "base", "teacher.on": "replay", "teacher.weight": 1.0},
-        tries("replay.share", 0.25, 0.1, 0.5),
+        tries("replay.share", 0.5, 0.25, 0.1),
         passes=4 / 3,
     ),
     _regulariser("l2_sp", "L2-SP", "l2_sp", 3.0, 1.0, 10.0),

@@ -10,6 +10,7 @@ from benchmarks.study.comparison import Place, best_loss, final_loss, places_of
 from benchmarks.study.pictures import draw_bands, draw_curves, draw_differences, draw_knowledge
 from benchmarks.study.results import Row
 from benchmarks.study.spread import draw_spread
+from benchmarks.study.tradeoff_picture import draw_tradeoff
 
 _OF_REGULARISERS = {
     "curves": draw_curves,
@@ -18,7 +19,7 @@ _OF_REGULARISERS = {
     "knowledge": draw_knowledge,
     "spread": draw_spread,
 }
-_OF_LEVERS = {"tradeoff": tradeoff.draw_tradeoff}
+_OF_LEVERS = {"tradeoff": draw_tradeoff}
 
 
 def write_report(rows: Sequence[Row], *, out: Path) -> Path:
