@@ -9,8 +9,8 @@ SUMMARY = "check a corpus with its packs, removals and scores"
 DESCRIPTION = """\
 Check a corpus with its packs, removal lists and scores: sizes, document offsets, ids within the
 vocabulary, no document in both splits, every token in exactly one sample; with --deep also every
-checksum.
-Prints a table; exits with 1 if a check fails, naming the shard, the expected and the found value.
+checksum. It prints a table, and exits with 1 if a check fails, naming the shard, the expected and
+the found value.
 
   python -m data_prep verify data/notes --deep
 """

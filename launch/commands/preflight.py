@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from launch.preflight.run import Result
 
 SUMMARY = "check hosts, network, corpus and numerics on the processes that will train"
-DESCRIPTION = """Check in about a minute, on all processes of a job, what would otherwise go wrong
-hours later or unnoticed. Start it like the training itself: in every process, by the same launcher.
-Rank 0 prints a table of pass, WARN and FAIL, with ranks and hosts and what to do.
-docs/preflight.md explains each check.
+DESCRIPTION = """\
+Check in about a minute, on all processes of a job, what would otherwise go wrong hours later or
+unnoticed. Start it like the training itself: in every process, by the same launcher. Rank 0 prints
+a table of pass, WARN and FAIL, with ranks and hosts and what to do. docs/preflight.md explains each
+check.
 
 """
 _EXAMPLES = """
