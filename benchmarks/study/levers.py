@@ -144,6 +144,23 @@ LEVERS = (
         _RATES,
         round=2,
     ),
+    # the regulariser that gained most alone, beside what gained most of all
+    Arm(
+        "mlp_dropout_with_teacher",
+        "MLP dropout + EMA teacher",
+        {"regulariser": "mlp_dropout", **_EMA_TEACHER},
+        like=("plain", "ema_teacher", "plus_mlp_dropout"),
+        passes=4 / 3,
+        round=3,
+    ),
+    Arm(
+        "mlp_dropout_with_levers",
+        "MLP dropout + replay + EMA teacher",
+        {"regulariser": "mlp_dropout", **_REPLAY, **_EMA_TEACHER},
+        like=("plain", "replay", "ema_teacher", "plus_mlp_dropout"),
+        passes=4 / 3,
+        round=3,
+    ),
 )
 _CORE = (
     "plain",
