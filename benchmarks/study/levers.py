@@ -173,6 +173,8 @@ _CORE = (
     "entrodrop",
     "entrodrop_soft",
     "entrodrop_with_teacher",
+    "plus_mlp_dropout",
+    "mlp_dropout_with_teacher",
 )
 CORE = tuple(arm for arm in LEVERS if arm.name in _CORE)
 """For further places: those that gained most where all were run, and the project's own."""
