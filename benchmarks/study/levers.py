@@ -161,6 +161,14 @@ LEVERS = (
         passes=4 / 3,
         round=3,
     ),
+    Arm(
+        "entrodrop_mlp_dropout_with_teacher",
+        "EntroDrop + MLP dropout + EMA teacher",
+        {"regularisers": ["entrodrop", "mlp_dropout"], **_REFERENCE, **_EMA_TEACHER},
+        like=("plain", "ema_teacher", "entrodrop", "plus_mlp_dropout"),
+        passes=4 / 3,
+        round=3,
+    ),
 )
 _CORE = (
     "plain",
@@ -175,6 +183,7 @@ _CORE = (
     "entrodrop_with_teacher",
     "plus_mlp_dropout",
     "mlp_dropout_with_teacher",
+    "entrodrop_mlp_dropout_with_teacher",
 )
 CORE = tuple(arm for arm in LEVERS if arm.name in _CORE)
 """For further places: those that gained most where all were run, and the project's own."""
