@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -40,13 +40,14 @@ class WorkerPool:
     def warm_up(self, prepare: Callable[[], object]) -> None:
         """Let every worker start, import and prepare while this process does other work.
 
-        An error in `prepare` is raised again by the first task.
+        An error, in `prepare` or of processes that do not start, is met again by the first task.
         """
 
         def submit_to_all() -> None:
-            for team in self._teams:
-                for _ in range(team.num_workers):
-                    team.executor.submit(prepare)
+            with suppress(Exception):
+                for team in self._teams:
+                    for _ in range(team.num_workers):
+                        team.executor.submit(_do, prepare)
 
         # In a thread: the first one waits until processes have started.
         self._warming = threading.Thread(target=submit_to_all, daemon=True)
@@ -78,6 +79,11 @@ class WorkerPool:
 
     def _least_busy(self, busy: list[_Team]) -> _Team:
         return min(self._teams, key=lambda team: busy.count(team) / team.num_workers)
+
+
+def _do(prepare: Callable[[], object]) -> None:
+    """Without its result, such as a whole tokenizer, which would be sent back for nothing."""
+    prepare()
 
 
 @contextmanager

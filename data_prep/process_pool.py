@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import Any
 
 import numpy as np
@@ -34,15 +35,40 @@ def open_processes(num_workers: int) -> Iterator[Executor]:
     # do not survive a fork. It imports while this process goes on, up to the first task.
     context = get_context("forkserver")
     context.set_forkserver_preload([_PRELOADED])
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # before, since it unblocks signals
+    with _ctrl_c_blocked():
+        forkserver.ensure_running()
     memory = context.RawArray("B", num_workers * _PLACES_A_WORKER * _PLACE_BYTES)
-    pool = ProcessPoolExecutor(
+    pool = _Processes(
         num_workers, mp_context=context, initializer=_start_process, initargs=(memory,)
     )
     try:
         yield _SharingExecutor(pool, shared=np.frombuffer(memory, dtype=np.uint8))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """What is started meanwhile inherits it: the server would print where Ctrl-C has met it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Processes(ProcessPoolExecutor):
+    """Starts all processes before the thread that watches them, as Python does where it forks.
+
+    Where one dies while others start, that thread misses the others, and nothing ends any more.
+    """
+
+    def _start_executor_manager_thread(self) -> None:
+        if self._executor_manager_thread is None:
+            for _ in range(len(self._processes), self._max_workers):
+                self._spawn_process()
+        super()._start_executor_manager_thread()
 
 
 class _SharingExecutor(Executor):
@@ -54,27 +80,38 @@ class _SharingExecutor(Executor):
         self._free = deque(range(0, len(shared), _PLACE_BYTES))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        place = self._free.pop() if self._free else None
+        try:
+            place = self._free.pop()
+        except IndexError:
+            place = None
         task = partial(fn, *args, **kwargs)
         received: Future[Any] = Future()
-        sent = self._pool.submit(_run, task, place)
+        try:
+            sent = self._pool.submit(_run, task, place)
+        except (EOFError, ConnectionError):
+            raise BrokenExecutor("the server that starts processes has died") from None
         sent.add_done_callback(partial(self._receive, place=place, received=received))
         return received
 
     def _receive(self, sent: Future[Any], *, place: int | None, received: Future[Any]) -> None:
-        """Copy a result out of its place, which the next task may take."""
-        if sent.cancelled():
-            received.cancel()
-        elif error := sent.exception():
+        try:
+            result = self._taken(sent, place=place)
+        except BaseException as error:
             received.set_exception(error)
         else:
+            received.set_result(result)
+
+    def _taken(self, sent: Future[Any], *, place: int | None) -> Any:
+        """A result, copied out of its place, which the next task may take."""
+        try:
             result = sent.result()
             if isinstance(result, _Placed):
                 assert place is not None
-                result = result.taken_from(self._shared, place=place)
-            received.set_result(result)
-        if place is not None:
-            self._free.append(place)
+                return result.taken_from(self._shared, place=place)
+            return result
+        finally:
+            if place is not None:
+                self._free.append(place)
 
 
 @dataclass(frozen=True)
@@ -111,6 +148,9 @@ def _run(task: Callable[[], Any], place: int | None) -> Any:
 def _start_process(memory: Any) -> None:
     global _shared
     _shared = np.frombuffer(memory, dtype=np.uint8)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a word: the build says it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
+from data_prep.executor import WorkerPool, _Team
 from tests.mpi import hide_mpi
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -102,3 +106,20 @@ def test_mpirun_ends_all_ranks_when_they_cannot_load_mpi(
         assert process.wait(timeout=60) == 2
     finally:
         process.kill()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_prepares_workers_sends_nothing_back_and_tells_no_error_of_its_own() -> None:
+    """A tokenizer is large; and the first task meets the same error."""
+    done: list[object] = []
+
+    class Team(Executor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            if done:
+                raise BrokenExecutor
+            done.append(fn(*args, **kwargs))
+            return Future()
+
+    with closing(WorkerPool([_Team(Team(), 2)])) as pool:
+        pool.warm_up(lambda: "a tokenizer")
+    assert done == [None]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
+import signal
 from collections.abc import Iterator
 from contextlib import closing
+from multiprocessing import forkserver
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +34,10 @@ def refuse(count: int) -> Arrays:
 
 def die(count: int) -> Arrays:
     os._exit(1)
+
+
+def how_ctrl_c_ends(count: int) -> tuple[object, bool]:
+    return signal.getsignal(signal.SIGINT), signal.SIGINT in signal.pthread_sigmask(0, [])
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +71,20 @@ def test_an_error_of_a_task_is_raised_in_its_place(pool: WorkerPool) -> None:
 def test_a_worker_that_dies_is_named_as_such() -> None:
     with open_pool(2) as opened, pytest.raises(ValueError, match="a worker process died"):
         list(opened.map_in_order(die, iter([1])))
+
+
+def test_all_processes_start_before_one_is_watched() -> None:
+    """Where one dies while others start, Python would wait for the others forever."""
+    before = len(multiprocessing.active_children())
+    with process_pool.open_processes(3) as executor:
+        executor.submit(os.getpid)
+        assert len(multiprocessing.active_children()) == before + 3
+
+
+def test_ctrl_c_in_a_terminal_ends_all_processes_without_a_word(pool: WorkerPool) -> None:
+    """It reaches their server while it starts; the first process alone says what happened."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    blocked = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{server}/status").read_text())
+    assert blocked and int(blocked[1], 16) >> (signal.SIGINT - 1) & 1
+    ((handler, is_blocked),) = pool.map_in_order(how_ctrl_c_ends, iter([0]))
+    assert handler in (signal.SIG_DFL, signal.SIG_IGN) and not is_blocked
