@@ -38,14 +38,16 @@ class WorkerPool:
         self.num_workers = sum(team.num_workers for team in teams)
 
     def warm_up(self, prepare: Callable[[], object]) -> None:
-        """Let every worker start, import and prepare while this process does other work.
+        """Let every other process start, import and prepare while this one does other work.
 
         An error, in `prepare` or of processes that do not start, is met again by the first task.
         """
 
+        others = [team for team in self._teams if not isinstance(team.executor, _InThisProcess)]
+
         def submit_to_all() -> None:
             with suppress(Exception):
-                for team in self._teams:
+                for team in others:
                     for _ in range(team.num_workers):
                         team.executor.submit(_do, prepare)
 

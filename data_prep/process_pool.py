@@ -5,6 +5,7 @@ Through the pipe of a `ProcessPoolExecutor` each byte of a result is copied ten 
 
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import signal
@@ -15,7 +16,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from multiprocessing import forkserver, get_context, parent_process, reduction, resource_tracker
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,45 @@ def open_processes(num_workers: int) -> Iterator[Executor]:
     resource_tracker.ensure_running()  # before, since it unblocks signals
     with _ctrl_c_blocked():
         forkserver.ensure_running()
-    memory = context.RawArray("B", num_workers * _PLACES_A_WORKER * _PLACE_BYTES)
-    pool = _Processes(
-        num_workers, mp_context=context, initializer=_start_process, initargs=(memory,)
-    )
+    with _shared_memory(num_workers * _PLACES_A_WORKER * _PLACE_BYTES) as memory:
+        pool = _Processes(
+            num_workers, mp_context=context, initializer=_start_process, initargs=(memory,)
+        )
+        try:
+            yield _SharingExecutor(pool, shared=memory.mapped())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What this process and those that it starts share; no file, so neither a small /dev/shm nor a
+    full disk is in its way.
+    """
+
+    file: int
+    num_bytes: int
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _inherited, (reduction.DupFd(self.file), self.num_bytes)
+
+    def mapped(self) -> np.ndarray:
+        """[bytes] uint8; it takes memory where it has been written."""
+        return np.frombuffer(mmap.mmap(self.file, self.num_bytes), dtype=np.uint8)
+
+
+def _inherited(file: Any, num_bytes: int) -> _Memory:
+    return _Memory(file.detach(), num_bytes)
+
+
+@contextmanager
+def _shared_memory(num_bytes: int) -> Iterator[_Memory]:
+    file = os.memfd_create("results")
     try:
-        yield _SharingExecutor(pool, shared=np.frombuffer(memory, dtype=np.uint8))
+        os.ftruncate(file, num_bytes)
+        yield _Memory(file, num_bytes)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        os.close(file)
 
 
 @contextmanager
@@ -145,9 +177,10 @@ def _run(task: Callable[[], Any], place: int | None) -> Any:
     return _Placed(pickled, sizes)
 
 
-def _start_process(memory: Any) -> None:
+def _start_process(memory: _Memory) -> None:
     global _shared
-    _shared = np.frombuffer(memory, dtype=np.uint8)
+    _shared = memory.mapped()
+    os.close(memory.file)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a word: the build says it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
