@@ -37,7 +37,7 @@ def open_processes(num_workers: int) -> Iterator[Executor]:
     context = get_context("forkserver")
     context.set_forkserver_preload([_PRELOADED])
     resource_tracker.ensure_running()  # before, since it unblocks signals
-    with _ctrl_c_blocked():
+    with _ctrl_c(signal.SIG_BLOCK):
         forkserver.ensure_running()
     with _shared_memory(num_workers * _PLACES_A_WORKER * _PLACE_BYTES) as memory:
         pool = _Processes(
@@ -81,9 +81,13 @@ def _shared_memory(num_bytes: int) -> Iterator[_Memory]:
 
 
 @contextmanager
-def _ctrl_c_blocked() -> Iterator[None]:
-    """What is started meanwhile inherits it: the server would print where Ctrl-C has met it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+def _ctrl_c(how: int) -> Iterator[None]:
+    """Block or unblock it, also for what is started meanwhile.
+
+    Workers take it within a task alone. It would leave half a message in the pipe, for which the
+    build would wait forever; and where they or their server wait or start, they would print it.
+    """
+    before = signal.pthread_sigmask(how, [signal.SIGINT])
     try:
         yield
     finally:
@@ -162,7 +166,8 @@ class _Placed:
 
 
 def _run(task: Callable[[], Any], place: int | None) -> Any:
-    result = task()
+    with _ctrl_c(signal.SIG_UNBLOCK):
+        result = task()
     if place is None or _shared is None:
         return result
     buffers: list[pickle.PickleBuffer] = []
@@ -181,9 +186,6 @@ def _start_process(memory: _Memory) -> None:
     global _shared
     _shared = memory.mapped()
     os.close(memory.file)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a word: the build says it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
