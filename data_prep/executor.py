@@ -153,6 +153,6 @@ def _one_tokenizer_thread() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
+            os.environ.pop("TOKENIZERS_PARALLELISM", None)
         else:
             os.environ["TOKENIZERS_PARALLELISM"] = before

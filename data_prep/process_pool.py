@@ -9,6 +9,7 @@ import mmap
 import os
 import pickle
 import signal
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def open_processes(num_workers: int) -> Iterator[Executor]:
     context.set_forkserver_preload([_PRELOADED])
     resource_tracker.ensure_running()  # before, since it unblocks signals
     with _ctrl_c(signal.SIG_BLOCK):
-        forkserver.ensure_running()
+        _start_server()
     with _shared_memory(num_workers * _PLACES_A_WORKER * _PLACE_BYTES) as memory:
         pool = _Processes(
             num_workers, mp_context=context, initializer=_start_process, initargs=(memory,)
@@ -47,6 +48,18 @@ def open_processes(num_workers: int) -> Iterator[Executor]:
             yield _SharingExecutor(pool, shared=memory.mapped())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_server() -> None:
+    try:
+        forkserver.ensure_running()
+    except OSError as error:
+        if "AF_UNIX path too long" not in str(error):
+            raise
+        raise ValueError(
+            f"TMPDIR={tempfile.gettempdir()}: too long for the name of a socket in it; set TMPDIR "
+            "to a folder with a shorter name, such as /tmp, or use --workers 1"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -92,3 +94,13 @@ def test_ctrl_c_in_a_terminal_is_taken_within_a_task_alone(pool: WorkerPool) -> 
     interrupt = 1 << (signal.SIGINT - 1)
     assert (server & interrupt, worker & interrupt) == (interrupt, interrupt)
     assert not in_task & interrupt
+
+
+def test_a_temporary_folder_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    work = "from data_prep.executor import open_pool\nwith open_pool(2): pass"
+    environment = os.environ | {"TMPDIR": str(folder)}
+    command = [sys.executable, "-c", work]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert f"ValueError: TMPDIR={folder}: too long" in found.stderr
