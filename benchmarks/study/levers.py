@@ -17,6 +17,17 @@ _EMA_TEACHER = {"teacher.kind": "ema", "teacher.weight": 0.5}
 _HALF_LIVES = tries("ema.half_life_epochs", 2.0, 1.0, 0.5)
 _RATES = tries("dropout.max_rate", 0.3, 0.15, 0.6)
 _REFERENCE = {"entropy.source": "reference"}
+_LORA = {
+    "adapter.kind": "lora",
+    "adapter.rank": 16,
+    "adapter.alpha": 32,
+    "adapter.dropout": 0.0,
+    "adapter.targets": "all-linear",
+}
+# One factor of what it adds starts at zero, so that it moves slowly at first: about ten times the
+# rate of all weights is best (Schulman et al.: LoRA Without Regret, 2025). Its steps cost no less
+# here: what frozen weights spare, the adapters of such narrow layers take.
+_LORA_RATES = tries("lr.adapter", 10.0, 3.0, 30.0)
 
 
 def _lever(name: str, label: str, fixed: Overrides, settings: Any, **more: Any) -> Arm:
@@ -168,6 +179,15 @@ LEVERS = (
         like=("plain", "ema_teacher", "entrodrop", "plus_mlp_dropout"),
         passes=4 / 3,
         round=3,
+    ),
+    _lever("lora", "LoRA", _LORA, _LORA_RATES, round=4),
+    Arm(
+        "lora_teacher",
+        "LoRA + KL to the base, on the domain",
+        {**_NONE, **_LORA, "teacher.kind": "base"},
+        like=("plain", "base_teacher", "lora"),
+        passes=4 / 3,
+        round=4,
     ),
 )
 _CORE = (

@@ -85,7 +85,10 @@ def _adapt(job: Job, setting: Setting, size: Base, folders: Folders) -> Row:
     best = _best(run_dir)
     averaged = recipe.ema is not None and recipe.ema.decides_best
     weights = {
-        folder: Mix((folder,), averaged=averaged).load_trained(folder) for folder in {last, best}
+        folder: Mix((folder,), averaged=averaged).load(
+            recipe.model, dtype=torch.float32, adapter=recipe.adapter
+        )
+        for folder in {last, best}
     }
     scorer = _Knowledge(job, setting, folders, config_folder=run_dir / "model")
     scored = {folder: scorer.of(weights[folder]) for folder in weights}
