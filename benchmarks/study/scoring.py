@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.study.canaries import Canary
 from benchmarks.study.cloze import find_blanks
@@ -37,13 +37,20 @@ class TokenScores(NamedTuple):
 class Scorer:
     """A causal LM with changeable weights."""
 
-    def __init__(self, config_folder: Path) -> None:
+    def __init__(self, config_folder: Path, *, dtype: torch.dtype) -> None:
+        """`dtype`: of the training, to which an export rounds weights, too."""
         self._lm = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(config_folder), attn_implementation="sdpa"
+            AutoConfig.from_pretrained(config_folder), attn_implementation="sdpa", dtype=dtype
         ).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(config_folder)
 
     def load(self, weights: dict[str, Tensor]) -> None:
         self._lm.load_state_dict(weights)
+
+    def write(self, folder: Path) -> None:
+        """As a Hugging Face folder, with the tokenizer."""
+        self._lm.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
 
     @torch.no_grad()
     def score(self, texts: Sequence[NDArray[Any]]) -> list[TokenScores]:

@@ -88,6 +88,8 @@ class Setting:
     """The held-out loss by which an arm chooses its setting."""
     base_shares: tuple[float, ...] = ()
     """Weights between the base and a run's best are scored, too: shares of the way."""
+    questions: dict[str, int] = field(default_factory=dict)
+    """How many are asked, by kind: `words` that a dictionary explains, `lines` of the domain."""
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -124,7 +126,7 @@ class Setting:
     def identity(self, domain: str) -> str:
         """Of everything a domain's runs share: runs that differ in it are not comparable."""
         of_grid = ("name", "sizes", "domains", "seeds", "tries_of_arm", "lr_of_domain")
-        of_grid += ("question", "tune_by", "base_shares")
+        of_grid += ("question", "tune_by", "base_shares", "questions")
         shared = {key: value for key, value in asdict(self).items() if key not in of_grid}
         shared["lr"] = self.lr_of_domain[domain]
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
@@ -176,6 +178,8 @@ READY = Setting(
     general_samples=4,
     # not searched; those of FULL were
     lr_of_domain={"code": 1e-4, "prose": 1e-4},
+    # our own models answer at chance
+    questions={"words": 200},
 )
 LEVERS = replace(
     FULL,
@@ -215,6 +219,7 @@ MINIATURE_LEVERS = replace(
     question="levers",
     tune_by="best",
     base_shares=(0.5,),
+    questions={"lines": 8},
 )
 LICENCES = replace(LEVERS, name="licences", domains=("licences",), question="core")
 LEVERS_40K = replace(

@@ -116,11 +116,46 @@ def knowledge_table(place: Place) -> str:
         ("exposure, bits", known("final", "canaries", "exposure_bits"), 2),
     ]
     shown = [*([place.base] if place.base else []), *place.arms.values()]
+    asked = {kind for runs in shown for kind in _asked(runs)}
+    head = ["arm", *(name for name, _, _ in measures)]
+    head += [f"{kind} right, {when}" for kind in sorted(asked) for when in ("final", "best")]
     rows = [
-        [runs.arm.label, *(number(runs.mean(m), digits=digits) for _, m, digits in measures)]
+        [
+            runs.arm.label,
+            *(number(runs.mean(m), digits=digits) for _, m, digits in measures),
+            *(_right(runs, kind, when) for kind in sorted(asked) for when in ("final", "best")),
+        ]
         for runs in shown
     ]
-    return markdown(["arm", *(name for name, _, _ in measures)], rows)
+    return markdown(head, rows) + _about_answers(shown, asked)
+
+
+def _asked(runs: ArmRuns) -> set[str]:
+    """Kinds of questions that every run of an arm has answered."""
+    return set.intersection(*(set(row["final"].get("answers", {})) for row in runs.rows.values()))
+
+
+def _right(runs: ArmRuns, kind: str, when: str) -> str:
+    if kind not in _asked(runs):
+        return ""
+    return number(runs.mean(known(when, "answers", kind, "right")))
+
+
+def _about_answers(shown: Sequence[ArmRuns], asked: set[str]) -> str:
+    """What the last columns are; nothing where nothing was asked."""
+    if not asked:
+        return ""
+    error = max(
+        answers["standard_error"]
+        for runs in shown
+        for row in runs.rows.values()
+        for answers in row["final"].get("answers", {}).values()
+    )
+    return (
+        "\n`right` is the share of questions with four answers that lm-evaluation-harness finds "
+        "answered right. All are asked the same; over other questions the standard error of a "
+        f"share is at most {error:.3f}.\n"
+    )
 
 
 def tuning_table(place: Place, tuned_by: Measure) -> str:

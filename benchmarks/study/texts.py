@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sysconfig
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 _DICTIONARY = Path("/usr/share/dictd/gcide.dict.dz")
@@ -24,18 +26,30 @@ def general_texts(source: str, *, num_chars: int) -> list[str]:
     Raises:
         ValueError: when the source is not on this machine, or too small.
     """
+    pieces, count = _shuffled(source, num_chars=num_chars)
+    return pieces[:count]
+
+
+def spare_texts(source: str, *, num_chars: int) -> list[str]:
+    """The pieces that `general_texts` leaves: near others in its order, but in no corpus.
+
+    Raises:
+        ValueError: as `general_texts` does.
+    """
+    pieces, count = _shuffled(source, num_chars=num_chars)
+    return pieces[count:]
+
+
+def _shuffled(source: str, *, num_chars: int) -> tuple[list[str], int]:
+    """All pieces, and how many of the first ones have that many characters."""
     pieces = [piece for text in _GENERAL[source]() for piece in _pieces(text)]
     random.Random(source).shuffle(pieces)
-    taken: list[str] = []
-    total = 0
-    for piece in pieces:
-        if total >= num_chars:
-            return taken
-        taken.append(piece)
-        total += len(piece)
-    if total < num_chars:
-        raise ValueError(f"texts: {source} has only {total:,} characters here, not {num_chars:,}")
-    return taken
+    totals = [0, *accumulate(len(piece) for piece in pieces)]
+    if totals[-1] < num_chars:
+        raise ValueError(
+            f"texts: {source} has only {totals[-1]:,} characters here, not {num_chars:,}"
+        )
+    return pieces, bisect_left(totals, num_chars)
 
 
 def domain_texts(domain: str) -> list[str]:

@@ -19,12 +19,14 @@ from benchmarks.study.cloze import find_blanks
 from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
 from benchmarks.study.corpora import Folders
 from benchmarks.study.jobs import Job, choose, count_jobs, refuse_untuned, startable
+from benchmarks.study.questions import line_questions, word_questions
 from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
 from benchmarks.study.tables import knowledge_table, losses_table
 from benchmarks.study.tradeoff import best_share, cost_of, tradeoff_table
+from tests.grids import WHOLE
 from tests.warm_python import warm_python
 from training.regularisers.table import model_regularisation
 
@@ -260,6 +262,60 @@ def test_canaries_are_the_seeds_own_and_their_rivals_differ():
     assert all(len({canary.secret, *canary.rivals}) == 8 for canary in first)
 
 
+ARTICLE = """
+{word} \\{word}\\, n. [OE. {word}.]
+   {text} (Naut.) that many
+   a thing can be{number}; as, a {use}.
+
+   Syn: {use}.
+"""
+
+
+def test_questions_after_words_have_one_right_answer_and_do_not_name_it():
+    words = ["anchor", "basket", "candle", "dagger", "engine"]
+    kinds = ["The", "A", "Some", "All", "One"]
+    texts = [
+        ARTICLE.format(word=word.title(), text=f"{kind} of things", number=n, use=f"{word} " * 50)
+        for n, (word, kind) in enumerate(zip(words, kinds, strict=True), start=1)
+    ]
+    texts.append(ARTICLE.format(word="Fig", text="Of figs, a thing", number=6, use="fig " * 50))
+    texts.append(ARTICLE.format(word="Rare", text="Of what few say", number=7, use="it"))
+    found = word_questions(texts, count=5)
+    assert found == word_questions(texts, count=5)
+    for question in found:
+        right = question.options[question.answer].strip()
+        number = words.index(right) + 1
+        assert f"thing can be{number}\nWord:" in question.question
+        assert "Naut" not in question.question and "as," not in question.question
+        assert len(set(question.options)) == 4
+    with pytest.raises(ValueError, match="only 5 of 6 questions"):
+        word_questions(texts, count=6)
+
+
+def test_questions_after_lines_ask_for_the_next_one():
+    texts = [
+        "".join(f"line {text} {line} is of a text\n" for line in range(9)) for text in range(4)
+    ]
+    for question in line_questions(texts, count=12):
+        _, text, number, *_ = question.question.splitlines()[-1].split()
+        assert question.options[question.answer] == f"\nline {text} {int(number) + 1} is of a text"
+
+
+def test_a_table_shows_answers_where_all_runs_of_an_arm_have_them():
+    asked = {"answers": {"words": {"right": 0.5, "standard_error": 0.04}}}
+    scored = {"completed": {}, "general_loss": 1.0, "canaries": {"exact": 0.0, "exposure_bits": 1}}
+    rows = [row("plain", 1, [9.0, 3.0]), row("replay", 1, [9.0, 3.0])]
+    for found in rows:
+        found |= {"final": found["final"] | scored, "best": dict(scored)}
+    (place,) = places_of(rows)
+    assert "right" not in knowledge_table(place)
+    for when in ("final", "best"):
+        rows[0][when] |= asked
+    (place,) = places_of(rows)
+    plain, replay = knowledge_table(place).splitlines()[2:4]
+    assert plain.endswith("| 0.500 | 0.500 |") and replay.endswith("|  |  |")
+
+
 # --- the whole command ---
 
 
@@ -329,17 +385,24 @@ def test_a_killed_study_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(
         "evidence_spread.png",
     ]
 
-    levers = ["--setting", "miniature_levers", "--arms", "plain", "ema_weights"]
-    run(*study(tmp_path / "levers", "--stage", "runs", "report", *levers))
+    arms = ["plain", "ema_weights", *(["lora"] if WHOLE else [])]
+    levers = ["--setting", "miniature_levers", "--arms", *arms]
+    run(*study(tmp_path / "levers", "--stage", "corpora", "runs", "report", *levers))
     found = numbers(tmp_path / "levers")
-    (averaged,) = (one for key, one in found.items() if "ema_weights" in key and one["seed"] == 1)
-    assert averaged["best"]["domain_loss"] == pytest.approx(
-        min(averaged["curve"]["loss"][1:]), abs=2e-4
-    )
     (base,) = (one for one in found.values() if one["arm"] == "base")
-    ends = averaged["best"]["general_loss"], base["final"]["general_loss"]
-    assert min(ends) - 0.05 < averaged["between"]["0.5"]["general_loss"] < max(ends)
-    assert "EMA of weights" in (tmp_path / "levers" / "report" / "report.md").read_text()
+    for arm in arms[1:]:
+        (tuned,) = (one for one in found.values() if one["arm"] == arm and one["seed"] == 1)
+        # what is scored are the averaged weights, and the base with its adapter merged
+        assert tuned["best"]["domain_loss"] == pytest.approx(
+            min(tuned["curve"]["loss"][1:]), abs=2e-4
+        )
+        ends = tuned["best"]["general_loss"], base["final"]["general_loss"]
+        assert min(ends) - 0.05 < tuned["between"]["0.5"]["general_loss"] < max(ends) + 0.05
+        answers = tuned["best"]["answers"]["lines"]
+        assert answers["right"] in {n / 8 for n in range(9)} and answers["standard_error"] >= 0
+    assert "answers" in base["final"]
+    report = (tmp_path / "levers" / "report" / "report.md").read_text()
+    assert "EMA of weights" in report and "| lines right, final | lines right, best |" in report
 
 
 def tables(out: Path) -> list[str]:

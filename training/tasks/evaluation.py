@@ -116,10 +116,12 @@ def evaluate_tasks(target: Path, options: TaskOptions) -> tuple[Path, str] | Non
 
 
 def _join_ranks() -> None:
-    """A CPU-only process group; no rank waits in it while tasks run.
+    """A CPU-only process group, unless this process is in one; no rank waits in it while tasks run.
 
     One rank may take hours longer than the others.
     """
+    if dist.is_initialized():
+        return
     patience = timedelta(days=7)
     if "RANK" in os.environ:
         dist.init_process_group("gloo", timeout=patience)
