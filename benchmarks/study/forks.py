@@ -20,6 +20,8 @@ _PRELOADED = (
 )
 _TO_ASK = ("lm_eval.evaluator", "training.tasks.evaluation", "training.tasks.whole_model")
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**30
 
 
 def load_modules(*, asks: bool) -> None:
@@ -37,6 +39,9 @@ def load_modules(*, asks: bool) -> None:
     )
     for name in _PRELOADED + (_TO_ASK if asks else ()):
         importlib.import_module(name)
+    # glibc returns each large tensor to the system, which then clears its pages for the next one
+    for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+        ctypes.CDLL(None).mallopt(parameter, _KEPT_BYTES)
     gc.freeze()  # or every fork's collector would walk, and so copy, all of it
 
 
