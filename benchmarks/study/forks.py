@@ -39,6 +39,7 @@ def load_modules(*, asks: bool) -> None:
     )
     for name in _PRELOADED + (_TO_ASK if asks else ()):
         importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)  # it may have been imported before
     # glibc returns each large tensor to the system, which then clears its pages for the next one
     for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
         ctypes.CDLL(None).mallopt(parameter, _KEPT_BYTES)

@@ -38,7 +38,6 @@ def run_job(job: Job, setting: Setting, folders: Folders) -> Row:
     """Run the job, or resume it if it was started before."""
     size = next(size for size in setting.sizes if size.name == job.size)
     began, cpu = time.monotonic(), time.process_time()
-    torch.set_num_threads(1)
     measured = _score_base(job, setting, size, folders)
     if job.arm != BASE_ARM:
         measured = _adapt(job, setting, size, folders)
