@@ -76,7 +76,8 @@ def summary_tables(places: Mapping[str, Place]) -> str:
 
 
 def _range(numbers: Sequence[float]) -> str:
-    return f"{min(numbers):.1f} to {max(numbers):.1f}"
+    lowest, highest = f"{min(numbers):.1f}", f"{max(numbers):.1f}"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def _rows(places: Mapping[str, Place]) -> dict[str, list[Gain | None]]:
