@@ -197,6 +197,7 @@ def _run(task: Callable[[], Any], place: int | None) -> Any:
 
 def _start_process(memory: _Memory) -> None:
     global _shared
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server may not be of our start
     _shared = memory.mapped()
     os.close(memory.file)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

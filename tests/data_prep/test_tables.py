@@ -37,8 +37,9 @@ def test_a_table_gives_its_rows(tmp_path: Path, name: str, delimiter: str, suffi
     assert read_inputs(path)[0] == TEXTS
 
 
-def test_a_table_is_read_on_from_any_part(tmp_path: Path) -> None:
-    texts = [f"{i} " + "word\n" * 60_000 for i in range(12)]
+def test_a_table_is_read_on_from_any_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_prep.reading.streamed.PART_BYTES", 100_000)
+    texts = [f"{i} " + "word\n" * 6_000 for i in range(12)]
     path = tmp_path / "t.csv"
     path.write_bytes(table([["text"], *([text] for text in texts)]))
     (domain,) = find_domains([path], globs=Globs(), fields_of={}, default=TEXT)
