@@ -46,7 +46,7 @@ class WorkerPool:
         others = [team for team in self._teams if not isinstance(team.executor, _InThisProcess)]
 
         def submit_to_all() -> None:
-            with suppress(Exception):
+            with suppress(RuntimeError, OSError):  # no process, no thread, no file left
                 for team in others:
                     for _ in range(team.num_workers):
                         team.executor.submit(_do, prepare)

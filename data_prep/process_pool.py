@@ -1,6 +1,6 @@
 """Worker processes whose results come back through memory that they share with this one.
 
-Through the pipe of a `ProcessPoolExecutor` each byte of a result is copied ten times, in pieces.
+Through the pipe of a `ProcessPoolExecutor` each result is copied several times, 64 KiB at a time.
 """
 
 from __future__ import annotations

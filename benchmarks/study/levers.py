@@ -34,6 +34,11 @@ def _lever(name: str, label: str, fixed: Overrides, settings: Any, **more: Any) 
     return Arm(name, label, {**_NONE, **fixed}, settings, like=_PLAIN, **more)
 
 
+def _joined(name: str, label: str, fixed: Overrides, *like: str, round: int) -> Arm:
+    """A teacher beside other levers, each with the setting that it chose alone."""
+    return Arm(name, label, fixed, like=(*_PLAIN, *like), passes=4 / 3, round=round)
+
+
 def _regulariser(name: str, label: str, key: str, *values: float, **more: Any) -> Arm:
     fixed = {"regulariser": name}
     return _lever(f"plus_{name}", label, fixed, tries(f"baseline.{key}", *values), **more)
@@ -75,36 +80,38 @@ LEVERS = (
         {"regulariser": "entrodrop", "dropout.softness": 0.5, **_REFERENCE},
         tries("dropout.max_rate", 0.3, 0.15, 0.5),
     ),
-    Arm(
+    _joined(
         "replay_ema_teacher",
         "replay + EMA teacher",
         {**_NONE, **_REPLAY, **_EMA_TEACHER},
-        like=("plain", "replay", "ema_teacher"),
-        passes=4 / 3,
+        "replay",
+        "ema_teacher",
         round=1,
     ),
-    Arm(
+    _joined(
         "entrodrop_with_teacher",
         "EntroDrop + EMA teacher",
         {"regulariser": "entrodrop", **_REFERENCE, **_EMA_TEACHER},
-        like=("plain", "ema_teacher", "entrodrop"),
-        passes=4 / 3,
+        "ema_teacher",
+        "entrodrop",
         round=1,
     ),
-    Arm(
+    _joined(
         "entrodrop_with_levers",
         "EntroDrop + replay + EMA teacher",
         {"regulariser": "entrodrop", **_REFERENCE, **_REPLAY, **_EMA_TEACHER},
-        like=("plain", "replay", "ema_teacher", "entrodrop"),
-        passes=4 / 3,
+        "replay",
+        "ema_teacher",
+        "entrodrop",
         round=1,
     ),
-    Arm(
+    _joined(
         "random_with_levers",
         "random tokens at EntroDrop's rate + replay + EMA teacher",
         {"regulariser": "random_token_dropout", **_REPLAY, **_EMA_TEACHER},
-        like=("plain", "replay", "ema_teacher", "entrodrop"),
-        passes=4 / 3,
+        "replay",
+        "ema_teacher",
+        "entrodrop",
         round=1,
     ),
     _regulariser("neftune", "NEFTune", "neftune_alpha", 5.0, 2.0, 15.0, round=2),
@@ -156,37 +163,39 @@ LEVERS = (
         round=2,
     ),
     # the regulariser that gained most alone, beside what gained most of all
-    Arm(
+    _joined(
         "mlp_dropout_with_teacher",
         "MLP dropout + EMA teacher",
         {"regulariser": "mlp_dropout", **_EMA_TEACHER},
-        like=("plain", "ema_teacher", "plus_mlp_dropout"),
-        passes=4 / 3,
+        "ema_teacher",
+        "plus_mlp_dropout",
         round=3,
     ),
-    Arm(
+    _joined(
         "mlp_dropout_with_levers",
         "MLP dropout + replay + EMA teacher",
         {"regulariser": "mlp_dropout", **_REPLAY, **_EMA_TEACHER},
-        like=("plain", "replay", "ema_teacher", "plus_mlp_dropout"),
-        passes=4 / 3,
+        "replay",
+        "ema_teacher",
+        "plus_mlp_dropout",
         round=3,
     ),
-    Arm(
+    _joined(
         "entrodrop_mlp_dropout_with_teacher",
         "EntroDrop + MLP dropout + EMA teacher",
         {"regularisers": ["entrodrop", "mlp_dropout"], **_REFERENCE, **_EMA_TEACHER},
-        like=("plain", "ema_teacher", "entrodrop", "plus_mlp_dropout"),
-        passes=4 / 3,
+        "ema_teacher",
+        "entrodrop",
+        "plus_mlp_dropout",
         round=3,
     ),
     _lever("lora", "LoRA", _LORA, _LORA_RATES, round=4),
-    Arm(
+    _joined(
         "lora_teacher",
         "LoRA + KL to the base, on the domain",
         {**_NONE, **_LORA, "teacher.kind": "base"},
-        like=("plain", "base_teacher", "lora"),
-        passes=4 / 3,
+        "base_teacher",
+        "lora",
         round=4,
     ),
 )

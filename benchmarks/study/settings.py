@@ -129,6 +129,8 @@ class Setting:
         of_grid += ("question", "tune_by", "base_shares", "questions")
         shared = {key: value for key, value in asdict(self).items() if key not in of_grid}
         shared["lr"] = self.lr_of_domain[domain]
+        if self.ready_model:  # earlier rows of it were scored in fp32
+            shared["scored_in"] = "training's dtype"
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -397,7 +397,9 @@ def test_a_killed_study_goes_on_and_ends_with_the_numbers_of_an_undisturbed_one(
             min(tuned["curve"]["loss"][1:]), abs=2e-4
         )
         ends = tuned["best"]["general_loss"], base["final"]["general_loss"]
-        assert min(ends) - 0.05 < tuned["between"]["0.5"]["general_loss"] < max(ends) + 0.05
+        # no law: an adapter's two ends are so near that what lies between may be a little above
+        above = {"ema_weights": 0.0, "lora": 0.05}[arm]
+        assert min(ends) - 0.05 < tuned["between"]["0.5"]["general_loss"] < max(ends) + above
         answers = tuned["best"]["answers"]["lines"]
         assert answers["right"] in {n / 8 for n in range(9)} and answers["standard_error"] >= 0
     assert "answers" in base["final"]
