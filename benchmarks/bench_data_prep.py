@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,6 +73,19 @@ def ours(corpus: Path, tokenizer: Path, out: Path, *, fast_path: bool = True) ->
 def ours_by_the_same_library(corpus: Path, tokenizer: Path, out: Path) -> float:
     """The same with --no-fast-path."""
     return ours(corpus, tokenizer, out, fast_path=False)
+
+
+def by_mpi(ranks: int, corpus: Path, tokenizer: Path, out: Path) -> float:
+    """The same by the command line under mpirun, a core for each rank, Python's start included."""
+    from tests.mpi import find_mpirun
+
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    build = ["-m", "data_prep", "build", "--input", corpus, "--tokenizer", tokenizer]
+    build += ["--out", out, "--no-fast-path"]
+    command = [str(find_mpirun()), "-n", str(ranks), sys.executable, *map(str, build)]
+    began = time.perf_counter()
+    subprocess.run(command, env=os.environ | root, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - began
 
 
 _backend = None
@@ -155,6 +169,8 @@ WAYS: dict[str, Callable[[Path, Path, Path], float]] = {
     "ours": ours,
     "Pool.imap": pool_imap,
     "datatrove": datatrove,
+    "MPI, 1 rank": partial(by_mpi, 1),
+    "MPI, 2 ranks": partial(by_mpi, 2),
 }
 
 
@@ -172,18 +188,6 @@ def measure(way: str, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
     if found.returncode:
         raise SystemExit(f"{way} failed:\n{found.stderr[-3000:]}")
     return float(found.stdout.split()[-1])
-
-
-def measure_mpi(mpirun: str, ranks: int, *, corpus: Path, tokenizer: Path, folder: Path) -> float:
-    """Seconds of a whole build by the command line under mpirun, Python's start included."""
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    build = ["-m", "data_prep", "build", "--input", corpus, "--tokenizer", tokenizer]
-    build += ["--out", folder / "out", "--no-fast-path"]
-    command = [mpirun, "-n", str(ranks), sys.executable, *map(str, build)]
-    began = time.perf_counter()
-    subprocess.run(command, env=os.environ | root, capture_output=True, check=True)
-    return time.perf_counter() - began
 
 
 def measure_verbs(corpus: Path, verbs: Sequence[str]) -> dict[str, float]:
@@ -236,12 +240,12 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     num_documents = write_corpus(corpus, num_bytes=options.mb * 10**6)
     train_bpe(corpus, vocab_size=options.vocab_size, to=tokenizer)
     ways = [way for way in WAYS if way in (options.ways or WAYS)]
-    if not find_spec("datatrove"):
-        ways = [way for way in ways if way != "datatrove"]
+    is_there = {"datatrove": find_spec("datatrove"), "MPI": find_mpirun()}
+    ways = [way for way in ways if is_there.get(way.partition(",")[0], True)]
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     num_tokens = 0
-    for _ in range(options.rounds):
-        for way in ways:
+    for round_ in range(options.rounds):
+        for way in ways[:: -1 if round_ % 2 else 1]:  # a drift of the machine's speed cancels
             spent = measure(way, corpus=corpus, tokenizer=tokenizer, folder=folder)
             seconds[way].append(spent)
             print(f"  {way}: {spent:.1f} s", file=sys.stderr, flush=True)
@@ -250,28 +254,29 @@ def run(folder: Path, options: argparse.Namespace) -> None:
                 num_tokens = built.num_tokens("train") + built.num_tokens("val")
     print(f"{describe_machine()}; median of {options.rounds}")
     print(f"{num_documents:,} documents, {options.mb} MB of text, {num_tokens:,} tokens\n")
-    print("| way | seconds | spread | M tokens/s | to the ceiling |")
+    reference = "ceiling" if "ceiling" in ways else ways[0]
+    print(f"| way | seconds | spread | M tokens/s | speed to {reference}'s, of the same round |")
     print("|---|---|---|---|---|")
-    best = statistics.median(seconds.get("ceiling", seconds[ways[0]]))
     for way, spent in seconds.items():
         middle = statistics.median(spent)
         print(
             f"| {way} | {middle:.1f} | {min(spent):.1f} to {max(spent):.1f} "
-            f"| {num_tokens / middle / 1e6:.2f} | {best / middle:.2f} |"
+            f"| {num_tokens / middle / 1e6:.2f} | {_times_as_fast(spent, seconds[reference]):.2f} |"
         )
+    if {"MPI, 1 rank", "MPI, 2 ranks"} <= set(ways):
+        times = _times_as_fast(seconds["MPI, 2 ranks"], seconds["MPI, 1 rank"])
+        print(f"\n2 MPI ranks are {times:.2f} times as fast as 1")
     if verbs := VERBS if options.verbs is None and not options.ways else options.verbs:
         if not (folder / "out" / "manifest.json").is_file():  # another way has written there
             measure("ours", corpus=corpus, tokenizer=tokenizer, folder=folder)
         print("\n| verb | seconds | MB of text a second |\n|---|---|---|")
         for verb, spent in measure_verbs(folder / "out", verbs).items():
             print(f"| {verb} | {spent:.1f} | {options.mb / spent:.0f} |")
-    if not options.ways and (mpirun := find_mpirun()):
-        paths = {"corpus": corpus, "tokenizer": tokenizer, "folder": folder}
-        one, two = (
-            statistics.median(measure_mpi(mpirun, ranks, **paths) for _ in range(options.rounds))
-            for ranks in (1, 2)
-        )
-        print(f"\nMPI: 1 rank {one:.1f} s, 2 ranks {two:.1f} s: {one / two:.2f} times as fast")
+
+
+def _times_as_fast(seconds: Sequence[float], other: Sequence[float]) -> float:
+    """Median over rounds, each compared with itself."""
+    return statistics.median(b / a for a, b in zip(seconds, other, strict=True))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ def abort_mpi(exit_code: int) -> None:
 
 def load_mpi() -> Any:
     """mpi4py's MPI, which joins the processes of this MPI job when it is imported."""
+    # Not used here, and the libfabric that Open MPI's wheel has under it sleeps for a second.
+    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # no mpi4py, or no library that it can load
