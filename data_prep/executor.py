@@ -16,7 +16,9 @@ from data_prep.mpi import launched_by_mpi, load_mpi
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_TASKS_A_WORKER = 2  # one running, one queued
+# One running, one queued, and one done before those that precede it: results are in order, and
+# with two, a worker had to wait for a slower one now and then.
+_TASKS_A_WORKER = 3
 
 
 def num_usable_cores() -> int:
@@ -63,7 +65,7 @@ class WorkerPool:
     def map_in_order(
         self, work: Callable[[Task], Result], tasks: Iterable[Task]
     ) -> Generator[Result, None, None]:
-        """Results in task order, with at most two per worker in memory."""
+        """Results in task order, with at most three per worker in memory."""
         waiting: deque[tuple[Future[Result], _Team]] = deque()
         try:
             for task in tasks:
@@ -101,7 +103,7 @@ def open_pool(num_workers: int) -> Iterator[WorkerPool]:
         from data_prep.process_pool import open_processes
 
         with (
-            open_processes(num_workers) as executor,
+            open_processes(num_workers, num_tasks=_TASKS_A_WORKER * num_workers) as executor,
             closing(WorkerPool([_Team(executor, num_workers)])) as pool,
         ):
             yield pool
@@ -116,7 +118,7 @@ def _open_mpi() -> Iterator[list[_Team]]:
     from data_prep.process_pool import open_processes
 
     num_ranks = mpi.COMM_WORLD.size
-    with open_processes(1) as process:
+    with open_processes(1, num_tasks=_TASKS_A_WORKER) as process:
         here = _Team(process, 1)
         if num_ranks == 1:
             yield [here]

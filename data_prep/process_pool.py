@@ -25,14 +25,13 @@ import numpy as np
 _PRELOADED = "data_prep.encode"
 _PLACE_BYTES = 3 << 20
 """Of shared memory for one result; a larger one goes through the pipe."""
-_PLACES_A_WORKER = 2
 _shared: np.ndarray | None = None
 """[bytes] uint8, in a worker."""
 
 
 @contextmanager
-def open_processes(num_workers: int) -> Iterator[Executor]:
-    """Start them; they end with this process, however it ends."""
+def open_processes(num_workers: int, *, num_tasks: int) -> Iterator[Executor]:
+    """Start them, for `num_tasks` at a time; they end with this process, however it ends."""
     # Forked from a server that has imported what they need, not from here: threads of tokenizers
     # do not survive a fork. It imports while this process goes on, up to the first task.
     context = get_context("forkserver")
@@ -40,7 +39,7 @@ def open_processes(num_workers: int) -> Iterator[Executor]:
     resource_tracker.ensure_running()  # before, since it unblocks signals
     with _ctrl_c(signal.SIG_BLOCK):
         _start_server()
-    with _shared_memory(num_workers * _PLACES_A_WORKER * _PLACE_BYTES) as memory:
+    with _shared_memory(num_tasks * _PLACE_BYTES) as memory:
         pool = _Processes(
             num_workers, mp_context=context, initializer=_start_process, initargs=(memory,)
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -123,3 +124,23 @@ def test_what_prepares_workers_sends_nothing_back_and_tells_no_error_of_its_own(
     with closing(WorkerPool([_Team(Team(), 2)])) as pool:
         pool.warm_up(lambda: "a tokenizer")
     assert done == [None]
+
+
+def test_a_worker_goes_on_while_a_slower_one_holds_back_results() -> None:
+    """Tasks differ in length, and a second rank was idle for a tenth of a build."""
+    others_have_three = threading.Event()
+
+    def tasks() -> Iterator[int]:
+        yield from range(5)
+        others_have_three.set()
+        yield 5
+
+    def work(task: int) -> bool:
+        return task != 0 or others_have_three.wait(timeout=10)
+
+    with (
+        ThreadPoolExecutor(1) as slow,
+        ThreadPoolExecutor(1) as other,
+        closing(WorkerPool([_Team(slow, 1), _Team(other, 1)])) as pool,
+    ):
+        assert all(pool.map_in_order(work, tasks()))

@@ -84,7 +84,7 @@ def test_a_worker_that_dies_is_named_as_such() -> None:
 def test_all_processes_start_before_one_is_watched() -> None:
     """Where one dies while others start, Python would wait for the others forever."""
     before = len(multiprocessing.active_children())
-    with process_pool.open_processes(3) as executor:
+    with process_pool.open_processes(3, num_tasks=6) as executor:
         executor.submit(os.getpid)
         assert len(multiprocessing.active_children()) == before + 3
 
