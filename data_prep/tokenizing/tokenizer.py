@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,7 +16,8 @@ import tokenizers
 
 from data_prep.manifest import SpecialIds
 from data_prep.tokenizing.gigatoken_path import GigatokenPath, NotTheSame
-from data_prep.tokenizing.long_text import SAFE_CUT, is_safe_to_cut, pieces_of_long_text
+from data_prep.tokenizing.long_text import SAFE_CUT, is_safe_to_cut
+from data_prep.tokenizing.reference import Reference
 from data_prep.tokenizing.round_trip import HuggingFaceRoundTrip
 from data_prep.tokenizing.settings import HF_NAME, SENTENCEPIECE_NAME, special_names
 from data_prep.tokenizing.spelling import RoundTrip
@@ -137,6 +137,7 @@ class HuggingFaceTokenizer:
         self.special_ids = _special_ids(self._backend, folder=folder)
         settings = orjson.loads(self._backend.to_str())
         self.cuts_long_text = is_safe_to_cut(settings)
+        self._reference = Reference(self._backend, cuts_long_text=self.cuts_long_text)
         self.use(None)
         self._num_checked = 0
         self.round_trip = HuggingFaceRoundTrip(self._backend, settings=settings)
@@ -154,12 +155,14 @@ class HuggingFaceTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, with no special token added."""
-        return [self._encode(text) for text in texts]
+        if self._path is None:
+            return self._reference.encode(texts)
+        return [self._encode(text, path=self._path) for text in texts]
 
-    def _encode(self, text: str) -> np.ndarray:
-        ids = None if self._path is None else self._path.encode(text)
+    def _encode(self, text: str, *, path: GigatokenPath) -> np.ndarray:
+        ids = path.encode(text)
         if ids is None:
-            return self._encode_by_reference(text)
+            return self._reference.encode([text])[0]
         if self._differs(text, ids):
             raise ValueError(
                 f"gigatoken and tokenizers disagree on the text that begins {text[:80]!r}; build "
@@ -173,24 +176,13 @@ class HuggingFaceTokenizer:
         The sample is the beginnings of the first few texts, then of one in 512.
         """
         if self._checks_all:
-            return not np.array_equal(ids, self._encode_by_reference(text))
+            return not np.array_equal(ids, self._reference.encode([text])[0])
         self._num_checked += 1
         if self._num_checked > _NUM_FIRST and zlib.crc32(text[:256].encode()) % _ONE_IN:
             return False
         begin = _beginning(text) if self.cuts_long_text else text
-        expected = self._encode_by_reference(begin)
+        expected = self._reference.encode([begin])[0]
         return not np.array_equal(ids[: len(expected)] if begin != text else ids, expected)
-
-    def _encode_by_reference(self, text: str) -> np.ndarray:
-        # Piece by piece: a text of 200 MB at once would take 30 GB.
-        pieces = pieces_of_long_text(text) if self.cuts_long_text else [text]
-        parts = []
-        for piece in pieces:
-            # The fast form keeps no character offsets; for one worker a batch gains nothing more.
-            encoding = self._backend.encode_batch_fast([piece], add_special_tokens=False)[0]
-            # By an array of C integers: twice as fast as by numpy alone.
-            parts.append(np.frombuffer(array("I", encoding.ids), dtype=np.uint32))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         if self.round_trip.decodes_as_spelt:  # the same, ten times as fast
