@@ -230,6 +230,7 @@ _WITHOUT_A_BASE = (
     "plus_stochastic_depth",
     "plus_token_replacement",
     "mir",
+    "mlp_dropout_with_teacher",
 )
 SCRATCH = (
     *(arm for arm in LEVERS if arm.name in _WITHOUT_A_BASE),

@@ -10,6 +10,7 @@ from benchmarks.study.tables import difference, markdown
 from benchmarks.study.tradeoff import BASELINE, against, at_share, best_share, cost_of
 from training.reports.intervals import Interval
 
+_FEWEST_PLACES = 3
 _INTERPOLATED = {BASELINE, "plain_fast"}
 """Of these the weights on their way from the base are rows, too."""
 
@@ -53,20 +54,20 @@ def summary_tables(places: Mapping[str, Place]) -> str:
     """Two tables, of the best loss and of general text: an arm a row, a place a column.
 
     Args:
-        places: by the heads of their columns. Arms that were run in all of them are shown, the
-            lowest best losses first.
+        places: by the heads of their columns. Arms that were run in three of them are shown,
+            the lowest best losses first.
     """
-    known_everywhere = {
-        label: [gain for gain in gains if gain]
+    shown = [
+        (label, gains)
         for label, gains in _rows(places).items()
-        if None not in gains
-    }
-    rows = sorted(known_everywhere.items(), key=lambda row: _mean_gain(row[1]))
-    best = [
-        [label, *(difference(gain.domain) for gain in gains), _range([g.compute for g in gains])]
-        for label, gains in rows
+        if len(gains) - gains.count(None) >= _FEWEST_PLACES
     ]
-    general = [[label, *(difference(gain.general) for gain in gains)] for label, gains in rows]
+    shown.sort(key=lambda row: _mean_gain(row[1]))
+    best = [
+        [label, *(_cell(gain and gain.domain) for gain in gains), _range(gains)]
+        for label, gains in shown
+    ]
+    general = [[label, *(_cell(gain and gain.general) for gain in gains)] for label, gains in shown]
     return "\n".join(
         [
             markdown(["best loss", *places, "compute"], best),
@@ -75,7 +76,12 @@ def summary_tables(places: Mapping[str, Place]) -> str:
     )
 
 
-def _range(numbers: Sequence[float]) -> str:
+def _cell(gain: Interval | None) -> str:
+    return difference(gain) if gain else ""
+
+
+def _range(gains: Sequence[Gain | None]) -> str:
+    numbers = [gain.compute for gain in gains if gain]
     lowest, highest = f"{min(numbers):.1f}", f"{max(numbers):.1f}"
     return lowest if lowest == highest else f"{lowest} to {highest}"
 
