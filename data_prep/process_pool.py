@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver, get_context, parent_process, reduction, resource_tracker
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,10 @@ def open_processes(num_workers: int, *, num_tasks: int) -> Iterator[Executor]:
         try:
             yield _SharingExecutor(pool, shared=memory.mapped())
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # A second Ctrl-C here would have Python take a thread that it joins for ended, and
+            # end its queue too soon: workers would never hear of the end, and it waits for them.
+            with _ctrl_c(signal.SIG_BLOCK):
+                pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_server() -> None:
@@ -177,8 +181,40 @@ class _Placed:
         return pickle.loads(self.pickled, buffers=buffers)
 
 
+class _CtrlCOfWorker:
+    """Raised within a task alone, also where a thread takes the signal that a library has started.
+
+    Such a thread does not block it if it was started within a task; Python handles it in the main
+    thread, wherever that is.
+    """
+
+    def __init__(self) -> None:
+        self._is_in_task = False
+        self._has_come = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self._is_in_task:
+            self._is_in_task = False
+            raise KeyboardInterrupt
+        self._has_come = True
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        self._is_in_task = True
+        try:
+            if self._has_come:
+                self._has_come = False
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._is_in_task = False
+
+
+_CTRL_C = _CtrlCOfWorker()
+
+
 def _run(task: Callable[[], Any], place: int | None) -> Any:
-    with _ctrl_c(signal.SIG_UNBLOCK):
+    with _ctrl_c(signal.SIG_UNBLOCK), _CTRL_C.taken():
         result = task()
     if place is None or _shared is None:
         return result
@@ -197,6 +233,8 @@ def _run(task: Callable[[], Any], place: int | None) -> Any:
 def _start_process(memory: _Memory) -> None:
     global _shared
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server may not be of our start
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, _CTRL_C.note)
     _shared = memory.mapped()
     os.close(memory.file)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

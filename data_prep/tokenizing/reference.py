@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -13,8 +15,8 @@ import tokenizers
 
 from data_prep.tokenizing.long_text import pieces_of_long_text
 
-_PIECES_AT_ONCE = 16
-"""Of some 256 thousand characters at most; Ctrl-C waits for them."""
+_CHARS_AT_ONCE = 1 << 18
+"""A piece may be longer. Ctrl-C waits for what is under way."""
 
 
 class Reference:
@@ -33,9 +35,9 @@ class Reference:
         cut = [pieces_of_long_text(text) if self._cuts else [text] for text in texts]
         pieces = [piece for of_text in cut for piece in of_text]
         encoded: list[np.ndarray] = []
-        for start in range(0, len(pieces), _PIECES_AT_ONCE):
-            group = pieces[start : start + _PIECES_AT_ONCE]
-            encoded += _thread_of(os.getpid()).submit(self._encode_pieces, group).result()
+        for group in _groups(pieces):
+            with _blocked_ctrl_c():
+                encoded += _thread_of(os.getpid()).submit(self._encode_pieces, group).result()
         of_pieces = iter(encoded)
         parts = [[next(of_pieces) for _ in of_text] for of_text in cut]
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
@@ -48,6 +50,31 @@ class Reference:
         encoding = self._backend.encode_batch_fast([piece], add_special_tokens=False)[0]
         # By an array of C integers: twice as fast as by numpy alone.
         return np.frombuffer(array("I", encoding.ids), dtype=np.uint32)
+
+
+def _groups(pieces: Sequence[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    num_chars = 0
+    for piece in pieces:
+        group.append(piece)
+        num_chars += len(piece)
+        if num_chars >= _CHARS_AT_ONCE:
+            yield group
+            group, num_chars = [], 0
+    if group:
+        yield group
+
+
+@contextmanager
+def _blocked_ctrl_c() -> Iterator[None]:
+    """Until the thread is done, for which the end of the process would wait; a second one there
+    would print a traceback. Nor does the thread take it, which a worker blocks at times.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +41,12 @@ def die(count: int) -> Arrays:
     os._exit(1)
 
 
+def leave_a_thread() -> int:
+    """One that does not block Ctrl-C, as libraries start them."""
+    threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+    return os.getpid()
+
+
 def blocked_signals(count: int) -> list[int]:
     """Of the server, of a worker's thread that waits, and of the one that runs this."""
     waits = max(int(task.name) for task in Path("/proc/self/task").iterdir())
@@ -46,6 +55,23 @@ def blocked_signals(count: int) -> list[int]:
         status = Path(f"/proc/{task}/status").read_text()
         found.append(int(re.findall(r"SigBlk:\s*(\w+)", status)[0], 16))
     return found
+
+
+def _in_foreground(work: str) -> tuple[str, str]:
+    """What a program prints that takes Ctrl-C, which a job in the background ignores."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", work],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        start_new_session=True,
+    )
+    try:
+        return process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +120,40 @@ def test_ctrl_c_in_a_terminal_is_taken_within_a_task_alone(pool: WorkerPool) -> 
     ((_, waiting, in_task),) = pool.map_in_order(blocked_signals, iter([0]))
     assert waiting & INTERRUPT
     assert not in_task & INTERRUPT
+
+
+def test_ctrl_c_that_a_thread_of_a_library_takes_waits_for_the_next_task() -> None:
+    work = (
+        "import os, signal, time\n"
+        "from data_prep.process_pool import open_processes\n"
+        "from tests.data_prep.test_process_pool import leave_a_thread\n"
+        "with open_processes(1, num_tasks=1) as executor:\n"
+        "    worker = executor.submit(leave_a_thread).result()\n"
+        "    os.kill(worker, signal.SIGINT)\n"
+        "    time.sleep(0.3)\n"
+        "    print(type(executor.submit(os.getpid).exception()).__name__)\n"
+        "    print(executor.submit(os.getpid).result() == worker)"
+    )
+    assert _in_foreground(work) == ("KeyboardInterrupt\nTrue\n", "")
+
+
+def test_a_second_ctrl_c_while_workers_end_does_not_leave_them_waiting() -> None:
+    work = (
+        "import os, signal, threading, time\n"
+        "from data_prep.process_pool import open_processes\n"
+        "def interrupt_twice():\n"
+        "    for _ in range(2):\n"
+        "        time.sleep(0.5)\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "try:\n"
+        "    with open_processes(2, num_tasks=2) as executor:\n"
+        "        executor.submit(os.getpid).result()\n"
+        "        threading.Thread(target=interrupt_twice).start()\n"
+        "        executor.submit(time.sleep, 2).result()\n"
+        "except KeyboardInterrupt:\n"
+        "    print('stopped')"
+    )
+    assert _in_foreground(work) == ("stopped\n", "")
 
 
 def test_the_server_of_processes_does_not_take_ctrl_c() -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from data_prep.tokenizing import long_text
 from data_prep.tokenizing.files import copy_tokenizer
 from data_prep.tokenizing.long_text import is_safe_to_cut, pieces_of_long_text
+from data_prep.tokenizing.reference import Reference
 from data_prep.tokenizing.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from data_prep.tokenizing.training import train_tokenizer
 
@@ -242,9 +248,30 @@ def test_a_document_of_many_megabytes_encodes_as_if_whole(
     text = "\n".join(texts) * 12
     assert len(text) > 2 * long_text.LONG_TEXT_CHARS
     assert len(pieces_of_long_text(text)) > 2
-    cut = tokenizer.encode([text])[0]
-    tokenizer.cuts_long_text = False
-    assert cut.tolist() == tokenizer.encode([text])[0].tolist()
+    backend = Tokenizer.from_file(str(bpe_folder / "tokenizer.json"))
+    whole = Reference(backend, cuts_long_text=False).encode([text])[0]
+    assert tokenizer.encode([text])[0].tolist() == whole.tolist()
+
+
+def test_ctrl_c_ends_the_encoding_of_many_texts_within_one_of_them() -> None:
+    """Not after a long one more, and not while they are still encoded, which Python waits for."""
+    seen: list[str] = []
+
+    class Interrupted:
+        def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> list[Any]:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            seen.extend(texts)
+            return [SimpleNamespace(ids=[0])]
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            text = "x" * long_text.LONG_TEXT_CHARS
+            Reference(cast(Tokenizer, Interrupted()), cuts_long_text=True).encode([text] * 3)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(seen) == 1
 
 
 def test_settings_choose_among_the_tokens_of_a_sentencepiece_model(
