@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,11 @@ from data_prep.reading.parts import PART_BYTES, InputFile, Item, Part
 
 _BLOCK_ROWS = 1024
 HUB_PREFIX = "hf:"
+FEATHER_TO_PARQUET = (
+    "python -c 'import sys, pyarrow.feather as read, pyarrow.parquet as write; "
+    'write.write_table(read.read_table(sys.argv[1]), "converted.parquet")\''
+)
+_FEATHER_MARK = b"ARROW1"
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -34,7 +40,7 @@ class Arrow:
         try:
             dataset = _open(file)
         except Exception as error:  # the library raises all kinds of errors
-            yield Part(file, 0, 0, data=_broken(error))
+            yield Part(file, 0, 0, data=_feather(file.path) or _broken(error))
             return
         step = max(1, PART_BYTES * len(dataset) // max(1, file.num_bytes))
         share = file.num_bytes / max(1, len(dataset))
@@ -108,6 +114,18 @@ def _open(file: InputFile) -> Any:
     if Path(file.path).is_dir():
         return datasets.load_from_disk(file.path)
     return datasets.Dataset.from_file(file.path)
+
+
+def _feather(name: str) -> BadInput | None:
+    """Of a file with an index at its end, which `datasets` does not write and does not read."""
+    path = Path(name)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        if file.read(len(_FEATHER_MARK)) != _FEATHER_MARK:
+            return None
+    detail = f"convert it with `{FEATHER_TO_PARQUET} {shlex.quote(name)}`"
+    return BadInput(0, reason="an Arrow file with an index (Feather), not a stream", detail=detail)
 
 
 def _broken(error: Exception) -> BadInput:

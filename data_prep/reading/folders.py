@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from data_prep.reading.arrow import is_saved_dataset, splits_of_saved_dict
+from data_prep.reading.arrow import FEATHER_TO_PARQUET, is_saved_dataset, splits_of_saved_dict
 from data_prep.reading.compressed import COMPRESSION_SUFFIXES, SHORT_SUFFIXES
 from data_prep.reading.extracted import EXTRACTED_SUFFIXES
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
 IGNORE_FILE = ".gitignore"
 _BINARY = """
-    a avi bin bmp class dll dylib exe gif ico jar jpeg jpg lock mo mov mp3 mp4 npz o otf
-    pickle pkl png pptx pt pyc pyd pyo safetensors so sqlite svg ttf wasm wav webp whl woff woff2
-    xlsx
+    a avi avro bin bmp class dll dylib exe feather gif h5 ico jar jpeg jpg lock mo mov mp3 mp4 npz o
+    orc otf pickle pkl png pptx pt pyc pyd pyo safetensors so sqlite svg tfrecord ttf wasm wav webp
+    whl woff woff2 xlsx
 """
 ARCHIVES = (*(f".tar{outer}" for outer in COMPRESSION_SUFFIXES), *SHORT_SUFFIXES, ".tar", ".zip")
 UNPACK = {
@@ -35,6 +35,8 @@ UNPACK = {
 }
 """By suffix, what makes something readable of an archive that is not read."""
 CONVERT = {
+    ".feather": FEATHER_TO_PARQUET,
+    ".orc": FEATHER_TO_PARQUET.replace("feather", "orc"),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), "soffice --headless --convert-to csv"),
     **dict.fromkeys((".doc", ".odt", ".rtf"), "soffice --headless --convert-to docx"),
     ".epub": "pandoc --to=html --output=book.html",

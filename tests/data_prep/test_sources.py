@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow
+import pyarrow.feather
+import pyarrow.orc
 import pyarrow.parquet
 import pytest
 
@@ -81,6 +84,21 @@ def test_a_broken_arrow_file_and_an_unknown_name_are_one_sentence(
     assert (code, "a.arrow:row 1: broken Arrow data" in err) == (2, True)
     code, _, err = run_cli(*build, "--input", f"hf:{tmp_path / 'nowhere'}")
     assert (code, "datasets cannot open it" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["an a.arrow", "an a.feather", "an a.orc"])
+def test_a_file_of_another_kind_of_arrow_is_refused_with_a_command_that_converts(
+    tmp_path: Path, run_cli: Cli, bpe_folder: Path, texts: list[str], name: str
+) -> None:
+    table = pyarrow.table({"text": texts})
+    write = pyarrow.orc.write_table if name.endswith("orc") else pyarrow.feather.write_feather
+    write(table, str(tmp_path / name))
+    build = ("build", "--tokenizer", bpe_folder, "--out", tmp_path / "out", "--workers", 1)
+    code, _, err = run_cli(*build, "--input", tmp_path / name)
+    assert code == 2
+    command = re.findall("onvert it with `(.*?)`", err)[0].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert contents(tmp_path / "converted.parquet") == texts
 
 
 def test_rows_of_parquet_come_once_each_however_they_are_cut(
