@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import weakref
 import zlib
 from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
@@ -33,6 +34,7 @@ class FileList:
         self._bounds = [0]
         """Of the blocks in the scratch file."""
         self._scratch = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115  it lives as long as the list
+        weakref.finalize(self, self._scratch.close)
 
     def __len__(self) -> int:
         return (len(self._bounds) - 1) * _BLOCK_FILES + len(self._newest)

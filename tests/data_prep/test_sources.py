@@ -284,3 +284,7 @@ def test_a_long_list_of_files_is_read_in_order_from_any_number(
             assert list(listed.from_number(first)) == [f for f in files if f.number >= first]
         both = zip(listed, listed, strict=True)  # at once
         assert all(one == other for one, other in both)
+        del both
+        scratch = listed._scratch
+        del listed
+        assert scratch.closed
