@@ -38,7 +38,7 @@ def open_processes(num_workers: int, *, num_tasks: int) -> Iterator[Executor]:
     context = get_context("forkserver")
     context.set_forkserver_preload([_PRELOADED])
     resource_tracker.ensure_running()  # before, since it unblocks signals
-    with _ctrl_c(signal.SIG_BLOCK):
+    with _without_ctrl_c():  # the server would print where it was
         _start_server()
     with _shared_memory(num_tasks * _PLACE_BYTES) as memory:
         pool = _Processes(
@@ -49,7 +49,7 @@ def open_processes(num_workers: int, *, num_tasks: int) -> Iterator[Executor]:
         finally:
             # A second Ctrl-C here would have Python take a thread that it joins for ended, and
             # end its queue too soon: workers would never hear of the end, and it waits for them.
-            with _ctrl_c(signal.SIG_BLOCK):
+            with _without_ctrl_c():
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -97,13 +97,9 @@ def _shared_memory(num_bytes: int) -> Iterator[_Memory]:
 
 
 @contextmanager
-def _ctrl_c(how: int) -> Iterator[None]:
-    """Block or unblock it, also for what is started meanwhile.
-
-    Workers take it within a task alone. It would leave half a message in the pipe, for which the
-    build would wait forever; and where they or their server wait or start, they would print it.
-    """
-    before = signal.pthread_sigmask(how, [signal.SIGINT])
+def _without_ctrl_c() -> Iterator[None]:
+    """Not for this thread, nor for what it starts meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
@@ -181,11 +177,11 @@ class _Placed:
         return pickle.loads(self.pickled, buffers=buffers)
 
 
-class _CtrlCOfWorker:
-    """Raised within a task alone, also where a thread takes the signal that a library has started.
+class _CtrlC:
+    """Raised in a worker within a task alone; otherwise by the next one.
 
-    Such a thread does not block it if it was started within a task; Python handles it in the main
-    thread, wherever that is.
+    It would leave half a message in the pipe, for which the build would wait forever. To block it
+    is not enough: threads that a library starts within a task would take it.
     """
 
     def __init__(self) -> None:
@@ -210,11 +206,11 @@ class _CtrlCOfWorker:
             self._is_in_task = False
 
 
-_CTRL_C = _CtrlCOfWorker()
+_CTRL_C = _CtrlC()
 
 
 def _run(task: Callable[[], Any], place: int | None) -> Any:
-    with _ctrl_c(signal.SIG_UNBLOCK), _CTRL_C.taken():
+    with _CTRL_C.taken():
         result = task()
     if place is None or _shared is None:
         return result
@@ -232,9 +228,9 @@ def _run(task: Callable[[], Any], place: int | None) -> Any:
 
 def _start_process(memory: _Memory) -> None:
     global _shared
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the server may not be of our start
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
         signal.signal(signal.SIGINT, _CTRL_C.note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     _shared = memory.mapped()
     os.close(memory.file)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
