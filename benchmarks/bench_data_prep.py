@@ -242,6 +242,8 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     ways = [way for way in WAYS if way in (options.ways or WAYS)]
     is_there = {"datatrove": find_spec("datatrove"), "MPI": find_mpirun()}
     ways = [way for way in ways if is_there.get(way.partition(",")[0], True)]
+    if not ways:
+        raise SystemExit(f"{', '.join(options.ways)}: not installed here")
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     num_tokens = 0
     for round_ in range(options.rounds):

@@ -194,7 +194,9 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
         fast = None
         if any(domain.fields.kind == "text" for domain in domains):
             is_wanted = options.fast_path and not is_small
-            fast = _fast_path(tokenizer, into=staging.parent, is_wanted=is_wanted)
+            fast = _fast_path(
+                tokenizer, into=staging.parent, is_wanted=is_wanted, check=options.checked
+            )
         way = tokenizer.round_trip
         changes = changes_of(way.prepared, eats_blanks=way.eats_blanks)
         _announce(domains=domains, changes=changes)
@@ -271,12 +273,14 @@ def _is_small(domains: Sequence[DomainInput]) -> bool:
     return is_known and num_bytes < _SMALL_BYTES
 
 
-def _fast_path(tokenizer: Tokenizer, *, into: Path, is_wanted: bool) -> Path | None:
+def _fast_path(tokenizer: Tokenizer, *, into: Path, is_wanted: bool, check: Check) -> Path | None:
     """The proven fast path in a file that the workers load; they need not prove it again."""
     path, how = prove_fast_path(tokenizer) if is_wanted else (None, tokenizer.how)
-    print(f"encoding with {how}", file=sys.stderr)
     if path is None:
+        print(f"encoding with {how}", file=sys.stderr)
         return None
+    compared = "all texts are" if check == "all" else "a sample is"
+    print(f"encoding with {how}; {compared} compared with it", file=sys.stderr)
     file = into / "fast_path.json"
     path.save(file)
     return file
