@@ -22,6 +22,7 @@ _FIRST_ROUND = {
 _SECOND_ROUND = {
     "results_levers.jsonl": "levers",
     "results_licences.jsonl": "licences",
+    "results_levers_40k.jsonl": "levers_40k",
 }
 """By file, the setting of its runs."""
 _MARK = "<!-- from the rows of the study -->\n"
