@@ -141,6 +141,8 @@ def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOpt
     clear_staged(staging)
     if options.tokenizer is not None:
         copy_tokenizer(options.tokenizer, to=staging / "tokenizer")
+        if any(domain.fields.kind == "chat" for domain in domains):
+            _refuse_unusable_template(staging / "tokenizer", of=options.tokenizer)
     else:
         from data_prep.tokenizing.training import train_tokenizer
 
@@ -152,6 +154,17 @@ def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOpt
             to=staging / "tokenizer",
         )
     write_plan(staging.parent, plan)
+
+
+def _refuse_unusable_template(folder: Path, *, of: str) -> None:
+    """Now, and by the name that was given: conversations may come after hours of texts."""
+    from data_prep.tokenizing.chat import ChatEncoder  # only for conversations: loads transformers
+
+    try:
+        ChatEncoder(folder)
+    except ValueError as error:
+        what = str(error).removeprefix(f"{folder}: ")
+        raise ValueError(f"--tokenizer {of}: {what}") from None
 
 
 def _plan(domains: Sequence[DomainInput], *, options: BuildOptions) -> dict[str, Any]:

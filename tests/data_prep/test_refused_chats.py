@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_prep.build import BuildOptions, build
+from data_prep.reading.fields import Fields
 from data_prep.tokenizing.chat import ChatEncoder
 from tests.data_prep.chat_templates import (
     CHATML,
@@ -222,3 +225,20 @@ def test_messages_nested_without_end_are_refused(qwen: ChatEncoder) -> None:
         deep = [deep]
     with pytest.raises(ValueError, match="the chat template rejects it"):
         qwen.encode([{"role": "assistant", "content": "x", "tool_calls": deep}])
+
+
+def test_a_build_with_texts_first_refuses_such_a_folder_before_it_reads_them(
+    make_folder: MakeFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.txt").write_text("A text")
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"messages": TALK}))
+    options = BuildOptions(
+        (f"texts={tmp_path / 'texts.txt'}", f"chat={tmp_path / 'talks.jsonl'}"),
+        tokenizer=str(make_folder(None)),
+        fields_of={"chat": Fields(messages="messages")},
+        out=tmp_path / "corpus",
+    )
+    with pytest.raises(ValueError, match="has no chat template") as error:
+        build(options)
+    assert str(error.value).startswith(f"--tokenizer {options.tokenizer}: has no")
+    assert "tokenise" not in capsys.readouterr().err
