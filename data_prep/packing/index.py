@@ -37,7 +37,8 @@ class PackIndex:
 
     def __init__(self, corpus: Corpus, *, seq_len: int) -> None:
         self.folder = pack_folder(corpus.folder, seq_len=seq_len)
-        how = f"`{command(f'data_prep pack {corpus.folder} --seq-len {seq_len}')}`"
+        pack = f"data_prep pack {corpus.folder} --seq-len {seq_len}"
+        how = f"`{command(pack)}`"
         if not self.folder.is_dir():
             raise ValueError(f"{self.folder}: not packed for {seq_len} tokens; run {how} first")
         self.manifest = load_record(PackManifest, self.folder / PACK_NAME, made_by=how)
@@ -45,16 +46,17 @@ class PackIndex:
             raise ValueError(
                 f"{self.folder}: seq_len: expected {seq_len}, found {self.manifest.seq_len}"
             )
+        again = f"`{command(f'{pack}{self.manifest.flags} --overwrite')}`"
         if self.manifest.corpus_fingerprint != corpus.fingerprint:
             raise ValueError(
                 f"{self.folder}: made for another corpus: expected fingerprint "
                 f"{corpus.fingerprint[:16]}, found {self.manifest.corpus_fingerprint[:16]}; "
-                f"run {how} --overwrite"
+                f"run {again}"
             )
         if self.manifest.removals_fingerprint != removals_fingerprint(corpus):
             raise ValueError(
                 f"{self.folder}: packed before the lists in {corpus.folder / 'removals'} changed; "
-                f"run {how} --overwrite"
+                f"run {again}"
             )
         for file in self.files():
             checked_path(self.folder, file)

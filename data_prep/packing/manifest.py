@@ -75,6 +75,16 @@ class PackManifest(Record):
     """Of an epoch, unless a recipe sets others; an unnamed domain is seen once."""
     splits: dict[Split, SplitPack]
 
+    @property
+    def flags(self) -> str:
+        """What `pack` was given beside the length, each behind a blank."""
+        policy = "" if self.policy == "best_fit" else f" --policy {self.policy}"
+        return policy + "".join(
+            f" --{what} {name}={str(value).removesuffix('.0')}"
+            for name, weight in self.weights.items()
+            for what, value in weight.model_dump(exclude_none=True).items()
+        )
+
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if set(self.splits) != set(SPLITS):

@@ -180,6 +180,12 @@ def test_weights_are_kept_with_the_pack_and_change_its_identity(
     assert f"notes  {notes.tokens_per_epoch:,} tokens per epoch (" in out
     # The same weights again find the pack as it is.
     assert run_cli(*arguments, "--proportion", "web=0.5")[0] == 0
+    # So does what is proposed when they have to be packed again.
+    _, out, _ = run_cli("dedup", two_domains.folder)
+    proposed = "--seq-len 32 --epochs notes=3 --proportion web=0.5 --overwrite"
+    assert out.rstrip().endswith(proposed)
+    remove(two_domains, {"train": [0], "val": []}, name="more")
+    assert f"{proposed}`" in run_cli(*arguments, "--proportion", "web=0.5")[2]
 
 
 @pytest.mark.parametrize(
