@@ -44,6 +44,8 @@ VERBS = (
     "mirror",
 )
 
+_RESUMED = ("build", "score", "mirror")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb. Exit codes: 0 done, 1 a check failed, 2 a user error."""
@@ -70,7 +72,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             return 0
         return int(options.run(options))
 
-    code = exit_code_of(run, interrupted="stopped; no partial output was published")
+    again = "; the same command goes on from there" if options.verb in _RESUMED else ""
+    code = exit_code_of(run, interrupted=f"stopped; no partial output was published{again}")
     if shares_work and code not in (0, 1):
         abort_mpi(code)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -20,7 +21,8 @@ from data_prep.executor import WorkerPool
 from data_prep.reading.documents import BadInput, Document
 from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
-from data_prep.reading.formats import cut_files, describe_fault, name_place, read_part
+from data_prep.reading.formats import cut_files, name_place, read_part
+from data_prep.reading.parts import InputFile
 from data_prep.reading.sources import DomainInput, find_domains
 from data_prep.shards import Corpus, open_corpus
 
@@ -108,7 +110,7 @@ def read_benchmark(against: Against) -> Benchmark:
     owners, hashes = [], []
     for key in keys:
         fields = Fields(text=key)
-        domains = find_domains(against.paths, globs=Globs(), fields_of={}, default=fields)
+        domains = _find(against.paths, fields=fields)
         sources = [source for domain in domains for source in domain.sources]
         found.num_files = sum(source.num_files for source in sources)
         found.files_left_out = sum((Counter(s.files_left_out) for s in sources), Counter())
@@ -141,6 +143,13 @@ def read_benchmark(against: Against) -> Benchmark:
     return found
 
 
+def _find(paths: Sequence[str], *, fields: Fields) -> list[DomainInput]:
+    try:
+        return find_domains(paths, globs=Globs(), fields_of={}, default=fields)
+    except ValueError as error:  # most begin with the option of build
+        raise ValueError(re.sub(r"^--input\b", "--against", str(error))) from None
+
+
 def _texts(
     domains: Sequence[DomainInput], *, key: str, found: Benchmark
 ) -> Iterator[tuple[str, str]]:
@@ -151,14 +160,22 @@ def _texts(
             for item in read_part(part, fields=domain.fields):
                 if isinstance(item, BadInput):
                     if not item.reason.startswith(_WITHOUT_TEXT):
-                        raise ValueError(f"--against: {describe_fault(part.file, item)}")
-                    first_bad = first_bad or describe_fault(part.file, item)
+                        raise ValueError(f"--against: {_fault_in(part.file, item)}")
+                    first_bad = first_bad or _fault_in(part.file, item)
                     found.num_without_text += 1
                 elif isinstance(item, Document) and isinstance(item.content, str):
                     num_texts += 1
                     yield name_place(part.file, item.place), item.content
     if not num_texts:
-        raise ValueError(f"--against: no text under {key!r}: {first_bad or 'no record'}")
+        raise ValueError(
+            f"--against: no text under {key!r}: {first_bad or 'no record'}; name the field with "
+            "--text-key"
+        )
+
+
+def _fault_in(file: InputFile, fault: BadInput) -> str:
+    """Without what only options of build can do about it."""
+    return fault.sentence(name_place(file, fault.place))
 
 
 def find_contamination(

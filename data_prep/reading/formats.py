@@ -75,6 +75,8 @@ def read_part(part: Part, *, fields: Fields) -> Iterator[Item]:
 def describe_fault(file: InputFile, fault: BadInput) -> str:
     """What is wrong with a document, where, and what else its file may be."""
     sentence = fault.sentence(name_place(file, fault.place))
+    if fault.reason.startswith(("missing key", "missing column")):
+        sentence += "; name another with --text-key or --field"
     if ".json" in Path(file.path).suffixes and fault.reason.startswith(_OF_JSON):
         return f"{sentence}; {_JSON_FORMS}"
     return sentence

@@ -22,7 +22,8 @@ def iter_texts(
                 for item in read_part(part, fields=domain.fields):
                     if isinstance(item, BadInput):
                         if on_error == "fail":
-                            raise ValueError(describe_fault(part.file, item))
+                            what = describe_fault(part.file, item)
+                            raise ValueError(f"{what}; fix it, or add --on-error skip to skip it")
                         if skipped is not None:
                             skipped[item.reason] += 1
                     elif isinstance(item.content, str):

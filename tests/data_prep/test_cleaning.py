@@ -263,8 +263,8 @@ def test_a_list_of_another_corpus_is_refused(
         (("dedup", "--near", "--ngram", 0), "--ngram 0: must be at least 1"),
         (("dedup", "--near", "--workers", 0), "--workers 0: must be at least 1"),
         (("dedup", "--name", "../x"), "--name '../x': use at most 64 letters, digits"),
-        (("decontaminate", "--against", "nothing-here"), "nothing-here"),
-        (("decontaminate", "--against", "BENCH"), "no text under 'text'"),
+        (("decontaminate", "--against", "nothing-here"), "error: --against nothing-here: no"),
+        (("decontaminate", "--against", "BENCH"), "answer, question; name the field with --t"),
         (
             ("decontaminate", "--against", "BENCH", "--text-key", "answer"),
             "no text of 8 or more words under answer",

@@ -153,7 +153,8 @@ def test_a_source_tree_keeps_its_json_files_as_text(
     flags = ("--out", tmp_path / "corpus", "--workers", 1)
     code, _, error = run_cli(*command, *flags)
     assert code == 2
-    assert "package.json:1: missing key 'text': keys: name; .json files hold" in error
+    assert "package.json:1: missing key 'text': keys: name; name another with --text-" in error
+    assert "; .json files hold" in error
     code, out, error = run_cli(*command, *flags, "--json-as-text")
     assert code == 0, error
     assert "files      read 2 of 2 files" in out
