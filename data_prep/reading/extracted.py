@@ -17,6 +17,18 @@ from data_prep.reading.fields import Fields
 from data_prep.reading.parts import InputFile, Item, Part
 
 _HEADING = re.compile(r"(?m)^(?=#{1,6} )")
+# trafilatura writes the text `a_b <= 1` as `a\_b \<= 1`: it adds a backslash to characters that
+# would be Markdown, and doubles those that were there; also where a line would be a heading, a
+# quotation or a list. Code and formulas it leaves as they are.
+_ESCAPED = re.compile(
+    r"""(?msx)
+    (?P<verbatim> ^```.*?^``` | ^\$\$$.*?^\$\$$
+        | (?<![\\`])(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`) )
+    | (?<!\\)(?P<run> (?:\\\\)*\\ )(?=[*_`~\[\]<])
+    | (?P<before> ^(?:[ ]*-[ ])?[ ]{0,3} )\\(?=(?:\#{1,6}|[-+])(?:\s|$) | >)
+    | (?<=\d)\\(?=[.)](?:\s|$))
+    """
+)
 # PDFium's mark of a hyphen that a line's end has put into a word.
 _LINE_END_HYPHEN = "\ufffe"
 
@@ -94,7 +106,14 @@ def _sections_of_html(content: bytes) -> list[str]:
 
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # what is wrong is said once, by us
     text = trafilatura.extract(content, output_format="markdown", include_comments=False)
-    return _sections(text or "")
+    # After the cut: what is escaped is no heading.
+    return [_ESCAPED.sub(_as_shown, section) for section in _sections(text or "")]
+
+
+def _as_shown(found: re.Match[str]) -> str:
+    if found["verbatim"]:
+        return found["verbatim"]
+    return (found["before"] or "") + "\\" * (len(found["run"] or "") // 2)
 
 
 def _sections_of_word(content: bytes) -> list[str]:

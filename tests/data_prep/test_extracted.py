@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import sys
 import zipfile
@@ -113,6 +114,35 @@ def test_a_file_is_a_document_or_each_of_its_pages_is(folder: Path) -> None:
         read_inputs(folder / "a.pdf")
     with pytest.raises(ValueError, match="holds text, not records"):
         read_inputs(folder / "a.pdf", globs=Globs(extract="file"), fields=Fields(ids="ids"))
+
+
+SHOWN = r"""# An a_b title
+
+Prose of a_b[0] <= 2 * c, ~3, `tick`, C:\dir\_x and \\*, with `x[0] \_ y` as code, long enough.
+
+# no heading, but a line
+
+- no list
+
+2. One of a kind, 10. as well
+
+```
+if a_b[0] < c * 2: \
+    print("\_ \* `")
+```"""
+
+
+def test_html_is_read_as_it_is_shown_without_escapes_of_markdown(tmp_path: Path) -> None:
+    title, prose, *lines, code = SHOWN.split("\n\n")
+    prose = html.escape(prose).replace("`x[0] \\_ y`", "<code>x[0] \\_ y</code>")
+    (tmp_path / "a.html").write_text(
+        f"<html><body><article><h1>{title[2:]}</h1><p>{prose}</p>"
+        + "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+        + f"<pre>{html.escape(code.strip('`').strip())}</pre></article></body></html>"
+    )
+    (text,) = read_inputs(tmp_path / "a.html", globs=Globs(extract="file"))[0]
+    assert text == SHOWN
+    assert len(read_inputs(tmp_path / "a.html", globs=Globs(extract="page"))[0]) == 1
 
 
 def test_a_package_that_does_not_import_is_told_with_the_reason(
