@@ -6,9 +6,10 @@ import argparse
 import importlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from common.commands import with_commands
+from common.hints import did_you_mean
 
 
 def add_verbs(parser: argparse.ArgumentParser, *, package: str, names: Iterable[str]) -> None:
@@ -50,6 +51,13 @@ def _version() -> str:
         return version("entrodrop")
     except PackageNotFoundError:  # only the packages were copied
         return "of an unknown version"
+
+
+def refuse_argument(text: str, *, parser: argparse.ArgumentParser, verb: str) -> NoReturn:
+    """End with a usage error that names the option of the verb that `text` is nearest to."""
+    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    hint = did_you_mean(text.partition("=")[0], verbs.choices[verb]._option_string_actions)
+    parser.error(f"{text}: unknown argument{hint}; see {verb} --help")
 
 
 def add_each_verb(verbs: Any, *, package: str, names: Iterable[str]) -> None:

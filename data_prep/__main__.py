@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from common.verbs import add_verbs
+from common.verbs import add_verbs, refuse_argument
 from data_prep.mpi import abort_mpi, mpi_rank
 
 _DESCRIPTION = """\
@@ -59,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        refuse_argument(unknown[0], parser=parser, verb=options.verb)
     shares_work = _shares_work(options)
 
     def run() -> int:

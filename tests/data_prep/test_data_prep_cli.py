@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.viewing.show import printable
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -189,3 +190,12 @@ def test_score_without_training_says_where_it_runs(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "error: score runs a model, but training is not installed" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_an_unknown_option_is_told_with_the_nearest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["dedup", str(tmp_path), "--near", "--treshold", "0.8"])
+    error = "--treshold: unknown argument; did you mean --threshold?; see dedup --help"
+    assert capsys.readouterr().err.rstrip().endswith(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from common.hints import did_you_mean
+from common.verbs import refuse_argument
 
 
 def add_recipe(verb: argparse.ArgumentParser) -> None:
@@ -34,14 +34,7 @@ def parse_arguments(
     options, later = parser.parse_known_args(argv)
     overrides = getattr(options, "overrides", None)
     if wrong := [each for each in later if overrides is None or each.startswith("-")]:
-        hint = did_you_mean(wrong[0].partition("=")[0], _options_of(parser, options.verb))
-        parser.error(f"{wrong[0]}: unknown argument{hint}; see {options.verb} --help")
+        refuse_argument(wrong[0], parser=parser, verb=options.verb)
     if overrides is not None:
         options.overrides = [*overrides, *later]
     return options
-
-
-def _options_of(parser: argparse.ArgumentParser, verb: str) -> list[str]:
-    """The names of a verb's options, such as `--json`."""
-    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return list(verbs.choices[verb]._option_string_actions)
