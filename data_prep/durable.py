@@ -40,7 +40,7 @@ def refuse_existing(out: Path, *, marker: str, overwrite: bool) -> None:
         # Never delete what we did not write, whatever the flags say.
         raise ValueError(f"{out}: is not empty and has no {marker}; choose another folder")
     if not overwrite:
-        raise ValueError(f"{out}: already exists; choose another folder or add --overwrite")
+        raise ValueError(f"{out}: already exists; choose another name or add --overwrite")
 
 
 @contextmanager

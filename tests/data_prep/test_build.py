@@ -153,7 +153,7 @@ def test_an_older_corpus_stays_unless_told_otherwise(
     folder = build_corpus(source)
     before = tree(folder)
     with pytest.raises(
-        ValueError, match="already exists; choose another folder or add --overwrite"
+        ValueError, match="already exists; choose another name or add --overwrite"
     ):
         build_corpus(source)
     assert tree(folder) == before
