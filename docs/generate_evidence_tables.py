@@ -23,6 +23,7 @@ _SECOND_ROUND = {
     "results_levers.jsonl": "levers",
     "results_licences.jsonl": "licences",
     "results_levers_40k.jsonl": "levers_40k",
+    "results_scratch.jsonl": "scratch",
 }
 """By file, the setting of its runs."""
 _MARK = "<!-- from the rows of the study -->\n"
@@ -46,7 +47,7 @@ def evidence_page(text: str) -> str:
         f"{place.domain}, {SETTINGS[setting].slice_tokens // 1000}k": place
         for name, setting in _SECOND_ROUND.items()
         for place in places_of(_rows(name))
-        if tradeoff.BASELINE in place.arms
+        if tradeoff.BASELINE in place.arms and SETTINGS[setting].question != "scratch"
     }
     return _MARK.join([before, f"\n{summary_tables(places)}\n", after])
 
