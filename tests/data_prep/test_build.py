@@ -152,9 +152,7 @@ def test_an_older_corpus_stays_unless_told_otherwise(
 ) -> None:
     folder = build_corpus(source)
     before = tree(folder)
-    with pytest.raises(
-        ValueError, match="already exists; choose another name or add --overwrite"
-    ):
+    with pytest.raises(ValueError, match="already exists; choose another name or add --overwrite"):
         build_corpus(source)
     assert tree(folder) == before
     build_corpus(source, add_eos=False, overwrite=True)
