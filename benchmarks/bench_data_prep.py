@@ -255,15 +255,18 @@ def run(folder: Path, options: argparse.Namespace) -> None:
                 built = open_corpus(folder / "out")
                 num_tokens = built.num_tokens("train") + built.num_tokens("val")
     print(f"{describe_machine()}; median of {options.rounds}")
-    print(f"{num_documents:,} documents, {options.mb} MB of text, {num_tokens:,} tokens\n")
+    tokens = f", {num_tokens:,} tokens" if num_tokens else ""
+    print(f"{num_documents:,} documents, {options.mb} MB of text{tokens}\n")
     reference = "ceiling" if "ceiling" in ways else ways[0]
     print(f"| way | seconds | spread | M tokens/s | speed to {reference}'s, of the same round |")
     print("|---|---|---|---|---|")
     for way, spent in seconds.items():
         middle = statistics.median(spent)
+        # counted in what `ours` has built
+        speed = f"{num_tokens / middle / 1e6:.2f}" if num_tokens else "not counted"
         print(
-            f"| {way} | {middle:.1f} | {min(spent):.1f} to {max(spent):.1f} "
-            f"| {num_tokens / middle / 1e6:.2f} | {_times_as_fast(spent, seconds[reference]):.2f} |"
+            f"| {way} | {middle:.1f} | {min(spent):.1f} to {max(spent):.1f} | {speed} "
+            f"| {_times_as_fast(spent, seconds[reference]):.2f} |"
         )
     if {"MPI, 1 rank", "MPI, 2 ranks"} <= set(ways):
         times = _times_as_fast(seconds["MPI, 2 ranks"], seconds["MPI, 1 rank"])

@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from common.commands import command
@@ -62,6 +63,16 @@ def heed_ctrl_c() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _CTRL_C.note)
         sys.excepthook = _CTRL_C.end
+
+
+@contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Neither this thread takes it meanwhile, nor the processes and threads that it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_code_of(run: Callable[[], int], *, rank: int = 0, interrupted: str = "interrupted") -> int:

@@ -75,7 +75,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             return 0
         return int(options.run(options))
 
-    again = "; the same command goes on from there" if options.verb in _RESUMED else ""
+    again = "; the same command goes on from what is finished" if options.verb in _RESUMED else ""
     code = exit_code_of(run, interrupted=f"stopped; no partial output was published{again}")
     if shares_work and code not in (0, 1):
         abort_mpi(code)

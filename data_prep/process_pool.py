@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from common.exits import without_ctrl_c
+
 _PRELOADED = "data_prep.encode"
 _PLACE_BYTES = 3 << 20
 """Of shared memory for one result; a larger one goes through the pipe."""
@@ -38,7 +40,7 @@ def open_processes(num_workers: int, *, num_tasks: int) -> Iterator[Executor]:
     context = get_context("forkserver")
     context.set_forkserver_preload([_PRELOADED])
     resource_tracker.ensure_running()  # before, since it unblocks signals
-    with _without_ctrl_c():  # the server would print where it was
+    with without_ctrl_c():  # the server would print where it was
         _start_server()
     with _shared_memory(num_tasks * _PLACE_BYTES) as memory:
         pool = _Processes(
@@ -49,7 +51,7 @@ def open_processes(num_workers: int, *, num_tasks: int) -> Iterator[Executor]:
         finally:
             # A second Ctrl-C here would have Python take a thread that it joins for ended, and
             # end its queue too soon: workers would never hear of the end, and it waits for them.
-            with _without_ctrl_c():
+            with without_ctrl_c():
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -94,16 +96,6 @@ def _shared_memory(num_bytes: int) -> Iterator[_Memory]:
         yield _Memory(file, num_bytes)
     finally:
         os.close(file)
-
-
-@contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Not for this thread, nor for what it starts meanwhile."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Processes(ProcessPoolExecutor):

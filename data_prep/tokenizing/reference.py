@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
 import tokenizers
 
+from common.exits import without_ctrl_c
 from data_prep.tokenizing.long_text import pieces_of_long_text
 
 _CHARS_AT_ONCE = 1 << 18
@@ -36,7 +35,9 @@ class Reference:
         pieces = [piece for of_text in cut for piece in of_text]
         encoded: list[np.ndarray] = []
         for group in _groups(pieces):
-            with _blocked_ctrl_c():
+            # The end of the process would wait for the thread, where a second Ctrl-C would print
+            # a traceback; and the thread is not to take it either.
+            with without_ctrl_c():
                 encoded += _thread_of(os.getpid()).submit(self._encode_pieces, group).result()
         of_pieces = iter(encoded)
         parts = [[next(of_pieces) for _ in of_text] for of_text in cut]
@@ -63,18 +64,6 @@ def _groups(pieces: Sequence[str]) -> Iterator[list[str]]:
             group, num_chars = [], 0
     if group:
         yield group
-
-
-@contextmanager
-def _blocked_ctrl_c() -> Iterator[None]:
-    """Until the thread is done, for which the end of the process would wait; a second one there
-    would print a traceback. Nor does the thread take it, which a worker blocks at times.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @lru_cache(maxsize=1)

@@ -187,12 +187,11 @@ class Driver:
 
     def kill_at(self, point: Point) -> dict[str, Any]:
         recipe = self._copy_of_base("killed")
-        codes, noted = self._start_noting(recipe, point), self._noted(point.rank)
-        while codes == [0, 0]:  # this save had fewer events than the one that was traced
+        codes = self._start_noting(recipe, point)
+        noted = self._noted(point.rank)
+        if codes == [0, 0]:  # this save had fewer events than the one that was traced
             assert 0 < len(noted) < point.number
-            point = Point(point.rank, len(noted))
-            recipe = self._copy_of_base("killed")
-            codes, noted = self._start_noting(recipe, point), self._noted(point.rank)
+            return self.kill_at(Point(point.rank, len(noted)))
         died = codes[point.rank] == -signal.SIGKILL and len(noted) == point.number
         result = self._go_on(recipe)
         result["exact"] &= result["from_step"] in (FIRST_SAVE, KILLED_SAVE)  # nothing was lost
