@@ -73,7 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--tries",
         type=int,
         metavar="N",
-        help="settings tried to tune each arm (default: 3); with 1, the likeliest is used",
+        help="settings tried to tune each arm (default: 3); with 1, the likeliest is used; "
+        "plain training, with which all are compared, always searches its rate",
     )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="parallel runs, one core each"

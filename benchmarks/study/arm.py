@@ -22,6 +22,8 @@ class Arm:
     fixed: Overrides
     tries: tuple[Overrides, ...] = ()
     """Settings to choose among, the likeliest first; each arm that tunes has as many."""
+    is_baseline: bool = False
+    """What others are compared with: it tries all its settings when the others try fewer."""
     like: tuple[str, ...] = ()
     """Arms whose chosen setting this one reuses; it tunes nothing of its own."""
     spared_by: str | None = None
@@ -36,6 +38,11 @@ class Arm:
 def tries(key: str, *values: float) -> tuple[Overrides, ...]:
     """One key at several values, the likeliest first."""
     return tuple({key: value} for value in values)
+
+
+def settings_tried(arm: Arm, *, num: int) -> tuple[Overrides, ...]:
+    """The likeliest settings of an arm, or all of the baseline's."""
+    return arm.tries if arm.is_baseline else arm.tries[:num]
 
 
 def overrides_of(arm: Arm, chosen: Overrides) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study.arm import Arm, overrides_of
+from benchmarks.study.arm import Arm, overrides_of, settings_tried
 from benchmarks.study.arms import ARM_OF
 from benchmarks.study.results import Row
 from benchmarks.study.settings import TUNING_SEED, Setting
@@ -101,7 +101,7 @@ def refuse_untuned(setting: Setting, rows: Iterable[Row], *, arms: Iterable[Arm]
 
 def num_tuning_runs(setting: Setting, arm: Arm) -> int:
     """On the tuning slice. A single try needs no choice, but a share of the base is one, too."""
-    num_tries = len(arm.tries[: setting.tries_of_arm])
+    num_tries = len(settings_tried(arm, num=setting.tries_of_arm))
     return max(num_tries, 1) if num_tries > 1 or setting.base_shares else 0
 
 
@@ -137,7 +137,8 @@ def _candidates(
         if part is None:
             return None
         shared |= part
-    return [shared | dict(one) for one in arm.tries[: setting.tries_of_arm]] or [shared]
+    tried = settings_tried(arm, num=setting.tries_of_arm)
+    return [shared | dict(one) for one in tried] or [shared]
 
 
 def _loss(setting: Setting, row: Row) -> float:

@@ -45,7 +45,7 @@ def _regulariser(name: str, label: str, key: str, *values: float, **more: Any) -
 
 
 LEVERS = (
-    Arm("plain", "plain", _NONE, tries("lr.searched", 1.0, 0.5, 2.0)),
+    Arm("plain", "plain", _NONE, tries("lr.searched", 1.0, 0.5, 2.0), is_baseline=True),
     Arm("plain_slow", "plain, a third of its rate", {**_NONE, "lr.slow": 1 / 3}, like=_PLAIN),
     # forgets more, which interpolation with the base then takes back
     Arm("plain_fast", "plain, twice its rate", {**_NONE, "lr.fast": 2.0}, like=_PLAIN),
