@@ -18,7 +18,14 @@ from benchmarks.study.canaries import make_canaries
 from benchmarks.study.cloze import find_blanks
 from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
 from benchmarks.study.corpora import Folders
-from benchmarks.study.jobs import Job, choose, count_jobs, refuse_untuned, startable
+from benchmarks.study.jobs import (
+    Job,
+    choose,
+    count_jobs,
+    num_tuning_runs,
+    refuse_untuned,
+    startable,
+)
 from benchmarks.study.questions import line_questions, word_questions
 from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
@@ -175,6 +182,12 @@ def test_reported_runs_take_the_setting_of_least_final_loss_on_the_tuning_slice(
     assert choose(setting, rows[:2], "tiny", "code", arm) is None
     assert choose(MINIATURE, [], "tiny", "code", arm) == arm.tries[0]
     assert choose(setting, rows, "tiny", "code", arm) == arm.tries[1]
+
+
+def test_plain_training_searches_its_rate_even_where_other_arms_try_one_setting():
+    assert MINIATURE.tries_of_arm == 1
+    assert num_tuning_runs(MINIATURE, ARM_OF["plain"]) == 3
+    assert num_tuning_runs(MINIATURE, ARM_OF["ema_teacher"]) == 0
 
 
 def test_an_arm_has_the_rate_of_plain_training_and_its_own_setting_of_least_best_loss():
