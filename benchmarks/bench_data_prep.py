@@ -56,7 +56,8 @@ def gigatoken_alone(corpus: Path, tokenizer: Path, out: Path) -> float:
 
 def ours(corpus: Path, tokenizer: Path, out: Path, *, fast_path: bool = True) -> float:
     """`python -m data_prep build`: JSON lines to a finished, checked, durable folder."""
-    from data_prep.build import BuildOptions, build
+    from data_prep.build import build
+    from data_prep.build_options import BuildOptions
 
     options = BuildOptions(
         inputs=(corpus,),

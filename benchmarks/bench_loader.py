@@ -150,7 +150,8 @@ def samples_a_second(loader: str, folder: Path, *, seconds: float) -> float:
 
 def make_sparse_corpus(folder: Path, *, num_tokens: int) -> None:
     """A corpus of documents of 1,000 zeros that takes no space on disk."""
-    from data_prep.build import BuildOptions, build
+    from data_prep.build import build
+    from data_prep.build_options import BuildOptions
     from data_prep.reading.fields import Fields
 
     small = folder / "small.jsonl"
@@ -241,7 +242,8 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     """Make the data, measure every loader in its own process, print the tables."""
     from benchmarks.machine import describe_machine
     from benchmarks.text_corpus import train_bpe
-    from data_prep.build import BuildOptions, build
+    from data_prep.build import build
+    from data_prep.build_options import BuildOptions
     from data_prep.packing.pack import pack
     from data_prep.reading.fields import Fields
 

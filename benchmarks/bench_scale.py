@@ -31,7 +31,8 @@ _STEP_SAMPLES = 32
 
 def make_sparse(folder: Path, *, num_documents: int) -> None:
     """A corpus and its pack, with bounds and pieces only for the samples that `resume` reads."""
-    from data_prep.build import BuildOptions, build
+    from data_prep.build import build
+    from data_prep.build_options import BuildOptions
     from data_prep.packing.pack import pack
 
     text = json.dumps({"text": "some words to begin with " * 40})

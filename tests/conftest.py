@@ -148,7 +148,8 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _build_small_corpus(folder: Path) -> None:
-    from data_prep.build import BuildOptions, build
+    from data_prep.build import build
+    from data_prep.build_options import BuildOptions
     from data_prep.packing.pack import pack
     from data_prep.shards import open_corpus
 

@@ -11,7 +11,8 @@ from huggingface_hub import HfFileSystem, constants
 
 from common import remote
 from common.remote import RemoteError, list_files, open_remote
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.reading.changes import refuse_changed
 from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs

@@ -17,7 +17,8 @@ from common import remote
 from common.mirror import complete_mirrors, download_folder, upload_folder
 from common.remote import RemoteError, delete, list_files, open_remote, write_bytes
 from data_prep.__main__ import main
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.reading.changes import refuse_changed
 from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs

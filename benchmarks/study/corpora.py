@@ -14,7 +14,8 @@ from pathlib import Path
 from benchmarks.study.canaries import Canary, make_canaries
 from benchmarks.study.settings import TUNING_SEED, Setting
 from benchmarks.study.texts import domain_texts, general_texts
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.cleaning.passes import decontaminate, dedup_near
 from data_prep.encode import split_position
 from data_prep.packing.pack import pack

@@ -113,7 +113,8 @@ def _add_writing(writing: argparse._ArgumentGroup) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from data_prep.build import BuildOptions, build
+    from data_prep.build import build
+    from data_prep.build_options import BuildOptions
     from data_prep.viewing.summary import build_summary
 
     fields, fields_of = fields_from(options)

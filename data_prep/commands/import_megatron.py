@@ -60,7 +60,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from data_prep.build import BuildOptions, build
+    from data_prep.build import build
+    from data_prep.build_options import BuildOptions
     from data_prep.reading.fields import Fields
     from data_prep.viewing.summary import build_summary
 

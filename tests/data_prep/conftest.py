@@ -15,7 +15,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from data_prep.__main__ import main
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.packing.pack import pack
 from data_prep.reading import token_files
 from data_prep.tokenizing.chat import ChatEncoder

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.reading import streamed
 from data_prep.reading.documents import Document
 from data_prep.reading.folders import Globs

@@ -12,7 +12,8 @@ from pathlib import Path
 import docx
 import pytest
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.reading.extracted import refuse_missing_extractor
 from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs

@@ -19,7 +19,8 @@ import pytest
 
 from data_prep import megatron
 from data_prep.__main__ import main
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.megatron import export_megatron
 from data_prep.reading.fields import Fields
 from data_prep.shards import Corpus, open_corpus

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.cleaning.removals import write_removals
 from data_prep.ledger import SPLITS
 from data_prep.packing.pack import pack

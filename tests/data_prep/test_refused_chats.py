@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.reading.fields import Fields
 from data_prep.tokenizing.chat import ChatEncoder
 from tests.data_prep.chat_templates import (

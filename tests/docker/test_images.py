@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.packing.pack import pack
 from tests.docker.buildah import Buildah, needs_buildah
 from tests.launch.hosts import Hosts, needs_hosts

@@ -25,7 +25,8 @@ def general_corpus(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory)
         import email
         import html
 
-        from data_prep.build import BuildOptions, build
+        from data_prep.build import build
+        from data_prep.build_options import BuildOptions
         from data_prep.packing.pack import pack
 
         inputs = tuple(f"{m.__name__}={Path(m.__file__ or '').parent}" for m in (email, html))
@@ -49,7 +50,8 @@ def rows_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokens of 512 ids."""
 
     def make(folder: Path) -> None:
-        from data_prep.build import BuildOptions, build
+        from data_prep.build import build
+        from data_prep.build_options import BuildOptions
         from data_prep.packing.pack import pack
 
         text = Path(json.decoder.__file__).read_text()

@@ -19,7 +19,8 @@ os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="
 import torch
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.packing.pack import pack
 from tests.distributed import PRELOADED
 from training.checkpoints.files import read_state

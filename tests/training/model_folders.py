@@ -10,7 +10,8 @@ from typing import Any
 import sentencepiece
 from transformers import AutoConfig, AutoTokenizer
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.shards import Corpus, open_corpus
 from data_prep.tokenizing.training import train_tokenizer
 from training.checkpoints.model_folder import make_model_folder

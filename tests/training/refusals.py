@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.packing.pack import pack
 from data_prep.reading.fields import Fields
 from tests.training.short_runs import SEQUENCE_TOKENS, short_recipe

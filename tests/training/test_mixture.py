@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.packing.manifest import PackWeight
 from data_prep.packing.pack import pack
 from data_prep.shards import PackIndex, open_corpus

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.packing.pack import pack
 from data_prep.shards import open_corpus
 from launch.planner.corpus import read_size

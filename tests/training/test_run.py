@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from data_prep.build import BuildOptions, build
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
 from data_prep.packing.pack import pack
 from tests.distributed import run_ranks
 from tests.grids import WHOLE
