@@ -141,5 +141,5 @@ def run(options: argparse.Namespace) -> int:
             fast_path=options.fast_path,
         )
     )
-    print(build_summary(manifest, folder=options.out))
+    print(build_summary(manifest, folder=options.out, asked_vocab_size=options.vocab_size))
     return 0

@@ -47,7 +47,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from data_prep.reading.sources import find_domains
     from data_prep.tokenizing.train_on_inputs import train_on_inputs
-    from data_prep.viewing.summary import files_read
+    from data_prep.viewing.summary import files_read, vocab_remarks
 
     if options.max_mb < 1:
         raise ValueError(f"--max-mb {options.max_mb}: must be at least 1")
@@ -75,6 +75,6 @@ def run(options: argparse.Namespace) -> int:
     )
     print(f"checked    texts decode exactly; {trained.bytes_per_token:.2f} bytes per token")
     print(f"encodes    with {trained.tokenizer.how}")
-    if trained.tokenizer.vocab_size < options.vocab_size:
-        print(f"note       the texts yielded fewer entries than --vocab-size {options.vocab_size}")
+    for line in vocab_remarks(trained.tokenizer.vocab_size, asked=options.vocab_size):
+        print(line)
     return 0

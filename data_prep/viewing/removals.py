@@ -18,6 +18,7 @@ def removals_summary(removals: Removals, *, corpus_folder: Path, is_written: boo
     folder = corpus_folder / FOLDER_NAME / removals.name
     settings = ", ".join(f"{name} {value}" for name, value in removals.parameters.items())
     lines = [f"{removals.kind:<14} {settings or 'identical tokens'}"]
+    emptied = []
     for split in SPLITS:
         documents = corpus.domain_documents(split)
         for domain in removals.splits[split].domains:
@@ -28,6 +29,9 @@ def removals_summary(removals: Removals, *, corpus_folder: Path, is_written: boo
                 f"{split:<14} {domain.name}: {domain.num_documents:,} of {of:,} documents "
                 f"({domain.num_documents / of:.2%}), {domain.num_tokens:,} tokens"
             )
+            if domain.num_documents == of:
+                emptied.append(f"note           nothing of {domain.name} stays in {split}")
+    lines += emptied
     if not is_written:
         return "\n".join([*lines, "dry run        nothing was written"])
     lines.append(f"report         {folder / REPORT_NAME} lists each with its origin")

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from data_prep.verify import Check
 
 
-def build_summary(manifest: Manifest, *, folder: Path) -> str:
+def build_summary(manifest: Manifest, *, folder: Path, asked_vocab_size: int | None = None) -> str:
+    """Of a corpus that was written.
+
+    Args:
+        asked_vocab_size: of a tokenizer that was trained on it.
+    """
     ledger = manifest.ledger
     tokenizer = manifest.tokenizer
     sources = [source for domain in manifest.domains for source in domain.sources]
@@ -41,8 +46,15 @@ def build_summary(manifest: Manifest, *, folder: Path) -> str:
     if len(manifest.domains) > 1:
         lines += _by_domain(manifest)
     lines += _remarks(manifest)
+    lines += vocab_remarks(manifest.vocab_size, asked=asked_vocab_size)
     lines.append(f"next       {command(f'data_prep pack {folder} --seq-len 2048')}")
     return "\n".join(lines)
+
+
+def vocab_remarks(vocab_size: int, *, asked: int | None) -> list[str]:
+    if asked is None or vocab_size >= asked:
+        return []
+    return [f"note       the texts yielded fewer entries than --vocab-size {asked}"]
 
 
 def files_read(sources: Iterable[Source]) -> str:

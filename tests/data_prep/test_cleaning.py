@@ -86,6 +86,8 @@ def test_exact_dedup_keeps_one_of_each_text_and_names_it(repeated: Corpus, run_c
         assert line["num_tokens"] == len(ids)
     assert before == {path: path.read_bytes() for path in repeated.folder.glob("shard-*")}
     assert f"next           python -m data_prep pack {repeated.folder} --seq-len 128 --over" in out
+    notes = [line.split(maxsplit=1)[1] for line in out.splitlines() if line.startswith("note")]
+    assert notes == [f"nothing of c stays in {split}" for split in ("train", "val")]
     again = pack(repeated.folder, seq_len=128, overwrite=True)
     lost = sum(line["num_tokens"] for line in report(repeated, "exact") if line["split"] == "train")
     assert again.num_tokens() == index.num_tokens() - lost

@@ -82,6 +82,10 @@ def test_fewer_entries_than_asked_for_are_said(
     assert "note       the texts yielded fewer entries than --vocab-size 5000" in out
     size = load_tokenizer(tmp_path / "few").vocab_size
     assert size < 300 and f", {size} ids" in out
+    flags = ("--train-tokenizer", algorithm, "--vocab-size", 5000, "--out", tmp_path / "corpus")
+    code, out, _ = run_cli("build", "--input", source, *flags)
+    assert code == 0
+    assert "note       the texts yielded fewer entries than --vocab-size 5000" in out
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab \n,é汉"), st.integers(1, 5000)), max_size=8))
