@@ -45,6 +45,11 @@ class Fields:
             )
 
     @property
+    def main_keys(self) -> tuple[str | None, ...]:
+        """Of what a document is; the others mark parts of it."""
+        return (self.text, self.ids, self.messages, self.prompt, self.completion)
+
+    @property
     def kind(self) -> DocumentKind:
         return "text" if self.text else "ids" if self.ids else "chat"
 
@@ -62,6 +67,9 @@ class Fields:
 
 
 ROLES = tuple(field.name for field in fields(Fields) if field.name != "split_after")
+
+
+_USUAL_TEXTS = ("content", "raw_content", "body", "article", "document")
 
 
 def value_at(record: Mapping[str, Any], key: str) -> Any:
@@ -94,3 +102,17 @@ def what_is_there(record: Mapping[str, Any], key: str) -> str:
         value, within = value[name], f"{within}.{name}".lstrip(".")
     keys = ", ".join(sorted(map(str, value))[:8]) or "none"
     return f"keys of {within!r}: {keys}" if within else f"keys: {keys}"
+
+
+def likely_flags(record: Mapping[str, Any]) -> str:
+    """The flags that name what a record most likely holds; "" where that is not plain."""
+    lists = {name: value[0] for name, value in record.items() if isinstance(value, list) and value}
+    for role, kind in (("messages", Mapping), ("ids", int)):
+        found = [name for name, first in lists.items() if isinstance(first, kind)]
+        if len(found) == 1:
+            return f"--field {role}={found[0]}"
+    for prompt, completion in (("prompt", "completion"), ("instruction", "output")):
+        if {prompt, completion} <= record.keys():
+            return f"--field prompt={prompt} --field completion={completion}"
+    found = [name for name in _USUAL_TEXTS if isinstance(record.get(name), str)]
+    return f"--field text={found[0]}" if len(found) == 1 else ""

@@ -131,9 +131,17 @@ def _read_input(path: str, *, globs: Globs, fields: Fields, into: FileList) -> S
         why = f"; left out: {', '.join(left_out)}" if left_out else ""
         raise ValueError(
             f"--input {path}: contains no file to read{why}; {fields.kind} is read from "
-            f"{_known(ids=fields.kind == 'ids')}"
+            f"{_known(ids=fields.kind == 'ids')}{_suffix_hint(globs.include)}"
         )
     return source
+
+
+def _suffix_hint(include: Sequence[str]) -> str:
+    """`--include txt` names a file that is called txt."""
+    bare = [name for name in include if re.fullmatch(r"\.?\w+", name)]
+    if not bare:
+        return ""
+    return f"; files that end in .{bare[0].lstrip('.')} are --include '*.{bare[0].lstrip('.')}'"
 
 
 def kind_of(name: str) -> Kind | None:

@@ -118,7 +118,13 @@ BAD_LINES = {
     "broken JSON": b'{"text": "cut off\n',
     "broken JSON: .*(recursion|nest|Expecting)": b"[" * 100_000 + b"\n",
     "invalid UTF-8: 0xff at byte 11": b'{"text": "\xff"}\n',
-    "missing key 'text': keys: body, id": b'{"id": 1, "body": "x"}\n',
+    "missing key 'text': keys: id, name$": b'{"id": 1, "name": "x"}\n',
+    "missing key 'text': keys: body, id; perhaps --field text=body$": b'{"id": 1, "body": "x"}\n',
+    "missing .* keys: turns; perhaps --field messages=turns$": b'{"turns": [{"from": "human"}]}\n',
+    "missing .* keys: input_ids; perhaps --field ids=input_ids$": b'{"input_ids": [1]}\n',
+    "missing .*; perhaps --field prompt=instruction --field completion=output$": (
+        b'{"instruction": "x", "output": "y"}\n'
+    ),
     "not text: 'text' holds int": b'{"text": 7}\n',
     "not text: 'text' holds NoneType": b'{"text": null}\n',
     "not a record: expected an object with 'text', found list": b'["text"]\n',
