@@ -28,8 +28,8 @@ from data_prep.reading.compressed import (
 from data_prep.reading.documents import BadInput
 from data_prep.reading.fields import Fields
 from data_prep.reading.folders import Globs
+from data_prep.reading.kinds import kind_of
 from data_prep.reading.parts import InputFile, Item, Part
-from data_prep.reading.sources import kind_of
 from data_prep.reading.streamed import numbered_records, parts_of_records
 from data_prep.reading.text_files import document_of_text
 

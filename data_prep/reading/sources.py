@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,48 +11,16 @@ from pathlib import Path, PurePath, PurePosixPath
 from common.remote import is_remote, iter_files, object_bytes
 from data_prep.manifest import DOMAIN_PATTERN, Source
 from data_prep.reading.changes import modified_ns
-from data_prep.reading.compressed import COMPRESSION_SUFFIXES
-from data_prep.reading.extracted import is_extracted, refuse_missing_extractor
-from data_prep.reading.fields import DocumentKind, Fields
+from data_prep.reading.fields import Fields
 from data_prep.reading.file_list import FileList
-from data_prep.reading.folders import (
-    ARCHIVES,
-    CONVERT,
-    UNPACK,
-    Globs,
-    Met,
-    archive_suffix,
-    suffix_of,
-    walk_folder,
-)
-from data_prep.reading.json_file import holds_lines
+from data_prep.reading.folders import Globs, Met, walk_folder
+from data_prep.reading.kinds import kind_in_folder, kind_of, kind_of_named, known_suffixes
 from data_prep.reading.parts import InputFile, Kind
 
 HUB_PREFIX = "hf:"
 DEFAULT_DOMAIN = "main"
-KIND_OF_SUFFIX: dict[str, Kind] = {
-    ".jsonl": "lines",
-    ".ndjson": "lines",
-    ".json": "json",
-    ".csv": "table",
-    ".tsv": "table",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".npy": "npy",
-    ".idx": "megatron",
-    ".txt": "text",
-    ".md": "text",
-}
-_IDS_ONLY: frozenset[Kind] = frozenset({"npy", "megatron"})
 # Through a memory map, so only on this machine.
 _MAPPED: frozenset[Kind] = frozenset({"npy", "megatron", "arrow"})
-_RECORDS: frozenset[Kind] = frozenset({"lines", "stream", "json", "parquet", "arrow"})
-# Other files in a folder cannot hold the requested kind.
-_KINDS_OF_A_FOLDER: dict[DocumentKind, frozenset[Kind]] = {
-    "text": _RECORDS | {"text", "archive", "extracted", "pages"},
-    "chat": _RECORDS,
-    "ids": _RECORDS | _IDS_ONLY,
-}
 
 
 @dataclass(frozen=True)
@@ -131,7 +98,7 @@ def _read_input(path: str, *, globs: Globs, fields: Fields, into: FileList) -> S
         why = f"; left out: {', '.join(left_out)}" if left_out else ""
         raise ValueError(
             f"--input {path}: contains no file to read{why}; {fields.kind} is read from "
-            f"{_known(ids=fields.kind == 'ids')}{_suffix_hint(globs.include)}"
+            f"{known_suffixes(ids=fields.kind == 'ids')}{_suffix_hint(globs.include)}"
         )
     return source
 
@@ -142,19 +109,6 @@ def _suffix_hint(include: Sequence[str]) -> str:
     if not bare:
         return ""
     return f"; files that end in .{bare[0].lstrip('.')} are --include '*.{bare[0].lstrip('.')}'"
-
-
-def kind_of(name: str) -> Kind | None:
-    """The kind of a file by its name's suffix: `.jsonl`, `.jsonl.gz`, `.txt.zst`, `.tar`, ..."""
-    if archive_suffix(name) in ARCHIVES:
-        return "archive"
-    suffix = suffix_of(name).lower()
-    if suffix in COMPRESSION_SUFFIXES:
-        inner = KIND_OF_SUFFIX.get(suffix_of(name[: -len(suffix)]).lower())
-        if inner == "lines":
-            return "stream"
-        return inner if inner in ("json", "table", "text") else None
-    return KIND_OF_SUFFIX.get(suffix)
 
 
 def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
@@ -173,51 +127,7 @@ def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile 
     if not path.is_file():
         raise ValueError(f"--input {path}: no such file or folder")
     text = str(path)
-    yield _input_file(text, kind=_kind_of_named(text, globs=globs, fields=fields), globs=globs)
-
-
-def _kind_of_named(text: str, *, globs: Globs, fields: Fields) -> Kind:
-    """The kind of a file that --input names by itself."""
-    path = PurePath(text)
-    suffix = archive_suffix(path.name)
-    if suffix and suffix not in ARCHIVES:
-        raise ValueError(
-            f"--input {text}: {suffix} is not supported; unpack it with `{UNPACK[suffix]} "
-            f"{shlex.quote(text)}` and read what comes out"
-        )
-    kind = kind_of(path.name)
-    if kind == "table" and globs.names(path.name):
-        kind = "text"
-    is_known = kind is not None or (globs.extract and is_extracted(text))
-    if not is_known and not globs.names(path.name):
-        raise ValueError(
-            f"--input {text}: unknown suffix {path.suffix!r}; known: {_known(ids=True)} (text "
-            f"and JSON also with {', '.join(COMPRESSION_SUFFIXES)}). {_advice(path)}"
-        )
-    kind = _by_content(text, kind=kind or "text", globs=globs)
-    if kind in _IDS_ONLY and fields.kind != "ids":
-        raise ValueError(f"--input {text}: holds ids, not text; add --ids-key input_ids")
-    if kind == "table" and fields.kind == "ids":
-        raise ValueError(f"--input {text}: a table holds text, no lists of ids; use JSON lines")
-    if kind not in _KINDS_OF_A_FOLDER[fields.kind] | {"table"}:
-        what = "files, of which only text is read" if kind == "archive" else "text"
-        raise ValueError(f"--input {text}: holds {what}, not records with {fields.as_dict()}")
-    return kind
-
-
-def _advice(path: PurePath) -> str:
-    """How a file of an unknown suffix can be read."""
-    if path.suffix.lower() in COMPRESSION_SUFFIXES:
-        if Path(path.stem).suffix.lower() in KIND_OF_SUFFIX:
-            return "Decompress it"
-        names = " or ".join(f"{path.stem}{inner}{path.suffix}" for inner in (".jsonl", ".txt"))
-        return f"Rename it after what it holds, such as {names}"
-    if converter := CONVERT.get(path.suffix.lower()):
-        return f"Convert it with `{converter} {shlex.quote(str(path))}`"
-    if is_extracted(path.name):
-        return "To read its text add --extract file, or --extract page"
-    or_folder = "" if Globs().why_not_file(path.name) else ", or give its folder"
-    return f"To read it as text add --include {path.name!r}{or_folder}"
+    yield _input_file(text, kind=kind_of_named(text, globs=globs, fields=fields), globs=globs)
 
 
 def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
@@ -231,21 +141,10 @@ def _files_in_folder(folder: Path, *, globs: Globs, fields: Fields) -> Iterator[
             if not (is_pair and fields.kind == "ids"):
                 yield met
         else:
-            kind, why_not = _kind_in_folder(met.text, globs=globs, fields=fields)
+            kind, why_not = kind_in_folder(met.text, globs=globs, fields=fields)
             yield (
                 Met(met.text, why_not) if why_not else _input_file(met.text, kind=kind, globs=globs)
             )
-
-
-def _kind_in_folder(text: str, *, globs: Globs, fields: Fields) -> tuple[Kind, str]:
-    """The kind of a file of a folder, and why it is not read, if it cannot hold what is wanted."""
-    name = text.rsplit("/", 1)[-1]
-    kind = _by_content(text, kind=kind_of(name) or "text", globs=globs)
-    kind = "text" if kind == "table" else kind  # --include has named it
-    if kind in _KINDS_OF_A_FOLDER[fields.kind]:
-        return kind, ""
-    what = "ids" if kind in _IDS_ONLY else "text"
-    return kind, f"{suffix_of(name) or 'no suffix'} (holds {what})"
 
 
 def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:
@@ -257,7 +156,7 @@ def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[Input
         if not inside.name:  # the object itself
             if kind_of(PurePath(url).name) in _MAPPED:
                 raise ValueError(f"--input {url}: is read through a memory map; copy it here first")
-            kind = _kind_of_named(url, globs=globs, fields=fields)
+            kind = kind_of_named(url, globs=globs, fields=fields)
         elif is_object:  # stores list what is below, without it
             raise ValueError(
                 f"--input {url}: is an object, and others are below it, as {file.url}; write "
@@ -269,7 +168,7 @@ def _files_in_store(url: str, *, globs: Globs, fields: Fields) -> Iterator[Input
             if not why_not and kind in _MAPPED:
                 why_not = f"{inside.suffix} (memory-mapped; copy it here first)"
             if not why_not:
-                kind, why_not = _kind_in_folder(file.url, globs=globs, fields=fields)
+                kind, why_not = kind_in_folder(file.url, globs=globs, fields=fields)
             if why_not:
                 yield Met(file.url, why_not)
                 continue
@@ -286,23 +185,6 @@ def _member_globs(name: str, *, kind: Kind, globs: Globs) -> Globs | None:
     return replace(globs, include=()) if globs.names(name) else globs
 
 
-def _by_content(path: str, *, kind: Kind, globs: Globs) -> Kind:
-    """What a .json file holds: text if told so, records line by line, or other JSON.
-
-    A file whose text is extracted, if that is wanted, whatever else its suffix means.
-    """
-    if globs.extract and is_extracted(path):
-        refuse_missing_extractor(PurePath(path).suffix.lower())
-        return "pages" if globs.extract == "page" else "extracted"
-    if kind != "json":
-        return kind
-    if globs.json_as_text:
-        return "text"
-    if not holds_lines(path):
-        return "json"
-    return "stream" if PurePath(path).suffix.lower() in COMPRESSION_SUFFIXES else "lines"
-
-
 def _input_file(text: str, *, kind: Kind, globs: Globs) -> InputFile:
     status = Path(text).stat()
     num_bytes, changed = status.st_size, status.st_mtime_ns
@@ -313,8 +195,3 @@ def _input_file(text: str, *, kind: Kind, globs: Globs) -> InputFile:
     return InputFile(
         text, kind, num_bytes, changed, members=_member_globs(name, kind=kind, globs=globs)
     )
-
-
-def _known(*, ids: bool) -> str:
-    known = [s for s, kind in KIND_OF_SUFFIX.items() if ids or kind not in _IDS_ONLY]
-    return " ".join([*known, ".tar .zip"])
