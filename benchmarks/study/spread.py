@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks.study.comparison import ArmRuns, Place, final_loss
-from training.config.sections import Dropout
+from training.config.dropout import Dropout
 from training.entrodrop.mask import DropRates
 
 _COLOURS = {"entrodrop": "C2", "random_token_dropout": "C1", "none": "C0"}

@@ -11,8 +11,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tokenizers import Tokenizer
 
 from training.metrics.file import read_metrics
+from training.metrics.tags import CHARTS
 from training.metrics.tokens import ENTROPY_EDGES_NATS, NUM_BINS, TokenPicture, TokenTexts
-from training.metrics.writer import CHARTS, MetricsWriter
+from training.metrics.writer import MetricsWriter
 
 
 def step_row(step: int, **changes: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from training.config.adapter import Adapter
+from training.config.dropout import Dropout, Entropy
 from training.config.ema import Ema
 from training.config.heldout import Evaluation, HeldoutData
 from training.config.profile import Profile
@@ -18,8 +19,6 @@ from training.config.sections import (
     STRICT,
     Checkpoint,
     Data,
-    Dropout,
-    Entropy,
     Guard,
     Location,
     Model,

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from training.config.sections import STRICT, Dropout, Entropy, Model
+from training.config.dropout import Dropout, Entropy
+from training.config.sections import STRICT, Model
 
 RegulariserName = Literal[
     "none",

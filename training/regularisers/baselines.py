@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from training.config.dropout import Dropout
 from training.config.recipe import Recipe
-from training.config.sections import Dropout
 from training.entrodrop.mask import DropRates, draw_drops
 from training.regularisers.base import Regulariser, RunParts, Step, StepDropout
 from training.regularisers.drop_sets import (

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from training.config.sections import Dropout
+from training.config.dropout import Dropout
 from training.data.stream import MicroBatch
 from training.entrodrop.curriculum import curriculum_strength
 from training.entrodrop.mask import (

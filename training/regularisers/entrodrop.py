@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from training.config.dropout import Dropout
 from training.config.recipe import Recipe
-from training.config.sections import Dropout
 from training.data.stream import MicroBatch
 from training.model.inputs import Scored
 from training.regularisers.base import Regulariser, RunParts, SavedThreshold, Step, StepDropout

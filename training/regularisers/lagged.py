@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from training.config.dropout import Dropout
 from training.config.recipe import Recipe
-from training.config.sections import Dropout
 from training.data.stream import MicroBatch
 from training.entrodrop.mask import draw_guided_drops, select_low_tokens
 from training.model.inputs import Scored

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.config.sections import Dropout
+from training.config.dropout import Dropout
 from training.data.stream import MicroBatch
 from training.entrodrop.counter_rng import REPLACE_STREAM, integers_from_keys, token_keys
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from training.config.dropout import Dropout
 from training.config.recipe import Recipe
-from training.config.sections import Dropout
 from training.data.stream import MicroBatch
 from training.model.inputs import ModelInputs, Scored
 from training.regularisers.base import Regulariser, Step, StepDropout
