@@ -12,17 +12,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from training.config import (
-    adapter,
-    ema,
-    heldout,
-    profile,
-    recipe,
-    regularisers,
-    replay,
-    sections,
-    teacher,
-)
 from training.config.recipe import Recipe
 
 REPO_ROOT = Path(__file__).resolve().parents[1]
@@ -50,18 +39,8 @@ def reference() -> str:
     """The whole page."""
     comments = {
         key: text
-        for module in (
-            sections,
-            regularisers,
-            heldout,
-            adapter,
-            ema,
-            teacher,
-            replay,
-            profile,
-            recipe,
-        )
-        for key, text in field_docstrings(Path(module.__file__)).items()
+        for path in (REPO_ROOT / "training" / "config").glob("*.py")
+        for key, text in field_docstrings(path).items()
     }
     return _INTRODUCTION + _section(Recipe, prefix="", comments=comments)
 
