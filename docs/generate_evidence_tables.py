@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 from benchmarks.study import tradeoff
-from benchmarks.study.comparison import places_of
+from benchmarks.study.comparison import Place, places_of
 from benchmarks.study.report import place_tables
 from benchmarks.study.results import Row, read_results
-from benchmarks.study.settings import FULL, READY, SETTINGS
+from benchmarks.study.settings import FULL, LEVERS, READY, SETTINGS, Setting
 from benchmarks.study.summary import summary_tables
 from benchmarks.study.tables import LEGEND, counts
 
@@ -19,7 +19,7 @@ _FIRST_ROUND = {
     "results_second_base.jsonl": "second base",
     "results_ready.jsonl": "ready base",
 }
-_SECOND_ROUND = {
+SECOND_ROUND = {
     "results_levers.jsonl": "levers",
     "results_licences.jsonl": "licences",
     "results_levers_40k.jsonl": "levers_40k",
@@ -44,12 +44,17 @@ def evidence_page(text: str) -> str:
     """The page on what to do, with its tables renewed between the two marks."""
     before, _, after = text.split(_MARK)
     places = {
-        f"{place.domain}, {SETTINGS[setting].slice_tokens // 1000}k": place
-        for name, setting in _SECOND_ROUND.items()
+        _title(place, SETTINGS[setting]): place
+        for name, setting in SECOND_ROUND.items()
         for place in places_of(_rows(name))
         if tradeoff.BASELINE in place.arms and SETTINGS[setting].question != "scratch"
     }
     return _MARK.join([before, f"\n{summary_tables(places)}\n", after])
+
+
+def _title(place: Place, setting: Setting) -> str:
+    size = "" if place.size == LEVERS.sizes[0].name else f", {place.size}"
+    return f"{place.domain}, {setting.slice_tokens // 1000}k{size}"
 
 
 def page() -> str:
@@ -59,7 +64,7 @@ def page() -> str:
         FileNotFoundError: for rows that are not there.
     """
     parts = [_HEAD + LEGEND]
-    titles = {name: f"second round, {setting}" for name, setting in _SECOND_ROUND.items()}
+    titles = {name: f"second round, {setting}" for name, setting in SECOND_ROUND.items()}
     for name, base in (_FIRST_ROUND | titles).items():
         rows = _rows(name)
         parts.append(f"The {base}, `benchmarks/study/{name}`: {counts(rows)}")

@@ -82,9 +82,10 @@ def canaries_of(setting: Setting, seed: int) -> list[Canary]:
     )
 
 
-def heldout_texts(domain: str) -> list[str]:
+def heldout_texts(setting: Setting, domain: str) -> list[str]:
     """All documents of a domain that no run of any seed trains on, nor tunes by."""
-    return [text for text in domain_texts(domain) if split_position(text) < _REPORTED_FRAC]
+    texts = domain_texts(domain, document_chars=setting.document_chars)
+    return [text for text in texts if split_position(text) < _REPORTED_FRAC]
 
 
 def _build_general(setting: Setting, folders: Folders) -> None:
@@ -141,18 +142,20 @@ def _pack_general(setting: Setting, folders: Folders) -> None:
 
 
 def _build_slices(setting: Setting, folders: Folders, domain: str, tokenizer: Tokenizer) -> None:
-    """A slice for each seed; the held-out texts are the same for all seeds but the tuning one."""
-    texts = domain_texts(domain)
+    """A slice for each seed, and what it holds out; the tuning seed holds out texts of its own."""
+    texts = domain_texts(domain, document_chars=setting.document_chars)
     positions = [split_position(text) for text in texts]
     reported = [t for t, at in zip(texts, positions, strict=True) if at < _REPORTED_FRAC]
     tuned = [t for t, at in zip(texts, positions, strict=True) if _REPORTED_FRAC <= at < _VAL_FRAC]
+    unread = iter(reported)
     training = iter(t for t, at in zip(texts, positions, strict=True) if at >= _VAL_FRAC)
     for seed in setting.all_seeds:
-        heldout = tuned if seed == TUNING_SEED else reported
+        again = unread if setting.heldout_of_each_seed else iter(reported)
+        heldout = iter(tuned) if seed == TUNING_SEED else again
         canaries = [canary.text for canary in canaries_of(setting, seed)]
         own = _take(training, tokenizer, num_tokens=setting.slice_tokens)
         path = folders.texts(f"{domain}-{seed}")
-        held = _take(iter(heldout), tokenizer, num_tokens=setting.heldout_tokens)
+        held = _take(heldout, tokenizer, num_tokens=setting.heldout_tokens)
         _write_texts(path, [*own, *canaries, *held])
         corpus = folders.slice(domain, seed)
         build(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 TUNING_SEED = 1000
 """Its slice and held-out texts are in no reported number."""
+
+
+_LATER = {"later": True}
+"""Of fields that are younger than the first rows; these were run with the defaults."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,11 @@ class Setting:
     general_val_frac: float = 0.02
     slice_tokens: int = 10_000
     """Of a domain's training slice; each seed has its own."""
+    document_chars: int = field(default=1500, metadata=_LATER)
+    """Of a file or chapter of the domain; longer ones yield more and longer slices."""
     heldout_tokens: int = 6_000
+    heldout_of_each_seed: bool = field(default=False, metadata=_LATER)
+    """Each seed holds out other texts; else all reported seeds hold out the same ones."""
     num_canaries: int = 16
     num_canary_rivals: int = 63
     general_samples: int = 48
@@ -127,7 +135,12 @@ class Setting:
         """Of everything a domain's runs share: runs that differ in it are not comparable."""
         of_grid = ("name", "sizes", "domains", "seeds", "tries_of_arm", "lr_of_domain")
         of_grid += ("question", "tune_by", "base_shares", "questions")
-        shared = {key: value for key, value in asdict(self).items() if key not in of_grid}
+        later = {each.name: each.default for each in fields(self) if each.metadata.get("later")}
+        shared = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in of_grid and not (key in later and value == later[key])
+        }
         shared["lr"] = self.lr_of_domain[domain]
         if self.ready_model:  # earlier rows of it were scored in fp32
             shared["scored_in"] = "training's dtype"
@@ -228,6 +241,16 @@ LICENCES = replace(LEVERS, name="licences", domains=("licences",), question="cor
 LEVERS_40K = replace(
     LEVERS, name="levers_40k", slice_tokens=40_000, seeds=(1, 2, 3), question="core"
 )
+LEVERS_160K = replace(
+    LEVERS_40K,
+    name="levers_160k",
+    slice_tokens=160_000,
+    epochs=8,
+    document_chars=4000,
+    heldout_tokens=12_000,
+    heldout_of_each_seed=True,
+    base_shares=(),  # with 40 thousand tokens no share was better than the best weights
+)
 SETTINGS = {
     setting.name: setting
     for setting in (
@@ -236,6 +259,7 @@ SETTINGS = {
         READY,
         LEVERS,
         LEVERS_40K,
+        LEVERS_160K,
         LICENCES,
         SCRATCH,
         READY_LEVERS,

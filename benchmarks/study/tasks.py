@@ -67,7 +67,7 @@ def _questions(setting: Setting, kind: str, domain: str, *, count: int) -> list[
     if kind == "words":
         taken = setting.general_chars.get("dictionary", 0)
         return word_questions(spare_texts("dictionary", num_chars=taken), count=count)
-    return line_questions(heldout_texts(domain), count=count)
+    return line_questions(heldout_texts(setting, domain), count=count)
 
 
 def _write(folder: Path, name: str, questions: list[Question]) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 _DICTIONARY = Path("/usr/share/dictd/gcide.dict.dz")
 _DOMAIN_PROJECT = "sympy"
 _PIECE_CHARS = 4000
-_DOCUMENT_CHARS = 1500
 _LEAST_CHARS = 400
 
 
@@ -52,22 +51,25 @@ def _shuffled(source: str, *, num_chars: int) -> tuple[list[str], int]:
     return pieces, bisect_left(totals, num_chars)
 
 
-def domain_texts(domain: str) -> list[str]:
+def domain_texts(domain: str, *, document_chars: int) -> list[str]:
     """Documents of a domain in a fixed random order, one per file or chapter.
+
+    Args:
+        document_chars: how much of each, at most.
 
     Raises:
         ValueError: when the domain's source is not on this machine.
     """
-    excerpts = [_excerpt(text) for text in _DOMAINS[domain]()]
+    excerpts = [_excerpt(text, num_chars=document_chars) for text in _DOMAINS[domain]()]
     documents = [excerpt for excerpt in excerpts if len(excerpt) >= _LEAST_CHARS]
     random.Random(domain).shuffle(documents)
     return documents
 
 
-def _excerpt(text: str) -> str:
+def _excerpt(text: str, *, num_chars: int) -> str:
     """Whole lines from a quarter of the text on: the beginnings of files are very similar."""
     start = text.find("\n", len(text) // 4) + 1
-    return text[start : start + _DOCUMENT_CHARS].rpartition("\n")[0]
+    return text[start : start + num_chars].rpartition("\n")[0]
 
 
 def _pieces(text: str) -> Iterator[str]:

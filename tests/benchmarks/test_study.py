@@ -17,7 +17,7 @@ from benchmarks.study.arms import ARM_OF, ARMS
 from benchmarks.study.canaries import make_canaries
 from benchmarks.study.cloze import find_blanks
 from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
-from benchmarks.study.corpora import Folders
+from benchmarks.study.corpora import Folders, prepare_corpora
 from benchmarks.study.jobs import (
     Job,
     choose,
@@ -33,6 +33,7 @@ from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
 from benchmarks.study.tables import knowledge_table, losses_table
 from benchmarks.study.tradeoff import best_share, cost_of, tradeoff_table
+from data_prep.shards import open_corpus
 from tests.grids import WHOLE
 from tests.warm_python import warm_python
 from training.regularisers.table import model_regularisation
@@ -254,6 +255,24 @@ def test_results_of_another_base_model_or_setting_are_refused():
         refuse_other_studies([place | {"base": "aa"}], bases={"tiny": "aa"}, settings={"code": own})
     # a part of a study is no other study
     assert MINIATURE.narrowed(domains=["code"], tries=1).identity("code") == own
+
+
+def test_seeds_hold_out_the_same_texts_or_each_its_own(tmp_path):
+    two = replace(MINIATURE, seeds=(1, 2))
+    for setting in (two, replace(two, heldout_of_each_seed=True)):
+        folders = Folders(tmp_path / str(setting.heldout_of_each_seed))
+        prepare_corpora(setting, folders)
+        held, trained = {}, {}
+        for seed in setting.all_seeds:
+            corpus = open_corpus(folders.slice("code", seed))
+            held[seed], trained[seed] = (
+                {corpus.document(i, split).tobytes() for i in range(corpus.num_documents(split))}
+                for split in ("val", "train")
+            )
+        assert held[1] != held[2] if setting.heldout_of_each_seed else held[1] == held[2]
+        assert not held[1] & held[TUNING_SEED]
+        assert not set.union(*held.values()) & set.union(*trained.values())
+    assert two.identity("code") == MINIATURE.identity("code") != setting.identity("code")
 
 
 def test_blanks_are_whole_words_that_tokens_begin():
