@@ -14,10 +14,8 @@ import pytest
 
 from benchmarks.study.arm import Arm
 from benchmarks.study.arms import ARM_OF, ARMS
-from benchmarks.study.canaries import make_canaries
-from benchmarks.study.cloze import find_blanks
 from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
-from benchmarks.study.corpora import Folders, prepare_corpora
+from benchmarks.study.corpora import Folders
 from benchmarks.study.jobs import (
     Job,
     choose,
@@ -26,14 +24,12 @@ from benchmarks.study.jobs import (
     refuse_untuned,
     startable,
 )
-from benchmarks.study.questions import line_questions, word_questions
 from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
 from benchmarks.study.tables import knowledge_table, losses_table
 from benchmarks.study.tradeoff import best_share, cost_of, tradeoff_table
-from data_prep.shards import open_corpus
 from tests.grids import WHOLE
 from tests.warm_python import warm_python
 from training.regularisers.table import model_regularisation
@@ -228,7 +224,7 @@ def test_an_arm_that_waits_for_a_setting_nobody_tunes_is_refused():
     refuse_untuned(setting, rows, arms=[opposite])
 
 
-# --- files and texts ---
+# --- results ---
 
 
 def test_results_cut_short_by_a_kill_are_left_out_and_then_cut_off(tmp_path):
@@ -255,82 +251,6 @@ def test_results_of_another_base_model_or_setting_are_refused():
         refuse_other_studies([place | {"base": "aa"}], bases={"tiny": "aa"}, settings={"code": own})
     # a part of a study is no other study
     assert MINIATURE.narrowed(domains=["code"], tries=1).identity("code") == own
-
-
-def test_seeds_hold_out_the_same_texts_or_each_its_own(tmp_path):
-    two = replace(MINIATURE, seeds=(1, 2))
-    for setting in (two, replace(two, heldout_of_each_seed=True)):
-        folders = Folders(tmp_path / str(setting.heldout_of_each_seed))
-        prepare_corpora(setting, folders)
-        held, trained = {}, {}
-        for seed in setting.all_seeds:
-            corpus = open_corpus(folders.slice("code", seed))
-            held[seed], trained[seed] = (
-                {corpus.document(i, split).tobytes() for i in range(corpus.num_documents(split))}
-                for split in ("val", "train")
-            )
-        assert held[1] != held[2] if setting.heldout_of_each_seed else held[1] == held[2]
-        assert not held[1] & held[TUNING_SEED]
-        assert not set.union(*held.values()) & set.union(*trained.values())
-    assert two.identity("code") == MINIATURE.identity("code") != setting.identity("code")
-
-
-def test_blanks_are_whole_words_that_tokens_begin():
-    tokens = ["def", " solve", "r", "(", "x", "):", "\n", " return", " solve", "r", "\n"]
-    found = find_blanks(tokens, domain="code")
-    assert [(b.kind, b.first, b.last) for b in found] == [
-        ("identifiers", 1, 3),
-        ("identifiers", 8, 10),
-        ("closing brackets", 5, 6),
-    ]
-    found = find_blanks(["In", " the", " beg", "inning", ":", " day", "."], domain="prose")
-    assert [(b.first, b.last) for b in found] == [(2, 4), (5, 6)]
-
-
-def test_canaries_are_the_seeds_own_and_their_rivals_differ():
-    first = make_canaries(1, count=4, num_rivals=7, is_usable=lambda line: True)
-    assert first == make_canaries(1, count=4, num_rivals=7, is_usable=lambda line: True)
-    assert first != make_canaries(2, count=4, num_rivals=7, is_usable=lambda line: True)
-    assert all(len({canary.secret, *canary.rivals}) == 8 for canary in first)
-
-
-ARTICLE = """
-{word} \\{word}\\, n. [OE. {word}.]
-   {text} (Naut.) that many
-   a thing can be{number}; as, a {use}.
-
-   Syn: {use}.
-"""
-
-
-def test_questions_after_words_have_one_right_answer_and_do_not_name_it():
-    words = ["anchor", "basket", "candle", "dagger", "engine"]
-    kinds = ["The", "A", "Some", "All", "One"]
-    texts = [
-        ARTICLE.format(word=word.title(), text=f"{kind} of things", number=n, use=f"{word} " * 50)
-        for n, (word, kind) in enumerate(zip(words, kinds, strict=True), start=1)
-    ]
-    texts.append(ARTICLE.format(word="Fig", text="Of figs, a thing", number=6, use="fig " * 50))
-    texts.append(ARTICLE.format(word="Rare", text="Of what few say", number=7, use="it"))
-    found = word_questions(texts, count=5)
-    assert found == word_questions(texts, count=5)
-    for question in found:
-        right = question.options[question.answer].strip()
-        number = words.index(right) + 1
-        assert f"thing can be{number}\nWord:" in question.question
-        assert "Naut" not in question.question and "as," not in question.question
-        assert len(set(question.options)) == 4
-    with pytest.raises(ValueError, match="only 5 of 6 questions"):
-        word_questions(texts, count=6)
-
-
-def test_questions_after_lines_ask_for_the_next_one():
-    texts = [
-        "".join(f"line {text} {line} is of a text\n" for line in range(9)) for text in range(4)
-    ]
-    for question in line_questions(texts, count=12):
-        _, text, number, *_ = question.question.splitlines()[-1].split()
-        assert question.options[question.answer] == f"\nline {text} {int(number) + 1} is of a text"
 
 
 def test_a_table_shows_answers_where_all_runs_of_an_arm_have_them():
