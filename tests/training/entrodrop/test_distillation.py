@@ -66,7 +66,7 @@ def test_values_and_gradients_are_those_of_plain_logits(
     found = soft_cross_entropy(*given, softcap=softcap)
     expected = plain_loss(*detached, softcap=softcap)
     assert found.dtype == torch.float32
-    assert float(found) == pytest.approx(float(expected), rel=bound)
+    assert found.item() == pytest.approx(expected.item(), rel=bound)
     gradients = torch.autograd.grad(3.0 * found, student)
     for gradient, reference in zip(
         gradients, torch.autograd.grad(3.0 * expected, student), strict=True
@@ -81,7 +81,7 @@ def test_a_teacher_that_predicts_the_same_moves_nothing():
     layer = OutputLayer(weight.detach())
     loss = soft_cross_entropy(hidden, OutputLayer(weight), hidden.detach(), layer, torch.ones(9))
     p = (hidden @ weight.T).softmax(dim=1)
-    assert float(loss) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-6)  # their entropy
+    assert loss.item() == pytest.approx(-(p * p.log()).sum().item(), rel=1e-6)  # their entropy
     assert all(float(g.abs().max()) < 1e-6 for g in torch.autograd.grad(loss, (hidden, weight)))
 
 
