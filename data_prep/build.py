@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +42,6 @@ from data_prep.split import SPLIT_HASH
 from data_prep.tokenizing.spelling import changes_of
 from data_prep.tokenizing.tokenizer import load_once
 from data_prep.write_corpus import write_corpus
-
-if TYPE_CHECKING:
-    pass
 
 _SMALL_BYTES = 2 << 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -108,9 +109,13 @@ def likely_flags(record: Mapping[str, Any]) -> str:
     """The flags that name what a record most likely holds; "" where that is not plain."""
     lists = {name: value[0] for name, value in record.items() if isinstance(value, list) and value}
     for role, kind in (("messages", Mapping), ("ids", int)):
-        found = [name for name, first in lists.items() if isinstance(first, kind)]
+        found = [  # a list of booleans is most likely a mask
+            name
+            for name, first in lists.items()
+            if isinstance(first, kind) and not isinstance(first, bool)
+        ]
         if len(found) == 1:
-            return f"--field {role}={found[0]}"
+            return f"--field {shlex.quote(f'{role}={found[0]}')}"
     for prompt, completion in (("prompt", "completion"), ("instruction", "output")):
         if {prompt, completion} <= record.keys():
             return f"--field prompt={prompt} --field completion={completion}"

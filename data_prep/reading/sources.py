@@ -108,7 +108,7 @@ def _suffix_hint(include: Sequence[str]) -> str:
     bare = [name for name in include if re.fullmatch(r"\.?\w+", name)]
     if not bare:
         return ""
-    return f"; files that end in .{bare[0].lstrip('.')} are --include '*.{bare[0].lstrip('.')}'"
+    return f"; --include {bare[0]} is a whole name: files that end so are '*.{bare[0].lstrip('.')}'"
 
 
 def _files_of(text: str, *, globs: Globs, fields: Fields) -> Iterator[InputFile | Met]:

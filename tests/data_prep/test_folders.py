@@ -89,7 +89,7 @@ def test_what_include_does_not_name_and_what_holds_no_records_is_counted(tmp_pat
     with pytest.raises(ValueError, match=r"no file to read; left out: \.csv \(a table\)"):
         read_inputs(_files(tmp_path / "tables", "c.csv"))
     for bare in ("txt", ".txt"):
-        with pytest.raises(ValueError, match=r"files that end in \.txt are --include '\*\.txt'"):
+        with pytest.raises(ValueError, match=r"whole name: files that end so are '\*\.txt'"):
             read_inputs(folder, globs=Globs(include=(bare,)))
 
 

@@ -122,6 +122,8 @@ BAD_LINES = {
     "missing key 'text': keys: body, id; perhaps --field text=body$": b'{"id": 1, "body": "x"}\n',
     "missing .* keys: turns; perhaps --field messages=turns$": b'{"turns": [{"from": "human"}]}\n',
     "missing .* keys: input_ids; perhaps --field ids=input_ids$": b'{"input_ids": [1]}\n',
+    "missing .* keys: mask$": b'{"mask": [true]}\n',
+    "missing .*; perhaps --field 'messages=my turns'$": b'{"my turns": [{"from": "human"}]}\n',
     "missing .*; perhaps --field prompt=instruction --field completion=output$": (
         b'{"instruction": "x", "output": "y"}\n'
     ),
