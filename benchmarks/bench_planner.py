@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from launch.planner.memory import Phase
+from launch.planner.rank import Phase
 from tests.launch.measured_memory import measure_peaks
 from tests.launch.planned_shapes import SHAPES, forecast_peaks
 

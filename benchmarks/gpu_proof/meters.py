@@ -11,8 +11,9 @@ from benchmarks.step_meters import Operators
 from benchmarks.step_workload import Bench
 from launch.planner.forecast import make_run
 from launch.planner.machine import Machine
-from launch.planner.memory import Phase, peak_moments
+from launch.planner.memory import peak_moments
 from launch.planner.models import find_architecture
+from launch.planner.rank import Phase
 from tests.launch.measured_memory import peaks_of_steps
 from training.config.recipe import Recipe
 from training.ranks.phase_memory import PHASES

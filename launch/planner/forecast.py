@@ -10,8 +10,9 @@ from launch.planner.corpus import CorpusSize, read_size
 from launch.planner.duration import Duration, forecast_duration
 from launch.planner.host import Host, forecast_host
 from launch.planner.machine import Machine
-from launch.planner.memory import Moment, Phase, Run, peak_moments
+from launch.planner.memory import peak_moments
 from launch.planner.models import find_architecture
+from launch.planner.rank import Moment, Phase, Run
 from launch.planner.zero import read_zero
 from training.config.layout import (
     DoesNotDivideError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.planner.memory import Run
+from launch.planner.rank import Run
 from training.config.recipe import Recipe
 
 _PROCESS_BYTES = 3 * 2**30

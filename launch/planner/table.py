@@ -7,7 +7,7 @@ from typing import Any
 
 from launch.planner.advice import advise, faster, more_gpus
 from launch.planner.forecast import GIB, Forecast
-from launch.planner.memory import PHASES
+from launch.planner.rank import PHASES
 
 _LABELS = {
     "parameters": "parameters",

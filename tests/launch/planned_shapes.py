@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.planner.forecast import make_run
-from launch.planner.memory import Moment, Phase, peak_moments
+from launch.planner.memory import peak_moments
 from launch.planner.models import find_architecture
+from launch.planner.rank import Moment, Phase
 from tests.training.layouts import tiny_recipe
 from training.config.adapter import Adapter
 from training.config.recipe import Recipe
