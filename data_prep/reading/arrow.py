@@ -54,7 +54,8 @@ class Arrow:
             return
         dataset = _open(part.file)
         roots = fields.roots(dataset.column_names)
-        columns = [name for name in roots if name in dataset.column_names]
+        # where one is missing, an error names what is there
+        columns = roots if {*roots} <= {*dataset.column_names} else dataset.column_names
         table = dataset.select_columns(columns).with_format("arrow")[part.start : part.end]
         for row in range(part.end - part.start):
             record: dict[str, Any] = {}
@@ -75,7 +76,7 @@ class Hub:
         dataset = _stream(file.path)
         place, rows, num_chars = start, [], 0
         for row in dataset.skip(start) if start else dataset:
-            rows.append({key: row[key] for key in fields.roots(row) if key in row})
+            rows.append(fields.part_of(row))
             num_chars += sum(len(str(value)) for value in rows[-1].values())
             if len(rows) >= _BLOCK_ROWS or num_chars >= PART_BYTES:
                 yield Part(file, place, place + len(rows), data=rows)

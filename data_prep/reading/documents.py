@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from data_prep.reading.fields import Fields, likely_flags, value_at, what_is_there
+from data_prep.reading.fields import Fields, proposal, value_at, what_is_there
 
 OnError = Literal["fail", "skip"]
 OnLoss = Literal["fail", "count"]
@@ -82,10 +82,8 @@ def document_of(record: Mapping[str, Any], *, place: int, wanted: Fields) -> Doc
         try:
             values[key] = value_at(record, key)
         except KeyError:
-            found = what_is_there(record, key)
-            if key in wanted.main_keys and (flags := likely_flags(record)):
-                found += f"; perhaps {flags}"
-            return BadInput(place, reason=f"missing key {key!r}", detail=found)
+            detail = what_is_there(record, key) + proposal(record, key, wanted=wanted)
+            return BadInput(place, reason=f"missing key {key!r}", detail=detail)
         if isinstance(values[key], BadInput):
             bad: BadInput = values[key]
             return bad

@@ -63,6 +63,11 @@ class Fields:
         keys = self.as_dict().values()
         return list(dict.fromkeys(k if k in names else k.partition(".")[0] for k in keys))
 
+    def part_of(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """What is wanted of a record, or all of it, for an error, if a field is missing."""
+        roots = self.roots(record)
+        return {key: record[key] for key in (roots if {*roots} <= record.keys() else record)}
+
     def as_dict(self) -> dict[str, str]:
         return {role: getattr(self, role) for role in ROLES if getattr(self, role)}
 
@@ -105,8 +110,13 @@ def what_is_there(record: Mapping[str, Any], key: str) -> str:
     return f"keys of {within!r}: {keys}" if within else f"keys: {keys}"
 
 
-def likely_flags(record: Mapping[str, Any]) -> str:
-    """The flags that name what a record most likely holds; "" where that is not plain."""
+def proposal(record: Mapping[str, Any], key: str, *, wanted: Fields) -> str:
+    """Which flags to try, for an error about a missing field; "" where that is not plain."""
+    flags = _likely_flags(record) if key in wanted.main_keys else ""
+    return f"; perhaps {flags}" if flags else ""
+
+
+def _likely_flags(record: Mapping[str, Any]) -> str:
     lists = {name: value[0] for name, value in record.items() if isinstance(value, list) and value}
     for role, kind in (("messages", Mapping), ("ids", int)):
         found = [  # a list of booleans is most likely a mask

@@ -59,7 +59,7 @@ def _records(file: InputFile, raw: IO[bytes], *, fields: Fields) -> Iterator[tup
     stream = _text_of(file, raw)
     try:
         for record, size in _elements(stream):
-            yield _only(record, fields=fields), size
+            yield fields.part_of(record) if isinstance(record, dict) else record, size
     except UnicodeDecodeError as error:
         raise BadInput(0, reason="invalid UTF-8", detail=str(error)) from None
     except BROKEN_COMPRESSION:
@@ -72,14 +72,6 @@ def _records(file: InputFile, raw: IO[bytes], *, fields: Fields) -> Iterator[tup
 
 def _text_of(file: InputFile, raw: IO[bytes]) -> io.TextIOWrapper:
     return io.TextIOWrapper(decompressed(file.path, raw), encoding="utf-8-sig", newline="")
-
-
-def _only(record: Any, *, fields: Fields) -> Any:
-    """The wanted fields of a record, and the names of the others, for error messages."""
-    if not isinstance(record, dict):
-        return record
-    roots = fields.roots(record)
-    return {key: value if key in roots else None for key, value in record.items()}
 
 
 def _document(record: Any, *, place: int, fields: Fields) -> Document | BadInput:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from common.remote import RemoteError, is_remote, open_remote
 from data_prep.reading.documents import BadInput, document_of
-from data_prep.reading.fields import Fields
+from data_prep.reading.fields import Fields, proposal
 from data_prep.reading.parts import InputFile, Item, Part
 
 _SLICE_BYTES = 8 << 20
@@ -54,6 +54,7 @@ class Parquet:
             missing = [name for name in columns if name not in file.schema_arrow.names]
             if missing:
                 detail = f"columns: {', '.join(file.schema_arrow.names[:8])}"
+                detail += proposal(_example(file.schema_arrow), missing[0], wanted=fields)
                 yield BadInput(place, reason=f"missing column {missing[0]!r}", detail=detail)
                 return
             doubled = [name for name in columns if file.schema_arrow.names.count(name) > 1]
@@ -76,6 +77,22 @@ class Parquet:
             raise
         except _BROKEN as error:
             yield _broken(error, place=place)
+
+
+def _example(schema: pyarrow.Schema) -> dict[str, Any]:
+    """A record of these types, without what is in it."""
+    return {field.name: _example_of(field.type) for field in schema}
+
+
+def _example_of(kind: pyarrow.DataType) -> Any:
+    types = pyarrow.types
+    if types.is_list(kind) or types.is_large_list(kind):
+        return [_example_of(kind.value_type)]
+    if types.is_struct(kind):
+        return {}
+    if types.is_integer(kind):
+        return 0
+    return "" if types.is_string(kind) or types.is_large_string(kind) else None
 
 
 def _value(scalar: pyarrow.Scalar, *, place: int, columns: tuple[str, ...]) -> Any:

@@ -10,7 +10,7 @@ from typing import IO
 
 from data_prep.reading.compressed import decompressed, open_input
 from data_prep.reading.documents import BadInput, document_of, invalid_utf8
-from data_prep.reading.fields import Fields
+from data_prep.reading.fields import Fields, proposal
 from data_prep.reading.parts import InputFile, Item, Part
 from data_prep.reading.streamed import numbered_records, parts_of_records
 
@@ -66,6 +66,7 @@ def _bad_names(names: list[str], *, fields: Fields) -> BadInput | None:
     for wanted in fields.as_dict().values():
         if wanted not in names:
             detail = f"columns: {', '.join(names[:8]) or 'none'}; the first row names them"
+            detail += proposal(dict.fromkeys(names, ""), wanted, wanted=fields)
             return BadInput(0, reason=f"missing column {wanted!r}", detail=detail)
         if names.count(wanted) > 1:
             detail = "rename one, or name another with --field"

@@ -19,7 +19,7 @@ import pyarrow.parquet
 import pytest
 
 from data_prep.reading import file_list
-from data_prep.reading.documents import Document
+from data_prep.reading.documents import BadInput, Document
 from data_prep.reading.fields import Fields
 from data_prep.reading.file_list import FileList
 from data_prep.reading.folders import Globs, walk_folder
@@ -53,6 +53,36 @@ def test_saved_datasets_arrow_files_and_hub_streams_give_the_same_texts(
     assert contents(*arrows) == texts
     # A folder stands in for a name on the hub: the same call of the library, without a network.
     assert contents(f"hf:{tmp_path / 'hub'}:train") == texts
+
+
+@pytest.mark.parametrize(
+    ("columns", "flags"),
+    [
+        ({"body": ["x"], "id": [1]}, "--field text=body"),
+        ({"turns": [[{"from": "human", "value": "x"}]], "tags": [["a"]]}, "--field messages=turns"),
+        ({"input_ids": [[1, 2]], "mask": [[True, False]]}, "--field ids=input_ids"),
+    ],
+)
+def test_a_missing_column_proposes_what_may_be_meant(
+    tmp_path: Path, columns: dict[str, list[object]], flags: str
+) -> None:
+    import datasets
+
+    dataset = datasets.Dataset.from_dict(columns)
+    dataset.to_parquet(tmp_path / "hub" / "train.parquet")
+    dataset.save_to_disk(tmp_path / "saved")
+    (tmp_path / "a.json").write_text(json.dumps([dataset[0]]))
+    files = [
+        InputFile(str(tmp_path / "hub" / "train.parquet"), "parquet", 100),
+        InputFile(str(tmp_path / "saved"), "arrow", 100),
+        InputFile(f"hf:{tmp_path / 'hub'}", "hub", 0),
+        InputFile(str(tmp_path / "a.json"), "json", 100),
+    ]
+    for file in files:
+        (found,) = (i for p in cut_files([file], fields=TEXT) for i in read_part(p, fields=TEXT))
+        assert isinstance(found, BadInput), file
+        assert found.detail.endswith(f"perhaps {flags}"), file
+        assert ", ".join(sorted(columns)) in found.detail or file.kind == "parquet"
 
 
 def test_a_stream_goes_on_in_its_middle(tmp_path: Path, dataset: Dataset, texts: list[str]) -> None:

@@ -57,6 +57,7 @@ def test_a_table_is_read_on_from_any_part(tmp_path: Path, monkeypatch: pytest.Mo
     ("content", "reason"),
     [
         (b"id,words\n1,a\n", "missing column 'text': columns: id, words"),
+        (b"id,body\n1,a\n", "the first row names them; perhaps --field text=body"),
         (b"", "missing column 'text': columns: none"),
         (b"text,text\na,b\n", "several columns 'text'"),
         (b"text,id\na\n", "row of another length: 1 fields, the first row has 2"),
