@@ -203,6 +203,39 @@ def test_an_adapter_that_would_be_none_is_refused(run, tmp_path, options):
     assert not (tmp_path / "export").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("alpha: 8", "alpha: 16"), "adapter.alpha: was 8, is 16"),
+        (("rank: 4", "rank: 8"), "adapter.rank: was 4, is 8"),
+        (("kind: lora", "kind: dora"), "adapter.kind: was 'lora', is 'dora'"),
+        (("targets: all-linear", "targets: [q_proj]"), "adapter.targets: was 'all-linear', is"),
+        (None, "adapter.alpha: was 8, is None; adapter.kind: was 'lora', is None"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_adapter_is_refused(run, tmp_path, change, told):
+    """As one from before an accepted change, or of another run with the same base."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    kept = copy / "recipe.resolved.yaml"
+    text = kept.read_text()
+    if change is None:
+        section = text[text.index("adapter:") : text.index("replay:")]
+        kept.write_text(text.replace(section, "adapter: null\n"))
+    else:
+        assert change[0] in text
+        kept.write_text(text.replace(*change))
+    other = str(run / "checkpoints" / LAST)
+    form = Form(merge=change is not None)
+    for words in ((), ["step-3"], [other], ["step-3", other]):
+        with pytest.raises(ValueError, match=f"has another adapter than .*{told}"):
+            export_run(copy, checkpoints=words, form=form, out=tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    done = training_command("interpolate", str(copy), "--shares=1", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_run_without_an_adapter_has_none_to_merge(finished, tmp_path):
     with pytest.raises(ValueError, match="--merge: this run has no adapter"):
         export_run(finished, form=Form(merge=True), out=tmp_path / "export")

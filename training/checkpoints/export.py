@@ -104,7 +104,7 @@ def export_run(
     recipe = load_run_recipe(run_dir)
     warn_of_remote_code(recipe.model)
     mix = find_mix(run_dir, checkpoints, tuned_share=tuned_share, averaged=averaged)
-    mix.refuse_what_cannot_be_mixed(recipe.model)
+    mix.refuse_what_cannot_be_mixed(recipe.model, adapter=recipe.adapter)
     _refuse_unfit_form(recipe, mix, form)
     files = _model_files(run_dir, recipe)
     if form.dtype is not None:

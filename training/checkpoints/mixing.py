@@ -10,7 +10,7 @@ import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from training.checkpoints.choice import find_checkpoint
 from training.checkpoints.ema_files import read_average
 from training.checkpoints.files import ENGINE_TAG, only_data
-from training.checkpoints.identity import BASE_WEIGHTS
+from training.checkpoints.identity import BASE_WEIGHTS, compare_identity
 from training.checkpoints.manifest import find_corruption, newest_complete, read_manifest
 from training.config.adapter import Adapter
 from training.config.sections import Model
@@ -66,11 +66,16 @@ class Mix:
     def steps(self) -> list[int]:
         return [int(read_manifest(folder)["step"]) for folder in self.checkpoints]
 
-    def refuse_what_cannot_be_mixed(self, model: Model, *, needs_base: bool = False) -> None:
+    def refuse_what_cannot_be_mixed(
+        self, model: Model, *, adapter: Adapter | None, needs_base: bool = False
+    ) -> None:
         """Before any weight is read.
 
+        Args:
+            adapter: of the run.
+
         Raises:
-            ValueError: for a damaged checkpoint, checkpoints of other runs, or a base that is
+            ValueError: for a damaged checkpoint, one with another adapter, or a base that is
                 missing.
         """
         refuse_no_share(self.tuned_share)
@@ -79,6 +84,7 @@ class Mix:
         for folder in self.checkpoints:
             if (broken := find_corruption(folder, hashes=True)) is not None:
                 raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
+            _refuse_other_adapter(folder, adapter)
 
     def load(self, model: Model, *, dtype: torch.dtype, adapter: Adapter | None = None) -> Weights:
         """All weights, rounded once to the dtype of the training.
@@ -166,6 +172,20 @@ def _origin(checkpoint: Path) -> tuple[Any, ...]:
     """Random weights of two seeds, or rows of two tokenizers, have no mean that means something."""
     identity = read_manifest(checkpoint)["identity"]
     return identity["recipe"]["model"], identity["recipe"]["seed"], identity["pack"]
+
+
+def _refuse_other_adapter(folder: Path, adapter: Adapter | None) -> None:
+    """One of another run, or from before an accepted change, computes something else with it."""
+    saved: dict[str, Any] | None = read_manifest(folder)["identity"]["recipe"].get("adapter")
+    own = None if adapter is None else asdict(adapter)
+    for one in (saved, own):
+        if one is not None:
+            one.pop("dropout", None)  # acts in training alone
+    differences = compare_identity({"adapter": saved}, {"adapter": own})
+    if differences:
+        raise ValueError(
+            f"{folder} has another adapter than this run: {'; '.join(differences.values())}"
+        )
 
 
 def trained_weights(checkpoint: Path, *, dtype: torch.dtype) -> Weights:

@@ -99,7 +99,7 @@ class _Ends:
 
     @classmethod
     def load(cls, recipe: Recipe, mix: Mix) -> _Ends:
-        mix.refuse_what_cannot_be_mixed(recipe.model, needs_base=True)
+        mix.refuse_what_cannot_be_mixed(recipe.model, adapter=recipe.adapter, needs_base=True)
         return cls(
             mix,
             load_base(recipe.model, mix.checkpoints[-1]).state_dict(),
