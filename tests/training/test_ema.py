@@ -23,9 +23,11 @@ from tests.training.short_runs import (
 from training.checkpoints.choice import find_checkpoint
 from training.checkpoints.ema_files import read_average
 from training.checkpoints.export import export_run
+from training.checkpoints.manifest import read_manifest
 from training.checkpoints.mixing import load_masters
 from training.config.ema import Ema
 from training.config.recipe import Recipe
+from training.tasks.weights import find_weights
 
 DECAY = 0.5 ** (1 / 2)
 CHANGES: dict[str, Any] = {
@@ -139,7 +141,7 @@ def test_the_average_in_bf16_is_rounded_as_weights_are(small_corpus, tmp_path):
     assert abs(last["ema_loss"] - last["loss"]) > 5e-3 * last["loss"]
 
 
-def test_the_average_may_decide_what_is_best(small_corpus, tmp_path):
+def test_the_average_may_decide_what_is_best(small_corpus, tmp_path, capsys):
     """A rate far too high: the weights get worse, their average does so later."""
     recipe = recipe_of(
         small_corpus,
@@ -155,6 +157,18 @@ def test_the_average_may_decide_what_is_best(small_corpus, tmp_path):
     assert best["loss"] != best["ema_loss"]
     chosen = find_checkpoint(tmp_path / "run", "best")
     assert chosen == checkpoint(tmp_path / "run", best["ema_loss"])
+    loss = rows[best["ema_loss"]]["ema_loss"]
+    assert read_manifest(chosen)["heldout_loss"] == loss
+    trained = export_run(tmp_path / "run", checkpoints=["best"], out=tmp_path / "trained")
+    assert "these are the weights as trained; export --weights ema" in capsys.readouterr().err
+    for facts in (read_manifest(trained), vars(find_weights(tmp_path / "run", checkpoint="best"))):
+        assert (facts["step"], facts["heldout_loss"]) == (best["ema_loss"], None)
+    assert f"held-out loss (nats a token) | {loss:.4f}" not in (trained / "README.md").read_text()
+    averaged = export_run(
+        tmp_path / "run", checkpoints=["best"], averaged=True, out=tmp_path / "averaged"
+    )
+    assert read_manifest(averaged)["step"] == best["ema_loss"]
+    assert "as trained" not in capsys.readouterr().err
 
 
 def test_an_average_that_a_resume_adds_begins_there(finished, small_corpus, tmp_path):

@@ -28,6 +28,7 @@ from training.checkpoints.identity import BASE_WEIGHTS
 from training.checkpoints.manifest import (
     MANIFEST,
     read_manifest,
+    trained_loss,
     write_manifest,
 )
 from training.checkpoints.mixing import Mix, find_mix, trained_in
@@ -106,6 +107,13 @@ def export_run(
     mix = find_mix(run_dir, checkpoints, tuned_share=tuned_share, averaged=averaged)
     mix.refuse_what_cannot_be_mixed(recipe.model, adapter=recipe.adapter)
     _refuse_unfit_form(recipe, mix, form)
+    if recipe.ema is not None and recipe.ema.decides_best and not averaged:
+        print(
+            "WARNING: in this run the average decides what is best (ema.decides_best), and these "
+            "are the weights as trained; export --weights ema writes the average",
+            file=sys.stderr,
+            flush=True,
+        )
     files = _model_files(run_dir, recipe)
     if form.dtype is not None:
         files[_CONFIG] = _with_dtype(files[_CONFIG], form.dtype)
@@ -257,7 +265,8 @@ def _mark(folder: Path, mix: Mix) -> None:
     manifest = read_manifest(newest)
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     files = {name.as_posix(): record_file(folder / name, durable=True) for name in names}
-    content = {key: manifest[key] for key in ("step", "tokens", "heldout_loss")}
+    content = {key: manifest[key] for key in ("step", "tokens")}
+    content["heldout_loss"] = trained_loss(manifest)
     content["checkpoint_sha256"] = record_file(newest / MANIFEST).sha256
     if is_adapter_folder(folder):
         content[BASE_WEIGHTS] = manifest["identity"][BASE_WEIGHTS]

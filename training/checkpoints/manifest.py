@@ -96,6 +96,18 @@ def judged_loss(manifest: Mapping[str, Any]) -> float | None:
     return loss
 
 
+def trained_loss(manifest: Mapping[str, Any]) -> float | None:
+    """The held-out loss of the weights as they were trained, of a checkpoint or an export.
+
+    None where the one that is kept is their average's (`ema.decides_best`).
+    """
+    recipe = manifest.get("identity", {}).get("recipe", {})
+    if (recipe.get("ema") or {}).get("decides_best"):
+        return None
+    loss: float | None = manifest["heldout_loss"]
+    return loss
+
+
 def run_key_of(manifest: Mapping[str, Any]) -> str | None:
     """By which trackers and `checkpoint.mirror` know the run; None if neither was used."""
     key: str | None = manifest.get("run_key", manifest.get("tracked_as"))  # its older name

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from data_prep.shards import Corpus, open_corpus
-from training.checkpoints.manifest import CARD
+from training.checkpoints.manifest import CARD, trained_loss
 from training.checkpoints.public_names import RANDOM_WEIGHTS, card_front, is_of_hub, public_name
 from training.config.recipe import Recipe
 from training.metrics.file import METRICS_FILE, read_metrics
@@ -54,7 +54,7 @@ def write_model_card(
         "licence of the base": base and (front.get("license_name") or front.get("license")),
         "optimizer steps": manifest["step"],
         "tokens": manifest["tokens"],
-        "held-out loss (nats a token)": _loss(manifest["heldout_loss"]) if not mix else None,
+        "held-out loss (nats a token)": _loss(trained_loss(manifest)) if not mix else None,
         "tokens in a sample": recipe.data.sequence_tokens,
         "tokens in a step": recipe.train.global_batch_tokens,
         "learning rate": recipe.optimizer.lr,

@@ -9,10 +9,14 @@ from typing import Any
 from common.checksum import record_file
 from training.checkpoints.adapter_folder import is_adapter_folder
 from training.checkpoints.choice import LAST, find_checkpoint
-from training.checkpoints.manifest import MANIFEST, find_corruption, newest_complete, read_manifest
+from training.checkpoints.manifest import (
+    MANIFEST,
+    find_corruption,
+    newest_complete,
+    read_manifest,
+    trained_loss,
+)
 from training.config.load import KEPT_RECIPE
-
-_FACTS = ("step", "tokens", "heldout_loss")
 
 
 @dataclass(frozen=True)
@@ -96,4 +100,5 @@ def _is_of(checkpoint: Path, export: Path) -> bool:
 
 def _facts(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
-    return {name: manifest[name] for name in _FACTS}
+    facts = {name: manifest[name] for name in ("step", "tokens")}
+    return facts | {"heldout_loss": trained_loss(manifest)}
