@@ -106,6 +106,24 @@ def test_the_base_models_loss_does_not_keep_a_checkpoint(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
 
 
+def test_losses_of_two_kinds_are_not_compared(tmp_path: Path):
+    """As after `--accept-changes recipe.evaluation.best_by`: the first ones were of easier text."""
+    (tmp_path / "recipe.resolved.yaml").touch()
+    losses = {1: ("a", 0.4), 2: ("a", 0.3), 3: ("b", 0.9), 4: ("b", 0.7), 5: ("b", 0.8)}
+    seen = []
+    for step, (best_by, loss) in losses.items():
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        identity = {"pack": "p", "recipe": {"evaluation": {"best_by": best_by}}}
+        content = {"step": step, "tokens": 9, "heldout_loss": loss, "identity": identity}
+        write_manifest(folder, content, files={})
+        prune(folder.parent, newest_step=step, settings=Checkpoint(keep_last=1, keep_best=1))
+        names = (path.name.removeprefix("step-") for path in folder.parent.iterdir())
+        best = find_weights(tmp_path, checkpoint="best").step
+        seen.append((sorted(int(name) for name in names), best))
+    assert seen == [([1], 1), ([2], 2), ([2, 3], 3), ([2, 4], 4), ([2, 4, 5], 4)]
+
+
 def test_a_loss_that_is_no_number_is_not_the_best(tmp_path: Path):
     for step, loss in enumerate((math.nan, 2.0, 1.5, None, math.inf)):
         folder = tmp_path / "checkpoints" / f"step-{step:08d}"

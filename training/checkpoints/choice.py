@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from common.hints import did_you_mean
+from training.checkpoints.identity import judged_alike
 from training.checkpoints.manifest import (
     find_corruption,
     judged_loss,
@@ -43,13 +44,20 @@ def find_checkpoint(run_dir: Path, word: str) -> Path:
 
 
 def _best_complete(root: Path) -> Path | None:
-    """The complete checkpoint with the lowest held-out loss, the first if several."""
-    judged = []
-    for folder in root.glob("step-*"):
-        if find_corruption(folder) is None:
-            loss = judged_loss(read_manifest(folder))
-            if loss is not None:
-                judged.append((loss, folder))
+    """The complete checkpoint with the lowest held-out loss, the first if several.
+
+    Those from before a resume that accepted another loss do not count.
+    """
+    complete = [folder for folder in root.glob("step-*") if find_corruption(folder) is None]
+    manifests = {folder: read_manifest(folder) for folder in complete}
+    if not manifests:
+        return None
+    newest = max(manifests.values(), key=lambda manifest: int(manifest["step"]))
+    judged = [
+        (loss, folder)
+        for folder, manifest in manifests.items()
+        if (loss := judged_loss(manifest)) is not None and judged_alike(manifest, newest)
+    ]
     return min(judged)[1] if judged else None
 
 

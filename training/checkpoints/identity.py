@@ -191,6 +191,29 @@ def compare_identity(saved: dict[str, Any], current: dict[str, Any]) -> dict[str
     }
 
 
+def is_by_another_loss(saved: dict[str, Any], current: dict[str, Any]) -> bool:
+    """Whether held-out losses of two identities cannot be compared, as after an accepted change."""
+    return bool(compare_identity(_about_the_loss(saved), _about_the_loss(current)))
+
+
+def judged_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the held-out losses in two manifests of checkpoints can be compared."""
+    first, second = (manifest.get("identity") for manifest in (one, other))
+    return first is None or second is None or not is_by_another_loss(first, second)
+
+
+def _about_the_loss(identity: dict[str, Any]) -> dict[str, Any]:
+    """Which samples its losses are of, and which of them decides."""
+    evaluation = {
+        key: value for key, value in identity["recipe"]["evaluation"].items() if key != "num_bands"
+    }
+    others = identity.get("others") or {}
+    sets = {name: pack for name, pack in others.items() if name.startswith("sets.")}
+    ema = identity["recipe"].get("ema") or {}
+    averages = ema if ema.get("decides_best") else None
+    return {"evaluation": evaluation, "ema": averages, "pack": identity["pack"], "others": sets}
+
+
 def _is_accepted(name: str, accepted: Collection[str]) -> bool:
     return any(f"{name}.".startswith(f"{given}.") for given in accepted)
 

@@ -17,7 +17,7 @@ from training.checkpoints.files import (
     only_data,
     read_state,
 )
-from training.checkpoints.identity import compare_identity, refuse_differences
+from training.checkpoints.identity import is_by_another_loss, refuse_differences
 from training.checkpoints.manifest import read_manifest, run_key_of
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
@@ -89,23 +89,6 @@ def progress_of(manifest: dict[str, Any], identity: dict[str, Any]) -> Progress:
         return progress
     # evaluated_step stays: metrics.jsonl has that evaluation, by the other loss
     return replace(progress, heldout_loss=None, best_loss=None, best_step=None, num_since_best=0)
-
-
-def is_by_another_loss(saved: dict[str, Any], current: dict[str, Any]) -> bool:
-    """Whether held-out losses of two identities cannot be compared, as after an accepted change."""
-    return bool(compare_identity(_about_the_loss(saved), _about_the_loss(current)))
-
-
-def _about_the_loss(identity: dict[str, Any]) -> dict[str, Any]:
-    """Which samples its losses are of, and which of them decides."""
-    evaluation = {
-        key: value for key, value in identity["recipe"]["evaluation"].items() if key != "num_bands"
-    }
-    others = identity.get("others") or {}
-    sets = {name: pack for name, pack in others.items() if name.startswith("sets.")}
-    ema = identity["recipe"].get("ema") or {}
-    averages = ema if ema.get("decides_best") else None
-    return {"evaluation": evaluation, "ema": averages, "pack": identity["pack"], "others": sets}
 
 
 def _load_engine(engine: Engine, checkpoint: Path) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from training.checkpoints.identity import judged_alike
 from training.checkpoints.manifest import judged_loss, read_manifest
 from training.config.sections import Checkpoint
 
@@ -21,6 +23,8 @@ class Saved:
     step: int
     heldout_loss: float | None
     """Of the newest evaluation at or before the save, in nats per token."""
+    judged_by: int = 0
+    """Alike for those whose losses can be compared: a resume may accept another one."""
 
 
 def checkpoints_to_delete(
@@ -37,15 +41,19 @@ def checkpoints_to_delete(
         saved: all complete ones.
         newest_step: of the one just saved. Later ones belong to a branch that the run has left, by
             resuming from an older checkpoint; they do not count and are deleted.
-        keep_last, keep_best: how many of the newest, and of those with the lowest held-out loss.
-            Of several saves after the same evaluation the first is the best.
+        keep_last, keep_best: how many of the newest, and of those with the lowest held-out loss,
+            among losses that can be compared. Of several saves after the same evaluation the first
+            is the best.
         keep_every_steps: multiples of it stay.
     """
     line = sorted((one for one in saved if one.step <= newest_step), key=lambda one: one.step)
     judged = [one for one in line if one.heldout_loss is not None]
     judged = [one for one in judged if math.isfinite(one.heldout_loss or 0.0)]
-    best = sorted(judged, key=lambda one: (one.heldout_loss, one.step))[:keep_best]
-    stays = {one.step for one in line[-keep_last:]} | {one.step for one in best}
+    stays = {one.step for one in line[-keep_last:]}
+    for kind in {one.judged_by for one in judged}:
+        alike = [one for one in judged if one.judged_by == kind]
+        alike.sort(key=lambda one: (one.heldout_loss, one.step))
+        stays |= {one.step for one in alike[:keep_best]}
     if keep_every_steps is not None:
         stays |= {one.step for one in line if one.step % keep_every_steps == 0}
     return sorted(one.step for one in saved if one.step not in stays)
@@ -54,7 +62,8 @@ def checkpoints_to_delete(
 def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
     """Remove `checkpoints_to_delete`; one that cannot be read or removed is reported and stays."""
     folders: dict[int, Path] = {}
-    saved = []
+    saved: list[Saved] = []
+    kinds: list[dict[str, Any]] = []
     for folder in root.glob("step-*"):
         try:
             manifest = read_manifest(folder)
@@ -62,7 +71,10 @@ def prune(root: Path, *, newest_step: int, settings: Checkpoint) -> None:
             _print_once(f"{folder}: not a readable checkpoint, left in place: {error}")
             continue
         folders[manifest["step"]] = folder
-        saved.append(Saved(manifest["step"], judged_loss(manifest)))
+        alike = (number for number, kind in enumerate(kinds) if judged_alike(kind, manifest))
+        kind = next(alike, len(kinds))
+        kinds += [manifest] if kind == len(kinds) else []
+        saved.append(Saved(manifest["step"], judged_loss(manifest), kind))
     for step in checkpoints_to_delete(
         saved,
         newest_step=newest_step,
