@@ -64,6 +64,11 @@ def test_a_word_that_means_nothing_is_refused_with_what_there_is(run_dir, word, 
     assert str(caught.value).endswith(told)
 
 
+def test_no_name_does_not_mean_the_current_folder(run_dir):
+    with pytest.raises(ValueError, match=r"^--checkpoint '': no such checkpoint in .*; there are"):
+        find_checkpoint(run_dir, "")
+
+
 def test_a_run_without_a_checkpoint_has_no_best(tmp_path):
     with pytest.raises(ValueError, match="holds no complete checkpoint with a held-out loss"):
         find_checkpoint(tmp_path, "best")

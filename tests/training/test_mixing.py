@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,36 @@ def test_a_base_that_has_changed_since_is_refused(tuned, exported, tmp_path, dam
     assert done.returncode == 2 and "no longer holds the weights" in done.stderr
 
 
+def test_a_base_that_is_gone_is_told_by_its_key(tuned, tmp_path):
+    run_dir = Path(shutil.copytree(tuned, tmp_path / "run"))
+    kept, gone = run_dir / "recipe.resolved.yaml", tmp_path / "gone"
+    text = kept.read_text()
+    base = re.search(r"pretrained: (\S+)", text)
+    assert base is not None
+    kept.write_text(text.replace(base[1], str(gone)))
+    with pytest.raises(ValueError, match=f"model.pretrained: there is no folder {gone}"):
+        export_run(run_dir, tuned_share=0.5, out=tmp_path / "e")
+    done = training_command("interpolate", str(run_dir), check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: model.pretrained: there is no folder {gone}" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["interpolate", "evaluate"])
+def test_a_folder_that_is_no_run_is_told(tmp_path, verb):
+    done = training_command(verb, str(tmp_path), check=False)
+    assert f"error: {tmp_path} is not a run folder: recipe.resolved.yaml is missing" in done.stderr
+
+
+def test_a_weighted_mean_that_decides_is_shown(tuned):
+    weights = "evaluation.weights={domain: 3, general: 1}"
+    overrides = ("evaluation.best_by=weighted", weights)
+    shown = training_command("interpolate", str(tuned), *overrides, "--shares=1").stdout
+    losses = re.match(r" 1.00   domain (\S+)   general (\S+)   weighted mean (\S+)\n", shown)
+    assert losses is not None
+    domain, general, mean = map(float, losses.groups())
+    assert mean == pytest.approx((3 * domain + general) / 4, abs=2e-4)
+
+
 def test_results_of_a_mix_do_not_pass_for_those_of_its_checkpoint(tuned, tmp_path):
     run_dir = Path(shutil.copytree(tuned, tmp_path / "run"))
     out = training_command("export", str(run_dir), "--interpolate-base", "0.5").stdout.strip()
@@ -176,6 +207,8 @@ def test_shares_have_the_losses_of_their_exports_on_any_layout(tuned, tmp_path, 
     [
         ("--shares=0.5", "error: this run has no base to interpolate with: it began from scratch"),
         ("--shares=half", "error: --shares half: numbers from 0 to 1, as in 0,0.25,"),
+        ("--checkpoint=step-8,", "error: --checkpoint '': no such checkpoint in"),
+        ("--checkpoint=", "error: --checkpoint '': no such checkpoint in"),
         ("--shares=0,2", "error: 2 is no share between 0 (the base) and 1 (the tuned weights)"),
     ],
 )

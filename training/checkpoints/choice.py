@@ -65,9 +65,11 @@ def _named(root: Path, word: str) -> Path:
     """Of a step, or a folder as it is."""
     step = re.fullmatch(r"step-(\d+)", word)
     folder = root / f"step-{int(step[1]):08d}" if step else Path(word)
-    if folder.is_dir():
+    if word and folder.is_dir():  # no name would be the current folder
         return folder
     there = [f"step-{int(path.name.removeprefix('step-'))}" for path in sorted(root.glob("step-*"))]
     otherwise = f"there are {', '.join([BEST, LAST, *there])}"
     hint = did_you_mean(word, [BEST, LAST, *there], otherwise=otherwise)
-    raise ValueError(f"--checkpoint {word}: no such checkpoint in {root}, and no such folder{hint}")
+    raise ValueError(
+        f"--checkpoint {word or repr(word)}: no such checkpoint in {root}, and no such folder{hint}"
+    )

@@ -26,6 +26,7 @@ from training.checkpoints.manifest import find_corruption, newest_complete, read
 from training.config.adapter import Adapter
 from training.config.sections import Model
 from training.model.adapter import merge_adapter
+from training.model.checks import refuse_unknown_source
 from training.model.fingerprint import model_fingerprint
 from training.model.multimodal import load_text_model
 
@@ -81,6 +82,8 @@ class Mix:
         refuse_no_share(self.tuned_share)
         if (needs_base or self.tuned_share < 1.0) and model.pretrained is None:
             raise ValueError("this run has no base to interpolate with: it began from scratch")
+        if needs_base or self.tuned_share < 1.0 or adapter is not None:
+            refuse_unknown_source(model)
         for folder in self.checkpoints:
             if (broken := find_corruption(folder, hashes=True)) is not None:
                 raise ValueError(f"checkpoint is incomplete or damaged: {broken}")

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from training.run.interpolation import interpolate_run
 
     is_main = os.environ.get("RANK", "0") == "0"
-    words = options.checkpoint.split(",") if options.checkpoint else []
+    words = [] if options.checkpoint is None else options.checkpoint.split(",")
     found = interpolate_run(
         options.run_dir,
         options.overrides,
@@ -79,6 +79,8 @@ def _read_shares(text: str) -> list[float]:
 def _show(row: dict[str, Any]) -> None:
     sets = {name: found["loss"] for name, found in row.get("sets", {}).items()}
     losses = sets or {"held-out loss": row["loss"]}
+    if sets and "num_targets" not in row:  # what decides is of no one set
+        losses["weighted mean"] = row["loss"]
     shown = "   ".join(
         f"{name} {'not a number' if loss is None else f'{loss:.4f}'}"
         for name, loss in losses.items()

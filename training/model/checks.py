@@ -228,7 +228,9 @@ def refuse_quantized(config: PretrainedConfig) -> None:
         if quantized := getattr(part, "quantization_config", None):
             kind = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
             raise ValueError(
-                f"model: its weights are quantized ({kind}); training needs them in bf16 or fp32"
+                f"model: its weights are quantized ({kind}); training needs them in bf16 or fp32, "
+                "beside an adapter too (no QLoRA): ZeRO-3 shards plain numbers, without the scales "
+                "by which quantized ones are read"
             )
 
 

@@ -94,6 +94,8 @@ def _put_adapter(engine: Engine, exported: Path, model: Model) -> None:
 
 def recipe_for_evaluation(run_dir: Path, overrides: list[str]) -> Recipe:
     """A run's recipe; fewer processes than it had share a sequence as far as they can."""
+    if not (run_dir / KEPT_RECIPE).exists():
+        raise ValueError(f"{run_dir} is not a run folder: {KEPT_RECIPE} is missing")
     recipe = load_recipe(run_dir / KEPT_RECIPE, overrides)
     if any(override.startswith(f"{_SP_KEY}=") for override in overrides):
         return recipe
