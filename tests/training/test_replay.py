@@ -160,6 +160,13 @@ def test_a_share_that_is_none_is_refused(share):
         alone(Path("a"), Path("b"), replay={"corpus": "b", "share": share})
 
 
+def test_the_domain_itself_is_no_replay(tmp_path):
+    (tmp_path / "same").symlink_to(tmp_path)
+    for corpus in (tmp_path, tmp_path / "same"):
+        with pytest.raises(ValueError, match=f"replay.corpus {corpus} is data.corpus, whose"):
+            alone(tmp_path, corpus)
+
+
 def test_a_plan_counts_the_tokens_of_replay(small_corpus, general_corpus):
     recipe = alone(small_corpus, general_corpus)
     start = check_start(recipe, ALONE)

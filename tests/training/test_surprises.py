@@ -48,6 +48,12 @@ def test_steps_that_the_epochs_do_not_reach_are_told(small_corpus):
     assert told.startswith("train.max_steps 1000000 is not reached: train.epochs 2 ends the run")
 
 
+def test_a_teacher_that_knows_nothing(small_corpus: Path) -> None:
+    assert said(small_corpus, teacher={"kind": "ema"}, ema={"half_life_steps": 2}) == []
+    (told,) = said(small_corpus, teacher={"kind": "base"})
+    assert told.startswith("teacher.kind: base teaches the predictions of random weights")
+
+
 def test_a_trace_of_steps_that_a_start_does_not_take(small_corpus: Path) -> None:
     profile = {"first_step": 2, "num_steps": 2}
     assert not [text for text in said(small_corpus, profile=profile) if "profile" in text]

@@ -210,6 +210,12 @@ class Recipe:
                 "replay.corpus, of which the run trains on a share: set entropy.scope: batch, or "
                 "replay: null"
             )
+        own = os.path.realpath(self.data.corpus)
+        if self.replay is not None and os.path.realpath(self.replay.corpus) == own:
+            raise ValueError(
+                f"replay.corpus {self.replay.corpus} is data.corpus, whose samples would come more "
+                "often than train.epochs says: name a corpus of other text"
+            )
         return self
 
     @model_validator(mode="after")

@@ -37,6 +37,12 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
             "regularisers: mir takes two forward and backward passes for each micro-batch: a step "
             "is about twice as long"
         )
+    teacher, base = recipe.teacher, recipe.model.pretrained
+    if teacher is not None and teacher.kind == "base" and base is None:
+        found.append(
+            "teacher.kind: base teaches the predictions of random weights, with which model.config "
+            "begins"
+        )
     for name, stream in start.heldout.items():
         found += [
             f"{set_key(recipe, name)}: domain {domain} is not among the first "
