@@ -65,6 +65,19 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
     assert "train.epochs: Input should be greater than 0 (is -1)" in message
 
 
+def test_keys_that_cannot_go_together_are_all_named_at_once(tmp_path):
+    overrides = ["train.global_batch_tokens=1000", "teacher.kind=ema", "regularisers=[l2_sp]"]
+    with pytest.raises(ValueError) as caught:
+        load_recipe(write(tmp_path, GOOD), overrides)
+    head, *mistakes = str(caught.value).split("\n  - ")
+    assert head.endswith(":")
+    assert [mistake.split(" ")[0] for mistake in mistakes] == [
+        "regularisers:",
+        "teacher.kind:",
+        "train.global_batch_tokens",
+    ]
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -85,6 +98,13 @@ def test_every_mistake_is_named_at_once_with_the_nearest_key(tmp_path):
         ("regularisers=[none,l2_sp]", "none stands alone; to use l2_sp, leave it out"),
         ("regularisers=[rho1,entrodrop]", "entrodrop and rho1 each decide which tokens drop"),
         ("regularisers=[l2_sp]", "l2_sp needs model.pretrained"),
+        (
+            "model.config=null model.pretrained=base regularisers=[l2_sp] "
+            "baseline.l2_sp=9 optimizer.lr=0.2",
+            r"baseline\.l2_sp: 9 times optimizer\.lr 0\.2 is above 1: .*to at most 5$",
+        ),
+        ("optimizer.weight_decay=100 optimizer.lr=0.1", "optimizer.weight_decay: 100 times"),
+        ("adapter.kind=qlora", "adapter.kind: qlora is not supported: ZeRO-3 shards plain"),
         ("regularisers=[mir]", "mir needs one that changes inputs: entrodrop, random"),
         ("regularisers=[mir,rho1]", "mir with rho1 has no meaning"),
         ("regularisers=[mir,eaft,neftune]", "mir with eaft would weight two passes"),

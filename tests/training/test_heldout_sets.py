@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,12 @@ def test_a_run_without_a_new_best_ends_complete_and_keeps_the_best(ended):
     assert find_checkpoint(ended, "last").name == f"step-{last:08d}"
 
 
+def said_in_training(recipe: Recipe) -> str:
+    with redirect_stderr(io.StringIO()) as said:
+        train_on_rank(recipe)
+    return said.getvalue()
+
+
 def test_a_resume_of_a_run_that_is_over_trains_no_step(
     ended, small_corpus, general_corpus, tmp_path
 ):
@@ -235,10 +243,12 @@ def test_a_resume_of_a_run_that_is_over_trains_no_step(
     shutil.copytree(ended, run_dir)
     before = (run_dir / "metrics.jsonl").read_bytes()
     recipe = worsening(small_corpus, run_dir, general_corpus)
-    run_ranks(train_on_rank, recipe, world_size=2)
+    said = run_ranks(said_in_training, recipe, world_size=2)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
     state = read_run_state(run_dir)
     assert (state.state, state.step) == ("complete", read_run_state(ended).step)
+    told = f"complete after step {state.step} of 30: {state.reason}\n"
+    assert [text.count(told) for text in said] == [1, 0]
     longer = worsening(small_corpus, run_dir, general_corpus, train__stop_when={"worse_for": 3})
     run_ranks(train_on_rank, longer, world_size=2)  # the rule may change: no loss depends on it
     assert read_run_state(run_dir).step >= state.step + 1

@@ -54,6 +54,15 @@ def test_a_teacher_that_knows_nothing(small_corpus: Path) -> None:
     assert told.startswith("teacher.kind: base teaches the predictions of random weights")
 
 
+def test_strengths_of_regularisers_that_are_not_named(small_corpus: Path) -> None:
+    baseline = {"mlp_dropout": 0.2, "mir_weight": 0.5, "neftune_alpha": 3.0}
+    (told,) = said(small_corpus, baseline=baseline, regularisers=["entrodrop", "neftune"])
+    assert told == (
+        "baseline.mlp_dropout and baseline.mir_weight: not used, as regularisers is "
+        "[entrodrop, neftune]"
+    )
+
+
 def test_a_trace_of_steps_that_a_start_does_not_take(small_corpus: Path) -> None:
     profile = {"first_step": 2, "num_steps": 2}
     assert not [text for text in said(small_corpus, profile=profile) if "profile" in text]

@@ -22,6 +22,15 @@ def _as_targets(given: Any) -> Any:
     return given
 
 
+def _no_qlora(given: Any) -> Any:
+    if given == "qlora":
+        raise ValueError(
+            "qlora is not supported: ZeRO-3 shards plain numbers, without the scales by which "
+            "quantized ones are read; lora beside weights in bf16 is"
+        )
+    return given
+
+
 Targets = Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(_as_targets)]
 
 
@@ -30,7 +39,7 @@ class Adapter:
     """Low-rank matrices beside the weights of `model.pretrained`, which stay as they are
     (LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353). See docs/adapters.md."""
 
-    kind: Literal["lora", "dora"] = "lora"
+    kind: Annotated[Literal["lora", "dora"], BeforeValidator(_no_qlora)] = "lora"
     """dora: the size of each row of a weight is learnt apart from its direction."""
     rank: Positive = 16
     alpha: Positive = 32

@@ -91,6 +91,11 @@ class MetricsWriter:
             self._last_step, self._is_line_due = {}, False
             self._progress.show(step, self._total_steps)
 
+    def tell(self, sentence: str) -> None:
+        """Show it beside the progress; nothing is recorded."""
+        if self._enabled:
+            tqdm.write(sentence, file=sys.stderr)
+
     def log_run(self, facts: dict[str, Any]) -> None:
         """Record what is known before the first step."""
         if self._enabled:
@@ -117,10 +122,9 @@ class MetricsWriter:
         """Record and show what an epoch trained on: `finished_epoch` and `samples_digest`."""
         if self._enabled:
             self._write({"kind": "epoch"} | row)
-            tqdm.write(
+            self.tell(
                 f"epoch {row['finished_epoch']} ended; digest of its samples "
-                f"{row['samples_digest']}, the same on any layout",
-                file=sys.stderr,
+                f"{row['samples_digest']}, the same on any layout"
             )
 
     def log_ranks(self, row: dict[str, Any]) -> None:
@@ -129,10 +133,9 @@ class MetricsWriter:
             self._write({"kind": "ranks"} | row)
             self._add_scalars(row, RANK_TAGS)
             if row["late_share"] > 0.1:
-                tqdm.write(
+                self.tell(
                     f"step {row['step']}: rank {row['slowest_rank']} keeps the others waiting for "
-                    f"{row['late_seconds']:.2f} s per step, {100 * row['late_share']:.0f}% of it",
-                    file=sys.stderr,
+                    f"{row['late_seconds']:.2f} s per step, {100 * row['late_share']:.0f}% of it"
                 )
 
     def log_bad_step(self, row: dict[str, Any]) -> None:
@@ -140,7 +143,7 @@ class MetricsWriter:
         if self._enabled:
             self._write({"kind": "bad_step"} | row)
             self._text("train/bad_step", row["text"], row["step"])
-            tqdm.write(row["text"], file=sys.stderr)
+            self.tell(row["text"])
 
     def log_evaluation(self, row: dict[str, Any]) -> None:
         """Record and show one evaluation.
@@ -218,7 +221,7 @@ class MetricsWriter:
         self._file.write(row)
         warning = self._overfit.saw(row)
         if warning:
-            tqdm.write(f"step {row['step']}: {warning}", file=sys.stderr)
+            self.tell(f"step {row['step']}: {warning}")
             self._text("heldout/overfitting", str(warning), row["step"])
             self._write({"kind": "warning", "step": row["step"], "text": str(warning)})
 

@@ -154,8 +154,11 @@ def _take_steps(run: Run, stream: SampleStream, progress: Progress) -> None:
         elif is_new_best or (is_save_due and not stop):
             run.saver.save(progress)
     run.saver.close()
-    if progress.step == plan.total_steps or over:
-        run.record.complete(progress.step, over if progress.step < plan.total_steps else None)
+    if progress.step == plan.total_steps:
+        run.record.complete(progress.step)
+    elif over:
+        run.metrics.tell(f"complete after step {progress.step} of {plan.total_steps}: {over}")
+        run.record.complete(progress.step, over)
     elif progress.step >= last_step:  # beyond it where a resume is told to stop earlier
         run.record.stopped(progress.step, stop or "train.stop_after_steps")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from training.checkpoints.manifest import other_versions, read_manifest
 from training.config.recipe import Recipe
+from training.config.regularisers import Baseline
 from training.run.heldout import domains_left_out, set_key
 from training.run.start import Start
 
@@ -36,6 +38,11 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
         found.append(
             "regularisers: mir takes two forward and backward passes for each micro-batch: a step "
             "is about twice as long"
+        )
+    if unused := _unused_strengths(recipe):
+        found.append(
+            f"{' and '.join(unused)}: not used, as regularisers is "
+            f"[{', '.join(recipe.regularisers)}]"
         )
     teacher, base = recipe.teacher, recipe.model.pretrained
     if teacher is not None and teacher.kind == "base" and base is None:
@@ -77,4 +84,15 @@ def _of_profile(recipe: Recipe, total_steps: int, newest: Path | None) -> list[s
     return [
         f"profile: no trace, since it would be of steps {first} to {first + num_steps - 1}, and "
         f"this start takes steps {begins} to {ends}: set profile.first_step"
+    ]
+
+
+def _unused_strengths(recipe: Recipe) -> list[str]:
+    """Keys of `baseline` that are set, of regularisers that are not named."""
+    usual = Baseline()
+    return [
+        f"baseline.{field.name}"
+        for field in fields(usual)
+        if getattr(recipe.baseline, field.name) != getattr(usual, field.name)
+        and not any(field.name.startswith(name) for name in recipe.regularisers)
     ]
