@@ -22,7 +22,7 @@ from tests.training.short_runs import (
 )
 from training.checkpoints.export import export_run
 from training.checkpoints.manifest import read_manifest
-from training.checkpoints.mixing import Mix, load_masters
+from training.checkpoints.mixing import Mix, find_mix, load_masters
 from training.config.sections import Model
 from training.tasks.weights import find_weights
 
@@ -62,6 +62,15 @@ def test_an_average_is_the_mean_of_the_fp32_weights(finished, tmp_path):
     manifest = read_manifest(out)
     assert manifest["mix"] == {"weights": "trained", "steps": [6, 8], "tuned_share": 1.0}
     assert (manifest["step"], manifest["heldout_loss"]) == (8, None)
+
+
+def test_the_newest_of_a_run_by_one_word(finished):
+    assert find_mix(finished, ["last-2"]) == find_mix(finished, ["step-6", "step-8"])
+    with pytest.raises(ValueError, match=r"step-6 and last-2 are the same checkpoint"):
+        find_mix(finished, ["step-6", "last-2"])
+    for word in ("last-0", "last-9"):
+        with pytest.raises(ValueError, match=rf"^{word}: .* holds \d complete .*step-6, step-8\);"):
+            find_mix(finished, [word])
 
 
 def test_an_average_of_the_same_is_the_same(finished):

@@ -43,6 +43,26 @@ def find_checkpoint(run_dir: Path, word: str) -> Path:
     return chosen
 
 
+def find_checkpoints(run_dir: Path, word: str) -> list[Path]:
+    """Those that a word of `--average` means: last-N is the newest N, others are of one.
+
+    Raises:
+        ValueError: as `find_checkpoint`, and where there are fewer than N.
+    """
+    late = re.fullmatch(rf"{LAST}-(\d+)", word)
+    if late is None:
+        return [find_checkpoint(run_dir, word)]
+    root, wanted = run_dir / "checkpoints", int(late[1])
+    complete = sorted(path for path in root.glob("step-*") if find_corruption(path) is None)
+    if not 0 < wanted <= len(complete):
+        names = ", ".join(f"step-{int(path.name.removeprefix('step-'))}" for path in complete)
+        raise ValueError(
+            f"{word}: {root} holds {len(complete)} complete checkpoints ({names or 'none'}); "
+            "checkpoint.keep_last says how many are kept"
+        )
+    return complete[-wanted:]
+
+
 def _best_complete(root: Path) -> Path | None:
     """The complete checkpoint with the lowest held-out loss, the first if several.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from training.checkpoints.choice import find_checkpoint
+from training.checkpoints.choice import find_checkpoints
 from training.checkpoints.ema_files import read_average
 from training.checkpoints.files import ENGINE_TAG, only_data
 from training.checkpoints.identity import BASE_WEIGHTS, compare_identity
@@ -138,7 +138,7 @@ def find_mix(
     """Weights by the words of a command.
 
     Args:
-        words: checkpoints as `find_checkpoint` takes them; none for the newest intact one.
+        words: checkpoints as `find_checkpoints` takes them; none for the newest intact one.
         tuned_share, averaged: as in `Mix`.
 
     Raises:
@@ -152,11 +152,11 @@ def find_mix(
         return Mix((newest,), tuned_share, averaged)
     found: dict[Path, str] = {}
     for word in words:
-        folder = find_checkpoint(run_dir, word).resolve()
-        if folder in found:
-            raise ValueError(f"{found[folder]} and {word} are the same checkpoint")
-        _refuse_other_runs(folder, root)
-        found[folder] = word
+        for folder in map(Path.resolve, find_checkpoints(run_dir, word)):
+            if folder in found:
+                raise ValueError(f"{found[folder]} and {word} are the same checkpoint")
+            _refuse_other_runs(folder, root)
+            found[folder] = word
     ordered = sorted(found, key=lambda folder: int(read_manifest(folder)["step"]))
     return Mix(tuple(ordered), tuned_share, averaged)
 

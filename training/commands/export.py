@@ -15,6 +15,7 @@ trained weights. One process, no GPU.
   python -m training export RUN
   python -m training export RUN --checkpoint best --out RUN/best
   python -m training export RUN --average step-400,step-500,last
+  python -m training export RUN --average last-5
   python -m training export RUN --checkpoint best --interpolate-base 0.7
 
 --average takes the mean of several checkpoints. --interpolate-base takes the weights 0.7 of the way
@@ -44,7 +45,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--average",
         metavar="A,B,C",
-        help="the mean of several checkpoints, each as --checkpoint takes it",
+        help="the mean of several checkpoints, each as --checkpoint takes it, or last-5",
     )
     verb.add_argument(
         "--interpolate-base",
