@@ -210,6 +210,7 @@ LEVERS = replace(
 SCRATCH = replace(
     FULL,
     name="scratch",
+    seeds=(1, 2, 3, 4, 5),
     sizes=(Size("1M", hidden=128, layers=4, heads=4, base_lr=0, base_epochs=0),),
     domains=("prose", "code"),
     slice_tokens=20_000,
@@ -238,12 +239,11 @@ MINIATURE_LEVERS = replace(
     questions={"lines": 8},
 )
 LICENCES = replace(LEVERS, name="licences", domains=("licences",), question="core")
-LEVERS_40K = replace(
-    LEVERS, name="levers_40k", slice_tokens=40_000, seeds=(1, 2, 3), question="core"
-)
+LEVERS_40K = replace(LEVERS, name="levers_40k", slice_tokens=40_000, question="core")
 LEVERS_160K = replace(
     LEVERS_40K,
     name="levers_160k",
+    seeds=(1, 2, 3),
     slice_tokens=160_000,
     epochs=8,
     document_chars=4000,
