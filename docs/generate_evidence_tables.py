@@ -23,6 +23,7 @@ SECOND_ROUND = {
     "results_levers.jsonl": "levers",
     "results_licences.jsonl": "licences",
     "results_levers_40k.jsonl": "levers_40k",
+    "results_levers_160k.jsonl": "levers_160k",
     "results_ready_levers.jsonl": "ready_levers",
     "results_scratch.jsonl": "scratch",
 }

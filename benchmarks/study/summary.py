@@ -28,10 +28,12 @@ def gain_of(place: Place, name: str, *, on_the_way: bool = False) -> Gain | None
     """What an arm gains in a place; None where it was not run.
 
     Args:
-        on_the_way: by the weights between the base and its best ones.
+        on_the_way: by the weights between the base and its best ones, where they were scored.
     """
     runs, plain = place.arms.get(name), place.arms[BASELINE]
     if runs is None:
+        return None
+    if on_the_way and not any("between" in row for row in place.tuning.get(name, ())):
         return None
     share = best_share(place, runs) if on_the_way else "1"
     domain, general = (

@@ -28,6 +28,7 @@ from benchmarks.study.recipes import adapting_recipe
 from benchmarks.study.results import append_result, read_results, refuse_other_studies
 from benchmarks.study.settings import MINIATURE, TUNING_SEED
 from benchmarks.study.spread import mask_bits
+from benchmarks.study.summary import gain_of
 from benchmarks.study.tables import knowledge_table, losses_table
 from benchmarks.study.tradeoff import best_share, cost_of, tradeoff_table
 from tests.grids import WHOLE
@@ -114,6 +115,10 @@ def test_a_share_of_the_base_is_chosen_on_the_tuning_slice_and_costs_count_repla
     cells = [cell.strip() for cell in line.split("|")]
     assert cells[6] == "**−0.500 ± 0.000**" and cells[8] == "**+0.500 ± 0.000**"
     assert cells[9:11] == ["0.5", "**−0.750 ± 0.000**"]
+    gain = gain_of(place, "plain", on_the_way=True)
+    assert gain is not None and gain.domain.mean == 0.0
+    without = [{key: row[key] for key in row if key != "between"} for row in rows]
+    assert gain_of(places_of(without)[0], "plain", on_the_way=True) is None  # not level: not scored
     # runs of another study than that of levers, and one whose tuning is under way
     (place,) = places_of([row("plain", seed, [9.0, 3.0]) for seed in (TUNING_SEED, 1)])
     assert best_share(place, place.arms["plain"]) == "1"
