@@ -101,7 +101,7 @@ def test_keys_that_cannot_go_together_are_all_named_at_once(tmp_path):
         (
             "model.config=null model.pretrained=base regularisers=[l2_sp] "
             "baseline.l2_sp=9 optimizer.lr=0.2",
-            r"baseline\.l2_sp: 9 times optimizer\.lr 0\.2 is above 1: .*to at most 5$",
+            r"l2_sp: 9 times optimizer\.lr 0\.2 is above 1: .*; set baseline\.l2_sp below 5$",
         ),
         ("optimizer.weight_decay=100 optimizer.lr=0.1", "optimizer.weight_decay: 100 times"),
         ("adapter.kind=qlora", "adapter.kind: qlora is not supported: ZeRO-3 shards plain"),

@@ -73,6 +73,13 @@ def test_the_newest_of_a_run_by_one_word(finished):
             find_mix(finished, [word])
 
 
+def test_the_newest_of_a_run_are_no_one_checkpoint(finished):
+    done = training_command("export", str(finished), "--checkpoint", "last-2", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--checkpoint last-2: names one checkpoint; " in done.stderr
+    assert "--average last-2" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_an_average_of_the_same_is_the_same(finished):
     newest = finished / "checkpoints" / "step-00000008"
     mixed = Mix((newest,) * 3).load(Model(config={"model_type": "qwen3"}), dtype=torch.float32)

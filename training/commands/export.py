@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 TRAINED, EMA = "trained", "ema"
@@ -74,6 +75,11 @@ def run(options: argparse.Namespace) -> int:
 
     if options.average is not None and options.checkpoint is not None:
         raise ValueError("--average names the checkpoints: leave --checkpoint out")
+    if options.checkpoint is not None and re.fullmatch(r"last-\d+", options.checkpoint):
+        raise ValueError(
+            f"--checkpoint {options.checkpoint}: names one checkpoint; for the mean of the newest, "
+            f"--average {options.checkpoint}"
+        )
     words = [] if options.checkpoint is None else [options.checkpoint]
     if options.average is not None:
         words = [word.strip() for word in options.average.split(",")]

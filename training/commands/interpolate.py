@@ -30,8 +30,8 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--checkpoint",
         metavar="WHICH",
-        help="best, last, step-N or a folder; several separated by commas for their mean "
-        "(default: the newest intact one)",
+        help="best, last, step-N or a folder; several separated by commas, or last-5, for "
+        "their mean (default: the newest intact one)",
     )
     add_weights(verb)
     verb.add_argument(

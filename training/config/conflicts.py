@@ -50,7 +50,7 @@ def _decays_stop_at_their_end(recipe: Recipe) -> str | None:
         if lr * decay > 1.0:
             return (
                 f"{key}: {decay:g} times optimizer.lr {lr:g} is above 1: each step would go beyond "
-                f"what it decays towards; set {key} to at most {1.0 / lr:g}"
+                f"what it decays towards; set {key} below {1.0 / lr:g}"
             )
     return None
 
