@@ -1,4 +1,4 @@
-"""Write docs/evidence_tables.md, and the table in docs/evidence.md, from the study's results."""
+"""Write docs/evidence_tables.md, and the tables in the evidence pages, from the study's results."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from benchmarks.study.comparison import Place, places_of
 from benchmarks.study.report import place_tables
 from benchmarks.study.results import Row, read_results
 from benchmarks.study.settings import FULL, LEVERS, READY, SETTINGS, Setting
-from benchmarks.study.summary import summary_tables
+from benchmarks.study.summary import general_table, places_table, summary_table
 from benchmarks.study.tables import LEGEND, counts
 
-REPO_ROOT = Path(__file__).resolve().parents[1]
+DOCS = Path(__file__).resolve().parent
+_FEWEST_IN_SHORT, _FEWEST = 4, 2
+"""Of the places an arm must have been run in, to be in the table of a page."""
 _FIRST_ROUND = {
     "results.jsonl": "first base",
     "results_second_base.jsonl": "second base",
@@ -42,16 +44,33 @@ ranks among {FULL.num_canary_rivals} that were not trained on:
 """
 
 
-def evidence_page(text: str) -> str:
-    """The page on what to do, with its tables renewed between the two marks."""
-    before, _, after = text.split(_MARK)
+def pages() -> dict[str, str]:
+    """The evidence pages by name, their tables renewed.
+
+    Raises:
+        FileNotFoundError: for rows that are not there.
+    """
     places = {
         _title(place, SETTINGS[setting]): place
         for name, setting in SECOND_ROUND.items()
         for place in places_of(_rows(name))
         if tradeoff.BASELINE in place.arms and SETTINGS[setting].question != "scratch"
     }
-    return _MARK.join([before, f"\n{summary_tables(places)}\n", after])
+    tables = {
+        "evidence.md": summary_table(places, fewest=_FEWEST_IN_SHORT),
+        "evidence_second_round.md": f"""\
+{places_table(places)}
+{summary_table(places, fewest=_FEWEST)}
+{general_table(places, fewest=_FEWEST)}""",
+    }
+    return {name: _renewed(name, table) for name, table in tables.items()} | {
+        "evidence_tables.md": _all_tables()
+    }
+
+
+def _renewed(name: str, table: str) -> str:
+    before, _, after = (DOCS / name).read_text(encoding="utf-8").split(_MARK)
+    return _MARK.join([before, f"\n{table}\n", after])
 
 
 def _title(place: Place, setting: Setting) -> str:
@@ -59,12 +78,7 @@ def _title(place: Place, setting: Setting) -> str:
     return f"{place.domain}, {setting.slice_tokens // 1000}k{size}"
 
 
-def page() -> str:
-    """The page with all tables.
-
-    Raises:
-        FileNotFoundError: for rows that are not there.
-    """
+def _all_tables() -> str:
     parts = [_HEAD + LEGEND]
     titles = {name: f"second round, {setting}" for name, setting in SECOND_ROUND.items()}
     for name, base in (_FIRST_ROUND | titles).items():
@@ -80,15 +94,13 @@ def page() -> str:
 
 
 def _rows(name: str) -> list[Row]:
-    path = REPO_ROOT / "benchmarks" / "study" / name
+    path = DOCS.parent / "benchmarks" / "study" / name
     if not path.exists():
         raise FileNotFoundError(path)
     return read_results(path)
 
 
 if __name__ == "__main__":
-    evidence = REPO_ROOT / "docs" / "evidence.md"
-    tables = REPO_ROOT / "docs" / "evidence_tables.md"
-    evidence.write_text(evidence_page(evidence.read_text(encoding="utf-8")), encoding="utf-8")
-    tables.write_text(page(), encoding="utf-8")
-    print(f"{evidence.relative_to(REPO_ROOT)}, {tables.relative_to(REPO_ROOT)}")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        print(f"docs/{name}")

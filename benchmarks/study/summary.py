@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks.study.comparison import Place, best_epoch, known
-from benchmarks.study.tables import difference, markdown
-from benchmarks.study.tradeoff import BASELINE, against, at_share, best_share, cost_of
+from benchmarks.study.comparison import Place, best_epoch, best_loss, known
+from benchmarks.study.tables import difference, markdown, number
+from benchmarks.study.tradeoff import BASELINE, against, at_share, best_share, cost_of, general_loss
 from training.reports.intervals import Interval
 
-_FEWEST_PLACES = 3
 _INTERPOLATED = {BASELINE, "plain_fast"}
 """Of these the weights on their way from the base are rows, too."""
 
@@ -52,40 +51,70 @@ def names_by_gain(places: Sequence[Place]) -> list[str]:
     return sorted(names, key=lambda name: _mean_gain([gain_of(place, name) for place in places]))
 
 
-def summary_tables(places: Mapping[str, Place]) -> str:
-    """Two tables, of the best loss and of general text: an arm a row, a place a column.
+def summary_table(places: Mapping[str, Place], *, fewest: int) -> str:
+    """What each arm gains, an arm a row and a place a column, the lowest best losses first.
+
+    General text and compute are given as ranges over the places.
 
     Args:
-        places: by the heads of their columns. Arms that were run in three of them are shown,
-            the lowest best losses first.
+        places: by the heads of their columns.
+        fewest: arms that were run in fewer places are left out.
     """
+    rows = [
+        [
+            label,
+            *(difference(gain.domain) if gain else "" for gain in gains),
+            _range([gain.general.mean for gain in gains if gain], "+z.2f"),
+            _range([gain.compute for gain in gains if gain], ".1f"),
+        ]
+        for label, gains in _shown(places, fewest)
+    ]
+    return markdown(["best loss", *places, "general text", "compute"], rows)
+
+
+def general_table(places: Mapping[str, Place], *, fewest: int) -> str:
+    """As `summary_table`, of general text at an arm's best."""
+    rows = [
+        [label, *(difference(gain.general) if gain else "" for gain in gains)]
+        for label, gains in _shown(places, fewest)
+    ]
+    return markdown(["general text", *places], rows)
+
+
+def places_table(places: Mapping[str, Place]) -> str:
+    """Where plain training is best, and what it has forgotten by then: a place a row."""
+    rows = []
+    for title, place in places.items():
+        plain = place.arms[BASELINE]
+        epochs = max(next(iter(plain.rows.values()))["curve"]["epoch"])
+        before = place.base.mean(general_loss) if place.base else None
+        rows.append(
+            [
+                title,
+                str(len(plain.rows)),
+                number(plain.mean(best_loss)),
+                f"{plain.mean(best_epoch).mean:.1f} of {epochs:.0f}",
+                f"{before.mean:.2f}" if before else "",
+                f"{plain.mean(general_loss).mean:.2f}",
+            ]
+        )
+    head = ["place", "seeds", "plain training's best", "after epochs"]
+    return markdown([*head, "general text before", "then"], rows)
+
+
+def _range(numbers: Sequence[float], form: str) -> str:
+    ends = (f"{each:{form}}" for each in (min(numbers), max(numbers)))
+    lowest, highest = (end.replace("-", "−").replace("+0.00", "0.00") for end in ends)
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def _shown(places: Mapping[str, Place], fewest: int) -> list[tuple[str, list[Gain | None]]]:
     shown = [
         (label, gains)
         for label, gains in _rows(places).items()
-        if len(gains) - gains.count(None) >= _FEWEST_PLACES
+        if len(gains) - gains.count(None) >= fewest
     ]
-    shown.sort(key=lambda row: _mean_gain(row[1]))
-    best = [
-        [label, *(_cell(gain and gain.domain) for gain in gains), _range(gains)]
-        for label, gains in shown
-    ]
-    general = [[label, *(_cell(gain and gain.general) for gain in gains)] for label, gains in shown]
-    return "\n".join(
-        [
-            markdown(["best loss", *places, "compute"], best),
-            markdown(["general text", *places], general),
-        ]
-    )
-
-
-def _cell(gain: Interval | None) -> str:
-    return difference(gain) if gain else ""
-
-
-def _range(gains: Sequence[Gain | None]) -> str:
-    numbers = [gain.compute for gain in gains if gain]
-    lowest, highest = f"{min(numbers):.1f}", f"{max(numbers):.1f}"
-    return lowest if lowest == highest else f"{lowest} to {highest}"
+    return sorted(shown, key=lambda row: _mean_gain(row[1]))
 
 
 def _rows(places: Mapping[str, Place]) -> dict[str, list[Gain | None]]:
