@@ -104,7 +104,7 @@ _LONG_FILES = (
     "docs/test_readme.py",
     "training/test_layouts.py",
     "training/test_heldout_sets.py",
-    "launch/test_planner.py",
+    "launch/test_planned_memory.py",
     "training/test_ema.py",
     "training/test_evaluated_run.py",
     "data_prep/test_fuzz.py",

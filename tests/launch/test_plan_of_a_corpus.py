@@ -15,17 +15,13 @@ from launch.planner.advice import advise, more_gpus
 from launch.planner.forecast import forecast
 from launch.planner.machine import Machine
 from launch.planner.table import as_text
+from tests.launch.shipped_recipes import REPO_ROOT
 from training.config.load import load_recipe
 from training.config.recipe import Recipe
 from training.ranks.dist import Layout
 from training.run.plan import choose_mixture, derive_plan
 
-REPO_ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def in_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(REPO_ROOT)
+pytestmark = pytest.mark.usefixtures("in_repository")
 
 
 def recipe_of(corpus: Path, *changes: str) -> Recipe:
