@@ -10,7 +10,7 @@ from benchmarks.study.comparison import Place, places_of
 from benchmarks.study.report import place_tables
 from benchmarks.study.results import Row, read_results
 from benchmarks.study.settings import FULL, LEVERS, READY, SETTINGS, Setting
-from benchmarks.study.summary import general_table, places_table, summary_table
+from benchmarks.study.summary import equal_compute_table, general_table, places_table, summary_table
 from benchmarks.study.tables import LEGEND, counts
 
 DOCS = Path(__file__).resolve().parent
@@ -61,7 +61,8 @@ def pages() -> dict[str, str]:
         "evidence_second_round.md": f"""\
 {places_table(places)}
 {summary_table(places, fewest=_FEWEST)}
-{general_table(places, fewest=_FEWEST)}""",
+{general_table(places, fewest=_FEWEST)}
+{equal_compute_table(places, fewest=_FEWEST)}""",
     }
     return {name: _renewed(name, table) for name, table in tables.items()} | {
         "evidence_tables.md": _all_tables()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.study.comparison import Place, best_epoch, best_loss, known
+from benchmarks.study.results import Row
 from benchmarks.study.tables import difference, markdown, number
 from benchmarks.study.tradeoff import BASELINE, against, at_share, best_share, cost_of, general_loss
 from training.reports.intervals import Interval
@@ -52,7 +53,7 @@ def names_by_gain(places: Sequence[Place]) -> list[str]:
 
 
 def summary_table(places: Mapping[str, Place], *, fewest: int) -> str:
-    """What each arm gains, an arm a row and a place a column, the lowest best losses first.
+    """What each arm gains, an arm a row and a place a column, by the gain in the first place.
 
     General text and compute are given as ranges over the places.
 
@@ -79,6 +80,41 @@ def general_table(places: Mapping[str, Place], *, fewest: int) -> str:
         for label, gains in _shown(places, fewest)
     ]
     return markdown(["general text", *places], rows)
+
+
+def equal_compute_table(places: Mapping[str, Place], *, fewest: int) -> str:
+    """As `summary_table`, by the evaluations that the compute of plain training's whole run allows.
+
+    Of arms that an epoch costs more. Their curriculum and learning rate stay those of the longer
+    run, so that planning for fewer epochs could only do better.
+    """
+    rows = {}
+    for label, name in _names(places).items():
+        found = [_within_compute(place, name) for place in places.values()]
+        if len(found) - found.count(None) >= fewest:
+            rows[label] = [difference(each) if each else "" for each in found]
+    return markdown(["at equal compute", *places], [[label, *row] for label, row in rows.items()])
+
+
+def _names(places: Mapping[str, Place]) -> dict[str, str]:
+    """Of all arms but plain training, by their labels."""
+    arms = {name: runs.arm.label for place in places.values() for name, runs in place.arms.items()}
+    return {label: name for name, label in arms.items() if name != BASELINE}
+
+
+def _within_compute(place: Place, name: str) -> Interval | None:
+    """None where the arm was not run, or costs no more than plain training."""
+    runs, plain = place.arms.get(name), place.arms[BASELINE]
+    if runs is None or cost_of(runs) == 1.0:
+        return None
+    last = max(next(iter(plain.rows.values()))["curve"]["epoch"]) / cost_of(runs)
+
+    def best_until(row: Row) -> float:
+        curve = row["curve"]
+        losses = zip(curve["epoch"], curve["loss"], strict=True)
+        return min(loss for epoch, loss in losses if 0 < epoch <= last)
+
+    return against(runs, best_until, plain, best_loss)
 
 
 def places_table(places: Mapping[str, Place]) -> str:
@@ -114,18 +150,19 @@ def _shown(places: Mapping[str, Place], fewest: int) -> list[tuple[str, list[Gai
         for label, gains in _rows(places).items()
         if len(gains) - gains.count(None) >= fewest
     ]
-    return sorted(shown, key=lambda row: _mean_gain(row[1]))
+    return sorted(shown, key=lambda row: _mean_gain(row[1][:1]))
 
 
 def _rows(places: Mapping[str, Place]) -> dict[str, list[Gain | None]]:
-    arms = {name: runs.arm.label for place in places.values() for name, runs in place.arms.items()}
     rows = {
         label: [gain_of(place, name) for place in places.values()]
-        for name, label in arms.items()
-        if name != BASELINE
+        for label, name in _names(places).items()
     }
-    for name in _INTERPOLATED & arms.keys():
-        label = f"{arms[name]}, interpolated with the base"
+    labels = {
+        name: runs.arm.label for place in places.values() for name, runs in place.arms.items()
+    }
+    for name in _INTERPOLATED & labels.keys():
+        label = f"{labels[name]}, interpolated with the base"
         rows[label] = [gain_of(place, name, on_the_way=True) for place in places.values()]
     return rows
 

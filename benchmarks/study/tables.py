@@ -113,7 +113,8 @@ def knowledge_table(place: Place) -> str:
         *((f"{kind}, final", known("final", "completed", kind), 3) for kind in kinds),
         *((f"{kind}, best", known("best", "completed", kind), 3) for kind in kinds),
         ("canaries written out", known("final", "canaries", "exact"), 2),
-        ("exposure, bits", known("final", "canaries", "exposure_bits"), 2),
+        ("exposure in bits, final", known("final", "canaries", "exposure_bits"), 2),
+        ("exposure in bits, best", known("best", "canaries", "exposure_bits"), 2),
     ]
     shown = [*([place.base] if place.base else []), *place.arms.values()]
     asked = {kind for runs in shown for kind in _asked(runs)}

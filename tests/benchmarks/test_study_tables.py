@@ -7,7 +7,13 @@ import pytest
 from benchmarks.study.comparison import area, best_epoch, best_loss, places_of
 from benchmarks.study.settings import TUNING_SEED
 from benchmarks.study.spread import mask_bits
-from benchmarks.study.summary import gain_of, general_table, places_table, summary_table
+from benchmarks.study.summary import (
+    equal_compute_table,
+    gain_of,
+    general_table,
+    places_table,
+    summary_table,
+)
 from benchmarks.study.tables import knowledge_table, losses_table
 from benchmarks.study.tradeoff import best_share, cost_of, tradeoff_table
 from tests.benchmarks.study_rows import row
@@ -132,3 +138,13 @@ def test_a_summary_shows_arms_of_enough_places_with_ranges_over_them():
     ]
     prose = places_table(places).splitlines()[2]
     assert prose == "| prose | 2 | 4.500 ± 6.353 | 1.0 of 2 |  | 0.50 |"
+
+
+def test_at_equal_compute_only_the_evaluations_count_that_it_allows():
+    """An epoch with a teacher costs a third more: of its four epochs three are within plain's."""
+    plain = [row("plain", seed, [9.0, 5.0, 4.0, 6.0, 7.0]) for seed in (1, 2)]
+    taught = [row("ema_teacher", seed, [9.0, 5.0, 4.5, 3.5, 3.0]) for seed in (1, 2)]
+    (place,) = places_of(plain + taught)
+    assert equal_compute_table({"prose": place}, fewest=1).splitlines()[2:] == [
+        "| EMA teacher | **−0.500 ± 0.000** |"
+    ]

@@ -36,6 +36,12 @@ def test_a_rise_after_the_best_names_the_best_step():
     assert "best at step 20" in str(found)
 
 
+def test_a_rise_from_the_start_names_no_step():
+    found = find_overfitting(evaluations([6.0, 6.5, 7.0, 7.5, 8.0], FALLING))
+    assert found is not None
+    assert "best before the first step (6.0000, now 8.0000)" in str(found)
+
+
 @pytest.mark.parametrize(
     "heldout",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,32 @@ def test_the_domain_is_seen_as_often_as_without_replay_and_replay_once(
         assert max(times) == 1
         assert tokens[True] / sum(tokens.values()) == pytest.approx(share, abs=0.02)
     assert start.plan.planned_tokens == pytest.approx(sum(tokens.values()), rel=0.02)
+
+
+def test_a_mixture_is_as_without_replay_and_replay_comes_on_top(small_corpus, general_corpus):
+    """One domain twice an epoch and one once, beside a little other text."""
+    data = {
+        "corpus": str(general_corpus),
+        "sequence_tokens": SEQUENCE_TOKENS,
+        "mixture": {"html": {"epochs": 2}},
+    }
+    recipe = alone(general_corpus, small_corpus, data=data)
+    recipe = replace(recipe, replay=replace(recipe.replay, share=0.05))
+    start = check_start(recipe, ALONE)
+    html, email = sorted(start.mixture[:2], key=lambda domain: domain.name, reverse=True)
+    num_own = start.data.pack.num_samples()
+    seen: Counter[int] = Counter()
+    tokens: Counter[bool] = Counter()
+    stream = stream_of(start, recipe)
+    for batch in (batch for step in range(stream.num_steps) for batch in stream.step(step)):
+        (sample,) = batch.sample_ids
+        if sample >= 0:
+            seen[sample] += 1
+            tokens[sample >= num_own] += batch.num_tokens
+    assert {seen[sample] for sample in email.samples} == {2}
+    assert {seen[sample] for sample in html.samples} == {4}
+    assert {seen[sample] for sample in seen if sample >= num_own} == {1}
+    assert tokens[True] / sum(tokens.values()) == pytest.approx(0.05, abs=0.02)
 
 
 def test_a_sample_of_replay_is_that_of_its_own_corpus(small_corpus, general_corpus):

@@ -23,10 +23,10 @@ class OverfitWarning:
     latest_loss: float
 
     def __str__(self) -> str:
+        when = f"at step {self.best_step}" if self.best_step else "before the first step"
         return (
             f"overfitting: held-out loss rises ({', '.join(self.names)}) while the training loss "
-            f"falls; it was best at step {self.best_step} ({self.best_loss:.4f}, now "
-            f"{self.latest_loss:.4f})"
+            f"falls; it was best {when} ({self.best_loss:.4f}, now {self.latest_loss:.4f})"
         )
 
 
