@@ -106,6 +106,43 @@ def test_weights_are_written_in_the_dtype_that_is_asked_for(exported, run_dir, t
     assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "float32"
 
 
+ROUTED: dict[str, Any] = {
+    **{key: value for key, value in MODEL.items() if key != "model_type"},
+    "head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+
+
+def test_a_router_that_transformers_keeps_in_fp32_is_exported_from_bf16(corpus, tmp_path):
+    vocab_size = open_corpus(corpus).vocab_size
+    lm = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("glm4_moe", vocab_size=vocab_size, **ROUTED)
+    )
+    gate = "model.layers.1.mlp.gate"
+    bias_E = lm.get_buffer(f"{gate}.e_score_correction_bias")
+    bias_E.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))  # none of them is a number of bf16
+    lm.save_pretrained(tmp_path / "base")
+    changes: dict[str, Any] = {
+        "model": {"pretrained": str(tmp_path / "base")},
+        "deepspeed": "ds_configs/zero3.json",
+        "train__max_steps": 1,
+        "train__sequence_parallel_size": 1,
+        "evaluation": {"every_steps": None},
+    }
+    run_dir = tmp_path / "run"
+    run_ranks(train_on_rank, short_recipe(corpus, run_dir, **changes), world_size=1)
+    again = AutoModelForCausalLM.from_pretrained(export_run(run_dir), dtype="auto")
+    assert torch.equal(again.get_buffer(f"{gate}.e_score_correction_bias"), bias_E)
+    router, embedding = again.get_parameter(f"{gate}.weight"), again.get_input_embeddings().weight
+    assert (router.dtype, embedding.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(router, router.bfloat16().float())  # as the training has rounded it
+
+
 def test_a_run_that_kept_less_is_exported_with_the_corpus(run_dir, corpus, tmp_path, exported):
     old = tmp_path / "old"
     shutil.copytree(run_dir, old)

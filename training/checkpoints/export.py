@@ -231,7 +231,10 @@ def _write_weights(folder: Path, mix: Mix, recipe: Recipe) -> PreTrainedModel:
     """
     model = recipe.model
     lm = build_skeleton(folder, model)
-    trained = mix.load(model, dtype=lm.dtype, adapter=recipe.adapter)
+    buffers = [name for name, _ in lm.named_buffers()]
+    trained = mix.load(model, dtype=lm.dtype, adapter=recipe.adapter, unrounded=buffers)
+    # transformers keeps some in fp32, such as a router's, and loads them so
+    trained |= {name: trained[name].to(own.dtype) for name, own in lm.state_dict().items()}
     lm.load_state_dict(trained, assign=True)
     lm.tie_weights()
     lm.generation_config = GenerationConfig()  # ours is written later, in the base's words

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,13 +89,21 @@ class Mix:
                 raise ValueError(f"checkpoint is incomplete or damaged: {broken}")
             _refuse_other_adapter(folder, adapter)
 
-    def load(self, model: Model, *, dtype: torch.dtype, adapter: Adapter | None = None) -> Weights:
+    def load(
+        self,
+        model: Model,
+        *,
+        dtype: torch.dtype,
+        adapter: Adapter | None = None,
+        unrounded: Collection[str] = (),
+    ) -> Weights:
         """All weights, rounded once to the dtype of the training.
 
         The engine trains on its fp32 masters rounded to `dtype`; so does this.
 
         Args:
             adapter: of the run; it is merged into the base, each checkpoint's on its own.
+            unrounded: names of what the engine has not rounded either: buffers.
 
         Raises:
             ValueError: when the base has other weights than the model that was trained.
@@ -113,7 +121,10 @@ class Mix:
             base = load_base(model, self.checkpoints[-1]).state_dict()
             mixed = interpolate(base, mixed, tuned_share=self.tuned_share)
         # one by one: the masters need not all live beside what is made of them
-        return {name: mixed.pop(name).to(dtype) for name in list(mixed)}
+        return {
+            name: mixed.pop(name).to(torch.float32 if name in unrounded else dtype)
+            for name in list(mixed)
+        }
 
     def load_trained(self, checkpoint: Path) -> Weights:
         """Of one checkpoint what was trained, fp32: all weights, or an adapter's."""
