@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
-from training.checkpoints.choice import find_checkpoint
-from training.checkpoints.manifest import MANIFEST, write_manifest
+from training.checkpoints.choice import explaining_removals, find_checkpoint
+from training.checkpoints.manifest import MANIFEST, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -74,3 +75,21 @@ def test_a_run_without_a_checkpoint_has_no_best(tmp_path):
         find_checkpoint(tmp_path, "best")
     with pytest.raises(ValueError, match="holds no complete checkpoint; train first"):
         find_checkpoint(tmp_path, "last")
+
+
+def test_a_checkpoint_that_a_run_removes_while_it_is_read_is_told(run_dir):
+    folder = run_dir / "checkpoints" / "step-00000006"
+    told = r"step-00000006 was removed while it was read: .*try again"
+    with pytest.raises(ValueError, match=told), explaining_removals(run_dir):
+        shutil.rmtree(folder)
+        read_manifest(folder)
+    folder.mkdir()
+    with pytest.raises(ValueError, match=told), explaining_removals(run_dir):
+        shutil.rmtree(folder)
+        raise ValueError(f"{folder}/zero3 is missing")
+
+
+@pytest.mark.parametrize("word", ["step-60", "checkpoints/step-00000060"])
+def test_one_that_never_was_is_not_told_to_be_removed(run_dir, word):
+    with pytest.raises(ValueError, match="no such checkpoint"), explaining_removals(run_dir):
+        find_checkpoint(run_dir, word if word == "step-60" else str(run_dir / word))

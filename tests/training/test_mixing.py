@@ -80,6 +80,12 @@ def test_the_newest_of_a_run_are_no_one_checkpoint(finished):
     assert "--average last-2" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_the_newest_of_a_run_are_exported_by_the_word_that_was_interpolated(tuned):
+    done = training_command("interpolate", str(tuned), "--checkpoint=last-2", "--shares=0.5")
+    named = f"{tuned} --average last-2 --interpolate-base 0.5"
+    assert done.stdout.splitlines()[-1] == f"lowest at 0.5: python -m training export {named}"
+
+
 def test_an_average_of_the_same_is_the_same(finished):
     newest = finished / "checkpoints" / "step-00000008"
     mixed = Mix((newest,) * 3).load(Model(config={"model_type": "qwen3"}), dtype=torch.float32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from common.hints import did_you_mean
@@ -16,6 +18,7 @@ from training.checkpoints.manifest import (
 
 BEST, LAST = "best", "last"
 _OLD_NAME_OF_LAST = "newest"
+_LATE = re.compile(rf"{LAST}-(\d+)")
 
 
 def find_checkpoint(run_dir: Path, word: str) -> Path:
@@ -43,13 +46,41 @@ def find_checkpoint(run_dir: Path, word: str) -> Path:
     return chosen
 
 
+def means_several(word: str) -> bool:
+    """Whether it is last-N, which only a command that takes a mean understands."""
+    return _LATE.fullmatch(word) is not None
+
+
+@contextmanager
+def explaining_removals(run_dir: Path) -> Iterator[None]:
+    """Within it a checkpoint is read, which a run that goes on may remove at any moment.
+
+    Raises:
+        ValueError: in the place of an error about a checkpoint that is gone by now.
+    """
+    root = run_dir / "checkpoints"
+    before = {path.name for path in root.glob("step-*")}
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        is_read = isinstance(error, FileNotFoundError)  # and no mere name of the user's
+        named = re.findall(r"step-\d{8}", str(error))
+        gone = [n for n in named if (is_read or n in before) and not (root / n).exists()]
+        if not gone:
+            raise
+        raise ValueError(
+            f"{root / gone[0]} was removed while it was read: the run goes on and keeps only the "
+            "newest and the best; try again, or set checkpoint.keep_last higher"
+        ) from None
+
+
 def find_checkpoints(run_dir: Path, word: str) -> list[Path]:
     """Those that a word of `--average` means: last-N is the newest N, others are of one.
 
     Raises:
         ValueError: as `find_checkpoint`, and where there are fewer than N.
     """
-    late = re.fullmatch(rf"{LAST}-(\d+)", word)
+    late = _LATE.fullmatch(word)
     if late is None:
         return [find_checkpoint(run_dir, word)]
     root, wanted = run_dir / "checkpoints", int(late[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
 TRAINED, EMA = "trained", "ema"
@@ -71,11 +70,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed searches for one and logs it
+    from training.checkpoints.choice import explaining_removals, means_several
     from training.checkpoints.export import Form, export_run
 
     if options.average is not None and options.checkpoint is not None:
         raise ValueError("--average names the checkpoints: leave --checkpoint out")
-    if options.checkpoint is not None and re.fullmatch(r"last-\d+", options.checkpoint):
+    if options.checkpoint is not None and means_several(options.checkpoint):
         raise ValueError(
             f"--checkpoint {options.checkpoint}: names one checkpoint; for the mean of the newest, "
             f"--average {options.checkpoint}"
@@ -85,13 +85,14 @@ def run(options: argparse.Namespace) -> int:
         words = [word.strip() for word in options.average.split(",")]
         if not all(words):
             raise ValueError(f"--average {options.average!r}: an empty name among the checkpoints")
-    folder = export_run(
-        options.run_dir,
-        checkpoints=words,
-        tuned_share=options.interpolate_base,
-        averaged=options.weights == EMA,
-        form=Form(merge=options.merge, dtype=options.dtype),
-        out=options.out,
-    )
+    with explaining_removals(options.run_dir):
+        folder = export_run(
+            options.run_dir,
+            checkpoints=words,
+            tuned_share=options.interpolate_base,
+            averaged=options.weights == EMA,
+            form=Form(merge=options.merge, dtype=options.dtype),
+            out=options.out,
+        )
     print(folder)
     return 0

@@ -44,6 +44,7 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     name_accelerator()
+    from training.checkpoints.choice import means_several
     from training.config.load import KEPT_RECIPE, load_recipe
     from training.run.interpolation import interpolate_run
 
@@ -58,8 +59,10 @@ def run(options: argparse.Namespace) -> int:
         show=_show if is_main else lambda _: None,
     )
     if is_main and found["best_share"] is not None:
-        share, named = found["best_share"], f" --checkpoint {words[0]}" if len(words) == 1 else ""
-        named = f" --average {options.checkpoint}" if len(words) > 1 else named
+        share, named = found["best_share"], ""
+        if words:
+            is_mean = len(words) > 1 or means_several(words[0])
+            named = f" {'--average' if is_mean else '--checkpoint'} {options.checkpoint}"
         named += f" --weights {EMA}" if options.weights == EMA else ""
         has_adapter = load_recipe(options.run_dir / KEPT_RECIPE, []).adapter is not None
         named += " --merge" if has_adapter else ""  # what was measured are whole models

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from common.durable import atomic_write
+from training.checkpoints.choice import explaining_removals
 from training.checkpoints.mixing import (
     Mix,
     Weights,
@@ -61,13 +62,14 @@ def interpolate_run(
     for share in shares:
         refuse_no_share(share)
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
-    ends = together(
-        lambda: (
-            _Ends.load(recipe, find_mix(run_dir, words, averaged=averaged))
-            if layout.is_main
-            else None
-        )
-    )
+
+    def load() -> _Ends | None:
+        if not layout.is_main:
+            return None
+        with explaining_removals(run_dir):
+            return _Ends.load(recipe, find_mix(run_dir, words, averaged=averaged))
+
+    ends = together(load)
     # an adapter's weights are merged into the base's
     evaluation = RunEvaluation.open(run_dir, replace(recipe, adapter=None), layout)
     rows: list[dict[str, Any]] = []

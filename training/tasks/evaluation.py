@@ -146,6 +146,7 @@ def _weights_and_out(
     )
     folder = (weights.run_dir or Path()) / TASKS_FOLDER
     if weights.checkpoint is not None:
+        from training.checkpoints.choice import explaining_removals
         from training.checkpoints.export import Form, export_run, load_run_recipe
 
         folder.mkdir(exist_ok=True)
@@ -153,12 +154,13 @@ def _weights_and_out(
             tempfile.TemporaryDirectory(prefix=".weights-", dir=folder)
         )
         chosen = [str(weights.checkpoint)]
-        exported = export_run(
-            target,
-            checkpoints=chosen,
-            form=Form(merge=load_run_recipe(target).adapter is not None),
-            out=Path(scratch) / "export",
-        )
+        with explaining_removals(target):
+            exported = export_run(
+                target,
+                checkpoints=chosen,
+                form=Form(merge=load_run_recipe(target).adapter is not None),
+                out=Path(scratch) / "export",
+            )
         weights = weights.exported_to(exported)
     return weights, options.out or folder / name
 
