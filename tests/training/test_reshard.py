@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.distributed import run_ranks
 from tests.grids import WHOLE
-from tests.training.short_runs import metrics, saving_recipe, train_on_rank
+from tests.training.short_runs import (
+    metrics,
+    saving_recipe,
+    train_on_rank,
+    train_with_changes,
+)
 from training.checkpoints.manifest import read_manifest
+from training.checkpoints.reshard import keeping_settings
 
 # ranks that go on, ranks that share a sequence: from two that share the data
 LAYOUTS = {"one": (1, 1), "two_to_a_sequence": (2, 2), "four": (4, 1), "four_by_two": (4, 2)}
@@ -66,3 +74,60 @@ def test_a_resume_on_other_ranks_of_a_damaged_checkpoint_is_refused(small_corpus
     shard.write_bytes(content)
     with pytest.raises(AssertionError, match="expected sha256"):
         run_ranks(train_on_rank, saving_recipe(small_corpus, run_dir, **stopping), world_size=1)
+
+
+def test_a_change_of_the_decay_that_is_accepted_counts_on_any_ranks(
+    undisturbed, small_corpus, tmp_path
+):
+    """What a checkpoint says of the optimizer's settings does not come back with its state."""
+    stopped = tmp_path / "stopped"
+    stopping = {**CHANGES, "train__stop_after_steps": STEPS_BEFORE}
+    run_ranks(train_on_rank, saving_recipe(small_corpus, stopped, **stopping), world_size=2)
+    losses = []
+    for world_size in (2, 1):
+        run_dir = Path(shutil.copytree(stopped, tmp_path / f"on_{world_size}"))
+        changes = {**CHANGES, "optimizer__weight_decay": 50.0}
+        recipe = saving_recipe(small_corpus, run_dir, **changes)
+        run_ranks(
+            train_with_changes, recipe, ["recipe.optimizer.weight_decay"], world_size=world_size
+        )
+        losses.append([row["loss"] for row in metrics(run_dir, "step")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    before = [row["loss"] for row in metrics(undisturbed, "step")]
+    assert losses[0][: STEPS_BEFORE + 1] == before[: STEPS_BEFORE + 1]
+    assert losses[0][-1] != pytest.approx(before[-1], rel=1e-3)
+
+
+class CountingInNumbers(torch.optim.Optimizer):
+    """As DeepSpeed's Adam on the host, which a JSON with offload brings."""
+
+    def __init__(self, weights: list[torch.Tensor]) -> None:
+        super().__init__(weights, {"lr": 0.5, "weight_decay": 0.1, "bias_correction": True})
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            assert group["bias_correction"]
+            for weight in group["params"]:
+                zeros = torch.zeros_like(weight)
+                state = self.state[weight] or {"step": 0, "exp_avg": zeros, "exp_avg_sq": zeros}
+                self.state[weight] = state | {"step": state["step"] + 1}
+
+
+@pytest.mark.parametrize("goes_to_the_host", [True, False])
+def test_a_resume_may_have_its_optimizer_elsewhere(goes_to_the_host):
+    weight = torch.ones(3, requires_grad=True)
+    weight.grad = torch.ones(3)
+    adam = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.2, fused=True)
+    before, after = adam, CountingInNumbers([weight])
+    if not goes_to_the_host:
+        before, after = after, before
+    before.step()
+    own = {key: value for key, value in after.param_groups[0].items() if key != "params"}
+    with keeping_settings(after):
+        # as DeepSpeed's own loaders do: all settings, and the state as it is in the file
+        after.param_groups[0] = before.param_groups[0] | {"params": [weight]}
+        after.state[weight] = dict(before.state[weight])
+    assert {key: after.param_groups[0][key] for key in own} == own
+    after.step()
+    assert after.state[weight]["step"] == 2
+    assert torch.is_tensor(after.state[weight]["step"]) != goes_to_the_host

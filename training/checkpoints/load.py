@@ -21,7 +21,12 @@ from training.checkpoints.identity import is_by_another_loss, refuse_differences
 from training.checkpoints.manifest import read_manifest, run_key_of
 from training.checkpoints.progress import Progress
 from training.checkpoints.random_state import random_state_path, set_random_state
-from training.checkpoints.reshard import load_universal, must_reshard, universal_copy
+from training.checkpoints.reshard import (
+    keeping_settings,
+    load_universal,
+    must_reshard,
+    universal_copy,
+)
 from training.model.engine import Engine
 from training.model.shadow import AveragedWeights
 from training.ranks.dist import Layout, raise_together, together
@@ -102,7 +107,8 @@ def _load_engine(engine: Engine, checkpoint: Path) -> None:
     engine.ds.checkpoint_engine = CheckpointFiles(checkpoint, loaded=read)
     # a run that started from a resharded checkpoint may roll back to one of its own
     engine.ds._config.load_universal_checkpoint = False
-    with redirect_stdout(io.StringIO()):  # one of its optimizers prints a name
+    # one of its optimizers prints a name
+    with redirect_stdout(io.StringIO()), keeping_settings(engine.ds.optimizer.optimizer):
         found, _ = engine.ds.load_checkpoint(
             str(checkpoint),
             tag=ENGINE_TAG,

@@ -80,6 +80,30 @@ def must_reshard(manifest: Mapping[str, Any], layout: Layout, *, zero_stage: int
     return bool(parts != (layout.world_size, zero_stage))
 
 
+@contextmanager
+def keeping_settings(optimizer: Any) -> Iterator[None]:
+    """Within it a checkpoint is loaded, of whose optimizer only the state is taken.
+
+    Its settings are those of the recipe, which a resume may change where that is accepted, and of
+    the optimizer itself: with offload it is another one, which has other settings and counts its
+    steps in a number.
+    """
+    settings = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    yield
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    counts_in_tensors = isinstance(optimizer, torch.optim.Adam)
+    for weight, state in optimizer.state.items():
+        if (step := state.get("step")) is None:
+            continue
+        # fused Adam needs it beside the weight, and each weight its own
+        own_step = torch.tensor(float(step), device=weight.device)
+        state["step"] = own_step if counts_in_tensors else int(step)
+
+
 def load_universal(ds: Any, copy: Path, *, tag: str, strict: bool) -> bool:
     """Load it into a DeepSpeed engine, without two bugs of DeepSpeed 0.19.
 
@@ -90,17 +114,8 @@ def load_universal(ds: Any, copy: Path, *, tag: str, strict: bool) -> bool:
     Args:
         strict: every weight of the model must be in the copy.
     """
-    optimizer = ds.optimizer.optimizer
-    settings = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
-    loaded, _ = ds.load_checkpoint(str(copy), tag=tag, load_module_strict=strict)
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
-    for weight, state in optimizer.state.items():
-        if torch.is_tensor(state.get("step")):  # fused Adam needs it beside the weight
-            state["step"] = state["step"].to(weight.device, copy=True)
+    with keeping_settings(ds.optimizer.optimizer):
+        loaded, _ = ds.load_checkpoint(str(copy), tag=tag, load_module_strict=strict)
     return loaded is not None
 
 
