@@ -129,7 +129,11 @@ def test_an_evaluation_at_a_stop_says_how_good_it_is_but_does_not_count():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluation__best_by": "domain"}, r"evaluation\.best_by: no held-out set 'domain'"),
+        (
+            {"evaluation__best_by": "domain"},
+            r"evaluation\.best_by: no held-out set 'domain'; evaluation\.sets names none",
+        ),
+        ({"evaluation__sets": {}}, r"evaluation\.sets: name at least one"),
         (
             {"evaluation__sets": SETS, "evaluation__best_by": "genral"},
             r"evaluation\.best_by: no held-out set 'genral'; did you mean general\?",
@@ -157,6 +161,14 @@ def test_an_evaluation_at_a_stop_says_how_good_it_is_but_does_not_count():
                 "evaluation__weights": {"domain": 0},
             },
             r"evaluation\.weights: at least one must be above 0",
+        ),
+        (
+            {
+                "evaluation__sets": SETS,
+                "evaluation__best_by": "weighted",
+                "evaluation__weights": {"domain": 1e308, "general": 1e308},
+            },
+            r"evaluation\.weights: too large to be added up",
         ),
         ({"evaluation__sets": {"weighted": {}}}, r"sets\.weighted: a set cannot have this name"),
         ({"evaluation__sets": {"a b": {}}}, r"evaluation\.sets\.a b"),

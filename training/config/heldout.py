@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -81,8 +82,11 @@ class Evaluation:
             raise ValueError(
                 f"evaluation.sets.{WEIGHTED}: a set cannot have this name, which best_by uses"
             )
+        if self.sets is not None and not sets:
+            raise ValueError("evaluation.sets: name at least one; null is the validation split")
         if self.best_by not in (None, WEIGHTED, *sets):
-            raise ValueError(f"evaluation.best_by: {_no_set(self.best_by, [*sets, WEIGHTED])}")
+            known = [*sets, WEIGHTED] if sets else []
+            raise ValueError(f"evaluation.best_by: {_no_set(self.best_by, known)}")
         if (self.best_by == WEIGHTED) != (self.weights is not None):
             raise ValueError(
                 f"evaluation.best_by: {WEIGHTED} and evaluation.weights need each other (are "
@@ -93,6 +97,8 @@ class Evaluation:
                 raise ValueError(f"evaluation.weights.{name}: {_no_set(name, sets)}")
         if self.weights is not None and not any(self.weights.values()):
             raise ValueError("evaluation.weights: at least one must be above 0")
+        if self.weights is not None and not math.isfinite(sum(self.weights.values())):
+            raise ValueError("evaluation.weights: too large to be added up")
         return self
 
 
