@@ -41,6 +41,11 @@ class TokenizerFile(FileRecord):
 
     name: TokenizerFileName
 
+    @property
+    def is_template(self) -> bool:
+        """Whether it is one of chats."""
+        return self.name.endswith(".jinja")
+
 
 class TokenizerRecord(Record):
     kind: Literal["huggingface", "sentencepiece"]
@@ -49,6 +54,14 @@ class TokenizerRecord(Record):
     files: tuple[TokenizerFile, ...]
     changes: tuple[str, ...] = ()
     """What its normaliser does to a text before it is encoded, in words."""
+
+    def gives_ids_of(self, other: TokenizerRecord) -> bool:
+        """Whether a text has the same ids: chat templates are how conversations become texts."""
+        own, others = (
+            {(file.name, file.sha256) for file in record.files if not file.is_template}
+            for record in (self, other)
+        )
+        return self.kind == other.kind and own == others
 
 
 class SpecialIds(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,23 @@ def test_a_corpus_that_does_not_go_with_the_runs_own_is_refused(
     assert said.endswith("other tokens is less than one sample")
 
 
+def test_a_corpus_whose_tokenizer_has_a_chat_template_besides_goes_with_the_runs_own(
+    small_corpus, tmp_path
+):
+    """As conversations have it: the same ids mean the same text."""
+    shutil.copytree(small_corpus / "tokenizer", tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "text.txt").write_text("Other words. " * 3000)
+    options = {"inputs": (tmp_path / "text.txt",), "num_workers": 1, "val_frac": 0.0}
+    build(BuildOptions(out=tmp_path / "chats", tokenizer=str(tmp_path / "tokenizer"), **options))
+    pack(tmp_path / "chats", seq_len=SEQUENCE_TOKENS)
+    corpora = small_corpus, tmp_path / "chats"
+    first, second = (open_corpus(corpus).manifest.tokenizer for corpus in corpora)
+    assert first.sha256 != second.sha256
+    replay = {"corpus": str(corpora[1]), "share": 0.1}
+    assert check_start(alone(*corpora, replay=replay), ALONE).data.replay is not None
+
+
 @pytest.mark.parametrize("share", [0, 1, 1.5])
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(ValueError, match=r"replay\.share: Input should be"):
@@ -209,8 +227,6 @@ def scored(
     small_corpus: Path, general_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """Copies of both with scores, so that tokens of both drop by them."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("scored")
     rng = np.random.default_rng(0)
     copies = folder / "own", folder / "general"

@@ -25,10 +25,10 @@ def open_pack_like(pack: PackIndex, folder: str, *, key: str) -> PackIndex:
 
 
 def _check_tokenizer(corpus: Corpus, own: Corpus) -> None:
-    found, expected = corpus.manifest.tokenizer.sha256, own.manifest.tokenizer.sha256
-    if found != expected:
+    found, expected = corpus.manifest.tokenizer, own.manifest.tokenizer
+    if not found.gives_ids_of(expected):
         raise ValueError(
-            f"{corpus.folder} has another tokenizer (sha256 {found[:16]}) than data.corpus "
-            f"{own.folder} ({expected[:16]}), so its ids mean other text; build it with "
+            f"{corpus.folder} has another tokenizer (sha256 {found.sha256[:16]}) than data.corpus "
+            f"{own.folder} ({expected.sha256[:16]}), so its ids mean other text; build it with "
             f"--tokenizer {own.tokenizer_dir}"
         )
