@@ -114,7 +114,7 @@ def test_commands_about_a_run_work_one_after_the_other(project: Path) -> None:
     report = project / "runs" / "shell" / "report" / "index.html"
     assert "Learnt and forgotten" in report.read_text()
     assert "lowest at " in run(interpolate, project)
-    run(export, project)
+    assert "held-out loss of averaged or mixed weights, " in run(export, project)
     assert (project / "runs" / "shell" / "between" / "config.json").exists()
 
     draw, compare, tensorboard, sweep = blocks("reports.md")

@@ -193,6 +193,24 @@ def test_results_of_a_mix_do_not_pass_for_those_of_its_checkpoint(tuned, tmp_pat
     assert shown["mix"] == {"weights": "trained", "steps": [8], "tuned_share": 0.5}
 
 
+def test_an_export_elsewhere_is_evaluated_and_not_stored_as_the_runs_own(tuned, tmp_path):
+    run_dir = Path(shutil.copytree(tuned, tmp_path / "run"))
+    export_run(run_dir)
+    own = json.loads(training_command("evaluate", "--json", str(run_dir)).stdout)
+    stored = (run_dir / "evaluation.json").read_bytes()
+    between = tmp_path / "between"
+    export_run(run_dir, tuned_share=0.5, out=between)
+    more = ("--export", str(between))
+    mixed = json.loads(training_command("evaluate", "--json", str(run_dir), *more).stdout)
+    assert mixed["mix"]["tuned_share"] == 0.5 and mixed["loss"] != own["loss"]
+    summary = training_command("evaluate", str(run_dir), *more).stdout.splitlines()
+    assert summary[-1] == f"not stored, being of {between}; --json prints all"
+    assert (run_dir / "evaluation.json").read_bytes() == stored
+    done = training_command("evaluate", str(run_dir), "--export", str(tmp_path), check=False)
+    assert f"{tmp_path} is missing; run: " in done.stderr
+    assert done.stderr.rstrip().endswith(f"--out {tmp_path}")
+
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 

@@ -14,9 +14,9 @@ from training.config.arguments import add_overrides
 SUMMARY = "held-out loss of an exported run, by entropy band; or benchmarks"
 DESCRIPTION = """\
 Compute the loss of RUN/export on the run's held-out sets, print a summary, and write all of it,
-also by entropy band, to RUN/evaluation.json. With --tasks: run tasks of lm-evaluation-harness on
-the run's newest checkpoint, or on an export, and write RUN/tasks/*.json. Works on any number of
-processes.
+also by entropy band, to RUN/evaluation.json. With --export: of another export of the run. With
+--tasks: run tasks of lm-evaluation-harness on the run's newest checkpoint, or on an export, and
+write RUN/tasks/*.json. Works on any number of processes.
 
   torchrun --standalone --nproc-per-node=8 -m training evaluate RUN --tasks gsm8k,piqa
 """
@@ -28,6 +28,12 @@ def add_arguments(verb: argparse.ArgumentParser) -> None:
         "run_dir", type=Path, metavar="RUN", help="run folder; with --tasks also an export"
     )
     add_overrides(verb)
+    verb.add_argument(
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="another export of the run, such as a mean of checkpoints; printed, not stored",
+    )
     verb.add_argument("--json", action="store_true", help="print all results as JSON instead")
     tasks = verb.add_argument_group("benchmarks", "docs/evaluation.md says what they need")
     tasks.add_argument(
@@ -66,13 +72,13 @@ def run(options: argparse.Namespace) -> int:
     name_accelerator()
     from training.run.evaluate_run import evaluate_run
 
-    result = evaluate_run(options.run_dir, options.overrides)
+    result = evaluate_run(options.run_dir, options.overrides, exported=options.export)
     if os.environ.get("RANK", "0") == "0":
         if options.json:
             print(json.dumps(result, indent=1))
         else:
             is_own = _is_of_own_data(options.run_dir, options.overrides)
-            print(_summary(result, options.run_dir, is_own=is_own))
+            print(_summary(result, options.run_dir, is_own=is_own, exported=options.export))
     return 0
 
 
@@ -84,7 +90,7 @@ def _is_of_own_data(run_dir: Path, overrides: list[str]) -> bool:
     return measures_alike(recipe_for_evaluation(run_dir, overrides), own)
 
 
-def _summary(result: dict[str, Any], run_dir: Path, *, is_own: bool) -> str:
+def _summary(result: dict[str, Any], run_dir: Path, *, is_own: bool, exported: Path | None) -> str:
     """Each set in a line, and where the rest is."""
     from training.metrics.heldout_rows import losses_by_set, results_by_set
 
@@ -105,9 +111,11 @@ def _summary(result: dict[str, Any], run_dir: Path, *, is_own: bool) -> str:
         targets = f"  {of_set['num_targets']:,} targets" if "num_targets" in of_set else ""
         lines.append(f"  {name:{width}}  {shown}{targets}")
     path = run_dir / "evaluation.json"
-    kept = (
-        str(path) if is_own else f"not stored, being of other data than {path}; --json prints all"
-    )
+    kept = str(path)
+    if not is_own:
+        kept = f"not stored, being of other data than {path}; --json prints all"
+    elif exported is not None and exported.resolve() != (run_dir / "export").resolve():
+        kept = f"not stored, being of {exported}; --json prints all"
     return "\n".join([*lines, kept])
 
 
@@ -132,6 +140,8 @@ def _run_tasks(options: argparse.Namespace) -> int:
         )
     if options.overrides:
         raise ValueError(f"{options.overrides[0]}: --tasks takes no recipe overrides")
+    if options.export is not None:
+        raise ValueError(f"--export: --tasks takes the folder itself: evaluate {options.export}")
     given = {name: getattr(options, name) for name in _TASK_OPTIONS}
     asked = TaskOptions(
         tasks=tuple(options.tasks.split(",")),

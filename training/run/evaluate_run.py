@@ -39,35 +39,40 @@ from training.run.heldout import bands_folder, heldout_packs, heldout_streams
 _SP_KEY = "train.sequence_parallel_size"
 
 
-def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
-    """Held-out loss of `run_dir/export`, on the run's own held-out sets by the bands it froze.
+def evaluate_run(
+    run_dir: Path, overrides: list[str], *, exported: Path | None = None
+) -> dict[str, Any]:
+    """Held-out loss of an export of a run, on the run's own held-out sets by the bands it froze.
 
     Fewer processes than the run had share a sequence as far as they can; the numbers are the same.
 
     Args:
         run_dir: a run folder with an export.
         overrides: keys of the recipe, for example `data.corpus=data/other`.
+        exported: where it is, if not in `run_dir/export`.
 
     Returns:
         The result, which rank 0 also writes to `run_dir/evaluation.json` when it is of the run's
-        own data.
+        own data, and of `run_dir/export`.
 
     Raises:
         ValueError: when there is no export, it is damaged, or there is no held-out data.
     """
     recipe = recipe_for_evaluation(run_dir, overrides)
-    exported = run_dir / "export"
+    is_kept = exported is None or exported.resolve() == (run_dir / "export").resolve()
+    exported = exported or run_dir / "export"
+    remedy = _export(run_dir) if is_kept else f"{_export(run_dir)} --out {exported}"
     is_adapter = is_adapter_folder(exported)
     if not (exported / "config.json").exists() and not is_adapter:
-        raise ValueError(f"{exported} is missing; run: {_export(run_dir)}")
+        raise ValueError(f"{exported} is missing; run: {remedy}")
     if not is_adapter:
         model = dataclasses.replace(recipe.model, pretrained=str(exported), config=None)
         recipe = dataclasses.replace(recipe, model=model, adapter=None)
     layout = init_layout(sp_size=recipe.train.sequence_parallel_size)
     if (broken := find_corruption_together(exported, layout)) is not None:
-        raise ValueError(f"the export is damaged: {broken}; run: {_export(run_dir)}")
+        raise ValueError(f"the export is damaged: {broken}; run: {remedy}")
     manifest = read_manifest(exported)
-    if layout.is_main:
+    if layout.is_main and is_kept:
         with suppress(OSError):  # a run that goes on may remove it at this moment
             _warn_of_newer(run_dir, step=manifest["step"])
     evaluation = RunEvaluation.open(run_dir, recipe, layout)
@@ -76,7 +81,8 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> dict[str, Any]:
     facts = {key: manifest[key] for key in ("step", "mix") if key in manifest}
     result = facts | {"corpus": recipe.data.corpus, "pack": evaluation.pack.fingerprint}
     result = finite(result | evaluation.row())
-    if layout.is_main and measures_alike(recipe, load_recipe(run_dir / KEPT_RECIPE, [])):
+    own = load_recipe(run_dir / KEPT_RECIPE, [])
+    if layout.is_main and is_kept and measures_alike(recipe, own):
         atomic_write(run_dir / "evaluation.json", json.dumps(result, indent=1) + "\n")
     return result
 
