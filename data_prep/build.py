@@ -142,7 +142,7 @@ def _fill(staging: Path, *, domains: Sequence[DomainInput], options: BuildOption
         token_dtype="uint16" if settings.dtype.itemsize == 2 else "uint32",
         special_ids=specials,
         split=SplitRule(val_frac=float(options.val_frac), hash=SPLIT_HASH),
-        domains=recorded_domains(domains, journal=journal),
+        domains=recorded_domains(domains, journal=journal, val_frac=options.val_frac),
         inputs=write_inputs(staging, domains=domains),
         shards=shards_in_order(journal.shards, domains=domains),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_prep.durable import describe_file
@@ -12,11 +13,14 @@ from data_prep.ledger import SPLITS, Ledger, SplitLedger, Tally, ledger_of
 from data_prep.manifest import Domain, Shard
 from data_prep.reading.sources import DomainInput
 from data_prep.record import FileRecord
+from data_prep.split import why_one_is_not_divided
 
 INPUTS_NAME = "inputs.jsonl"
 
 
-def recorded_domains(domains: Sequence[DomainInput], *, journal: Journal) -> tuple[Domain, ...]:
+def recorded_domains(
+    domains: Sequence[DomainInput], *, journal: Journal, val_frac: float
+) -> tuple[Domain, ...]:
     """Each domain with its ledger.
 
     Raises:
@@ -31,14 +35,8 @@ def recorded_domains(domains: Sequence[DomainInput], *, journal: Journal) -> tup
         for domain in domains
     }
     if not any(ledger.by_split["train"].num_documents for ledger in ledgers.values()):
-        parts = {
-            "read": sum(ledger.num_documents_in for ledger in ledgers.values()),
-            "empty": sum(ledger.num_documents_empty for ledger in ledgers.values()),
-            "bad": sum(ledger.num_documents_bad for ledger in ledgers.values()),
-            "held out": sum(ledger.num_documents_kept for ledger in ledgers.values()),
-        }
-        counts = ", ".join(f"{count} {what}" for what, count in parts.items())
-        raise ValueError(f"no documents left to train on: {counts}")
+        is_text = any(domain.fields.kind == "text" for domain in domains)
+        raise ValueError(_nothing_left(ledgers.values(), val_frac=val_frac, is_text=is_text))
     return tuple(
         Domain(
             name=domain.name,
@@ -48,6 +46,22 @@ def recorded_domains(domains: Sequence[DomainInput], *, journal: Journal) -> tup
         )
         for domain in domains
     )
+
+
+def _nothing_left(ledgers: Iterable[Ledger], *, val_frac: float, is_text: bool) -> str:
+    total = Counter[str]()
+    for ledger in ledgers:
+        total["read"] += ledger.num_documents_in
+        total["empty"] += ledger.num_documents_empty
+        total["bad"] += ledger.num_documents_bad
+        total["held out"] += ledger.num_documents_kept
+    counts = ", ".join(f"{count} {what}" for what, count in total.items())
+    message = f"no documents left to train on: {counts}"
+    if total["held out"] == 1:
+        message += f"; {why_one_is_not_divided(is_text=is_text)}; --val-frac 0 trains on it"
+    elif total["held out"]:
+        message += f" by --val-frac {val_frac}; lower it"
+    return message
 
 
 def _ledger(tally: Tally, *, shards: Sequence[Shard]) -> Ledger:

@@ -34,6 +34,17 @@ def split_position(content: str | np.ndarray | Messages) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
+def why_one_is_not_divided(*, is_text: bool) -> str:
+    """What to tell who has a single document and wants some held out."""
+    reason = "1 document cannot be divided"
+    if not is_text:
+        return f"{reason}; give several"
+    return (
+        f"{reason}: a text file is one document; cut it into several files, or one JSON line a "
+        "section (.jsonl)"
+    )
+
+
 def _key(text: str) -> bytes:
     """What is hashed of a text."""
     raw = text.encode("utf-8", "surrogatepass")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from common.commands import command
 from data_prep.ledger import SPLITS
 from data_prep.manifest import Manifest, Source
+from data_prep.split import why_one_is_not_divided
 
 if TYPE_CHECKING:
     from data_prep.packing.index import PackIndex
@@ -105,9 +106,10 @@ def _remarks(manifest: Manifest) -> list[str]:
         lines.append("note       documents do not end with EOS")
     val = ledger.by_split["val"]
     if manifest.split.val_frac and not val.num_documents:
-        lines.append(
-            "note       no document was assigned to val; with so few documents raise --val-frac"
-        )
+        why = "with so few documents raise --val-frac"
+        if ledger.num_documents_kept == 1:
+            why = why_one_is_not_divided(is_text=is_text)
+        lines.append(f"note       no document was assigned to val; {why}")
     return lines
 
 

@@ -232,6 +232,23 @@ def test_nothing_left_to_train_on_is_an_error(
         build_corpus(tmp_path / "docs.txt")
 
 
+def test_what_helps_is_said_where_all_documents_are_held_out(
+    tmp_path: Path, write_jsonl: Callable[..., Path], build_corpus: Callable[..., Path]
+) -> None:
+    nearly_all = 1 - 2**-40
+    one = write_jsonl(tmp_path / "one.jsonl", ["one document"])
+    divided = "1 held out; 1 document cannot be divided: a text file is one document; cut it into "
+    with pytest.raises(ValueError, match=f"{divided}several files, .*; --val-frac 0 trains on it$"):
+        build_corpus(one, val_frac=nearly_all)
+    ids = tmp_path / "ids.jsonl"
+    ids.write_text('{"ids": [1, 2]}\n')
+    with pytest.raises(ValueError, match="1 held out; 1 document cannot be divided; give several"):
+        build_corpus(ids, val_frac=nearly_all, fields=Fields(ids="ids"))
+    three = write_jsonl(tmp_path / "three.jsonl", ["a", "b", "c"])
+    with pytest.raises(ValueError, match=f"3 held out by --val-frac {nearly_all}; lower it$"):
+        build_corpus(three, val_frac=nearly_all)
+
+
 def test_an_empty_val_split_packs_and_verifies(
     tmp_path: Path, build_corpus: Callable[..., Path]
 ) -> None:

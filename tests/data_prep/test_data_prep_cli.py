@@ -109,6 +109,27 @@ def test_skip_lists_what_was_left_out(run_cli: Cli, tmp_path: Path, bpe_folder: 
     assert "docs.jsonl:2: broken JSON" in out
 
 
+@pytest.mark.parametrize(
+    ("names", "helps"),
+    [
+        (["one"], "1 document cannot be divided: a text file is one document; cut it into several"),
+        (["one", "two"], "with so few documents raise --val-frac"),
+    ],
+)
+def test_a_summary_without_held_out_documents_says_what_helps(
+    run_cli: Cli, tmp_path: Path, bpe_folder: Path, names: list[str], helps: str
+) -> None:
+    (tmp_path / "src").mkdir()
+    for name in names:
+        (tmp_path / "src" / f"{name}.txt").write_text(name)
+    code, out, err = run_cli(
+        *("build", "--input", tmp_path / "src", "--tokenizer", bpe_folder, "--workers", 1),
+        *("--val-frac", 1e-9, "--out", tmp_path / "corpus"),
+    )
+    assert code == 0, err
+    assert f"note       no document was assigned to val; {helps}" in out
+
+
 def test_a_damaged_corpus_is_exit_code_1_with_the_shards_name(
     run_cli: Cli, packed_corpus: Path
 ) -> None:
