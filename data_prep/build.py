@@ -39,6 +39,7 @@ from data_prep.reading.changes import refuse_changed
 from data_prep.reading.sources import DomainInput, find_domains
 from data_prep.record import record_text
 from data_prep.split import SPLIT_HASH
+from data_prep.tokenizing.files import find_tokenizer
 from data_prep.tokenizing.spelling import changes_of
 from data_prep.tokenizing.tokenizer import load_once
 from data_prep.write_corpus import write_corpus
@@ -60,6 +61,8 @@ def build(options: BuildOptions) -> Manifest:
         fields_of=options.fields_of,
         default=options.fields,
     )
+    if options.tokenizer is not None:
+        find_tokenizer(options.tokenizer)  # refused before anything is made
     with staged_folder(options.out, keeps_unfinished=True) as staging:
         _prepare(staging, domains=domains, options=options)
         manifest = _fill(staging, domains=domains, options=options)

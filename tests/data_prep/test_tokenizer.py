@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -153,6 +154,58 @@ def test_a_tokenizer_is_found_by_folder_file_or_model(
     copy_tokenizer(str(unigram_folder / "tokenizer.model"), to=tmp_path / "c")
     assert _ids(tmp_path / "a", "text") == _ids(tmp_path / "b", "text") == _ids(bpe_folder, "text")
     assert _ids(tmp_path / "c", "text") == _ids(unigram_folder, "text")
+
+
+def _made(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("manifest.json", "tokenizer/tokenizer.json"),
+            "is a corpus; its tokenizer is GIVEN/tokenizer",
+        ),
+        (
+            ("manifest.json", "tokenizer/tokenizer.model"),
+            "is a corpus; its tokenizer is GIVEN/tokenizer",
+        ),
+        (
+            ("recipe.resolved.yaml", "export/tokenizer.json"),
+            "is a run; its tokenizer is GIVEN/export",
+        ),
+        (
+            ("recipe.resolved.yaml",),
+            "is a run; python -m training export GIVEN writes its tokenizer to GIVEN/export",
+        ),
+        (
+            ("vocab.json", "merges.txt"),
+            "no tokenizer.json and no tokenizer.model in it; convert the tokenizer with "
+            "transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
+        ),
+        (
+            ("manifest.json",),
+            "no tokenizer.json and no tokenizer.model in it; give the folder or file of a "
+            "tokenizer, or a name on the hub",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_tokenizer_is_named_as_given_before_anything_is_made(
+    tmp_path: Path,
+    source: Path,
+    build_corpus: Callable[..., Path],
+    names: tuple[str, ...],
+    message: str,
+) -> None:
+    folder = _made(tmp_path / "folder", *names)
+    with pytest.raises(ValueError) as refused:
+        build_corpus(source, tokenizer=folder, out=tmp_path / "new" / "corpus")
+    assert str(refused.value) == f"--tokenizer {folder}: {message.replace('GIVEN', folder)}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["docs.jsonl", "folder"]
 
 
 def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path: Path) -> None:
