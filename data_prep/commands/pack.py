@@ -14,9 +14,9 @@ DESCRIPTION = """\
 Pack a corpus into samples of S tokens: an index in DIR/pack-S next to the shards, not a copy.
 
 best_fit puts each document, longest first, into the fullest sample that has room; only documents
-longer than S are cut. concat puts documents back to back and cuts them wherever a sample ends.
-Neither loses a token, and both keep document boundaries. A sample holds documents of one domain.
-Documents listed by `dedup` or `decontaminate` are skipped.
+longer than S are split over several samples. concat puts documents back to back and splits them
+wherever a sample ends. Neither loses a token, and both keep document boundaries. A sample holds
+documents of one domain. Documents listed by `dedup` or `decontaminate` are skipped.
 
 Each domain is seen once per epoch unless weighted: --epochs D=N makes N passes over domain D,
 --proportion D=P makes it the fraction P of an epoch's tokens. The resulting token counts are

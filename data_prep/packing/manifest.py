@@ -26,7 +26,7 @@ class DomainPack(Record):
     num_documents: Count
     """Packed documents; those on removal lists are counted separately."""
     num_documents_cut: Count
-    """Packed in more than one piece."""
+    """Packed in more than one piece, each in another sample."""
     num_documents_removed: Count
     num_tokens: Count
     num_tokens_removed: Count

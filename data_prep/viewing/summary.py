@@ -131,7 +131,7 @@ def pack_summary(index: PackIndex, *, corpus_folder: Path) -> str:
 
 
 def _packed(domains: Sequence[DomainPack], *, head: str, seq_len: int) -> list[str]:
-    """The counts of some domains: what is kept, cut, in the loss, removed and padded."""
+    """The counts of some domains: what is kept, split, in the loss, removed and padded."""
     from data_prep.packing.manifest import DomainPack
 
     counts = {
@@ -144,7 +144,8 @@ def _packed(domains: Sequence[DomainPack], *, head: str, seq_len: int) -> list[s
     lines = [
         f"{head:<10} {counts['num_samples']:,} samples: {counts['num_tokens']:,} tokens (none "
         f"lost), {counts['num_targets']:,} targets, {padding:.2%} padding; "
-        f"{counts['num_documents_cut']:,} of {counts['num_documents']:,} documents cut"
+        f"{counts['num_documents_cut']:,} of {counts['num_documents']:,} documents split over "
+        "several samples"
     ]
     if masked:
         lines.append(f"{'':<10} {masked:,} tokens masked out of the loss")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.shards import open_corpus
 from data_prep.viewing.show import printable
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -47,6 +48,22 @@ def test_the_whole_path_from_text_to_samples(run_cli: Cli, tmp_path: Path) -> No
     code, text, err = run_cli("verify", out, "--deep")
     assert code == 0, err
     assert text.endswith(f"{out}: all checks passed\n")
+
+
+@pytest.mark.parametrize("policy", ["best_fit", "concat"])
+def test_pack_counts_the_documents_that_are_in_several_samples(
+    run_cli: Cli, packed_corpus: Path, policy: str
+) -> None:
+    code, out, err = run_cli("pack", packed_corpus, "--seq-len", 128, "--policy", policy)
+    assert code == 0, err
+    index = open_corpus(packed_corpus).open_pack(128)
+    samples_of: dict[int, set[int]] = {}
+    for sample in range(index.num_samples("train")):
+        for document in index.pieces(sample)[:, 0].tolist():
+            samples_of.setdefault(document, set()).add(sample)
+    num_split = sum(len(samples) > 1 for samples in samples_of.values())
+    assert 0 < num_split < len(samples_of)
+    assert f"; {num_split} of {len(samples_of)} documents split over several samples\n" in out
 
 
 def test_inspect_shows_documents_text_and_padding(run_cli: Cli, packed_corpus: Path) -> None:
