@@ -81,7 +81,11 @@ def _prepare(staging: Path, *, domains: Sequence[DomainInput], options: BuildOpt
         what = ", ".join(changed) or "the tokenizer"
         print(f"found an unfinished build, but {what} changed: restarting", file=sys.stderr)
     clear_staged(staging)
-    put_tokenizer(staging / "tokenizer", domains=domains, options=options)
+    try:
+        put_tokenizer(staging / "tokenizer", domains=domains, options=options)
+    except BaseException:
+        clear_staged(staging)  # without a plan nothing of it would be resumed
+        raise
     write_plan(staging.parent, plan)
 
 

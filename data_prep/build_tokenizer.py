@@ -13,14 +13,15 @@ from data_prep.reading.sources import DomainInput
 from data_prep.reading.texts import iter_texts
 from data_prep.record import files_sha256
 from data_prep.round_trip import Check
-from data_prep.tokenizing.files import copy_tokenizer, describe_tokenizer_files
-from data_prep.tokenizing.tokenizer import Tokenizer, kind_of, prove_fast_path
+from data_prep.tokenizing.files import as_given, copy_tokenizer, describe_tokenizer_files
+from data_prep.tokenizing.tokenizer import Tokenizer, kind_of, load_once, prove_fast_path
 
 
 def put_tokenizer(folder: Path, *, domains: Sequence[DomainInput], options: BuildOptions) -> None:
     """Copy the tokenizer that was asked for into the folder, or train it on the texts."""
     if options.tokenizer is not None:
         copy_tokenizer(options.tokenizer, to=folder)
+        _refuse_damaged(folder.resolve(), options=options, of=options.tokenizer)
         if any(domain.fields.kind == "chat" for domain in domains):
             _refuse_unusable_template(folder, of=options.tokenizer)
     else:
@@ -33,6 +34,14 @@ def put_tokenizer(folder: Path, *, domains: Sequence[DomainInput], options: Buil
             vocab_size=options.train_vocab_size,
             to=folder,
         )
+
+
+def _refuse_damaged(folder: Path, *, options: BuildOptions, of: str) -> None:
+    try:
+        load_once(folder, describe_tokenizer(options=options, folder=folder).sha256)  # kept
+    except ValueError as error:
+        what = as_given(str(error), copied=folder, name_or_path=of)
+        raise ValueError(f"--tokenizer {what}") from None
 
 
 def _refuse_unusable_template(folder: Path, *, of: str) -> None:

@@ -48,8 +48,8 @@ def staged_folder(out: Path, *, keeps_unfinished: bool = False) -> Iterator[Path
     """Yield the folder `content` in a hidden one next to `out`; renamed to `out` on success.
 
     It is empty, unless `keeps_unfinished`: then it holds what an earlier run left there and next
-    to `content`, and what this run leaves is kept for the next. Either way a killed process
-    leaves only the hidden folder.
+    to `content`, and what this run leaves, if anything, is kept for the next. Either way a killed
+    process leaves only the hidden folder.
     """
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,12 +68,17 @@ def staged_folder(out: Path, *, keeps_unfinished: bool = False) -> Iterator[Path
             fsync_path(content)
             _swap_in(content, out=out)
         except BaseException:
-            if not keeps_unfinished:
+            if not keeps_unfinished or _is_unused(staging):
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         shutil.rmtree(staging, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _is_unused(staging: Path) -> bool:
+    names = {entry.name for entry in staging.iterdir()}
+    return names <= {_LOCK_NAME, "content"} and not any((staging / "content").iterdir())
 
 
 def clear_staged(content: Path) -> None:

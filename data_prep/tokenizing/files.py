@@ -64,6 +64,15 @@ def copy_tokenizer(name_or_path: str, *, to: Path) -> None:
         (to / SETTINGS_NAME).write_text(json.dumps(settings) + "\n")
 
 
+def as_given(message: str, *, copied: Path, name_or_path: str) -> str:
+    """A message about a copied tokenizer, with the files named where the user has them."""
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        return message.replace(str(copied), name_or_path.rstrip("/"))
+    name = HF_NAME if path.suffix == ".json" else SENTENCEPIECE_NAME
+    return message.replace(str(copied / name), name_or_path).replace(str(copied), str(path.parent))
+
+
 def describe_tokenizer_files(folder: Path) -> tuple[TokenizerFile, ...]:
     """Names within the folder, sizes and checksums."""
     return tuple(

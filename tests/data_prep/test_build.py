@@ -207,6 +207,14 @@ def test_an_unfinished_build_whose_plan_is_damaged_is_not_begun_anew_unasked(
     assert build_corpus(source, restart=True).is_dir()
 
 
+def test_a_tokenizer_that_cannot_be_trained_leaves_nothing_behind(
+    tmp_path: Path, source: Path, build_corpus: Callable[..., Path]
+) -> None:
+    with pytest.raises(ValueError, match="--vocab-size 3: bpe needs at least 257"):
+        build_corpus(source, tokenizer=None, train_tokenizer="bpe", train_vocab_size=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["docs.jsonl"]
+
+
 def test_a_tokenizer_with_more_ids_than_uint16_gets_uint32(
     tmp_path: Path, build_corpus: Callable[..., Path]
 ) -> None:

@@ -208,6 +208,33 @@ def test_a_folder_that_is_no_tokenizer_is_named_as_given_before_anything_is_made
     assert sorted(path.name for path in tmp_path.iterdir()) == ["docs.jsonl", "folder"]
 
 
+@pytest.mark.parametrize(
+    ("given", "damaged", "where"),
+    [
+        ("t", "t/tokenizer.json", "t/tokenizer.json: not a tokenizer"),
+        ("t/mine.json", "t/mine.json", "t/mine.json: not a tokenizer"),
+        ("t", "t/tokenizer_config.json", "t/tokenizer_config.json: not JSON"),
+        ("t/mine.json", "t/tokenizer_config.json", "t/tokenizer_config.json: not JSON"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named_as_given_and_leaves_nothing(
+    bpe_folder: Path,
+    tmp_path: Path,
+    source: Path,
+    build_corpus: Callable[..., Path],
+    given: str,
+    damaged: str,
+    where: str,
+) -> None:
+    shutil.copytree(bpe_folder, tmp_path / "t")
+    shutil.copy(bpe_folder / "tokenizer.json", tmp_path / "t" / "mine.json")
+    (tmp_path / damaged).write_text("{")
+    with pytest.raises(ValueError) as refused:
+        build_corpus(source, tokenizer=str(tmp_path / given))
+    assert str(refused.value).startswith(f"--tokenizer {tmp_path / where}: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["docs.jsonl", "t"]
+
+
 def test_a_folder_without_a_fast_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ValueError, match="convert the tokenizer with transformers"):
