@@ -66,7 +66,14 @@ def test_the_best_of_averaged_weights_is_told_beside_that_of_the_weights(tmp_pat
     run = write_run(tmp_path / "run", heldout=[3.0, 2.0, 2.5], averaged=[3.0, 2.2, 1.9])
     text = page_text(run)
     assert "lowest at epoch 1.00: 2.0000 nats" in text
-    assert "of the averaged weights was lowest at epoch 2.00: 1.9000 nats" in text
+    assert "of the averaged weights was lowest at epoch 2.00: 1.9000 nats; export them" in text
+
+
+def test_averaged_weights_that_are_no_better_are_not_recommended(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", heldout=[3.0, 2.0, 2.5], averaged=[3.0, 2.2, 2.1])
+    text = page_text(run)
+    assert "of the averaged weights was lowest at epoch 2.00: 2.1000 nats, not below that." in text
+    assert "--weights ema" not in text
 
 
 def test_the_warning_of_overfitting_is_on_the_page(tmp_path: Path) -> None:

@@ -169,9 +169,11 @@ def _verdict_on_average(run: RunCurves) -> str:
     if not averaged:
         return ""
     best = min(averaged, key=lambda row: row["ema_loss"])
+    is_better = run.best_loss is None or best["ema_loss"] < run.best_loss
+    hint = "; export them with --weights ema" if is_better else ", not below that"
     return (
         f" That of the averaged weights was lowest at epoch {best['epoch']:.2f}: "
-        f"{best['ema_loss']:.4f} nats; export them with --weights ema."
+        f"{best['ema_loss']:.4f} nats{hint}."
     )
 
 
