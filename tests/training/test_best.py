@@ -29,16 +29,19 @@ def row_of(**evaluation: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "loss", "forgetting"),
+    ("evaluation", "best_by", "loss", "forgetting"),
     [
-        ({}, 2.0, -1.0),  # the first
-        ({"best_by": "general"}, 5.0, 0.5),
-        ({"best_by": "weighted", "weights": {"domain": 2, "general": 1}}, 3.0, -0.5),
-        ({"best_by": "weighted", "weights": {"general": 7}}, 5.0, 0.5),
+        ({}, "domain", 2.0, -1.0),  # the first
+        ({"best_by": "general"}, "general", 5.0, 0.5),
+        ({"best_by": "weighted", "weights": {"domain": 2, "general": 1}}, "weighted", 3.0, -0.5),
+        ({"best_by": "weighted", "weights": {"general": 7}}, "general", 5.0, 0.5),
     ],
 )
-def test_the_loss_of_an_evaluation_is_the_one_that_the_recipe_chose(evaluation, loss, forgetting):
+def test_the_loss_of_an_evaluation_is_the_one_that_the_recipe_chose(
+    evaluation, best_by, loss, forgetting
+):
     row = row_of(**evaluation)
+    assert row["best_by"] == best_by
     assert row["loss"] == pytest.approx(loss)
     assert row["forgetting_nats"] == pytest.approx(forgetting)
     assert {name: found["loss"] for name, found in row["sets"].items()} == {

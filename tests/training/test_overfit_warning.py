@@ -36,10 +36,25 @@ def test_a_rise_after_the_best_names_the_best_step():
     assert "best at step 20" in str(found)
 
 
-def test_a_rise_from_the_start_names_no_step():
+def test_a_rise_from_the_start_is_no_overfitting_and_names_no_best():
     found = find_overfitting(evaluations([6.0, 6.5, 7.0, 7.5, 8.0], FALLING))
-    assert found is not None
-    assert "best before the first step (6.0000, now 8.0000)" in str(found)
+    assert str(found) == (
+        "forgetting or too high a learning rate: held-out loss (all) rises from what it was before "
+        "training (6.0000, now 8.0000) while the training loss falls"
+    )
+
+
+@pytest.mark.parametrize(
+    ("best_by", "said"),
+    [("general", "held-out loss of general rises"), ("weighted", "weighted held-out loss rises")],
+)
+def test_the_set_that_rises_is_named(best_by, said):
+    rows = evaluations([6.0, 5.0, 4.5, 4.7, 4.9], FALLING)
+    found = find_overfitting([row | {"best_by": best_by} for row in rows])
+    assert str(found) == (
+        f"overfitting: {said} (all) while the training loss falls; it was best at step 20 "
+        "(4.5000, now 4.9000)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,14 @@ def test_the_warning_of_overfitting_is_on_the_page(tmp_path: Path) -> None:
     assert "run: warned at epoch 4.00. Held-out loss rises (all, band 1, band 2)" in text
 
 
+def test_a_rise_since_before_training_is_not_called_overfitting(tmp_path: Path) -> None:
+    text = page_text(write_run(tmp_path / "run", heldout=[3.0, 3.2, 3.4, 3.6]))
+    assert "Held-out loss (all, band 1, band 2) rises from what it was before training" in text
+    assert "Forgetting or too high a learning rate" in text
+    assert "risen by 20.0%: forgetting, or too high a rate." in text
+    assert "verfit" not in text
+
+
 def test_facts_are_escaped(tmp_path: Path) -> None:
     text = page_text(write_run(tmp_path / "run", heldout=[3.0, 2.0]))
     assert "&lt;b&gt;" in text

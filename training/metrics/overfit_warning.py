@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from training.config.heldout import WEIGHTED
+
 _NUM_RISES = 2
 _LEAST_RISE = 0.005
 """Share of the best loss: smaller rises are noise of the held-out split."""
@@ -21,13 +23,31 @@ class OverfitWarning:
     best_step: int
     best_loss: float
     latest_loss: float
+    best_by: str | None = None
+    """The held-out set whose loss it is, or `weighted`; None where there is but one."""
+
+    @property
+    def kind(self) -> str:
+        """What a rise from the start on means is not that the model learnt too much by heart."""
+        return "overfitting" if self.best_step else "forgetting or too high a learning rate"
+
+    @property
+    def finding(self) -> str:
+        """What was seen, without what it means."""
+        loss, names = _loss_of(self.best_by), ", ".join(self.names)
+        change = f"({self.best_loss:.4f}, now {self.latest_loss:.4f})"
+        if not self.best_step:
+            return (
+                f"{loss} ({names}) rises from what it was before training {change} while the "
+                "training loss falls"
+            )
+        return (
+            f"{loss} rises ({names}) while the training loss falls; it was best at step "
+            f"{self.best_step} {change}"
+        )
 
     def __str__(self) -> str:
-        when = f"at step {self.best_step}" if self.best_step else "before the first step"
-        return (
-            f"overfitting: held-out loss rises ({', '.join(self.names)}) while the training loss "
-            f"falls; it was best {when} ({self.best_loss:.4f}, now {self.latest_loss:.4f})"
-        )
+        return f"{self.kind}: {self.finding}"
 
 
 class OverfitWatch:
@@ -65,7 +85,7 @@ def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> OverfitWarning | 
     Args:
         evaluations: rows with `step`, `loss`, `bands` (each with `band` and `loss`) and
             `train_loss`, the mean of the training loss since the evaluation before. Rows of a
-            weighted loss have no bands.
+            weighted loss have no bands, those of a run with one set no `best_by`.
     """
     evaluations = [row for row in evaluations if _bands_of(row) == _bands_of(evaluations[-1])]
     if len(evaluations) < _NUM_RISES + 2:
@@ -81,7 +101,16 @@ def find_overfitting(evaluations: Sequence[dict[str, Any]]) -> OverfitWarning | 
     if not names:
         return None
     best = min(evaluations, key=lambda row: row["loss"])
-    return OverfitWarning(tuple(names), best["step"], best["loss"], evaluations[-1]["loss"])
+    last = evaluations[-1]
+    return OverfitWarning(
+        tuple(names), best["step"], best["loss"], last["loss"], best_by=last.get("best_by")
+    )
+
+
+def _loss_of(best_by: str | None) -> str:
+    if best_by is None:
+        return "held-out loss"
+    return "weighted held-out loss" if best_by == WEIGHTED else f"held-out loss of {best_by}"
 
 
 def _bands_of(row: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -14,7 +14,7 @@ import yaml
 from training.config.load import KEPT_RECIPE
 from training.metrics.file import METRICS_FILE, read_metrics
 from training.metrics.heldout_rows import losses_by_set
-from training.metrics.overfit_warning import OverfitWatch
+from training.metrics.overfit_warning import OverfitWarning, OverfitWatch
 from training.metrics.task_results import read_results
 from training.ranks.run_state import RUN_STATE_FILE, RunState, read_run_state
 
@@ -31,8 +31,8 @@ class RunCurves:
     recipe: dict[str, Any]
     """The resolved recipe as plain data, empty when it is missing."""
     state: RunState | None
-    warnings: tuple[tuple[float, str], ...]
-    """Epoch and text of each warning of overfitting."""
+    warnings: tuple[tuple[float, OverfitWarning], ...]
+    """Each warning of a rise of held-out loss, with its epoch."""
     task_results: list[dict[str, Any]]
     """Of `evaluate --tasks`, by step."""
     is_torn: bool
@@ -205,7 +205,7 @@ def _load_run(run_dir: Path, *, name: str) -> RunCurves:
         recipe_yaml=recipe_yaml,
         recipe=_as_mapping(recipe_yaml, recipe),
         state=read_run_state(run_dir) if (run_dir / RUN_STATE_FILE).exists() else None,
-        warnings=tuple((row["epoch"], str(warning)) for row, warning in said if warning),
+        warnings=tuple((row["epoch"], warning) for row, warning in said if warning),
         task_results=read_results(run_dir),
         is_torn=not path.read_bytes().endswith(b"\n"),
     )

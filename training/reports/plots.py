@@ -30,7 +30,7 @@ def panels_of(groups: list[RunGroup]) -> list[Panel]:
             "loss",
             "Loss",
             f"Solid: held-out; dashed: training; star: best. {styles}"
-            "Dotted line: first overfitting warning of the run.",
+            "Dotted line: first warning of the run that it rises.",
             _draw_loss,
         ),
         *_set_panels(groups),
@@ -118,7 +118,7 @@ def _draw_warning(panel: Axes, group: RunGroup, color: str) -> None:
     epochs = [run.warnings[0][0] for run in group.runs if run.warnings]
     if epochs:
         epoch = sum(epochs) / len(epochs)
-        panel.axvline(epoch, color=color, linestyle=":", linewidth=1.4, label="overfit warning")
+        panel.axvline(epoch, color=color, linestyle=":", linewidth=1.4, label="first warning")
 
 
 def _draw_bands(panel: Axes, groups: list[RunGroup], theme: Theme) -> None:

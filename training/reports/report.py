@@ -160,7 +160,8 @@ def _verdict(run: RunCurves) -> str:
     rise = 100 * (last["loss"] / best["loss"] - 1) if best["loss"] else math.inf
     if rise < _NOISE_PERCENT:
         return at_best + f" Since then it has stayed within {rise:.2f}% of that."
-    return at_best + f" Since then it has risen by {rise:.1f}%: the run overfits from there on."
+    means = "the run overfits from there on" if best["step"] else "forgetting, or too high a rate"
+    return at_best + f" Since then it has risen by {rise:.1f}%: {means}."
 
 
 def _verdict_on_average(run: RunCurves) -> str:
@@ -191,8 +192,8 @@ def _tiles(run: RunCurves) -> str:
 
 
 def _warnings(groups: list[RunGroup]) -> str:
-    """Of each group, how many runs warned of overfitting, when first, and what they last said."""
-    lines = []
+    """Of each group, how many runs warned, when first, and what they last said; by what it was."""
+    lines: dict[str, list[str]] = {}
     for group in groups:
         warned = [run for run in group.runs if run.warnings]
         if not warned:
@@ -202,9 +203,14 @@ def _warnings(groups: list[RunGroup]) -> str:
         if first[-1] > first[0]:
             when += f" to {first[-1]:.2f}"
         who = f"{len(warned)} of {len(group.runs)} runs warned" if len(group.runs) > 1 else "warned"
-        last = warned[0].warnings[-1][1].removeprefix("overfitting: ").capitalize()
-        lines.append(paragraph(f"{group.name}: {who} at {when}. {last}."))
-    return section("Overfitting", "".join(lines), kind="warn") if lines else ""
+        last = warned[0].warnings[-1][1]
+        said = paragraph(f"{group.name}: {who} at {when}. {_sentence(last.finding)}.")
+        lines.setdefault(_sentence(last.kind), []).append(said)
+    return "".join(section(kind, "".join(said), kind="warn") for kind, said in lines.items())
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _notes(runs: list[RunCurves]) -> str:

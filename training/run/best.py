@@ -9,29 +9,31 @@ from typing import Any
 
 from training.checkpoints.progress import Progress
 from training.config.ema import Ema
-from training.config.heldout import ONLY_SET, Evaluation
+from training.config.heldout import ONLY_SET, WEIGHTED, Evaluation
 from training.config.sections import StopWhen
 
 
 def evaluation_row(results: Mapping[str, dict[str, Any]], settings: Evaluation) -> dict[str, Any]:
-    """One row of several sets: what decides what is best, and under `sets` the result of each.
+    """One row of several sets: what decides what is best, its name in `best_by`, and `sets`.
 
     Args:
-        results: by set, with `loss`, `seconds` and whatever else was measured.
+        results: by set, with `loss`, `seconds` and whatever else was measured; `sets` has them all.
     """
     if settings.sets is None:
         return results[ONLY_SET]
     weights = settings.best_weights
     keys = ["loss", "forgetting_nats", *(["ema_loss"] if _has_average(results) else [])]
     row = {key: _weighted(results, weights, key) for key in keys}
+    best_by = WEIGHTED
     if len(weights) == 1:
-        row = results[next(iter(weights))]
+        best_by = next(iter(weights))
+        row = results[best_by]
     untimed = {
         name: {key: value for key, value in result.items() if key != "seconds"}
         for name, result in results.items()
     }
     seconds = sum(result["seconds"] for result in results.values())
-    return row | {"sets": untimed, "seconds": seconds}
+    return row | {"best_by": best_by, "sets": untimed, "seconds": seconds}
 
 
 def decisive_loss(row: Mapping[str, Any], ema: Ema | None) -> float | None:
