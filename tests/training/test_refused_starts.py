@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from typing import Any
 
 import pytest
+import torch
+from huggingface_hub import constants
 
+from tests.training.hub_server import hub
 from tests.training.refusals import check, refused
+from training.config.sections import Model
+from training.model.causal_lm import resolve_model_config
+from training.model.source import why_unread
 from training.ranks.dist import init_layout
 
 # --- recipes that are right and do not fit corpus, model or processes ---
@@ -31,7 +39,7 @@ STARTS: list[tuple[dict[str, Any], int, str]] = [
     ({"regulariser": "rho1"}, 2, "no scores 'reference'; there are: none"),
     # model
     ({"model": {"pretrained": "./absent"}}, 2, "model.pretrained: there is no folder ./absent"),
-    ({"model": {"pretrained": "ds_configs/"}}, 2, "model: "),
+    ({"model": {"pretrained": "ds_configs/"}}, 2, "ds_configs has no config.json"),
     ({"model": {"pretrained": ""}}, 2, "model.pretrained: String should have at least 1 character"),
     ({"model__config__model_type": "qwen33"}, 2, "did you mean qwen3"),
     ({"model__config__model_type": 3}, 2, "'3' is unknown to transformers"),
@@ -189,3 +197,72 @@ PRETRAINED = [
 def test_a_pretrained_model_that_cannot_be_read_is_refused(small_corpus, tmp_path, config, told):
     (tmp_path / "config.json").write_text(config)
     assert told in refused(lambda: check(small_corpus, model={"pretrained": str(tmp_path)}))
+
+
+# --- sources of a model that are none ---
+
+
+def told_of_source(pretrained: object) -> str:
+    model = Model(pretrained=str(pretrained))
+    return refused(lambda: resolve_model_config(model, vocab_size=512, dtype=torch.float32))
+
+
+def test_a_run_as_the_model_is_refused_with_its_export(tmp_path):
+    run = tmp_path / "quickstart"
+    (run / "export").mkdir(parents=True)
+    (run / "recipe.resolved.yaml").write_text("seed: 1\n")
+    told = f"model.pretrained: {run} is a run, not a model: "
+    assert told_of_source(run) == told + f"export it with `python -m training export {run}`"
+    (run / "export" / "adapter_config.json").write_text("{}")
+    assert told_of_source(run) == told + f"export it with `python -m training export {run} --merge`"
+    (run / "export" / "config.json").write_text("{}")
+    assert told_of_source(run) == told + f"use {run / 'export'}"
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that nobody listens at, without waits between the attempts."""
+    closed = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "ENDPOINT", closed)
+    template = closed + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize(
+    ("offline", "why"),
+    [
+        (True, "HF_HUB_OFFLINE forbids to ask the hub"),
+        (False, "the hub cannot be reached ([Errno 111] Connection refused)"),
+    ],
+)
+def test_a_model_that_only_a_hub_out_of_reach_may_have_is_one_line(
+    no_hub, monkeypatch, caplog, offline, why
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    logging.getLogger("huggingface_hub").addHandler(caplog.handler)
+    try:
+        said = told_of_source("nobody/has-this")
+    finally:
+        logging.getLogger("huggingface_hub").removeHandler(caplog.handler)
+    assert said == (
+        "model.pretrained nobody/has-this: no folder of this name here, not in the hub's cache, "
+        f"and {why}"
+    )
+    assert not caplog.messages
+
+
+def test_what_the_hub_answers_is_told(no_hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with hub() as server:  # does not know HEAD
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        said = told_of_source("nobody/has-this")
+    assert "and the hub does not give it: Server error '501" in said
+
+
+def test_a_model_that_is_not_on_the_hub_is_told_in_the_words_of_transformers():
+    error = OSError("a/b is not a valid\nmodel identifier")
+    error.__cause__ = ValueError("404")
+    said = why_unread(Model(pretrained="a/b"), error)
+    assert said == "model: a/b is not a valid model identifier"

@@ -26,9 +26,9 @@ from training.checkpoints.manifest import find_corruption, newest_complete, read
 from training.config.adapter import Adapter
 from training.config.sections import Model
 from training.model.adapter import merge_adapter
-from training.model.checks import refuse_unknown_source
 from training.model.fingerprint import model_fingerprint
 from training.model.multimodal import load_text_model
+from training.model.source import refuse_unknown_source
 
 Weights = dict[str, Tensor]
 """By the names of transformers."""

@@ -30,7 +30,6 @@ from training.model.checks import (
     refuse_other_shapes,
     refuse_quantized,
     refuse_unknown_keys,
-    refuse_unknown_source,
     refuse_unsupported,
 )
 from training.model.ds_config import shards_all
@@ -51,6 +50,7 @@ from training.model.older_attention import OlderAttention, allow_construction
 from training.model.output_layer import entropy_head
 from training.model.own_dropout import disable_dropout
 from training.model.recurrences import Recurrences
+from training.model.source import refuse_unknown_source, why_unread, without_retries_told
 from training.model.tiled_mlp import tile_mlps
 
 
@@ -184,9 +184,10 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
     refuse_unknown_source(model)
     try:
         if model.pretrained is not None:
-            config = AutoConfig.from_pretrained(
-                model.pretrained, trust_remote_code=model.trust_remote_code
-            )
+            with without_retries_told(model.pretrained):
+                config = AutoConfig.from_pretrained(
+                    model.pretrained, trust_remote_code=model.trust_remote_code
+                )
             folder = Path(model.pretrained)
             config = text_part(config, folder if folder.is_dir() else None)
         else:
@@ -196,8 +197,7 @@ def resolve_model_config(model: Model, *, vocab_size: int, dtype: torch.dtype) -
             refuse_idle_keys(given, config)
         text = config.get_text_config()
     except Exception as error:  # transformers raises errors of many kinds for a wrong value
-        message = " ".join(str(error).split())
-        raise ValueError(f"model: {message}") from None
+        raise ValueError(why_unread(model, error)) from None
     if model.disable_dropout:
         disable_dropout(config)
     refuse_other_shapes(text)

@@ -6,7 +6,6 @@ import copy
 import inspect
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -18,10 +17,8 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RotaryEmbeddingConfigMixin
 
-from common.commands import command
 from common.hints import did_you_mean
 from training.config.layout import check_head_counts
-from training.config.sections import Model
 from training.model.heads import heads_of_layers
 from training.model.own_dropout import remedy
 
@@ -42,27 +39,6 @@ _SIZES = (
     "num_hidden_layers",
     "num_attention_heads",
 )
-
-
-def refuse_unknown_source(model: Model) -> None:
-    """Before transformers answers with a list of all architectures, or of naming rules."""
-    if model.pretrained is not None:
-        looks_local = (
-            model.pretrained.startswith(("/", ".", "~")) or model.pretrained.count("/") > 1
-        )
-        if looks_local and not Path(model.pretrained).is_dir():
-            raise ValueError(f"model.pretrained: there is no folder {model.pretrained}")
-        folder = Path(model.pretrained)
-        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-            raise ValueError(
-                f"model.pretrained: {folder} is an adapter; merge it with its base first "
-                f"({command('training export RUN --merge')})"
-            )
-        return
-    model_type = str((model.config or {})["model_type"])
-    if model_type not in CONFIG_MAPPING:
-        hint = did_you_mean(model_type, CONFIG_MAPPING.keys(), most=3)
-        raise ValueError(f"model.config.model_type {model_type!r} is unknown to transformers{hint}")
 
 
 def refuse_unknown_keys(given: dict[str, Any]) -> None:
