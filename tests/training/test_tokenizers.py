@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from data_prep.build import build
+from data_prep.build_options import BuildOptions
+from data_prep.packing.pack import pack
 from tests.training.model_folders import LLAMA2, train_sentencepiece
 from tests.training.refusals import check, refused
+from tests.training.short_runs import SEQUENCE_TOKENS
 from tests.training.test_weights import unchanged, write_folder
 from training.model.tokenizers import find_other_ids, find_pair
 
@@ -79,7 +83,26 @@ def test_a_start_on_a_corpus_of_another_tokenizer_is_refused(small_corpus, tmp_p
     check(small_corpus, model={"pretrained": str(folder)})
     changed(small_corpus, folder, swap_two_ids)
     message = refused(lambda: check(small_corpus, model={"pretrained": str(folder)}))
-    assert "the corpus was tokenised by another tokenizer than the model's: id 300 is " in message
+    assert message.startswith(
+        f"data.corpus {small_corpus}: the corpus was tokenised by another tokenizer than the "
+        "model's: id 300 is "
+    )
+    assert message.endswith(f"; build it with --tokenizer {folder}")
+
+
+def test_the_runs_own_corpus_is_compared_with_the_model_before_others_with_it(
+    small_corpus, tmp_path
+):
+    """Else the one that is right would have to be built again."""
+    model = write_folder(tmp_path, unchanged)
+    changed(small_corpus, model, swap_two_ids)
+    (tmp_path / "text.txt").write_text("Other words. " * 3000)
+    right = tmp_path / "right"
+    build(BuildOptions(inputs=(tmp_path / "text.txt",), out=right, tokenizer=str(model)))
+    pack(right, seq_len=SEQUENCE_TOKENS)
+    beside = {"replay": {"corpus": str(right), "share": 0.1}}
+    message = refused(lambda: check(small_corpus, model={"pretrained": str(model)}, **beside))
+    assert message.startswith(f"data.corpus {small_corpus}: ")
 
 
 def test_sentencepiece_models_are_compared_too(tmp_path):

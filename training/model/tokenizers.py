@@ -39,7 +39,12 @@ def local_tokenizer(pretrained: str, name: str = TOKENIZER_FILE) -> Path | None:
     return Path(found) if found else None
 
 
-def find_other_ids(corpus_file: Path, model_file: Path) -> str | None:
+def find_other_ids(
+    corpus_file: Path,
+    model_file: Path,
+    *,
+    remedy: str = "build the corpus with --tokenizer of this model",
+) -> str | None:
     """An id with another meaning, or a text with other ids, in a sentence; None for neither.
 
     Ids that the model's tokenizer does not have are no mistake: rows of the embedding that were
@@ -48,9 +53,9 @@ def find_other_ids(corpus_file: Path, model_file: Path) -> str | None:
     Args:
         corpus_file: a `tokenizer.json` or a sentencepiece model.
         model_file: of the same kind.
+        remedy: ends the sentence.
     """
     ours, theirs = _read(corpus_file), _read(model_file)
-    remedy = "build the corpus with --tokenizer of this model"
     for number, token in sorted(ours.tokens.items()):
         if theirs.tokens.get(number, token) != token:
             return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,8 +45,8 @@ def find_misfit(
     """What takes seconds, so that one rank does it for all.
 
     Returns:
-        In a sentence: losses other than those of transformers, weights that are not the model's,
-        or a tokenizer that is not the corpus's; None where all fits.
+        In a sentence: losses other than those of transformers, or weights that are not the
+        model's; None where all fits.
     """
     key = repr(
         (recipe.model, recipe.adapter, config.to_json_string(use_diff=False), corpus.folder, trains)
@@ -55,18 +54,30 @@ def find_misfit(
     lengths = (recipe.data.sequence_tokens, recipe.train.sequence_parallel_size)
     key += f" {corpus.fingerprint} {lengths} {_stamps(recipe.model)}"
     if key not in _FOUND:
-        _FOUND[key] = (
-            find_other_numbers(
-                recipe.model,
-                config,
-                sequence_tokens=recipe.data.sequence_tokens,
-                sp_size=recipe.train.sequence_parallel_size,
-                trains=trains,
-                adapter=recipe.adapter,
-            )
-            or find_other_weights(recipe.model, config)
-            or _find_other_tokenizer(recipe.model, corpus)
-        )
+        _FOUND[key] = find_other_numbers(
+            recipe.model,
+            config,
+            sequence_tokens=recipe.data.sequence_tokens,
+            sp_size=recipe.train.sequence_parallel_size,
+            trains=trains,
+            adapter=recipe.adapter,
+        ) or find_other_weights(recipe.model, config)
+    return _FOUND[key]
+
+
+def find_other_tokenizer(model: Model, corpus: Corpus) -> str | None:
+    """What `data.corpus` was tokenised by, if not by the model's tokenizer; in a sentence.
+
+    None where all fits, and where the model's is not on this machine. Takes seconds.
+    """
+    if model.pretrained is None:
+        return None
+    key = repr(("tokenizer", model.pretrained, corpus.folder, corpus.fingerprint, _stamps(model)))
+    if key not in _FOUND:
+        pair = find_pair(corpus.tokenizer_dir, model.pretrained)
+        remedy = f"build it with --tokenizer {model.pretrained}"
+        other = None if pair is None else find_other_ids(*pair, remedy=remedy)
+        _FOUND[key] = other and f"data.corpus {corpus.folder}: {other}"
     return _FOUND[key]
 
 
@@ -101,20 +112,17 @@ def find_no_part(recipe: Recipe, config: PretrainedConfig) -> str | None:
 
 
 def refuse_misfit(recipe: Recipe, corpus: Corpus, config: PretrainedConfig, layout: Layout) -> None:
-    """`find_misfit` of a model that is only scored, on rank 0; raised on every rank.
+    """What does not fit a model that is only scored, found on rank 0 and raised on every rank.
 
     Raises:
         ValueError: with the sentence, or with what went wrong on the way to it.
     """
-    find = partial(find_misfit, recipe, corpus, config, trains=False)
+
+    def find() -> str | None:
+        other = find_other_tokenizer(recipe.model, corpus)
+        return other or find_misfit(recipe, corpus, config, trains=False)
+
     raise_together(together(lambda: find() if layout.is_main else None))
-
-
-def _find_other_tokenizer(model: Model, corpus: Corpus) -> str | None:
-    if model.pretrained is None:
-        return None
-    pair = find_pair(corpus.tokenizer_dir, model.pretrained)
-    return None if pair is None else find_other_ids(*pair)
 
 
 def check_vocabulary(config: PretrainedConfig, corpus: Corpus) -> None:

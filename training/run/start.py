@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from data_prep.shards import Mixture
+from data_prep.shards import Mixture, open_corpus
 from training.checkpoints.model_folder import find_base, make_model_folder
 from training.config.layout import check_second_partition, second_partition
 from training.config.recipe import Recipe
@@ -22,7 +22,7 @@ from training.model.multimodal import tell_of_other_parts
 from training.ranks.dist import Layout, together
 from training.regularisers.replacement import check_mask_token
 from training.run.continuations import Continuations
-from training.run.fit import find_misfit, find_no_part, fitting_config
+from training.run.fit import find_misfit, find_no_part, find_other_tokenizer, fitting_config
 from training.run.heldout import heldout_streams
 from training.run.plan import Plan, choose_mixture, derive_plan, refuse_small_replay
 from training.run.run_data import RunData
@@ -53,6 +53,11 @@ def check_start(recipe: Recipe, layout: Layout) -> Start:
     refuse_missing_clients(recipe.trackers)
     if recipe.adapter is not None:
         require_peft()
+    if layout.is_main:
+        # before other corpora are compared with it: they may be the ones that are right
+        mistake = find_other_tokenizer(recipe.model, open_corpus(recipe.data.corpus))
+        if mistake:
+            raise ValueError(mistake)
     data = RunData.open(recipe)
     mixture = choose_mixture(recipe, data.pack, data.replay)
     plan = derive_plan(recipe, data.pack, mixture, layout)
