@@ -191,7 +191,8 @@ def test_a_run_without_an_average_has_none_to_export(finished, tmp_path):
 
 @pytest.mark.parametrize("given", [{}, {"half_life_epochs": 1.0, "half_life_steps": 2.0}])
 def test_one_half_life_is_needed(given):
-    with pytest.raises(ValueError, match="ema needs one of half_life_epochs and half_life_steps"):
+    told = "set exactly one of ema.half_life_epochs and ema.half_life_steps"
+    with pytest.raises(ValueError, match=told):
         Ema(**given)
 
 

@@ -78,6 +78,9 @@ VALUES = [
     ("data.mixture={notes: 3}", "data.mixture.notes: expected keys and values, as in {a: b}"),
     # names
     ("optimiser.lr=1", "optimiser: unknown key; did you mean optimizer?"),
+    ("lr=1", "\n  - lr: unknown key; did you mean optimizer.lr?"),
+    ("every_steps=1", "did you mean evaluation.every_steps or checkpoint.every_steps?"),
+    ("evaluation.best_by=x", "\n  - evaluation.best_by: no held-out set 'x'"),
     ("optimizer.betas=[0.9, 0.9]", "did you mean optimizer.beta2?"),
     ("train.max_step=3", "did you mean train.max_steps?"),
     ("data.sequence_token=3", "did you mean data.sequence_tokens?"),

@@ -25,10 +25,7 @@ class Ema:
     @model_validator(mode="after")
     def _has_one_half_life(self) -> Ema:
         if (self.half_life_epochs is None) == (self.half_life_steps is None):
-            raise ValueError(
-                "ema needs one of half_life_epochs and half_life_steps "
-                f"(are {self.half_life_epochs} and {self.half_life_steps})"
-            )
+            raise ValueError("set exactly one of ema.half_life_epochs and ema.half_life_steps")
         return self
 
     def decay(self, *, steps_per_epoch: float) -> float:

@@ -124,7 +124,9 @@ def parse_recipe(raw: dict[str, Any], *, origin: str = "recipe") -> Recipe:
             if item["type"] == "literal_error":
                 names = re.findall(r"'([^']*)'", item["ctx"]["expected"])
                 given += did_you_mean(item["input"], names)
-            mistakes.append(f"{where + ': ' if where else ''}{message}{given}")
+            # what a section says of itself may begin with the key already
+            is_named = not where or message.startswith((f"{where}.", f"{where}:"))
+            mistakes.append(f"{'' if is_named else f'{where}: '}{message}{given}")
     if mistakes:
         raise ValueError(f"{origin}:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes))
     return recipe
@@ -171,6 +173,8 @@ def _mistakes_of_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
         if key not in known:
             otherwise = f"valid: {', '.join(known)}"
             hint = did_you_mean(key, known, cutoff=0.5, prefix=prefix, otherwise=otherwise)
+            if deeper := [] if prefix else _keys_called(key):
+                hint = f"; did you mean {' or '.join(deeper)}?"
             mistakes.append(f"{prefix}{key}: unknown key{hint}")
         elif isinstance(value, bool) and hints[key] is not bool:
             mistakes.append(f"{prefix}{key}: must not be a boolean (is {value})")
@@ -182,6 +186,17 @@ def _mistakes_of_keys(section: Any, raw: Any, *, prefix: str) -> list[str]:
         else:
             mistakes += _mistakes_of_keys(nested, value, prefix=f"{prefix}{key}.")
     return mistakes
+
+
+def _keys_called(name: Any, section: Any = Recipe, *, prefix: str = "") -> list[str]:
+    """Keys of that name in sections of a recipe, dotted; not in those that have names of users."""
+    hints = get_type_hints(section)
+    found = [f"{prefix}{field.name}" for field in fields(section) if field.name == name]
+    for key in (field.name for field in fields(section)):
+        nested = _section_of(hints[key])
+        if nested is not None and not _holds_sections_by_name(hints[key]):
+            found += _keys_called(name, nested, prefix=f"{prefix}{key}.")
+    return found
 
 
 def _section_of(hint: Any) -> Any | None:
