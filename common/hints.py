@@ -1,9 +1,10 @@
-"""Suggestions for a name that does not exist."""
+"""Suggestions for a name, or a folder, that does not exist."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def did_you_mean(
@@ -29,3 +30,13 @@ def did_you_mean(
     if near:
         return f"; did you mean {' or '.join(prefix + each for each in near)}?"
     return f"; {otherwise}" if otherwise else ""
+
+
+def no_folder(folder: Path) -> str:
+    """`there is no folder runs/man/exprt; did you mean runs/main?`, as an error message."""
+    missing = folder
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    siblings = [path.name for path in missing.parent.iterdir() if path.is_dir()]
+    prefix = "" if missing.parent == Path() else f"{missing.parent / 'x'}"[:-1]
+    return f"there is no folder {folder}{did_you_mean(missing.name, siblings, prefix=prefix)}"

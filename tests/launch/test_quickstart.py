@@ -137,5 +137,6 @@ def test_a_folder_without_a_model_is_refused_at_once(exists: bool, tmp_path: Pat
     )
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {folder}: no Hugging Face folder (it has no config.json)")
+    told = f"{folder}: no Hugging Face folder (it has no config.json)"
+    assert line.startswith(f"error: {told if exists else f'there is no folder {folder}'}")
     assert time.monotonic() - began < 5

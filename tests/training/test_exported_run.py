@@ -20,6 +20,7 @@ from tests.training.short_runs import (
     train_with_changes,
     training_command,
 )
+from training.__main__ import main
 from training.checkpoints.export import export_run, load_run_recipe
 from training.checkpoints.manifest import newest_complete
 from training.config.recipe import Recipe
@@ -91,6 +92,18 @@ def test_export_of_a_folder_without_a_run_is_a_clear_error(tmp_path):
     assert caught.value.returncode == 2
     assert caught.value.stderr.startswith("error: ")
     assert "is not a run folder" in caught.value.stderr
+
+
+@pytest.mark.parametrize("verb", ["export", "evaluate", "generate"])
+@pytest.mark.parametrize(("asked", "there"), [("mian", "main"), ("mian/export", "main"), ("x", "")])
+def test_a_folder_that_is_not_there_is_told_with_the_nearest(
+    verb, asked, there, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # which the verbs set
+    (tmp_path / "main").mkdir()
+    assert main([verb, str(tmp_path / asked)]) == 2
+    hint = f"; did you mean {tmp_path / there}?" if there else ""
+    assert capsys.readouterr().err == f"error: there is no folder {tmp_path / asked}{hint}\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"seed: 1\nseed: 2", b"\xff", b"a: [", b"sede: 1"])

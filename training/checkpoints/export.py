@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from common.checksum import record_file
+from common.hints import no_folder
 from data_prep.shards import open_corpus
 from training.checkpoints.adapter_folder import (
     adapter_weights,
@@ -178,6 +179,8 @@ def load_run_recipe(run_dir: Path) -> Recipe:
     Raises:
         ValueError: when the folder holds no run, or the recipe cannot be read.
     """
+    if not run_dir.is_dir():
+        raise ValueError(no_folder(run_dir))
     path = run_dir / KEPT_RECIPE
     if not path.exists():
         raise ValueError(f"{run_dir} is not a run folder: {path.name} is missing")

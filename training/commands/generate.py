@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.commands import command
+from common.hints import no_folder
 
 SUMMARY = "complete a line, or chat, with an exported model"
 _PROMPT = "    def __init__(self,"
@@ -69,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """What can be said before anything is loaded; transformers would ask the hub for a folder."""
+    if not options.export.is_dir():
+        raise ValueError(no_folder(options.export))
     names = ("config.json", "adapter_config.json")
     if not any((options.export / name).is_file() for name in names):
         raise ValueError(

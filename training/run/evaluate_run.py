@@ -13,6 +13,7 @@ from typing import Any
 
 from common.commands import command
 from common.durable import atomic_write
+from common.hints import no_folder
 from data_prep.shards import PackIndex, open_corpus
 from training.checkpoints.adapter_folder import is_adapter_folder, read_adapter
 from training.checkpoints.identity import BASE_WEIGHTS
@@ -100,6 +101,8 @@ def _put_adapter(engine: Engine, exported: Path, model: Model) -> None:
 
 def recipe_for_evaluation(run_dir: Path, overrides: list[str]) -> Recipe:
     """A run's recipe; fewer processes than it had share a sequence as far as they can."""
+    if not run_dir.is_dir():
+        raise ValueError(no_folder(run_dir))
     if not (run_dir / KEPT_RECIPE).exists():
         raise ValueError(f"{run_dir} is not a run folder: {KEPT_RECIPE} is missing")
     recipe = load_recipe(run_dir / KEPT_RECIPE, overrides)
