@@ -54,7 +54,7 @@ def test_one_that_holds_the_base_models_loss_is_not_the_best(run_dir):
     ("word", "told"),
     [
         ("bets", "did you mean best?"),
-        ("step-60", "did you mean step-6?"),
+        ("step-60", "there are best, last, step-3, step-6, step-9, step-12, step-15"),
         ("x", "there are best, last, step-3, step-6, step-9, step-12, step-15"),
     ],
 )

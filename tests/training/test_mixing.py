@@ -20,6 +20,7 @@ from tests.training.short_runs import (
     train_on_rank,
     training_command,
 )
+from training.__main__ import main
 from training.checkpoints.export import export_run
 from training.checkpoints.manifest import read_manifest
 from training.checkpoints.mixing import Mix, find_mix, load_masters
@@ -120,6 +121,12 @@ def test_what_cannot_be_mixed_is_refused(finished, tmp_path, words, share, said)
         export_run(finished, checkpoints=words, tuned_share=share, out=tmp_path / "e")
     assert said in str(caught.value)
     assert not (tmp_path / "e").exists()
+
+
+def test_a_share_out_of_range_is_told_with_its_flag(tmp_path, capsys):
+    assert main(["export", str(tmp_path), "--interpolate-base", "1.7"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --interpolate-base 1.7 is no share between 0 (the base) and 1")
 
 
 def test_checkpoints_of_another_run_have_no_part_in_it(finished, tuned, tmp_path):

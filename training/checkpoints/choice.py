@@ -120,7 +120,8 @@ def _named(root: Path, word: str) -> Path:
         return folder
     there = [f"step-{int(path.name.removeprefix('step-'))}" for path in sorted(root.glob("step-*"))]
     otherwise = f"there are {', '.join([BEST, LAST, *there])}"
-    hint = did_you_mean(word, [BEST, LAST, *there], otherwise=otherwise)
+    # of another step no name is nearer: all of them look alike
+    hint = f"; {otherwise}" if step else did_you_mean(word, [BEST, LAST], otherwise=otherwise)
     raise ValueError(
         f"--checkpoint {word or repr(word)}: no such checkpoint in {root}, and no such folder{hint}"
     )

@@ -131,11 +131,11 @@ class Mix:
         return read_average(checkpoint) if self.averaged else load_masters(checkpoint)
 
 
-def refuse_no_share(tuned_share: float) -> None:
+def refuse_no_share(tuned_share: float, *, flag: str = "") -> None:
     """Raises a ValueError, unless it lies between 0, the base, and 1, the tuned weights."""
     if not 0.0 <= tuned_share <= 1.0:
         raise ValueError(
-            f"{tuned_share:g} is no share between 0 (the base) and 1 (the tuned weights)"
+            f"{flag}{tuned_share:g} is no share between 0 (the base) and 1 (the tuned weights)"
         )
 
 

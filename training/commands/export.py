@@ -72,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
     os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed searches for one and logs it
     from training.checkpoints.choice import explaining_removals, means_several
     from training.checkpoints.export import Form, export_run
+    from training.checkpoints.mixing import refuse_no_share
 
+    refuse_no_share(options.interpolate_base, flag="--interpolate-base ")
     if options.average is not None and options.checkpoint is not None:
         raise ValueError("--average names the checkpoints: leave --checkpoint out")
     if options.checkpoint is not None and means_several(options.checkpoint):
