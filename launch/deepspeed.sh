@@ -4,7 +4,8 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: launch/deepspeed.sh RECIPE --hostfile FILE [--master-port P] [--dry-run] [a.b=c ...]
+usage: launch/deepspeed.sh RECIPE --hostfile FILE [--master-port P] [--dry-run]
+    [--accept-changes FIELD ...] [a.b=c ...]
 
 Starts one process per slot on every host of FILE (lines `HOST slots=GPUS`) by DeepSpeed's launcher,
 pdsh and ssh. The repository, its Python, the corpus and the run folder have the same paths on all
@@ -13,6 +14,8 @@ hosts. Rank 0 prints here, the others into RUN/logs.
   --hostfile FILE     hosts, and the number of GPUs of each
   --master-port P     where the ranks meet on the first host (default: MASTER_PORT, else 29500)
   --dry-run           print what would run and stop
+  --accept-changes FIELD
+                      resume although this key differs from the checkpoint's, as in optimizer.lr
   a.b=c               override keys of the recipe, as in train.epochs=3
 
 If the first host has several addresses, MASTER_ADDR selects the one where they meet. Ctrl-C,
@@ -51,7 +54,7 @@ done < <(forwarded_variables)
 
 command=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$(realpath -- "$hostfile")"
     --no_ssh_check ${MASTER_ADDR:+--master_addr "$MASTER_ADDR"} --master_port "$port"
-    --module training train --rank-logs "$(realpath -- "$RECIPE_FILE")" "${OVERRIDES[@]}")
+    --module training train --rank-logs "$(realpath -- "$RECIPE_FILE")" "${OVERRIDES[@]}" "${ACCEPTED[@]}")
 if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0

@@ -3,21 +3,26 @@
 # shellcheck source=launch/env.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
+# What messages call the script; Slurm runs a copy under another name.
+SCRIPT=launch/${0##*/}
+
 fail() {
     echo "error: $1" >&2
     exit 2
 }
 
-# read_arguments ARGUMENT ...: sets RECIPE, DRY_RUN and OVERRIDES. The script's own options are read
-# by its own_option, which takes "$@" and returns 1 for one that it does not know.
+# read_arguments ARGUMENT ...: sets RECIPE, DRY_RUN, OVERRIDES and ACCEPTED, which is empty or
+# --accept-changes with its fields, to be the trainer's last words. The script's own options are
+# read by its own_option, which takes "$@" and returns 1 for one that it does not know.
 read_arguments() {
-    RECIPE="" DRY_RUN="" OVERRIDES=()
+    RECIPE="" DRY_RUN="" OVERRIDES=() ACCEPTED=()
     while (($#)); do
         WORDS=1
         case $1 in
             -h | --help) usage && exit 0 ;;
             --dry-run) DRY_RUN=1 ;;
-            -*) own_option "$@" || fail "unknown option $1; see launch/${0##*/} --help" ;;
+            --accept-changes | --accept-changes=*) take_fields "$@" ;;
+            -*) own_option "$@" || fail "unknown option $1; see $SCRIPT --help" ;;
             *=*) OVERRIDES+=("$1") ;;
             *)
                 [[ -z $RECIPE ]] || fail "two recipes given: $RECIPE and $1"
@@ -28,14 +33,33 @@ read_arguments() {
     done
     [[ -n $RECIPE ]] || { usage >&2 && exit 2; }
     # shellcheck disable=SC2034 # for the caller
-    readonly RECIPE DRY_RUN OVERRIDES
+    readonly RECIPE DRY_RUN OVERRIDES ACCEPTED
 }
 
 # take_value VARIABLE OPTION [VALUE ...]: sets it, and counts the value as read.
 take_value() {
-    [[ -n ${3:-} ]] || fail "$2 needs a value; see launch/${0##*/} --help"
+    [[ -n ${3:-} ]] || fail "$2 needs a value; see $SCRIPT --help"
     printf -v "$1" %s "$3"
     WORDS=2
+}
+
+# take_fields --accept-changes FIELD ..., or --accept-changes=FIELD: adds them to ACCEPTED, and
+# counts them as read. Where the recipe is still to come, one field is read.
+take_fields() {
+    local fields=() word
+    if [[ $1 == *=* ]]; then
+        set -- "${1%%=*}" "${1#*=}"
+        WORDS=0 # its field is the same word
+    fi
+    for word in "${@:2}"; do
+        [[ -n $word && $word != -* && $word != *=* ]] || break
+        fields+=("$word")
+        [[ -n $RECIPE ]] || break
+    done
+    ((${#fields[@]})) || fail "$1 needs a field of the recipe, as in $1 optimizer.lr"
+    ((${#ACCEPTED[@]})) || ACCEPTED=("$1")
+    ACCEPTED+=("${fields[@]}")
+    WORDS=$((WORDS + ${#fields[@]}))
 }
 
 # read_recipe RECIPE [a.b=c ...]: sets RUN_DIR, SEQUENCE_PARALLEL_SIZE and RECIPE_FILE, which may be

@@ -4,7 +4,8 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: launch/local.sh RECIPE [-n N] [--cpu] [--dry-run] [a.b=c ...]
+usage: launch/local.sh RECIPE [-n N] [--cpu] [--dry-run] [--accept-changes FIELD ...]
+           [a.b=c ...]
 
 Runs `python -m training train RECIPE` in N processes of this machine under torchrun. Rank 0 prints
 here, the others into RUN/logs.
@@ -13,6 +14,8 @@ here, the others into RUN/logs.
               sequence (train.sequence_parallel_size)
   --cpu       do not use GPUs
   --dry-run   print what would run and stop
+  --accept-changes FIELD
+              resume although this key differs from the checkpoint's, as in optimizer.lr
   a.b=c       override keys of the recipe, as in train.epochs=3
 
 Ctrl-C, SIGTERM and SIGUSR1 save and end the run; a second Ctrl-C ends it at once. The exit code is
@@ -55,7 +58,7 @@ fi
 
 command=("$PYTHON" -m launch.torchrun --standalone --local-addr=127.0.0.1
     "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
-    "--nproc-per-node=$num_processes" -m training train --rank-logs "$RECIPE_FILE" "${OVERRIDES[@]}")
+    "--nproc-per-node=$num_processes" -m training train --rank-logs "$RECIPE_FILE" "${OVERRIDES[@]}" "${ACCEPTED[@]}")
 if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0

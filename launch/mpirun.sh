@@ -4,7 +4,8 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: launch/mpirun.sh RECIPE [-n N] [--hostfile FILE] [--dry-run] [a.b=c ...]
+usage: launch/mpirun.sh RECIPE [-n N] [--hostfile FILE] [--dry-run]
+    [--accept-changes FIELD ...] [a.b=c ...]
 
 Starts N processes on this machine, or one per slot on every host of FILE (lines `HOST slots=GPUS`).
 The repository, its Python, the corpus and the run folder have the same paths on all hosts. Rank 0
@@ -14,6 +15,8 @@ prints here, the others into RUN/logs.
                      tasks
   --hostfile FILE    hosts, and the number of GPUs of each
   --dry-run          print what would run and stop
+  --accept-changes FIELD
+                     resume although this key differs from the checkpoint's, as in optimizer.lr
   a.b=c              override keys of the recipe, as in train.epochs=3
 
 Settings of mpirun itself (networks, ssh) go into OMPI_MCA_* variables; MASTER_ADDR and MASTER_PORT
@@ -76,7 +79,7 @@ while read -r name; do
     command+=(-x "$name")
 done < <(forwarded_variables)
 command+=("$PYTHON" -m training train --rank-logs "$(realpath -- "$RECIPE_FILE")"
-    "${OVERRIDES[@]}")
+    "${OVERRIDES[@]}" "${ACCEPTED[@]}")
 if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0

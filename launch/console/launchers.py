@@ -18,11 +18,14 @@ LAUNCHERS = {
 USAGE = "usage: entrodrop launch local|deepspeed|mpirun|slurm RECIPE [options] [a.b=c ...]\n\n"
 USAGE += "\n".join(f"  {name:<11}{what}" for name, what in LAUNCHERS.items())
 USAGE += "\n\nEach takes --dry-run, which prints what would run, and --help."
+_ACCEPT = "--accept-changes"
 _SLURM_USAGE = """\
-usage: entrodrop launch slurm RECIPE [--option=value ...] [--dry-run] [a.b=c ...]
+usage: entrodrop launch slurm RECIPE [--option=value ...] [--dry-run] [--accept-changes FIELD ...]
+           [a.b=c ...]
 
 Submits a job that trains RECIPE in this folder. Options are those of sbatch, each with its value
 behind `=`: --nodes=8 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12 --time=24:00:00.
+--accept-changes resumes although these keys differ from the checkpoint's, as in optimizer.lr.
 docs/launching.md says when a job is queued again."""
 
 
@@ -45,6 +48,7 @@ def launch(arguments: list[str]) -> int:
 
 
 def _submit(arguments: list[str]) -> int:
+    arguments, accepted = _without_accepted(arguments)
     options = [each for each in arguments if each.startswith("-") and each != "--dry-run"]
     words = [each for each in arguments if not each.startswith("-")]
     recipes = [word for word in words if "=" not in word]
@@ -55,12 +59,32 @@ def _submit(arguments: list[str]) -> int:
         )
     script, environment = job_script("train.sbatch")
     overrides = [word for word in words if "=" in word]
-    command = ["sbatch", *options, str(script), *recipes, *overrides]
+    command = ["sbatch", *options, str(script), *recipes, *overrides, *accepted]
     if "--dry-run" in arguments:
         told = [f"{name}={value}" for name, value in environment.items()]
         print(shlex.join([*told, *command]), flush=True)
-        command = ["bash", str(script), *recipes, "--dry-run", *overrides]
+        command = ["bash", str(script), *recipes, "--dry-run", *overrides, *accepted]
     return _become(command, environment)
+
+
+def _without_accepted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The other arguments, and --accept-changes with its fields, found as job.sh finds them."""
+    others: list[str] = []
+    accepted: list[str] = []
+    takes = 0  # how many of the next words may be fields
+    for each in arguments:
+        name, _, field = each.partition("=")
+        if name == _ACCEPT:
+            has_recipe = any(not word.startswith("-") and "=" not in word for word in others)
+            takes = 0 if field else len(arguments) if has_recipe else 1
+            accepted.append(each)
+        elif takes and not each.startswith("-") and "=" not in each:
+            takes -= 1
+            accepted.append(each)
+        else:
+            takes = 0
+            others.append(each)
+    return others, accepted
 
 
 def _become(command: list[str], environment: dict[str, str]) -> int:

@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: launch/kubernetes/worker.sh RECIPE [--dry-run] [a.b=c ...]
+usage: launch/kubernetes/worker.sh RECIPE [--dry-run] [--accept-changes FIELD ...] [a.b=c ...]
 
 Runs in each container of a run, under Kubernetes (launch/kubernetes/base) or compose
 (docker/compose.yaml), which set its place by environment variables:
@@ -16,6 +16,8 @@ Runs in each container of a run, under Kubernetes (launch/kubernetes/base) or co
   PROCESSES_PER_NODE    default: one per GPU, 1 without a GPU
   ENTRODROP_DNS_SECONDS    how long the name may take to appear (default: 900)
   ENTRODROP_MAX_CRASHES    starts in a row without a new checkpoint before it gives up (default: 3)
+
+--accept-changes FIELD resumes although this key differs from the checkpoint's, as in optimizer.lr.
 
 SIGTERM saves and ends the run on all containers. Exit codes:
 
@@ -32,31 +34,22 @@ TEXT
 
 # shellcheck source=launch/job.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../job.sh"
+SCRIPT=launch/kubernetes/worker.sh
 
-recipe="" dry_run="" overrides=()
-for argument in "$@"; do
-    case $argument in
-        -h | --help) usage && exit 0 ;;
-        --dry-run) dry_run=1 ;;
-        -*) fail "unknown option $argument; see launch/kubernetes/worker.sh --help" ;;
-        *=*) overrides+=("$argument") ;;
-        *)
-            [[ -z $recipe ]] || fail "two recipes given: $recipe and $argument"
-            recipe=$argument
-            ;;
-    esac
-done
-[[ -n $recipe ]] || { usage >&2 && exit 2; }
+own_option() {
+    return 1 # the environment says the rest
+}
+read_arguments "$@"
 NUM_NODES=${NUM_NODES:-} NODE_RANK=${NODE_RANK:-} MASTER_ADDR=${MASTER_ADDR:-}
 for name in NUM_NODES NODE_RANK MASTER_ADDR; do
-    [[ -n ${!name} ]] || fail "$name is not set; see launch/kubernetes/worker.sh --help"
+    [[ -n ${!name} ]] || fail "$name is not set; see $SCRIPT --help"
 done
 [[ $NUM_NODES =~ ^[1-9][0-9]*$ ]] || fail "NUM_NODES is $NUM_NODES, not a number of containers"
 if [[ ! $NODE_RANK =~ ^[0-9]+$ ]] || ((NODE_RANK >= NUM_NODES)); then
     fail "NODE_RANK is $NODE_RANK; the $NUM_NODES containers have 0 to $((NUM_NODES - 1))"
 fi
 
-read_recipe "$recipe" "${overrides[@]}"
+read_recipe "$RECIPE" "${OVERRIDES[@]}"
 num_processes=${PROCESSES_PER_NODE:-$((NUM_GPUS > 0 ? NUM_GPUS : 1))}
 [[ $num_processes =~ ^[1-9][0-9]*$ ]] \
     || fail "PROCESSES_PER_NODE is $num_processes, not a number of processes"
@@ -65,8 +58,8 @@ share_cores "$num_processes"
 command=("$PYTHON" -m launch.torchrun "--nnodes=$NUM_NODES" "--node-rank=$NODE_RANK"
     "--nproc-per-node=$num_processes" "--master-addr=$MASTER_ADDR"
     "--master-port=${MASTER_PORT:-29500}" "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
-    -m training train "$RECIPE_FILE" --rank-logs "${overrides[@]}")
-if [[ -n $dry_run ]]; then
+    -m training train "$RECIPE_FILE" --rank-logs "${OVERRIDES[@]}" "${ACCEPTED[@]}")
+if [[ -n $DRY_RUN ]]; then
     print_command "${command[@]}"
     exit 0
 fi

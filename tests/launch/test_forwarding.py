@@ -112,6 +112,14 @@ def test_an_address_that_the_user_chose_is_where_the_ranks_meet(start: Start) ->
     assert "-x MASTER_ADDR -x MASTER_PORT" in shown
 
 
+@pytest.mark.parametrize("launcher", ["deepspeed", "mpirun"])
+def test_changes_that_a_resume_accepts_travel(start: Start, launcher: str) -> None:
+    shown = start(
+        launcher, "--dry-run", "--accept-changes", "optimizer.lr", "seed", "train.epochs=3"
+    )
+    assert "train.epochs=3 --accept-changes optimizer.lr seed" in shown.stdout, shown.stderr
+
+
 @pytest.mark.parametrize("name", ["DEEPSPEED_TIMEOUT", "HF_HUB_CACHE"])
 def test_what_every_rank_must_know_travels(start: Start, name: str) -> None:
     assert f"{name}=/1" in start("mpirun", "--dry-run", **{name: "/1"}).stdout

@@ -134,6 +134,16 @@ def test_a_slurm_job_knows_where_the_package_is_and_where_it_runs(
     assert f"ENTRODROP_ROOT={installed} ENTRODROP_WORK_DIR={tmp_path}" in submitted
     assert f"sbatch --nodes=2 {installed}/launch/slurm/train.sbatch quickstart" in submitted
     assert f"train {installed}/training/recipes/quickstart.yaml --rank-logs" in runs
+    said = entrodrop(
+        *("launch", "slurm", "quickstart", "--accept-changes", "optimizer.lr", "seed", "--nodes=2"),
+        *("--dry-run", "--accept-changes=model"),
+        at=tmp_path,
+        site=installed,
+    )
+    accepted = "--accept-changes optimizer.lr seed"
+    submitted, *_, runs = said.splitlines()
+    assert submitted.endswith(f"train.sbatch quickstart {accepted} --accept-changes=model")
+    assert runs.split("--rank-logs ")[1].strip() == f"{accepted} model"
     said = entrodrop("launch", "slurm", "a.yaml", "b.yaml", at=tmp_path, site=installed, code=2)
     assert "expected one recipe, found a.yaml b.yaml" in said
 

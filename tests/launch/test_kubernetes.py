@@ -160,6 +160,11 @@ def test_the_command_of_the_manifest_runs_torchrun_for_its_node() -> None:
     assert "--nnodes=2 --node-rank=1 --nproc-per-node=4 --master-addr=localhost" in shown.stdout
 
 
+def test_changes_that_a_resume_accepts_reach_the_trainer() -> None:
+    shown = worker(QUICKSTART, "--accept-changes", "optimizer.lr", "train.epochs=3", "--dry-run")
+    assert "train.epochs=3 --accept-changes optimizer.lr" in shown.stdout, shown.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "changes", "message"),
     [

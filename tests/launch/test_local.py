@@ -68,6 +68,29 @@ def test_overrides_with_spaces_and_quotes_arrive_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        (RECIPE, "--accept-changes", "recipe.optimizer.lr", "seed", "train.epochs=3"),
+        (RECIPE, "--accept-changes=recipe.optimizer.lr", "train.epochs=3", "--accept-changes=seed"),
+        (
+            "--accept-changes",
+            "recipe.optimizer.lr",
+            RECIPE,
+            "--accept-changes=seed",
+            "train.epochs=3",
+        ),
+    ],
+)
+def test_changes_that_a_resume_accepts_reach_the_trainer(arguments: tuple[str, ...]) -> None:
+    shown = local_sh("--dry-run", *arguments)
+    assert shown.returncode == 0, shown.stderr
+    trains = shown.stdout.split("training train --rank-logs ")[1].split()
+    assert trains == [
+        *(RECIPE, "train.epochs=3", "--accept-changes", "recipe.optimizer.lr", "seed")
+    ]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere.yaml"], "recipe nowhere.yaml: No such file"),
@@ -76,6 +99,7 @@ def test_overrides_with_spaces_and_quotes_arrive_whole(tmp_path: Path) -> None:
         ([RECIPE, "-n", "two"], "not a number of processes"),
         ([RECIPE, "--fast"], "unknown option --fast"),
         ([RECIPE, "-n"], "-n needs a value"),
+        ([RECIPE, "--accept-changes", "optimizer.lr=1"], "--accept-changes needs a field"),
         ([RECIPE, "other.yaml"], "two recipes"),
     ],
 )
