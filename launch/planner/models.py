@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.commands import command
 from common.hints import did_you_mean
 from launch.planner.adapter import adapter_sizes
 from launch.planner.architecture import Architecture
 from launch.planner.corpus import read_vocab_size
 from launch.planner.sizes import from_config
+from training.config.load import KEPT_RECIPE
 from training.config.recipe import Recipe
 
 PUBLIC_MODELS: dict[str, dict[str, Any]] = {
@@ -70,6 +72,13 @@ def _of_model(recipe: Recipe) -> Architecture:
         return from_config(_read_config(path), source=str(path))
     if name in PUBLIC_MODELS:
         return from_config(PUBLIC_MODELS[name], source="the planner's own table")
+    if (Path(name) / KEPT_RECIPE).is_file():
+        export = Path(name) / "export"
+        is_there = (export / "config.json").is_file()
+        remedy = (
+            f"use {export}" if is_there else f"`{command(f'training export {name}')}` makes one"
+        )
+        raise ValueError(f"model.pretrained: {name} is a run, not a model: {remedy}")
     # another size is another model, not a slip of the pen
     numbers = re.findall(r"\d+", name)
     near = [known for known in PUBLIC_MODELS if re.findall(r"\d+", known) == numbers]

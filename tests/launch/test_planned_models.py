@@ -49,3 +49,17 @@ def test_a_models_file_that_is_damaged_is_refused_by_name(tmp_path: Path, conten
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path}: "):
         find_architecture(load_recipe(QWEN_8B, [f"model.pretrained={tmp_path}"]))
+
+
+def test_a_run_in_the_place_of_a_model_is_told_by_its_export(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.resolved.yaml").touch()
+    recipe = load_recipe(QWEN_8B, [f"model.pretrained={run}"])
+    said = f"model.pretrained: {run} is a run, not a model: "
+    with pytest.raises(ValueError, match=f"{said}`.* export {run}` makes one"):
+        find_architecture(recipe)
+    (run / "export").mkdir()
+    (run / "export" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{said}use {run}/export"):
+        find_architecture(recipe)
