@@ -25,11 +25,19 @@ data:
   sequence_tokens: {sequence_tokens}
 
 train:
-  epochs: 8
-  global_batch_tokens: {batch_tokens}
+  epochs: 8 # at most: stop_when ends the run before repetition hurts
+  global_batch_tokens: {batch_tokens} # little, for many steps; divides among 1, 2, 4 or 8 GPUs
+  stop_when: {{worse_for: 10}} # evaluations without a new best; saves each
+
+ema:
+  half_life_epochs: 1.0 # an average of the weights; export --weights ema
+
+teacher: # learn half of each loss from this average, docs/evidence.md
+  kind: ema # takes a third more work; teacher=null leaves it out
+  weight: 0.5
 
 evaluation:
-  every_steps: 50
+  every_steps: 10 # of a few hundred
 """
 _PREPARE = """\
 #!/usr/bin/env bash
@@ -51,17 +59,19 @@ bash prepare.sh                                   # texts/ to data/{name}
 entrodrop prep inspect data/{name} --seq-len {sequence_tokens} --sample 0
 entrodrop plan recipe.yaml --gpus 8 --gpu-gib 80  # memory and time, before a GPU is taken
 entrodrop launch local recipe.yaml                # this machine
-entrodrop launch slurm recipe.yaml --nodes=2 --ntasks-per-node=8 --gpus-per-node=8
+entrodrop launch slurm recipe.yaml --nodes=1 --ntasks-per-node=8 --gpus-per-node=8
 entrodrop launch deepspeed recipe.yaml --hostfile hosts.txt
 entrodrop launch mpirun recipe.yaml --hostfile hosts.txt
 entrodrop watch runs/{name}                       # the report of the run, as it goes
-entrodrop export runs/{name}                      # a Hugging Face folder
+entrodrop export runs/{name} --checkpoint best    # a Hugging Face folder
 ```
 
 The same command again resumes. Any key of the recipe can be changed behind it: `train.epochs=3`.
 """
-_BATCH_TOKENS = 131_072
-"""At least; a multiple of a sample."""
+_BATCH_TOKENS = 16_384
+"""At least: a corpus of 500,000 tokens then has 30 steps an epoch."""
+_BATCH_SHARERS = 8
+"""A multiple of as many samples, for the GPUs of a node."""
 
 
 def write_project(folder: Path, *, model: str, sequence_tokens: int) -> list[Path]:
@@ -77,13 +87,14 @@ def write_project(folder: Path, *, model: str, sequence_tokens: int) -> list[Pat
         raise ValueError(f"{folder} exists already; choose another NAME")
     if sequence_tokens < 1:
         raise ValueError(f"--sequence-tokens {sequence_tokens} is not above 0")
+    shared_tokens = _BATCH_SHARERS * sequence_tokens
     words = {
         "name": folder.name,
         "model": model,
         "model_yaml": yaml.safe_dump(model, default_style='"').strip(),
         "model_shell": shlex.quote(model),
         "sequence_tokens": sequence_tokens,
-        "batch_tokens": -(-_BATCH_TOKENS // sequence_tokens) * sequence_tokens,
+        "batch_tokens": -(-_BATCH_TOKENS // shared_tokens) * shared_tokens,
     }
     if shlex.quote(folder.name) != folder.name:
         raise ValueError(

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.new_project import write_project
 from tests.made_once import made_once
+from training.config.layout import batch_shape
+from training.config.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 _PARTS = ("common", "data_prep", "training", "launch", "ds_configs")
@@ -89,6 +92,9 @@ def test_a_new_project_goes_from_texts_to_a_launch(
         (project / f"{name}.py").write_text("raise SystemExit('not the package')")
     _call("bash", "prepare.sh", at=project, site=installed)
     assert (project / "data/notes/manifest.json").is_file()
+    recipe = load_recipe(project / "recipe.yaml", [])
+    assert recipe.teacher and recipe.teacher.kind == "ema" and recipe.ema
+    assert recipe.train.stop_when and recipe.train.stop_when.worse_for == 10
     said = entrodrop("launch", "local", "recipe.yaml", "--dry-run", at=project, site=installed)
     assert (
         f"{sys.executable} -m launch.torchrun" in said and "train --rank-logs recipe.yaml" in said
@@ -105,6 +111,24 @@ def test_a_new_project_goes_from_texts_to_a_launch(
     assert (project / "recipe.yaml").read_bytes() == before
     assert "NAME 'a b'" in entrodrop("new", "a b", at=tmp_path, site=installed, code=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes"]
+
+
+@pytest.mark.parametrize(
+    ("sequence_tokens", "batch_tokens"), [(64, 16_384), (2048, 16_384), (3000, 24_000)]
+)
+def test_a_batch_of_a_new_project_divides_among_the_gpus_of_a_node(
+    sequence_tokens: int, batch_tokens: int, tmp_path: Path
+) -> None:
+    write_project(tmp_path / "notes", model="a/model", sequence_tokens=sequence_tokens)
+    recipe = load_recipe(tmp_path / "notes" / "recipe.yaml", [])
+    assert recipe.train.global_batch_tokens == batch_tokens
+    for num_gpus in (1, 2, 4, 8):
+        batch_shape(
+            global_batch_tokens=batch_tokens,
+            sequence_tokens=sequence_tokens,
+            micro_batch_samples=recipe.train.micro_batch_samples,
+            dp_size=num_gpus,
+        )
 
 
 def test_workers_of_a_build_are_the_package_s_in_a_folder_with_modules_of_its_names(
