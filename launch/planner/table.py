@@ -63,9 +63,9 @@ def _heading(given: Forecast, name: str) -> list[str]:
     run, train = given.run, recipe.train
     number = "bf16" if run.zero.number_bytes == 2 else "fp32"
     return [
-        f"{name}: {arch.parameters / 1e9:.3f} billion parameters in {number}"
+        f"{name}: {_large(arch.parameters)} parameters in {number}"
         + (
-            f", {arch.active_parameters / 1e9:.3f} billion of them for each token"
+            f", {_large(arch.active_parameters)} of them for each token"
             if arch.active_parameters < arch.parameters
             else ""
         )
@@ -141,8 +141,8 @@ def _time(given: Forecast) -> list[str]:
     mfu = machine.hfu * time.passes.model / time.passes.hardware
     lines = [
         f"{time.step_tokens:,} tokens per step in {time.micro_steps} micro-steps; "
-        f"{time.step_seconds:.2f} s per step, {rate:,.0f} tokens per second at {machine.hfu:g} of "
-        f"{machine.gpu_tflops:g} TFLOPS per GPU (HFU; MFU {mfu:.2g})"
+        f"{_seconds(time.step_seconds)} per step, {_rate(rate)} tokens per second at "
+        f"{machine.hfu:g} of {machine.gpu_tflops:g} TFLOPS per GPU (HFU; MFU {mfu:.2g})"
     ]
     if time.total_steps is None or time.days is None:
         lines.append(
@@ -152,10 +152,36 @@ def _time(given: Forecast) -> list[str]:
     else:
         corpus = f" of {time.corpus_tokens:,} tokens" if time.corpus_tokens else ""
         lines.append(
-            f"{time.epochs:g} epochs{corpus}: {time.total_steps:,} steps, {time.days:.3g} days "
-            f"({24 * time.days:.3g} hours) without evaluations and saves"
+            f"{time.epochs:g} epochs{corpus}: {time.total_steps:,} steps, {_span(time.days)} "
+            "without evaluations and saves"
         )
     return lines
+
+
+def _large(number: int) -> str:
+    """0.596 billion, 1.12 million, 139,648."""
+    if number >= 1e8:
+        return f"{number / 1e9:.3f} billion"
+    return f"{number / 1e6:.3g} million" if number >= 1e6 else f"{number:,}"
+
+
+def _rate(number: float) -> str:
+    return f"{number / 1e6:,.0f} million" if number >= 1e7 else f"{number:,.0f}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.01 else "less than 0.01 s"
+
+
+def _span(days: float) -> str:
+    """In the largest unit of which it has one; days in hours, too."""
+    if days >= 1:
+        return f"{days:.3g} days ({24 * days:.3g} hours)"
+    for per_day, unit in ((24, "hours"), (24 * 60, "minutes")):
+        if days * per_day >= 1:
+            return f"{days * per_day:.3g} {unit}"
+    seconds = days * 86_400
+    return f"{seconds:.0f} seconds" if seconds >= 1 else "less than a second"
 
 
 def _verdict(given: Forecast) -> list[str]:

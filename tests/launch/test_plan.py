@@ -156,3 +156,36 @@ def test_where_not_even_the_shortest_sample_fits_the_exit_code_says_so(
     assert main(["plan", *options]) == 1
     _, _, *rows = capsys.readouterr().out.splitlines()
     assert {row.split()[-1] for row in rows} == {"-"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "corpus_tokens", "told"),
+    [
+        (
+            "quickstart",
+            "100000",
+            [
+                ": 853,376 parameters in fp32 (",
+                "; less than 0.01 s per step, 100 million tokens per second at 0.4 of 989 TFLOPS",
+                ": 196 steps, less than a second without",
+            ],
+        ),
+        ("qwen3_0.6b", "1000000", [": 0.596 billion parameters", ": 31 steps, 17 seconds without"]),
+        ("qwen3_0.6b", "10000000", [": 306 steps, 2.81 minutes without"]),
+        (
+            "qwen3_8b",
+            "100000000",
+            ["8.191 billion", "; 5.42 s per step, 48,407 tokens per", " steps, 4.59 hours without"],
+        ),
+        ("qwen3_8b", "1000000000", [": 30,518 steps, 1.91 days (45.9 hours) without"]),
+    ],
+)
+def test_sizes_and_times_are_told_in_units_that_read(
+    recipe: str, corpus_tokens: str, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["model.config.vocab_size=512"] if recipe == "quickstart" else []
+    num_gpus = "2" if recipe == "quickstart" else "8"
+    machine = ("--gpus", num_gpus, "--gpu-gib", "80", "--corpus-tokens", corpus_tokens)
+    assert main(["plan", str(RECIPES / f"{recipe}.yaml"), *machine, *changes]) == 0
+    text = capsys.readouterr().out
+    assert [words for words in told if words not in text] == []
