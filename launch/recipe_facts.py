@@ -15,13 +15,13 @@ from pathlib import Path
 
 from data_prep.shards import open_corpus
 from training.config.load import load_recipe
-from training.config.shipped import find_recipe
+from training.config.shipped import find_ds_config, find_recipe
 
 _OPEN_CORPUS = "--open-corpus"
 
 
 def main(arguments: list[str]) -> int:
-    """Print them; an error in the recipe is one message and exit code 2."""
+    """Print them; an error in the recipe, or no DeepSpeed JSON, is one message and exit code 2."""
     opens_corpus = arguments[0] == _OPEN_CORPUS
     arguments = arguments[opens_corpus:]
     try:
@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
         if opens_corpus:
             open_corpus(recipe.data.corpus).open_pack(recipe.data.sequence_tokens)
             return 0
+        find_ds_config(recipe.deepspeed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -95,6 +95,7 @@ def test_changes_that_a_resume_accepts_reach_the_trainer(arguments: tuple[str, .
     [
         (["nowhere.yaml"], "recipe nowhere.yaml: No such file"),
         ([RECIPE, "train.epoch=2"], "did you mean train.epochs?"),
+        ([RECIPE, "deepspeed=zero4"], "deepspeed: zero4: No such file or directory; did you mean"),
         ([RECIPE, "-n", "3"], "not a multiple of train.sequence_parallel_size 2"),
         ([RECIPE, "-n", "two"], "not a number of processes"),
         ([RECIPE, "--fast"], "unknown option --fast"),
