@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.replay_share import refuse_small_replay
 from training.config.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def read_size(recipe: Recipe) -> CorpusSize | None:
     """Of the recipe's corpus, or None where it is not packed for this length yet.
 
     Raises:
-        ValueError: for a corpus or a pack that exists but is incomplete, and for a mixture of
-            other domains.
+        ValueError: for a corpus or a pack that exists but is incomplete, for a mixture of other
+            domains, and for a replay corpus of too few samples.
     """
     length = recipe.data.sequence_tokens
     with _opened(recipe.data.corpus, key="data.corpus") as corpus:
@@ -52,6 +53,7 @@ def read_size(recipe: Recipe) -> CorpusSize | None:
             corpora.append(corpus)
             mixture = _with_replay(mixture, corpus.open_pack(length), share=recipe.replay.share)
         pack_samples = mixture[-1].samples.stop
+        _check_replay(recipe, mixture)
     epoch_samples = sum(share.samples_per_epoch for share in mixture)
     return CorpusSize(pack_samples * length, epoch_samples * length, *_predictions(recipe, corpora))
 
@@ -72,6 +74,34 @@ def _with_replay(mixture: Mixture, pack: PackIndex, *, share: float) -> Mixture:
         return with_replay(mixture, pack.manifest.splits["train"].domains, share=share)
     except ValueError as error:
         raise ValueError(f"replay.{error}") from None
+
+
+def _check_replay(recipe: Recipe, mixture: Mixture) -> None:
+    """As a start does: samples of the run are those of its epochs, or of its steps."""
+    train, replay = recipe.train, recipe.replay
+    if replay is None or replay.repeats:
+        return
+    total = max(1, round(train.epochs * sum(share.samples_per_epoch for share in mixture)))
+    if train.max_steps is not None:
+        step_samples = train.global_batch_tokens // recipe.data.sequence_tokens
+        total = min(total, train.max_steps * step_samples)
+    refuse_small_replay(mixture, total_samples=total, share=replay.share, corpus=replay.corpus)
+
+
+def find_missing(recipe: Recipe) -> list[str]:
+    """Why `read_size` knows nothing: a clause for each corpus that is absent, or not packed."""
+    length = recipe.data.sequence_tokens
+    named = {"data.corpus": recipe.data.corpus}
+    if recipe.replay is not None:
+        named["replay.corpus"] = recipe.replay.corpus
+    missing = []
+    for key, name in named.items():
+        with _opened(name, key=key) as corpus:
+            if corpus is None:
+                missing.append(f"{key} {name} is not here")
+            elif not corpus.has_pack(length):
+                missing.append(f"{key} {name} is not packed for samples of {length:,} tokens")
+    return missing
 
 
 def read_vocab_size(recipe: Recipe) -> int | None:

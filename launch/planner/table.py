@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.planner.advice import advise, faster, more_gpus
 from launch.planner.forecast import GIB, Forecast
+from launch.planner.notes import notes_of
 from launch.planner.rank import PHASES
 
 _LABELS = {
@@ -26,6 +27,8 @@ _LABELS = {
 def as_text(given: Forecast, *, name: str) -> str:
     """The whole plan; ends with the verdict."""
     lines = [*_heading(given, name), "", *_memory(given), "", *_host(given), "", *_time(given), ""]
+    if notes := [f"note: {note}" for note in notes_of(given)]:
+        lines += [*notes, ""]
     return "\n".join([*lines, *_verdict(given)])
 
 
@@ -45,6 +48,7 @@ def as_data(given: Forecast, *, name: str) -> dict[str, Any]:
         "host_bytes": asdict(given.host) | {"peak": given.host.peak_bytes},
         "time": asdict(given.duration) | {"days": given.duration.days},
         "fits": given.fits,
+        "notes": notes_of(given),
         "advice": {"overrides": found[0], "peak_bytes": changed.peak_bytes}
         if found and changed
         else None,
@@ -145,9 +149,11 @@ def _time(given: Forecast) -> list[str]:
         f"{machine.hfu:g} of {machine.gpu_tflops:g} TFLOPS per GPU (HFU; MFU {mfu:.2g})"
     ]
     if time.total_steps is None or time.days is None:
+        recipe = given.recipe
+        of_replay = f" and of {recipe.replay.corpus}" if recipe.replay else ""
         lines.append(
-            f"{time.epochs:g} epochs; steps and days need the pack of {given.recipe.data.corpus}, "
-            "or --corpus-tokens"
+            f"{time.epochs:g} epochs; steps and days need the pack of {recipe.data.corpus}"
+            f"{of_replay}, or --corpus-tokens"
         )
     else:
         corpus = f" of {time.corpus_tokens:,} tokens" if time.corpus_tokens else ""

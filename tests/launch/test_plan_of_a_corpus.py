@@ -67,6 +67,21 @@ def test_a_corpus_that_is_not_packed_yet_has_no_steps(small_corpus: Path, tmp_pa
         assert "steps and days need the pack of" in as_text(planned, name="quickstart")
 
 
+def test_corpora_that_are_not_here_are_named(small_corpus: Path, tmp_path: Path) -> None:
+    replay = f"replay={{corpus: {tmp_path / 'general'}, share: 0.5}}"
+    text = as_text(forecast(recipe_of(small_corpus, replay), ON_TWO), name="quickstart")
+    here, absent = f"data.corpus {small_corpus}", f"replay.corpus {tmp_path / 'general'}"
+    assert f"note: {absent} is not here, so steps and days are not known\n" in text
+    assert f"note: {here}" not in text
+    longer = [replay, "data.sequence_tokens=128", "train.max_steps=3"]
+    text = as_text(forecast(recipe_of(small_corpus, *longer), ON_TWO), name="quickstart")
+    unknown = "so the tokens of an epoch are not known"
+    assert f"note: {here} is not packed for samples of 128 tokens, {unknown}\n" in text
+    assert f"note: {absent} is not here, {unknown}\n" in text
+    given = forecast(recipe_of(small_corpus, replay), replace(ON_TWO, corpus_tokens=64_000))
+    assert "is not here" not in as_text(given, name="quickstart")
+
+
 @pytest.mark.parametrize("name", ["pack-64/pack.json", "pack-64/train.pieces", "manifest.json"])
 def test_a_corpus_that_is_not_whole_is_refused_by_the_file(
     small_corpus: Path, tmp_path: Path, name: str

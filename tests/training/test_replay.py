@@ -141,6 +141,13 @@ def test_a_corpus_that_is_too_small_is_refused_with_a_share_that_fits(small_corp
     check_start(asked(most), ALONE)
     refusal(asked(most + 0.01))
     check_start(asked(0.9, repeats=True), ALONE)
+    # and so by a plan, also where the run ends before its epochs do
+    with pytest.raises(ValueError) as caught:
+        read_size(asked(0.9))
+    assert str(caught.value) == said
+    assert read_size(asked(most)) and read_size(asked(0.9, repeats=True))
+    short = replace(asked(0.5), train=replace(asked(0.5).train, epochs=5000.0, max_steps=1))
+    assert check_start(short, ALONE) and read_size(short)
 
 
 def test_a_corpus_that_is_too_small_for_any_share_asks_for_fewer_epochs(

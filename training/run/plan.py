@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from common import replay_share
 from data_prep.shards import Mixture, PackIndex, with_replay
 from training.config.layout import batch_shape
 from training.config.recipe import Recipe
@@ -55,24 +56,14 @@ def choose_mixture(recipe: Recipe, pack: PackIndex, replay: PackIndex | None = N
 
 
 def refuse_small_replay(recipe: Recipe, mixture: Mixture, plan: Plan) -> None:
-    """A run that would see a sample of replay twice, unless the recipe says that it may.
-
-    An epoch that is begun counts as a whole one: which of its samples come first is drawn.
-    """
+    """A run that would see a sample of replay twice, unless the recipe says that it may."""
     if recipe.replay is None or recipe.replay.repeats:
         return
-    share, num_epochs = mixture[-1], math.ceil(plan.total_samples / plan.samples_per_epoch)
-    needed, available = num_epochs * share.samples_per_epoch, len(share.samples)
-    if needed <= available:
-        return
-    own_tokens = sum(part.tokens_per_epoch for part in mixture[:-1])
-    tokens = available // num_epochs * (share.tokens_per_epoch / share.samples_per_epoch)
-    most = math.floor(1000 * tokens / (tokens + own_tokens)) / 1000
-    remedy = f"a share of at most {most:g}" if most else "fewer train.epochs"
-    raise ValueError(
-        f"replay.share {recipe.replay.share:g} takes {share.samples_per_epoch:,} samples an epoch, "
-        f"{needed:,} in {num_epochs} epochs, but replay.corpus {recipe.replay.corpus} has "
-        f"{available:,}: a larger corpus, {remedy}, or replay.repeats: true"
+    replay_share.refuse_small_replay(
+        mixture,
+        total_samples=plan.total_samples,
+        share=recipe.replay.share,
+        corpus=recipe.replay.corpus,
     )
 
 
