@@ -14,7 +14,7 @@ from launch.planner import forecast as forecast_module
 from launch.planner.advice import advise, more_gpus
 from launch.planner.forecast import forecast
 from launch.planner.machine import Machine
-from launch.planner.table import as_text
+from launch.planner.table import as_data, as_text
 from tests.launch.shipped_recipes import REPO_ROOT
 from training.config.load import load_recipe
 from training.config.recipe import Recipe
@@ -65,6 +65,20 @@ def test_a_corpus_that_is_not_packed_yet_has_no_steps(small_corpus: Path, tmp_pa
         planned = forecast(recipe, ON_TWO)
         assert planned.duration.total_steps is None
         assert "steps and days need the pack of" in as_text(planned, name="quickstart")
+
+
+def test_a_plan_tells_of_few_steps_as_a_start_does(small_corpus: Path) -> None:
+    samples = open_corpus(small_corpus).open_pack(64).num_samples("train")
+    changes = [f"train.epochs={16 / samples}", "checkpoint.every_steps=null"]
+    text = as_text(forecast(recipe_of(small_corpus, *changes), ON_TWO), name="quickstart")
+    few, never, empty, verdict = text.split("\nnote: ", 1)[1].splitlines()[:4]
+    assert "only 4 optimizer steps, as train.global_batch_tokens 256 is " in few
+    assert never == (
+        "note: evaluation.every_steps 20 is never due before the end: the run has 4 steps"
+    )
+    assert not empty and verdict.startswith("FITS: ")
+    planned = forecast(recipe_of(small_corpus, *changes, "train.max_steps=4"), ON_TWO)
+    assert as_data(planned, name="quickstart")["notes"] == []
 
 
 def test_corpora_that_are_not_here_are_named(small_corpus: Path, tmp_path: Path) -> None:

@@ -48,6 +48,34 @@ def test_steps_that_the_epochs_do_not_reach_are_told(small_corpus):
     assert told.startswith("train.max_steps 1000000 is not reached: train.epochs 2 ends the run")
 
 
+def test_few_steps_of_little_data_are_told(small_corpus: Path) -> None:
+    pack = open_corpus(small_corpus).open_pack(SEQUENCE_TOKENS)
+    samples = pack.num_samples()
+    train = {"epochs": 4, "global_batch_tokens": 2 * samples * SEQUENCE_TOKENS}
+    train |= {"micro_batch_samples": 1, "sequence_parallel_size": 1}
+
+    def told(**changes: Any) -> list[str]:
+        recipe = short_recipe(small_corpus, Path("unused"), train=train | changes)
+        return surprises(recipe, check_start(recipe, Layout(0, 1, 1, CPU)), None)
+
+    few, never = told()
+    assert few == (
+        f"4 epochs are only 2 optimizer steps, as train.global_batch_tokens "
+        f"{train['global_batch_tokens']:,} is 2 times an epoch; fewer tokens a step learn more "
+        "from little data"
+    )
+    assert never == "evaluation.every_steps 3 is never due before the end: the run has 2 steps"
+    # meant, as in a trial
+    assert told(max_steps=2) == told(stop_after_steps=1) == []
+    assert told(max_steps=49) == [
+        "train.max_steps 49 is not reached: train.epochs 4 ends the run after 2 steps",
+        never,
+    ]
+    one_sample = {"global_batch_tokens": SEQUENCE_TOKENS, "epochs": 2 / samples}
+    assert told(**one_sample) == [never]  # no smaller batch could help
+    assert told(global_batch_tokens=8 * SEQUENCE_TOKENS, epochs=8 * 50 / samples) == []
+
+
 def test_a_teacher_that_knows_nothing(small_corpus: Path) -> None:
     assert said(small_corpus, teacher={"kind": "ema"}, ema={"half_life_steps": 2}) == []
     (told,) = said(small_corpus, teacher={"kind": "base"})

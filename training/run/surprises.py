@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from common.few_steps import notes_of_steps
 from training.checkpoints.manifest import other_versions, read_manifest
 from training.config.recipe import Recipe
 from training.config.regularisers import Baseline
@@ -32,6 +33,8 @@ def surprises(recipe: Recipe, start: Start, newest: Path | None) -> list[str]:
             f"train.max_steps {wanted} is not reached: train.epochs {recipe.train.epochs:g} ends "
             f"the run after {total_steps} steps"
         )
+    epoch_tokens = start.plan.samples_per_epoch * recipe.data.sequence_tokens
+    found += notes_of_steps(recipe, total_steps=total_steps, epoch_tokens=epoch_tokens)
     if recipe.profile is not None:
         found += _of_profile(recipe, total_steps, newest)
     if recipe.has_clean_pass:
