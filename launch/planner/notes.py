@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from common.few_steps import notes_of_steps
 from launch.planner.corpus import find_missing
 from launch.planner.forecast import Forecast
+from training.config.few_steps import notes_of_steps
 
 
 def notes_of(given: Forecast) -> list[str]:

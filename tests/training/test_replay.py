@@ -54,6 +54,22 @@ def stream_of(start: Start, recipe: Recipe) -> SampleStream:
     )
 
 
+def seen_in(
+    stream: SampleStream, *, num_own: int
+) -> tuple[Counter[int], Counter[bool], list[set[int]]]:
+    """How often each sample, how many tokens by whether they are replay's, and what by epoch."""
+    seen: Counter[int] = Counter()
+    tokens: Counter[bool] = Counter()
+    epochs: list[set[int]] = [set(), set()]
+    for batch in (batch for step in range(stream.num_steps) for batch in stream.step(step)):
+        (sample,) = batch.sample_ids
+        if sample >= 0:
+            seen[sample] += 1
+            tokens[sample >= num_own] += batch.num_tokens
+            epochs[batch.epochs[0]].add(sample)
+    return seen, tokens, epochs
+
+
 @pytest.mark.parametrize(("share", "repeats"), [(0.25, False), (0.1, False), (0.6, True)])
 def test_the_domain_is_seen_as_often_as_without_replay_and_replay_once(
     small_corpus, general_corpus, share, repeats
@@ -62,16 +78,7 @@ def test_the_domain_is_seen_as_often_as_without_replay_and_replay_once(
     recipe = alone(small_corpus, general_corpus, replay=replay)
     start = check_start(recipe, ALONE)
     own, num_own = start.data.pack, start.data.pack.num_samples()
-    seen: Counter[int] = Counter()
-    tokens: Counter[bool] = Counter()
-    epochs: list[set[int]] = [set(), set()]
-    stream = stream_of(start, recipe)
-    for batch in (batch for step in range(stream.num_steps) for batch in stream.step(step)):
-        (sample,) = batch.sample_ids
-        if sample >= 0:
-            seen[sample] += 1
-            tokens[sample >= num_own] += batch.num_tokens
-            epochs[batch.epochs[0]].add(sample)
+    seen, tokens, epochs = seen_in(stream_of(start, recipe), num_own=num_own)
     assert tokens[False] == 2 * own.num_tokens()
     assert all(set(range(num_own)) <= epoch for epoch in epochs)
     assert {seen[sample] for sample in range(num_own)} == {2}
@@ -96,14 +103,7 @@ def test_a_mixture_is_as_without_replay_and_replay_comes_on_top(small_corpus, ge
     start = check_start(recipe, ALONE)
     html, email = sorted(start.mixture[:2], key=lambda domain: domain.name, reverse=True)
     num_own = start.data.pack.num_samples()
-    seen: Counter[int] = Counter()
-    tokens: Counter[bool] = Counter()
-    stream = stream_of(start, recipe)
-    for batch in (batch for step in range(stream.num_steps) for batch in stream.step(step)):
-        (sample,) = batch.sample_ids
-        if sample >= 0:
-            seen[sample] += 1
-            tokens[sample >= num_own] += batch.num_tokens
+    seen, tokens, _ = seen_in(stream_of(start, recipe), num_own=num_own)
     assert {seen[sample] for sample in email.samples} == {2}
     assert {seen[sample] for sample in html.samples} == {4}
     assert {seen[sample] for sample in seen if sample >= num_own} == {1}

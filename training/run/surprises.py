@@ -6,8 +6,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from common.few_steps import notes_of_steps
 from training.checkpoints.manifest import other_versions, read_manifest
+from training.config.few_steps import notes_of_steps
 from training.config.recipe import Recipe
 from training.config.regularisers import Baseline
 from training.run.heldout import domains_left_out, set_key

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+
+from training.config.recipe import Recipe
 
 FEW_STEPS = 50
 """Adam's averages alone span 20 steps (beta2 0.95), and recipes of published models first evaluate
 at step 50: a shorter run has hardly begun, and shows no curve."""
 
 
-def notes_of_steps(recipe: Any, *, total_steps: int, epoch_tokens: int) -> list[str]:
+def notes_of_steps(recipe: Recipe, *, total_steps: int, epoch_tokens: int) -> list[str]:
     """A sentence for a batch that leaves little data hardly an update, and for what never comes.
 
     Neither where the recipe asks for so few steps itself.
 
     Args:
-        recipe: `training.config.recipe.Recipe`, which this layer does not import.
         epoch_tokens: padding counts, as it does in a step.
     """
     train = recipe.train
